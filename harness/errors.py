@@ -1,0 +1,88 @@
+"""Fatal conditions: one class each, with what happened, what to do about it, and the exit code of the command.
+
+Nothing here is raised for what happens *inside* a cell: there everything is an outcome (see ``harness.result``).
+Exit codes are part of the command line's contract: 2 usage or configuration, 3 nothing selected, 4 environment could not
+be made, 5 input refused, 130 interrupted. Code 1 (a check failed) is a result, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rapidfuzz import fuzz, process
+
+
+class HarnessError(Exception):
+    """A condition that ends the command.
+
+    Attributes:
+        message: what happened and, where it is known, why it usually does.
+        remedy: what the user can do, or None when the message already says it.
+        exit_code: what the command exits with.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+class ConfigurationError(HarnessError):
+    """``matrix.toml``, ``expectations.toml`` or a command-line option says something that cannot be."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A name that nothing has: a family, recipe, geometry, profile, stack or key."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> None:
+        """Build the message, with the nearest known name as a suggestion.
+
+        Args:
+            what: what kind of thing the name should be, as ``"model"``.
+            name: the name that was given.
+            known: every name that would have been right.
+            where: the place that named it, as ``"matrix.toml: profiles.default"``.
+        """
+        choices = sorted(known)
+        near = nearest(name, choices)
+        place = f"{where}: " if where else ""
+        suggestion = f" Did you mean {near!r}?" if near else ""
+        super().__init__(f"{place}unknown {what} {name!r}.{suggestion}", remedy=f"Known: {', '.join(choices)}.")
+        self.name = name
+        self.suggestion = near
+
+
+class VersionNotFoundError(ConfigurationError):
+    """A pinned version that no configured package index offers."""
+
+
+class NothingSelectedError(HarnessError):
+    """The selection matches no cell."""
+
+    exit_code = 3
+
+
+class EnvironmentFailedError(HarnessError):
+    """An environment could not be made for a reason that is not the stack's: an index out of reach, a full disk, no torch."""
+
+    exit_code = 4
+
+
+class InputRefusedError(HarnessError):
+    """A checkpoint, adapter or result file that is corrupt, unsafe or ambiguous."""
+
+    exit_code = 5
+
+
+class InterruptedByUserError(HarnessError):
+    """Ctrl-C: finished cells are kept, children are gone, the partial report is written."""
+
+    exit_code = 130
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the known name most like ``name``, or None when none is close enough to be what was meant."""
+    found = process.extractOne(name, list(choices), scorer=fuzz.WRatio, score_cutoff=60)
+    return None if found is None else str(found[0])

@@ -1,0 +1,1 @@
+"""WHAT to run: configuration, versions, cells, plan and expectations. Pure: no process, no network, no clock."""

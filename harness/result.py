@@ -1,0 +1,191 @@
+"""The result of a cell: one JSON file per cell, the contract between the program and everything that reads it.
+
+The model here is the contract's only definition; the JSON Schema under ``docs/reference`` is generated from it and a test
+keeps the two equal. Bump ``SCHEMA_VERSION`` when a field changes its meaning or goes away.
+
+Nothing of the machine stays in a result: ``python`` is a version, the log path is relative to the output directory and
+prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.matrix.cell import Cell
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal[
+    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass"
+]
+OUTCOMES: tuple[Outcome, ...] = (
+    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass",
+)  # fmt: skip
+"""Worst first: a cell's outcome is the worst of its stages'."""
+
+StageName = Literal[
+    "resolve", "install", "import", "build", "load", "attach", "train", "save",
+    "reload-adapter", "merge", "reload-merged", "compare", "controls",
+]  # fmt: skip
+STAGES: tuple[StageName, ...] = (
+    "resolve", "install", "import", "build", "load", "attach", "train", "save",
+    "reload-adapter", "merge", "reload-merged", "compare", "controls",
+)  # fmt: skip
+
+KINDS = ("attention", "expert", "shared_expert", "router", "dense", "other")
+"""What a tensor is part of. ``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class StageResult(_Model):
+    """What became of one stage. ``not_run``: something it depends on failed."""
+
+    result: Outcome | Literal["not_run"]
+    seconds: float | None = None
+    reason: str | None = None
+
+
+class Check(_Model):
+    """One measured value held against its band.
+
+    ``band`` is written as a person reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
+    ``name`` is one of attached, gradients, loss, coverage, signal, kl, logprob, samples, applied, exact, untouched_bytes,
+    keys, dtypes, files, adapter_reload or ``control:<name>``.
+    """
+
+    name: str = Field(
+        pattern=r"^(attached|gradients|loss|coverage|signal|kl|logprob|samples|applied|exact|untouched_bytes|keys|dtypes"
+        r"|files|adapter_reload|control:[a-z0-9-]+)$"
+    )
+    stage: StageName
+    value: float | int | str | None
+    band: str
+    passed: bool
+    detail: str | None = None
+    """What was off, by name (the first few), when the check did not pass."""
+
+
+class TensorCounts(_Model):
+    """On-disk tensors that a lora pair covers. attempted = applied + zero_delta + below_rounding + dropped + wrong."""
+
+    attempted: int = 0
+    applied: int = 0
+    zero_delta: int = 0
+    below_rounding: int = 0
+    dropped: int = 0
+    wrong: int = 0
+
+
+class MergeCounts(TensorCounts):
+    """The merge as measured from its bytes, beside what the engine itself claims."""
+
+    engine_applied: int | None = None
+    fallback: int | None = None
+    """Tensors the engine says it merged by another path; None when it does not say."""
+    by_kind: dict[str, TensorCounts] = Field(default_factory=dict)
+    first_error: str | None = None
+
+
+class AdapterInfo(_Model):
+    """What the saved adapter is. ``io_layout`` and ``b_packing`` are None where nothing fused is targeted."""
+
+    io_layout: Literal["standard", "swapped"] | None = None
+    b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
+    tensors: int = 0
+    peft_version: str | None = None
+
+
+class Metrics(_Model):
+    """Numbers of the functional and the tensor gate. KL in nats, means over prompt positions unless the name says more."""
+
+    kl_trained_merged: float | None = None
+    kl_trained_merged_p99: float | None = None
+    kl_trained_merged_max: float | None = None
+    kl_trained_adapter: float | None = None
+    kl_trained_base: float | None = None
+    kl_merged_base: float | None = None
+    max_logprob_diff: float | None = None
+    top1_agreement: float | None = None
+    samples_matched: int | None = None
+    samples_total: int | None = None
+    first_divergence: str | None = None
+    """Which sample and token differ first, and the trained model's top-1 margin there (log-probability)."""
+    positions_total: int | None = None
+    positions_near_tie: int | None = None
+    """Positions whose router top-k gap is below epsilon: there a right merge may flip an expert."""
+    kl_trained_merged_near_tie: float | None = None
+    tensors_exact_fraction: float | None = None
+    """Share of merged elements (of tensors with a delta) equal to the correctly rounded float64 result."""
+    max_ulp: float | None = None
+    keys_missing: int | None = None
+    keys_unexpected: int | None = None
+    dtype_changes: int | None = None
+    files_missing: int | None = None
+
+
+class Training(_Model):
+    """What training did."""
+
+    loss: list[float] = Field(default_factory=list)
+    """Loss on one fixed batch, before the first and after the last step."""
+    steps: int | None = None
+    grad_norm: dict[str, float] = Field(default_factory=dict)
+    """Per targeted kind, the largest over the steps."""
+    tokens_per_expert_min: dict[str, int] = Field(default_factory=dict)
+    """``{"training": n, "evaluation": m}``: tokens seen by the expert that saw the fewest."""
+    attached: dict[str, str] = Field(default_factory=dict)
+    """Per kind, ``found/expected`` modules or parameters that got a LoRA."""
+
+
+class ControlResult(_Model):
+    """A deliberately broken merge in the same cell: the gates must reject it."""
+
+    name: str
+    rejected: bool
+    by: list[str] = Field(default_factory=list)
+    value: float | None = None
+
+
+class CellResult(_Model):
+    """Everything known about one cell."""
+
+    schema_version: Literal[1] = 1
+    cell: Cell
+    cell_id: str
+    outcome: Outcome
+    stage: StageName | None = None
+    """The stage that decided the outcome; None when the cell passed."""
+    reason: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    lock_sha256: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    seed: int = 0
+    base_sha256: str | None = None
+    adapter: AdapterInfo | None = None
+    merge: MergeCounts | None = None
+    stages: dict[StageName, StageResult] = Field(default_factory=dict)
+    checks: list[Check] = Field(default_factory=list)
+    metrics: Metrics = Field(default_factory=Metrics)
+    training: Training | None = None
+    controls: list[ControlResult] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict)
+    peak_rss_mb: float | None = None
+    peak_vram_mb: float | None = None
+    log: str | None = None
+    """The log's path, relative to the output directory."""
+    started: str | None = None
+    """ISO 8601, UTC."""
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the outcome of a cell from those of its stages: the worst, and ``pass`` only when there is nothing else."""
+    return min(outcomes, key=OUTCOMES.index, default="pass")
