@@ -99,7 +99,9 @@ class Cell(BaseModel):
     @property
     def id(self) -> str:
         """The cell's identifier."""
-        options = {name: getattr(self, name) for name, default in self.DEFAULTS.items() if getattr(self, name) != default}
+        options = {
+            name: getattr(self, name) for name, default in self.DEFAULTS.items() if getattr(self, name) != default
+        }
         options |= {name: self.stack.pins[name] for name in self.stack.extra_pins}
         if self.stack.python is not None:
             options["python"] = self.stack.python
