@@ -1,0 +1,1 @@
+"""One module per model family: its published config.json and its tensors, as data."""

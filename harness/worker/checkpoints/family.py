@@ -1,0 +1,67 @@
+"""What a family module provides, and how one is found.
+
+``families/<name>.py`` defines ``build(geometry, variant) -> Checkpoint``: pure data, importable without torch. Adding a
+family is adding that file and its test.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.worker.checkpoints.geometry import Geometry
+from harness.worker.checkpoints.tensors import TensorSpec
+
+
+class VariantNotOfferedError(ValueError):
+    """This family has no such variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How the family's router chooses experts: needed to see how near a position is to choosing another one.
+
+    Attributes:
+        top_k: experts per token.
+        scores: ``softmax`` over experts, or ``sigmoid`` of each plus a correction bias.
+        n_group: groups of experts; 1 when the family does not route by groups.
+        topk_group: groups kept.
+    """
+
+    top_k: int
+    scores: Literal["softmax", "sigmoid"]
+    n_group: int = 1
+    topk_group: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint to be written.
+
+    Attributes:
+        config: config.json, literally as a published repository of this family has it, tiny sizes apart.
+        tensors: every tensor, in the order in which they are written.
+        routing: how experts are chosen.
+        generation_config: generation_config.json, as published.
+        layers_with_experts: indices of the layers that route.
+    """
+
+    config: dict[str, Any]
+    tensors: tuple[TensorSpec, ...]
+    routing: Routing
+    layers_with_experts: tuple[int, ...]
+    num_experts: int
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+
+def build(family: str, geometry: Geometry, variant: str) -> Checkpoint:
+    """Return the checkpoint of a family in a geometry.
+
+    Raises:
+        ModuleNotFoundError: there is no such family.
+        VariantNotOfferedError: the family is not published in this variant.
+    """
+    module = importlib.import_module(f"harness.worker.checkpoints.families.{family}")
+    checkpoint: Checkpoint = module.build(geometry, variant)
+    return checkpoint

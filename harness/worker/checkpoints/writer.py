@@ -1,0 +1,113 @@
+"""Writing a checkpoint to disk: shards, index, config, tokenizer; and its SHA-256.
+
+Tensors are dealt to the shards one by one in turn, so that the experts of every layer lie in different shards: what a merge
+engine must not assume (that one shard holds all experts of a layer) is false in every checkpoint here.
+
+The safetensors format is written by hand (eight bytes of header length, a JSON header padded to eight bytes, data): the
+library's own writer changed its interface and may change its header, and the bytes here must not depend on its version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.checkpoints.random_bits import random_float32, to_bfloat16_bytes
+from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.checkpoints.tokenizer import tokenizer_files
+
+SHARDS = 3
+SAFETENSORS_DTYPE = {"float32": "F32", "bf16": "BF16"}
+
+
+def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, seed: int, dtype: str) -> str:
+    """Write every file of the checkpoint into ``directory``, which must be empty or absent.
+
+    Args:
+        checkpoint: what to write.
+        directory: where; created.
+        seed: selects the weights.
+        dtype: ``float32`` or ``bf16``: how weights are stored. ``always_float32`` tensors stay float32.
+
+    Returns:
+        SHA-256 over all files, sorted by name: hex.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[list[tuple[TensorSpec, str, bytes]]] = [[] for _ in range(SHARDS)]
+    weight_map: dict[str, str] = {}
+    total = 0
+    for position, spec in enumerate(checkpoint.tensors):
+        shard = position % SHARDS
+        stored = "float32" if spec.always_float32 else dtype
+        data = tensor_bytes(spec, seed=seed, dtype=stored)
+        shards[shard].append((spec, SAFETENSORS_DTYPE[stored], data))
+        weight_map[spec.key] = _shard_name(shard)
+        total += len(data)
+    for number, tensors in enumerate(shards):
+        (directory / _shard_name(number)).write_bytes(_safetensors(tensors))
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    files = {
+        "config.json": _json(_with_dtype(checkpoint.config, dtype)),
+        "generation_config.json": _json(checkpoint.generation_config),
+        "model.safetensors.index.json": _json(index),
+        **tokenizer_files(_vocab_size(checkpoint.config)),
+    }
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return sha256_of_directory(directory)
+
+
+def tensor_bytes(spec: TensorSpec, *, seed: int, dtype: str) -> bytes:
+    """Return the little-endian bytes of one tensor, C order."""
+    import numpy as np
+
+    values = random_float32(seed, spec.key, spec.count, spec.scale_exponent)
+    if spec.offset:
+        values = (values + np.float32(spec.offset)).astype(np.float32)
+    if dtype == "bf16":
+        return to_bfloat16_bytes(values)
+    return values.astype("<f4").tobytes()
+
+
+def _safetensors(tensors: list[tuple[TensorSpec, str, bytes]]) -> bytes:
+    """Return the file's bytes: tensors in the order given, with the ``format`` entry that transformers insists on."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec, dtype, data in tensors:
+        header[spec.key] = {"dtype": dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors)
+
+
+def sha256_of_directory(directory: Path) -> str:
+    """Return the SHA-256 over the names and contents of all files directly in ``directory``, sorted by name: hex."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _shard_name(number: int) -> str:
+    return f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+
+
+def _vocab_size(config: dict[str, Any]) -> int:
+    return int(config["text_config"]["vocab_size"] if "text_config" in config else config["vocab_size"])
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return the config with the dtype that published configs name, under the key that this family's config uses."""
+    name = {"float32": "float32", "bf16": "bfloat16"}[dtype]
+    result = {key: name if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
+    if "text_config" in result:
+        result["text_config"] = _with_dtype(result["text_config"], dtype)
+    return result
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,5 @@
+"""Attention only: what most adapters in the wild target. A merge must then leave every expert's bytes alone."""
+
+from harness.worker.recipes.recipe import Recipe
+
+RECIPE = Recipe(summary="attention only", kinds=("attention",), steps=10, learning_rate=5e-2)

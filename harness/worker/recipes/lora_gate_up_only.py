@@ -1,0 +1,11 @@
+"""Only ``gate_up_proj`` of the routed experts: the adapter's keys alone do not say which of the two parameters it is."""
+
+from harness.worker.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    summary="gate_up_proj of the routed experts only",
+    kinds=("expert",),
+    expert_roles=("gate_up_proj",),
+    steps=10,
+    learning_rate=3e-2,
+)

@@ -1,0 +1,45 @@
+"""What a recipe module provides: ``RECIPE``, a frozen description of what gets a LoRA and how it is trained.
+
+Adding a recipe is adding ``recipes/<name>.py`` (dashes become underscores) and its test.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from harness.worker.checkpoints.tensors import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is trained and how.
+
+    Attributes:
+        summary: one line, shown by ``harness plan``.
+        kinds: what gets a LoRA: attention (linear attention included), expert, shared_expert, dense.
+        expert_roles: which fused expert parameters are targeted; per-expert Linears follow (gate_up_proj is gate_proj and
+            up_proj).
+        steps: optimizer steps.
+        learning_rate: of AdamW, constant. High, because a few steps must move every targeted kind far enough that a merge
+            which dropped it would show.
+        alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
+    """
+
+    summary: str
+    kinds: tuple[Kind, ...]
+    expert_roles: tuple[str, ...] = ("gate_up_proj", "down_proj")
+    steps: int = 8
+    learning_rate: float = 2e-2
+    alpha_over_rank: int = 2
+
+
+def recipe(name: str) -> Recipe:
+    """Return a recipe by its name on the command line, as ``lora-attention``.
+
+    Raises:
+        ModuleNotFoundError: there is no such recipe; the host checks names before a cell starts.
+    """
+    module = importlib.import_module(f"harness.worker.recipes.{name.replace('-', '_')}")
+    found: Recipe = module.RECIPE
+    return found

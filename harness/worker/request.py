@@ -1,0 +1,87 @@
+"""The request that the host writes: what to run, where, and against which bands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bands:
+    """What a right merge may cost, per dtype; the values and how they were measured are in ``matrix.toml``.
+
+    Attributes:
+        kl_max: KL(trained ‖ merged), mean over clear positions, nats.
+        logprob_max: largest |Δ log p| at a clear position, nats.
+        samples_min: share of greedy samples that must match token by token.
+        signal_min: KL(trained ‖ base) that a cell needs to see anything at all, nats.
+        exact_min: share of changed elements equal to the correctly rounded float64 result.
+        ulp_max: distance of any changed element from the exact result, in units in the last place of the largest of
+            |base|, |delta| and |result|.
+        adapter_kl_max: KL(trained ‖ base + reloaded adapter), nats.
+        near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
+    """
+
+    kl_max: float
+    logprob_max: float
+    samples_min: float
+    signal_min: float
+    exact_min: float
+    ulp_max: float
+    adapter_kl_max: float
+    near_tie_epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One cell, as the worker sees it."""
+
+    family: str
+    recipe: str
+    geometry: str
+    variant: str
+    dtype: str
+    device: str
+    seed: int
+    engine: str
+    b_packing: str | None
+    work: Path
+    observation: Path
+    threads: int
+    bands: Bands
+
+    @property
+    def base(self) -> Path:
+        """The base checkpoint's directory."""
+        return self.work / "base"
+
+    @property
+    def adapter(self) -> Path:
+        """The saved adapter's directory."""
+        return self.work / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The merged checkpoint's directory."""
+        return self.work / "merged"
+
+
+def read_request(path: Path) -> Request:
+    """Read a request file.
+
+    Raises:
+        OSError: the file cannot be read.
+        KeyError, TypeError, json.JSONDecodeError: it is not a request of this version.
+    """
+    data: dict[str, Any] = json.loads(path.read_text())
+    cell = data["cell"]
+    names = ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
+    return Request(
+        **{name: cell[name] for name in names},
+        work=Path(data["work"]),
+        observation=Path(data["observation"]),
+        threads=int(data["threads"]),
+        bands=Bands(**data["bands"]),
+    )

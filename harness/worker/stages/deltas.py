@@ -1,0 +1,85 @@
+"""The truth about every delta, from PEFT itself: ``get_delta_weight`` of the trained model in float64.
+
+What a merge should have added is taken from the release of PEFT that made the adapter, in memory, never from a reading of
+the saved file: so neither the io layout nor the packing of lora_B can be misread here in the same way as in an engine.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.worker.observation import Observation
+from harness.worker.request import Request
+from harness.worker.stages.attach import lora_layers
+
+DELTAS = "deltas.safetensors"
+PAIRS = "pairs.json"
+
+
+def save_deltas(peft_model: Any, directory: Path) -> None:
+    """Write every delta in float64 and which saved LoRA pair it belongs to. The model is float64 afterwards.
+
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused experts;
+    ``pairs.json`` has the adapter's key prefix → that name.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    peft_model.double()
+    deltas: dict[str, Any] = {}
+    pairs: dict[str, str] = {}
+    with torch.no_grad():
+        for key, ((module, parameter), layer) in lora_layers(peft_model).items():
+            name = module if parameter is None else f"{module}:{parameter}"
+            shape = (layer.get_param() if parameter is not None else layer.get_base_layer().weight).shape
+            deltas[name] = layer.get_delta_weight("default").reshape(shape).contiguous().cpu()
+            pairs[key] = name
+    save_file(deltas, directory / DELTAS)
+    (directory / PAIRS).write_text(json.dumps(pairs, indent=1, sort_keys=True))
+
+
+def check_saved(observation: Observation, peft_model: Any, request: Request) -> None:
+    """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is."""
+    import torch
+    from safetensors.torch import load_file
+
+    saved = load_file(request.adapter / "adapter_model.safetensors")
+    memory: dict[str, Any] = {}
+    layouts: set[str] = set()
+    for key, ((_, parameter), layer) in lora_layers(peft_model).items():
+        for part in ("lora_A", "lora_B"):
+            memory[f"{key}.{part}.weight"] = getattr(layer, part)["default"].weight.detach().cpu()
+        if parameter is not None:
+            layouts.add(_io_layout(layer))
+    different = sorted(
+        name
+        for name in memory.keys() | saved.keys()
+        if name not in memory or name not in saved or not torch.equal(memory[name], saved[name])
+    )
+    observation.check(
+        "attached",
+        "save",
+        f"{len(memory) - len([n for n in different if n in memory])}/{len(memory)}",
+        f"== {len(memory)}/{len(memory)}",
+        passed=not different,
+        detail=f"not saved as in memory: {different[:4]}",
+    )
+    config = json.loads((request.adapter / "adapter_config.json").read_text())
+    observation.data["adapter"] = {
+        "io_layout": min(layouts, default=None),
+        "b_packing": config.get("lora_B_layout", "rank_major") if layouts else None,
+        "tensors": len(saved),
+        "peft_version": config.get("peft_version"),
+    }
+
+
+def _io_layout(layer: Any) -> str:
+    """Return which layout PEFT itself uses: whether lora_A faces the input (last axis) of an (E, out, in) parameter.
+
+    Asked of the layer's own attributes, so square parameters are no riddle: ``_did_swap_in_out_features`` exists from
+    PEFT 0.19.1 (peft#3165) and is true where the roles are the standard ones; before, they were swapped.
+    """
+    return "standard" if getattr(layer, "_did_swap_in_out_features", False) else "swapped"
+

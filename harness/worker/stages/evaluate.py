@@ -1,0 +1,97 @@
+"""What a model says: logits on held-out prompts, greedy samples with their margins, and where its routing is a near tie."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.worker.checkpoints.tokenizer import PAD
+from harness.worker.request import Request
+from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, SAMPLES, evaluation_prompts
+from harness.worker.stages.experts_watch import ExpertWatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One greedy sample.
+
+    Attributes:
+        tokens: the new tokens.
+        margins: log-probability of the token chosen minus that of the runner-up, per new token: nats.
+    """
+
+    tokens: list[int]
+    margins: list[float]
+
+
+def logits_of(model: Any, request: Request, vocab: int) -> Any:
+    """Return logits on the held-out prompts: (PROMPTS, PROMPT_LENGTH, vocab) float32 on the CPU."""
+    import torch
+
+    model.eval()
+    prompts = evaluation_prompts(vocab, request.seed).to(request.device)
+    with torch.no_grad():
+        return model(input_ids=prompts).logits.float().cpu()
+
+
+def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
+    """Return greedy samples from the first prompts' first tokens, with the model's own cache and stop tokens."""
+    import torch
+
+    model.eval()
+    prompts = evaluation_prompts(vocab, request.seed)[:SAMPLES, :SAMPLE_PROMPT_LENGTH].to(request.device)
+    samples = []
+    for prompt in prompts:
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=prompt[None],
+                attention_mask=torch.ones_like(prompt[None]),
+                do_sample=False,
+                max_new_tokens=SAMPLE_NEW_TOKENS,
+                pad_token_id=PAD,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        best = [step.float().log_softmax(-1).topk(2, dim=-1)[0][0] for step in output.logits]
+        samples.append(
+            Sample(
+                tokens=output.sequences[0, SAMPLE_PROMPT_LENGTH:].tolist(),
+                margins=[float(pair[0] - pair[1]) for pair in best],
+            )
+        )
+    return samples
+
+
+def near_ties(watch: ExpertWatch, model: Any, request: Request, vocab: int) -> tuple[Any, Any]:
+    """Return (logits, gap): logits as ``logits_of``, and the smallest router gap that a position depends on.
+
+    A position attends to all before it, so its gap is the smallest over layers and over positions up to it:
+    (PROMPTS, PROMPT_LENGTH) float32.
+    """
+    import torch
+
+    with watch.counting("evaluation"), watch.recording():
+        logits = logits_of(model, request, vocab)
+    gaps = torch.stack([gap.view(logits.shape[:2]) for gap in watch.gaps.values()]).amin(0)
+    return logits, gaps.cummin(dim=1)[0]
+
+
+def save_view(directory: Path, name: str, tensors: dict[str, Any], samples: list[Sample]) -> None:
+    """Keep what a model said for the compare stage: ``<name>.safetensors`` and ``<name>.json``."""
+    import json
+
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / f"{name}.safetensors")
+    (directory / f"{name}.json").write_text(json.dumps([asdict(sample) for sample in samples]))
+
+
+def load_view(directory: Path, name: str) -> tuple[dict[str, Any], list[Sample]]:
+    """Read what ``save_view`` kept."""
+    import json
+
+    from safetensors.torch import load_file
+
+    samples = [Sample(**entry) for entry in json.loads((directory / f"{name}.json").read_text())]
+    return load_file(directory / f"{name}.safetensors"), samples

@@ -1,0 +1,143 @@
+"""Which experts see tokens, and how near each position's routing is to another choice.
+
+Tokens are counted where they are dispatched: on the experts module itself, not on what the router says it would do. The gap
+is computed from the router's input and weight by the family's own rule, because what routers return differs between
+releases (raw logits, softmaxed logits, tuples in two orders).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.worker.checkpoints.family import Checkpoint, Routing
+
+_EXPERTS = re.compile(r"layers\.(\d+)\.mlp\.experts((?:\.base_layer)*)$")
+_ONE_EXPERT = re.compile(r"layers\.(\d+)\.mlp\.experts\.(\d+)$")
+_ROUTER = re.compile(r"layers\.(\d+)\.mlp\.gate$")
+
+
+class NoRouterFoundError(RuntimeError):
+    """The model has no router or experts module under the names this family is known by."""
+
+
+class ExpertWatch:
+    """Counts tokens per (phase, layer, expert) and router gaps, by forward hooks that change nothing.
+
+    Attributes:
+        counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
+        gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order: a list with
+            one (tokens,) float32 tensor per layer.
+    """
+
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
+        import torch
+
+        self._phase: str | None = None
+        self._recording = False
+        self._routing = checkpoint.routing
+        self.counts: dict[str, dict[int, Any]] = {}
+        self.gaps: dict[int, Any] = {}
+        self._zeros = lambda: torch.zeros(checkpoint.num_experts, dtype=torch.int64)
+        layers = set()
+        for name, module in model.named_modules():
+            if found := _EXPERTS.search(name):
+                if hasattr(module, "gate_up_proj") and not hasattr(module, "lora_A"):
+                    module.register_forward_pre_hook(self._count_fused(int(found[1])), with_kwargs=True)
+                    layers.add(int(found[1]))
+            elif found := _ONE_EXPERT.search(name):
+                module.register_forward_pre_hook(self._count_one(int(found[1]), int(found[2])))
+                layers.add(int(found[1]))
+            elif found := _ROUTER.search(name):
+                module.register_forward_pre_hook(self._measure_gap(int(found[1]), module))
+        if layers != set(checkpoint.layers_with_experts):
+            raise NoRouterFoundError(f"experts were found in layers {sorted(layers)}, not {checkpoint.layers_with_experts}")
+
+    @contextmanager
+    def counting(self, phase: str) -> Iterator[None]:
+        """Count tokens under a phase's name while the block runs."""
+        self._phase = phase
+        try:
+            yield
+        finally:
+            self._phase = None
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep router gaps of one forward pass."""
+        self._recording = True
+        self.gaps = {}
+        try:
+            yield
+        finally:
+            self._recording = False
+
+    def fewest(self, phase: str) -> tuple[int, str]:
+        """Return the tokens seen by the expert that saw the fewest in a phase, and which it is."""
+        counts = self.counts.get(phase)
+        if not counts:
+            return 0, f"no expert of any layer in {phase}"
+        layer, fewest = min(counts.items(), key=lambda item: int(item[1].min()))
+        return int(fewest.min()), f"layer {layer}, expert {int(fewest.argmin())} in {phase}"
+
+    def _add(self, layer: int, tokens: Any) -> None:
+        if self._phase is not None:
+            self.counts.setdefault(self._phase, {}).setdefault(layer, self._zeros()).add_(tokens)
+
+    def _count_fused(self, layer: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+            import torch
+
+            index = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=len(self._zeros())))
+
+        return hook
+
+    def _count_one(self, layer: int, expert: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
+            tokens = self._zeros()
+            tokens[expert] = args[0].reshape(-1, args[0].shape[-1]).shape[0]
+            self._add(layer, tokens)
+
+        return hook
+
+    def _measure_gap(self, layer: int, router: Any) -> Any:
+        def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
+            if self._recording:
+                self.gaps[layer] = router_gap(args[0].detach(), router, self._routing).cpu()
+
+        return hook
+
+
+def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
+    """Return how far each token is from choosing other experts: (tokens,) float32, in selection scores.
+
+    The distance between the last expert chosen and the first not chosen; where experts are chosen within the best groups
+    (DeepSeek-V3: a group's score is the sum of its two best), the smaller of that and the distance between groups.
+    Infinite where every expert is chosen.
+
+    Args:
+        hidden: (…, H).
+        router: a module with ``weight`` (E, H) and, for sigmoid routing, ``e_score_correction_bias`` (E,).
+        routing: the family's rule.
+    """
+    import torch
+
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
+    num_experts = logits.shape[-1]
+    scores = logits.softmax(-1) if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
+    infinite = torch.full((logits.shape[0],), float("inf"))
+    gap = infinite.to(logits.device)
+    if routing.n_group > 1:
+        groups = scores.view(-1, routing.n_group, num_experts // routing.n_group)
+        ranked, order = groups.topk(2, dim=-1)[0].sum(-1).sort(-1, descending=True)
+        if routing.topk_group < routing.n_group:
+            gap = ranked[:, routing.topk_group - 1] - ranked[:, routing.topk_group]
+        kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, order[:, : routing.topk_group], value=True)
+        scores = groups.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+    ranked = scores.sort(-1, descending=True)[0]
+    if routing.top_k < num_experts:
+        gap = torch.minimum(gap, ranked[:, routing.top_k - 1] - ranked[:, routing.top_k])
+    return gap

@@ -1,0 +1,78 @@
+"""The functional gate: how far what a model says lies from what the trained model said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.worker.stages.evaluate import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """KL(reference ‖ other) over positions, and what goes with it.
+
+    Attributes:
+        kl: mean over clear positions, nats; NaN when there is none.
+        kl_p99: 99th percentile over clear positions.
+        kl_max: largest over clear positions.
+        kl_near_tie: mean over positions near a router tie, or None when there is none.
+        max_logprob_diff: largest |Δ log p| over clear positions and the whole vocabulary, nats.
+        top1_agreement: share of clear positions with the same most likely token.
+    """
+
+    kl: float
+    kl_p99: float
+    kl_max: float
+    kl_near_tie: float | None
+    max_logprob_diff: float
+    top1_agreement: float
+
+
+def distance(reference: Any, other: Any, clear: Any) -> Distance:
+    """Compare two sets of logits, in float64 log-softmax of float32 logits, never clamped.
+
+    Args:
+        reference: (P, T, V) float32; the distribution that the KL's expectation is taken under.
+        other: (P, T, V) float32.
+        clear: (P, T) bool, False where routing is a near tie.
+    """
+    import torch
+
+    p, q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    difference = (p - q).abs().amax(-1)
+    chosen, tied = kl[clear], kl[~clear]
+    if not len(chosen):
+        nan = float("nan")
+        return Distance(kl=nan, kl_p99=nan, kl_max=nan, kl_near_tie=float(tied.mean()), max_logprob_diff=nan, top1_agreement=nan)
+    same = p.argmax(-1) == q.argmax(-1)
+    return Distance(
+        kl=float(chosen.mean()),
+        kl_p99=float(torch.quantile(chosen, 0.99)),
+        kl_max=float(chosen.max()),
+        kl_near_tie=float(tied.mean()) if len(tied) else None,
+        max_logprob_diff=float(difference[clear].max()),
+        top1_agreement=float(same[clear].double().mean()),
+    )
+
+
+def match_samples(reference: list[Sample], other: list[Sample]) -> tuple[int, str | None]:
+    """Return how many greedy samples match token by token, and where the first difference is."""
+    matched, first = 0, None
+    for number, (mine, theirs) in enumerate(zip(reference, other, strict=True)):
+        if mine.tokens == theirs.tokens:
+            matched += 1
+            continue
+        if first is None:
+            at = _first_difference(mine.tokens, theirs.tokens)
+            margin = f"{mine.margins[at]:.3g}" if at < len(mine.margins) else "none (the reference had stopped)"
+            first = f"sample {number}, token {at}, margin {margin}"
+    return matched, first
+
+
+def _first_difference(a: list[int], b: list[int]) -> int:
+    for at, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return at
+    return min(len(a), len(b))

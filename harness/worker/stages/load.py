@@ -1,0 +1,45 @@
+"""Loading a checkpoint directory as a user would, and refusing what does not fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.worker.observation import UnsupportedError
+from harness.worker.request import Request
+
+_NOT_KNOWN_HERE = ("does not recognize this architecture", "Unrecognized model identifier", "Unrecognized configuration class")
+"""What transformers says of a model_type it has no classes for (4.57, 5.x: ``AutoConfig``, ``AutoModelForCausalLM``)."""
+
+
+class WeightsNotLoadedError(RuntimeError):
+    """transformers loaded the directory but left parameters at random values or skipped some that do not fit."""
+
+
+def load_model(directory: Path, request: Request) -> Any:
+    """Load a causal language model in float32 on the cell's device, in eval mode.
+
+    Raises:
+        UnsupportedError: this transformers has no such family, in its own words.
+        WeightsNotLoadedError: some parameter did not come from the checkpoint.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    except ValueError as error:
+        if any(text in str(error) for text in _NOT_KNOWN_HERE):
+            raise UnsupportedError(" ".join(str(error).split())) from error
+        raise
+    wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys") if info[name]}
+    if wrong:
+        raise WeightsNotLoadedError(f"not every parameter came from the checkpoint: {wrong}")
+    return model.to(request.device).eval()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Load the checkpoint's own tokenizer, whatever class the family's config would choose."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(directory)

@@ -1,0 +1,30 @@
+"""Merging with the cell's engine, and keeping what the engine says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.worker.request import Request
+
+ENGINE_REPORT = "engine.json"
+
+
+def merge_with_engine(request: Request, *, out: Path, b_packing: str | None) -> dict[str, Any]:
+    """Merge the saved adapter into the base and return the engine's own claims.
+
+    Args:
+        request: the cell.
+        out: the directory to publish; must not exist.
+        b_packing: what the engine is told about lora_B's packing; None lets it decide, as users do.
+
+    Raises:
+        harness.merge.MergeError: the engine refused; nothing was published.
+    """
+    from harness.merge import merge, plan_merge
+
+    report = merge(plan_merge(request.base, request.adapter, b_packing=b_packing), out)
+    claims = {"engine_applied": report.applied, "attempted": report.attempted, "fallback": None}
+    (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
+    return claims

@@ -1,0 +1,194 @@
+"""The tensor gate: every tensor of a merged directory against base + delta in float64, from the bytes.
+
+Independent of the merge engine: it reads files with the safetensors library, takes deltas from PEFT (``stages.deltas``) and
+knows what each on-disk tensor is from the description it was written with (``TensorSpec``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.stages.deltas import DELTAS, PAIRS
+
+IGNORED_FILES = {"merge_manifest.json"}
+"""What an engine may add beside the checkpoint's own files."""
+
+NAMES_SHOWN = 4
+
+
+@dataclass(kw_only=True)
+class TensorReport:
+    """What the bytes of a merged directory say.
+
+    Attributes:
+        counts: attempted / applied / zero_delta / below_rounding / dropped / wrong, over all kinds.
+        by_kind: the same per kind.
+        exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
+        max_ulp: largest distance from the exact result, in units in the last place of the largest of |base|, |delta|, |result|.
+        not_applied: names of dropped and wrong tensors.
+        unpaired: lora pairs of the saved adapter that cover no tensor on disk.
+        untouched_changed: names of tensors without a delta whose bytes differ.
+        keys_missing, keys_unexpected, dtype_changes, files_missing: differences of the directories.
+        config_changed: JSON and text files whose content differs.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    exact_fraction: float | None = None
+    max_ulp: float = 0.0
+    not_applied: list[str] = field(default_factory=list)
+    unpaired: list[str] = field(default_factory=list)
+    untouched_total: int = 0
+    untouched_changed: list[str] = field(default_factory=list)
+    keys_missing: list[str] = field(default_factory=list)
+    keys_unexpected: list[str] = field(default_factory=list)
+    dtype_changes: list[str] = field(default_factory=list)
+    files_missing: list[str] = field(default_factory=list)
+
+
+def read_directory(directory: Path) -> dict[str, Any]:
+    """Read every tensor of a checkpoint directory: key → tensor, on the CPU.
+
+    Raises:
+        ValueError: two shards hold the same key.
+    """
+    from safetensors import safe_open
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 — not a dict
+                if key in tensors:
+                    raise ValueError(f"{key} is in two shards of {directory.name}")
+                tensors[key] = shard.get_tensor(key)
+    return tensors
+
+
+def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return on-disk key → delta (float64, the tensor's shape) for all that a saved lora pair covers, and unpaired pairs.
+
+    Attempted is counted from here: from the pairs in the saved adapter's file and the base's own tensors.
+    """
+    from safetensors.torch import load_file
+
+    deltas = load_file(work / DELTAS)
+    names: dict[str, str] = json.loads((work / PAIRS).read_text())
+    saved = load_file(adapter / "adapter_model.safetensors")
+    pairs = {key.split(".lora_A.")[0] for key in saved if ".lora_A." in key}
+    available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
+    result: dict[str, Any] = {}
+    used: set[str] = set()
+    for spec in checkpoint.tensors:
+        for name, delta in _delta_of(spec, available):
+            result[spec.key] = delta
+            used.add(name)
+    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - used)
+    return result, unpaired
+
+
+def _delta_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, delta of this tensor) from the deltas of in-memory modules, whichever form the experts have there."""
+    import torch
+
+    if spec.module is None:
+        return
+    if spec.role is None:
+        if spec.module in deltas:
+            yield spec.module, deltas[spec.module]
+        return
+    if spec.expert is None:
+        # Fused on disk. In memory the same parameter, or (not met so far) Linears that would have to be stacked.
+        name = f"{spec.module}:{spec.role}"
+        if name in deltas:
+            yield name, deltas[name]
+        return
+    linear = f"{spec.module}.{spec.expert}.{spec.role}"
+    if linear in deltas:
+        yield linear, deltas[linear]
+    fused = f"{spec.module}:{'down_proj' if spec.role == 'down_proj' else 'gate_up_proj'}"
+    if fused in deltas:
+        rows: torch.Tensor = deltas[fused][spec.expert]
+        half = spec.shape[0]
+        part = {"gate_proj": slice(0, half), "up_proj": slice(half, 2 * half), "down_proj": slice(None)}[spec.role]
+        yield fused, rows[part]
+
+
+def inspect(checkpoint: Checkpoint, *, work: Path, base: Path, adapter: Path, merged: Path, ulp_max: float) -> TensorReport:
+    """Judge a merged directory, tensor by tensor."""
+    import torch
+
+    report = TensorReport()
+    before, after = read_directory(base), read_directory(merged)
+    deltas, report.unpaired = covered(checkpoint, work, adapter)
+    report.keys_missing = sorted(before.keys() - after.keys())
+    report.keys_unexpected = sorted(after.keys() - before.keys())
+    names = {path.name for path in base.iterdir() if path.suffix != ".safetensors"}
+    report.files_missing = sorted(names - {path.name for path in merged.iterdir()})
+    changed_elements = exact_elements = 0
+    for spec in checkpoint.tensors:
+        old, new = before[spec.key], after.get(spec.key)
+        if spec.key not in deltas:
+            report.untouched_total += 1
+            if new is None or new.dtype != old.dtype or not _same_bytes(old, new):
+                report.untouched_changed.append(spec.key)
+            continue
+        if new is not None and new.dtype != old.dtype:
+            report.dtype_changes.append(spec.key)
+        delta = deltas[spec.key]
+        if new is None or new.shape != old.shape:
+            verdict = "wrong"
+        else:
+            exact = old.double() + delta
+            rounded = exact.to(new.dtype)
+            ulps = _ulps(new, exact, old, delta)
+            verdict = _verdict(old, new, rounded, delta, ulps, ulp_max)
+            changed_elements += delta.numel()
+            exact_elements += int((new == rounded).sum())
+            report.max_ulp = max(report.max_ulp, ulps)
+        for counter in (report.counts, report.by_kind[spec.kind]):
+            counter.update((verdict, "attempted"))
+        if verdict in {"dropped", "wrong"}:
+            report.not_applied.append(f"{spec.key} ({verdict})")
+    if changed_elements:
+        report.exact_fraction = exact_elements / changed_elements
+    if not torch.isfinite(torch.tensor(report.max_ulp)):
+        report.max_ulp = float("inf")
+    return report
+
+
+def _verdict(old: Any, new: Any, rounded: Any, delta: Any, ulps: float, ulp_max: float) -> str:
+    """Say what happened to one tensor; see the words ``applied``, ``zero_delta`` … in docs/explanation/verdicts.md."""
+    same_as_base = _same_bytes(old, new)
+    if not bool(delta.any()):
+        return "zero_delta" if same_as_base else "wrong"
+    if bool((rounded == old.to(rounded.dtype)).all()) and same_as_base:
+        return "below_rounding"
+    if same_as_base:
+        return "dropped"
+    return "applied" if ulps <= ulp_max else "wrong"
+
+
+def _same_bytes(a: Any, b: Any) -> bool:
+    import torch
+
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def _ulps(new: Any, exact: Any, old: Any, delta: Any) -> float:
+    """Return max |new - exact| in ulps of the stored dtype at max(|base|, |delta|, |exact|)."""
+    import torch
+
+    scale = torch.maximum(torch.maximum(old.double().abs(), delta.abs()), exact.abs())
+    info = torch.finfo(new.dtype)
+    # frexp gives scale = m * 2**e with m in [0.5, 1), so one ulp is 2**(e-1) * eps; subnormals share the smallest one.
+    exponent = torch.frexp(scale)[1].double()
+    ulp = torch.clamp(torch.exp2(exponent - 1) * info.eps, min=info.smallest_normal * info.eps)
+    distance = ((new.double() - exact).abs() / ulp).max()
+    return float(distance) if bool(torch.isfinite(distance)) else float("inf")

@@ -1,0 +1,144 @@
+"""A few steps with the real ``trl.SFTTrainer``, watched: gradients per kind, loss on one fixed batch, tokens per expert.
+
+TRL renames and drops options between releases. All of them are set in ``trainer_options``; an option that this release does
+not have is left out only when it is listed as one that came or went, so that a new rename fails instead of being ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from harness.worker.observation import Observation
+from harness.worker.recipes.recipe import Recipe
+from harness.worker.request import Request
+from harness.worker.stages.attach import Target, kind_of_parameters, trainable_outside_lora
+from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
+from harness.worker.stages.experts_watch import ExpertWatch
+
+BATCH = 8
+
+OPTIONAL = {"average_tokens_across_devices", "use_cpu", "include_num_input_tokens_seen"}
+"""Options that some supported release lacks, and without which training means the same."""
+
+RENAMED = {"max_length": "max_seq_length"}
+"""Today's name → the name in older releases."""
+
+
+class NotTrainableError(RuntimeError):
+    """Something beside the LoRA would be trained: the comparison with base + delta would be meaningless."""
+
+
+def trainer_options(config_class: Any, request: Request, recipe: Recipe, output: Path) -> dict[str, Any]:
+    """Return the options of SFTConfig, under the names that this release of TRL has for them.
+
+    Raises:
+        TypeError: this release lacks an option that is neither optional nor renamed.
+    """
+    wanted = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "max_steps": recipe.steps,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "max_length": TRAINING_LENGTH,
+        "packing": False,
+        "report_to": [],
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "dataloader_num_workers": 0,
+        "seed": request.seed,
+        "data_seed": request.seed,
+        "use_cpu": request.device == "cpu",
+    }
+    known = {field.name for field in dataclasses.fields(config_class)}
+    options = {name if name in known else RENAMED.get(name, name): value for name, value in wanted.items()}
+    unknown = sorted(set(options) - known - OPTIONAL)
+    if unknown:
+        raise TypeError(f"this release of trl has no SFTConfig option {', '.join(unknown)}")
+    return {name: value for name, value in options.items() if name in known}
+
+
+def fixed_batch_loss(model: Any, batch: Any) -> float:
+    """Return the next-token cross entropy of one fixed batch in eval mode, computed here: nats per token."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=batch).logits.float()
+    return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()))
+
+
+def train(
+    observation: Observation,
+    peft_model: Any,
+    tokenizer: Any,
+    targets: dict[str, set[Target]],
+    *,
+    recipe: Recipe,
+    request: Request,
+    vocab: int,
+    watch: ExpertWatch,
+) -> None:
+    """Train, and record loss, gradient norms and tokens per expert as checks.
+
+    Raises:
+        NotTrainableError: a parameter beside the LoRA is trainable.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    surplus = trainable_outside_lora(peft_model)
+    if surplus:
+        raise NotTrainableError(f"trainable beside the LoRA: {surplus[:4]}")
+    sequences = training_sequences(vocab, request.seed)
+    batch = torch.tensor(sequences[:BATCH], device=request.device)
+    tensors = kind_of_parameters(peft_model, targets)
+    largest = dict.fromkeys(tensors, 0.0)
+
+    class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
+        """Keeps the largest gradient norm per kind, just before each optimizer step."""
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            for kind, members in tensors.items():
+                squares = [float(t.grad.float().pow(2).sum()) for t in members if t.grad is not None]
+                largest[kind] = max(largest[kind], sum(squares) ** 0.5)
+
+    before = fixed_batch_loss(peft_model, batch)
+    trainer = SFTTrainer(
+        model=peft_model,
+        args=SFTConfig(**trainer_options(SFTConfig, request, recipe, request.work / "trainer")),
+        train_dataset=Dataset.from_dict({"input_ids": sequences}),
+        processing_class=tokenizer,
+        callbacks=[GradientNorms()],
+    )
+    with watch.counting("training"):
+        outcome = trainer.train()
+    after = fixed_batch_loss(peft_model, batch)
+    record = observation.data.setdefault("training", {})
+    record["loss"] = [before, after]
+    record["steps"] = int(outcome.global_step)
+    record["grad_norm"] = {kind: float(norm) for kind, norm in largest.items()}
+    silent = sorted(kind for kind, norm in largest.items() if norm <= 0.0)
+    observation.check(
+        "gradients",
+        "train",
+        min(largest.values()),
+        "> 0",
+        passed=not silent,
+        detail=f"no gradient reached {', '.join(silent)}",
+    )
+    observation.check("loss", "train", after - before, "< 0", passed=after < before, detail="the loss did not fall")
