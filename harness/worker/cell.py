@@ -66,8 +66,11 @@ def _import_libraries(request: Request) -> None:
     import torch
 
     torch.set_num_threads(request.threads)
+    # PEFT imports bitsandbytes only when it attaches, which would be once per child.
+    import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
+    import peft.tuners.lora.bnb  # noqa: F401
     import safetensors.torch  # noqa: F401
     import transformers
     from transformers import AutoModelForCausalLM  # noqa: F401
