@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rapidfuzz import fuzz, process
+from rapidfuzz.distance import DamerauLevenshtein
 
 
 class HarnessError(Exception):
@@ -84,5 +85,9 @@ class InterruptedByUserError(HarnessError):
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None when none is close enough to be what was meant."""
-    found = process.extractOne(name, list(choices), scorer=fuzz.WRatio, score_cutoff=60)
+    known = list(choices)
+    # A typing error first (``tlr`` is trl; the first letter is seldom wrong), then another way to write it (``bfloat16``).
+    alike = [choice for choice in known if choice[:1] == name[:1]]
+    found = process.extractOne(name, alike, scorer=DamerauLevenshtein.normalized_similarity, score_cutoff=0.6)
+    found = found or process.extractOne(name, known, scorer=fuzz.WRatio, score_cutoff=60)
     return None if found is None else str(found[0])

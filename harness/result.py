@@ -40,7 +40,7 @@ KINDS = ("attention", "expert", "shared_expert", "router", "dense", "other")
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="strings")
 
 
 class StageResult(_Model):

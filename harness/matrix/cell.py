@@ -7,21 +7,24 @@ appended in alphabetical order: ``…+dtype=bf16+geometry=square-down``. Ids are
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 
-def _canonical_version(text: str) -> str:
+def canonical_version(text: str) -> str:
     """Return the version as PEP 440 writes it; a malformed one is a ``ValueError`` that pydantic reports by key."""
     try:
         return str(Version(text))
     except InvalidVersion:
-        raise ValueError(f"{text!r} is not a version (PEP 440), such as '5.5.0'") from None
+        numbers = re.search(r"\d+([.,_\s]+\d+)*", text)
+        near = f"; did you mean {'.'.join(re.findall(r'[0-9]+', numbers[0]))!r}?" if numbers else ", such as '5.5.0'"
+        raise ValueError(f"{text!r} is not a version (PEP 440){near}") from None
 
 
-VersionText = Annotated[str, AfterValidator(_canonical_version)]
+VersionText = Annotated[str, AfterValidator(canonical_version)]
 Dtype = Literal["float32", "bf16"]
 Device = Literal["cpu", "cuda"]
 BPacking = Literal["rank_major", "grouped_by_expert"]

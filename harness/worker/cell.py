@@ -39,7 +39,6 @@ def run_cell(request: Request) -> None:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": request.threads,
-        "seed": request.seed,
         "device": request.device,
     }
     try:
@@ -133,7 +132,7 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         truth = Truth(request)
         seen = distance(truth.logits, logits_of(model, request, _vocab(checkpoint)), truth.clear)
         observation.data["metrics"]["kl_trained_adapter"] = seen.kl
-        band = request.bands.adapter_kl_max
+        band = request.bands.adapter_reload_kl_max
         observation.check("adapter_reload", "reload-adapter", seen.kl, f"<= {band:g}", passed=seen.kl <= band)
 
 
@@ -151,7 +150,9 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
     with observation.stage("reload-merged"):
         model = load_model(request.merged, request)
         vocab = _vocab(checkpoint)
-        save_view(request.work, "merged", {"logits": logits_of(model, request, vocab)}, samples_of(model, request, vocab))
+        save_view(
+            request.work, "merged", {"logits": logits_of(model, request, vocab)}, samples_of(model, request, vocab)
+        )
 
 
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -219,4 +220,3 @@ def main(path: str) -> None:
     request = read_request(Path(path))
     os.chdir(request.work)
     run_cell(request)
-

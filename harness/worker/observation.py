@@ -97,7 +97,8 @@ class Observation:
     def _failed_checks(self, name: str) -> str | None:
         failed = [check for check in self.data["checks"] if check["stage"] == name and not check["passed"]]
         texts = [
-            f"{check['name']}: {check['value']} is not {check['band']}" + (f" ({check['detail']})" if check["detail"] else "")
+            f"{check['name']}: {check['value']} is not {check['band']}"
+            + (f" ({check['detail']})" if check["detail"] else "")
             for check in failed
         ]
         return "; ".join(texts) or None

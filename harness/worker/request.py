@@ -20,7 +20,7 @@ class Bands:
         exact_min: share of changed elements equal to the correctly rounded float64 result.
         ulp_max: distance of any changed element from the exact result, in units in the last place of the largest of
             |base|, |delta| and |result|.
-        adapter_kl_max: KL(trained ‖ base + reloaded adapter), nats.
+        adapter_reload_kl_max: KL(trained ‖ base + reloaded adapter), nats.
         near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
     """
 
@@ -30,7 +30,7 @@ class Bands:
     signal_min: float
     exact_min: float
     ulp_max: float
-    adapter_kl_max: float
+    adapter_reload_kl_max: float
     near_tie_epsilon: float
 
 

@@ -58,7 +58,9 @@ class TensorSpec:
         return self.shape[-1].bit_length() // 2 if self.exponent is None else self.exponent
 
 
-def linear(prefix: str, name: str, out: int, inp: int, kind: Kind, *, disk: str = "model.", extra: bool = False) -> TensorSpec:
+def linear(
+    prefix: str, name: str, out: int, inp: int, kind: Kind, *, disk: str = "model.", extra: bool = False
+) -> TensorSpec:
     """Return the weight of a Linear: ``{disk}{prefix}.{name}.weight`` of shape (out, in).
 
     ``prefix`` is the path below the disk prefix, as ``layers.0.self_attn``; in memory the prefix is always ``model.``.
@@ -74,7 +76,9 @@ def norm(key: str, size: int, *, init: Init = "ones", extra: bool = False) -> Te
     return TensorSpec(key=key, shape=(size,), exponent=4, offset=1.0 if init == "ones" else 0.0, extra=extra)
 
 
-def mlp(prefix: str, intermediate: int, hidden: int, kind: Kind, *, disk: str = "model.", extra: bool = False) -> list[TensorSpec]:
+def mlp(
+    prefix: str, intermediate: int, hidden: int, kind: Kind, *, disk: str = "model.", extra: bool = False
+) -> list[TensorSpec]:
     """Return gate_proj, up_proj (intermediate, hidden) and down_proj (hidden, intermediate) of one MLP."""
     return [
         linear(prefix, "gate_proj", intermediate, hidden, kind, disk=disk, extra=extra),
@@ -84,7 +88,14 @@ def mlp(prefix: str, intermediate: int, hidden: int, kind: Kind, *, disk: str = 
 
 
 def experts(
-    layer: int, num_experts: int, intermediate: int, hidden: int, *, fused: bool, disk: str = "model.", extra: bool = False
+    layer: int,
+    num_experts: int,
+    intermediate: int,
+    hidden: int,
+    *,
+    fused: bool,
+    disk: str = "model.",
+    extra: bool = False,
 ) -> list[TensorSpec]:
     """Return the routed experts of one layer, per-expert 2D (published by most families) or fused 3D.
 
@@ -94,15 +105,28 @@ def experts(
     path = f"layers.{layer}.mlp.experts"
     module = None if extra else f"model.{path}"
     if fused:
-        shapes = {"gate_up_proj": (num_experts, 2 * intermediate, hidden), "down_proj": (num_experts, hidden, intermediate)}
+        shapes = {
+            "gate_up_proj": (num_experts, 2 * intermediate, hidden),
+            "down_proj": (num_experts, hidden, intermediate),
+        }
         return [
             TensorSpec(key=f"{disk}{path}.{role}", shape=shape, kind="expert", module=module, role=role, extra=extra)
             for role, shape in shapes.items()
         ]
-    shapes_2d = {"gate_proj": (intermediate, hidden), "up_proj": (intermediate, hidden), "down_proj": (hidden, intermediate)}
+    shapes_2d = {
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
+    }
     return [
         TensorSpec(
-            key=f"{disk}{path}.{e}.{role}.weight", shape=shape, kind="expert", module=module, role=role, expert=e, extra=extra
+            key=f"{disk}{path}.{e}.{role}.weight",
+            shape=shape,
+            kind="expert",
+            module=module,
+            role=role,
+            expert=e,
+            extra=extra,
         )
         for e in range(num_experts)
         for role, shape in shapes_2d.items()

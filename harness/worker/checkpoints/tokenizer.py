@@ -21,7 +21,15 @@ def tokenizer_files(vocab_size: int) -> dict[str, bytes]:
     """Return file name to content: tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
     vocab = SPECIAL | {f"t{i}": i for i in range(len(SPECIAL), vocab_size)}
     added = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": i,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for token, i in SPECIAL.items()
     ]
     tokenizer = {

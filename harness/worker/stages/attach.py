@@ -43,7 +43,9 @@ def expected_targets(checkpoint: Checkpoint, recipe: Recipe, *, fused: bool) -> 
                 targets[spec.kind].add((spec.module, role))
                 continue
             experts = range(checkpoint.num_experts) if spec.expert is None else (spec.expert,)
-            targets[spec.kind] |= {(f"{spec.module}.{e}.{name}", None) for e in experts for name in ROLES_OF_LINEARS[role]}
+            targets[spec.kind] |= {
+                (f"{spec.module}.{e}.{name}", None) for e in experts for name in ROLES_OF_LINEARS[role]
+            }
     return dict(targets)
 
 
@@ -75,7 +77,12 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     if parameters:
         options["target_parameters"] = parameters
     config = peft.LoraConfig(
-        r=rank, lora_alpha=rank * recipe.alpha_over_rank, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", **options
+        r=rank,
+        lora_alpha=rank * recipe.alpha_over_rank,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        **options,
     )
     torch.manual_seed(seed)
     return peft.get_peft_model(model, config)
@@ -106,7 +113,9 @@ def check_attached(observation: Observation, peft_model: Any, targets: dict[str,
     """Count what got a LoRA per kind and hold it against what should have."""
     found = {target for target, _ in lora_layers(peft_model).values()}
     wanted = {target for kind in targets.values() for target in kind}
-    per_kind = {kind: f"{len(found & wanted_of_kind)}/{len(wanted_of_kind)}" for kind, wanted_of_kind in targets.items()}
+    per_kind = {
+        kind: f"{len(found & wanted_of_kind)}/{len(wanted_of_kind)}" for kind, wanted_of_kind in targets.items()
+    }
     observation.data.setdefault("training", {})["attached"] = per_kind
     missing, surplus = sorted(map(str, wanted - found)), sorted(map(str, found - wanted))
     detail = f"without a LoRA: {missing[:4]}; with one that was not asked for: {surplus[:4]}"
@@ -135,7 +144,9 @@ def trainable_outside_lora(peft_model: Any) -> list[str]:
     return [name for name, p in peft_model.named_parameters() if p.requires_grad and ".lora_" not in name]
 
 
-def attach_and_check(observation: Observation, model: Any, checkpoint: Checkpoint, recipe: Recipe, request: Request, rank: int) -> tuple[Any, dict[str, set[Target]]]:
+def attach_and_check(
+    observation: Observation, model: Any, checkpoint: Checkpoint, recipe: Recipe, request: Request, rank: int
+) -> tuple[Any, dict[str, set[Target]]]:
     """Attach and count; return the PEFT model and what was targeted."""
     targets = expected_targets(checkpoint, recipe, fused=has_fused_experts(model, checkpoint))
     peft_model = attach(model, targets, recipe, rank, request.seed)

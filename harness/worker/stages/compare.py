@@ -62,7 +62,9 @@ def record_merge(observation: Observation, report: TensorReport, engine: dict[st
     }
 
 
-def functional_checks(observation: Observation, request: Request, truth: Truth, logits: Any, samples: list[Sample]) -> None:
+def functional_checks(
+    observation: Observation, request: Request, truth: Truth, logits: Any, samples: list[Sample]
+) -> None:
     """Record what a user of the merged model would notice."""
     bands = request.bands
     merged = distance(truth.logits, logits, truth.clear)
@@ -88,7 +90,14 @@ def functional_checks(observation: Observation, request: Request, truth: Truth, 
     difference = merged.max_logprob_diff
     check("logprob", "compare", difference, f"<= {bands.logprob_max:g}", passed=difference <= bands.logprob_max)
     enough = matched >= bands.samples_min * len(samples)
-    check("samples", "compare", matched, f">= {bands.samples_min * len(samples):g} of {len(samples)}", passed=enough, detail=divergence)
+    check(
+        "samples",
+        "compare",
+        matched,
+        f">= {bands.samples_min * len(samples):g} of {len(samples)}",
+        passed=enough,
+        detail=divergence,
+    )
 
 
 def tensor_checks(observation: Observation, request: Request, report: TensorReport) -> None:
@@ -118,8 +127,22 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     check("untouched_bytes", "compare", len(different), "== 0", passed=not different, detail=_names(different))
     keys = report.keys_missing + report.keys_unexpected
     check("keys", "compare", len(keys), "== 0", passed=not keys, detail=_names(keys))
-    check("dtypes", "compare", len(report.dtype_changes), "== 0", passed=not report.dtype_changes, detail=_names(report.dtype_changes))
-    check("files", "compare", len(report.files_missing), "== 0", passed=not report.files_missing, detail=_names(report.files_missing))
+    check(
+        "dtypes",
+        "compare",
+        len(report.dtype_changes),
+        "== 0",
+        passed=not report.dtype_changes,
+        detail=_names(report.dtype_changes),
+    )
+    check(
+        "files",
+        "compare",
+        len(report.files_missing),
+        "== 0",
+        passed=not report.files_missing,
+        detail=_names(report.files_missing),
+    )
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:

@@ -29,7 +29,9 @@ def evaluation_prompts(vocab: int, seed: int) -> torch.Tensor:
     """Return held-out prompts: (PROMPTS, PROMPT_LENGTH) int64."""
     import torch
 
-    return torch.from_numpy(_tokens("evaluation", vocab, seed, PROMPTS * PROMPT_LENGTH).reshape(PROMPTS, PROMPT_LENGTH).copy())
+    return torch.from_numpy(
+        _tokens("evaluation", vocab, seed, PROMPTS * PROMPT_LENGTH).reshape(PROMPTS, PROMPT_LENGTH).copy()
+    )
 
 
 def _tokens(name: str, vocab: int, seed: int, count: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 — numpy is typed only where it is installed

@@ -82,4 +82,3 @@ def _io_layout(layer: Any) -> str:
     PEFT 0.19.1 (peft#3165) and is true where the roles are the standard ones; before, they were swapped.
     """
     return "standard" if getattr(layer, "_did_swap_in_out_features", False) else "swapped"
-

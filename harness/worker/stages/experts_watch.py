@@ -53,7 +53,9 @@ class ExpertWatch:
             elif found := _ROUTER.search(name):
                 module.register_forward_pre_hook(self._measure_gap(int(found[1]), module))
         if layers != set(checkpoint.layers_with_experts):
-            raise NoRouterFoundError(f"experts were found in layers {sorted(layers)}, not {checkpoint.layers_with_experts}")
+            raise NoRouterFoundError(
+                f"experts were found in layers {sorted(layers)}, not {checkpoint.layers_with_experts}"
+            )
 
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:
@@ -127,7 +129,9 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
 
     logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
     num_experts = logits.shape[-1]
-    scores = logits.softmax(-1) if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
+    scores = (
+        logits.softmax(-1) if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
+    )
     infinite = torch.full((logits.shape[0],), float("inf"))
     gap = infinite.to(logits.device)
     if routing.n_group > 1:

@@ -45,7 +45,9 @@ def distance(reference: Any, other: Any, clear: Any) -> Distance:
     chosen, tied = kl[clear], kl[~clear]
     if not len(chosen):
         nan = float("nan")
-        return Distance(kl=nan, kl_p99=nan, kl_max=nan, kl_near_tie=float(tied.mean()), max_logprob_diff=nan, top1_agreement=nan)
+        return Distance(
+            kl=nan, kl_p99=nan, kl_max=nan, kl_near_tie=float(tied.mean()), max_logprob_diff=nan, top1_agreement=nan
+        )
     same = p.argmax(-1) == q.argmax(-1)
     return Distance(
         kl=float(chosen.mean()),

@@ -8,7 +8,11 @@ from typing import Any
 from harness.worker.observation import UnsupportedError
 from harness.worker.request import Request
 
-_NOT_KNOWN_HERE = ("does not recognize this architecture", "Unrecognized model identifier", "Unrecognized configuration class")
+_NOT_KNOWN_HERE = (
+    "does not recognize this architecture",
+    "Unrecognized model identifier",
+    "Unrecognized configuration class",
+)
 """What transformers says of a model_type it has no classes for (4.57, 5.x: ``AutoConfig``, ``AutoModelForCausalLM``)."""
 
 

@@ -124,7 +124,9 @@ def _delta_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
         yield fused, rows[part]
 
 
-def inspect(checkpoint: Checkpoint, *, work: Path, base: Path, adapter: Path, merged: Path, ulp_max: float) -> TensorReport:
+def inspect(
+    checkpoint: Checkpoint, *, work: Path, base: Path, adapter: Path, merged: Path, ulp_max: float
+) -> TensorReport:
     """Judge a merged directory, tensor by tensor."""
     import torch
 
@@ -182,7 +184,11 @@ def _verdict(old: Any, new: Any, rounded: Any, delta: Any, ulps: float, ulp_max:
 def _same_bytes(a: Any, b: Any) -> bool:
     import torch
 
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    )
 
 
 def _ulps(new: Any, exact: Any, old: Any, delta: Any) -> float:

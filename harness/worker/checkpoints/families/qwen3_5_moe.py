@@ -206,13 +206,17 @@ def _prediction_module(g: Geometry) -> list[TensorSpec]:
         TensorSpec(key="mtp.fc.weight", shape=(g.hidden, 2 * g.hidden), extra=True),
         norm(f"{path}.input_layernorm.weight", g.hidden, init="zeros", extra=True),
         *experts(0, g.num_experts, g.moe_intermediate, g.hidden, fused=False, disk="mtp.", extra=True),
-        TensorSpec(key=f"{path}.mlp.gate.weight", shape=(g.num_experts, g.hidden), exponent=1, kind="router", extra=True),
+        TensorSpec(
+            key=f"{path}.mlp.gate.weight", shape=(g.num_experts, g.hidden), exponent=1, kind="router", extra=True
+        ),
         *mlp("layers.0.mlp.shared_expert", _shared_intermediate(g), g.hidden, "shared_expert", disk="mtp.", extra=True),
         TensorSpec(key=f"{path}.mlp.shared_expert_gate.weight", shape=(1, g.hidden), extra=True),
         norm(f"{path}.post_attention_layernorm.weight", g.hidden, init="zeros", extra=True),
         linear("layers.0.self_attn", "k_proj", g.kv_heads * g.head_dim, g.hidden, "attention", disk="mtp.", extra=True),
         linear("layers.0.self_attn", "o_proj", g.hidden, g.heads * g.head_dim, "attention", disk="mtp.", extra=True),
-        linear("layers.0.self_attn", "q_proj", 2 * g.heads * g.head_dim, g.hidden, "attention", disk="mtp.", extra=True),
+        linear(
+            "layers.0.self_attn", "q_proj", 2 * g.heads * g.head_dim, g.hidden, "attention", disk="mtp.", extra=True
+        ),
         linear("layers.0.self_attn", "v_proj", g.kv_heads * g.head_dim, g.hidden, "attention", disk="mtp.", extra=True),
         norm("mtp.norm.weight", g.hidden, init="zeros", extra=True),
         norm("mtp.pre_fc_norm_embedding.weight", g.hidden, init="zeros", extra=True),

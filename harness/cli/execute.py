@@ -1,0 +1,152 @@
+"""Running cells and saying what came of them: what ``harness run`` and ``harness matrix`` have in common."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.cli.setup import Setup
+from harness.envs import cache_dir, check_versions_exist, child_environment, ensure_environment, unmanaged_environment
+from harness.errors import HarnessError
+from harness.execution.agenda import stack_key
+from harness.execution.files import tail
+from harness.execution.observer import RunReport
+from harness.execution.progress import choose_progress
+from harness.execution.scheduler import RunInterruptedError, run_cells
+from harness.execution.services import CellSettings, PreparedEnvironment, Services
+from harness.execution.supervise import Limits
+from harness.matrix.cell import Cell, Device, Stack
+from harness.matrix.verdict import judge
+from harness.report.table import Row, not_run
+from harness.report.terminal import print_failure, print_table
+from harness.report.write import write_report
+from harness.result import CellResult
+
+FAILURES_SHOWN = 10
+LOG_LINES = 15
+
+
+def execute(
+    setup: Setup,
+    cells: Sequence[Cell],
+    *,
+    out: Path,
+    jobs: int | None,
+    device: Device,
+    python: Path | None,
+    resume: bool,
+    keep: bool,
+    console: Console,
+    report: bool,
+) -> tuple[int, list[Row]]:
+    """Run cells, print the table and every failure, write the report; return the exit code and the rows.
+
+    Args:
+        setup: the configuration.
+        cells: what to run.
+        out: the output directory.
+        jobs: cells at a time; None: what the configuration says for this machine.
+        device: where cells run.
+        python: an interpreter to run in as it is, or None.
+        resume: take over results on disk that this run would make again just so.
+        keep: leave work directories under ``out``.
+        console: where to print.
+        report: whether to write the report's files.
+
+    Raises:
+        HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
+    """
+    if python is None:
+        check_versions_exist({stack_key(cell.stack): cell.stack for cell in cells}.values())
+    at_a_time, threads = setup.config.limits.share(len(os.sched_getaffinity(0)), jobs=jobs)
+    with tempfile.TemporaryDirectory(prefix="moe-lora-harness-") as scratch:
+        services = Services(
+            prepare=_preparer(python, device),
+            child_environment=child_environment,
+            settings=lambda cell: _settings(setup, cell, threads),
+            cache=cache_dir(),
+            out=out,
+            scratch=out / "work" if keep else Path(scratch),
+        )
+        try:
+            ran = run_cells(
+                cells, services, choose_progress(console), jobs=min(at_a_time, len(cells)), resume=resume, keep=keep
+            )
+        except RunInterruptedError as interruption:
+            rows = rows_of(setup, interruption.report)
+            _say(console, rows, out, report=report)
+            raise
+    rows = rows_of(setup, ran)
+    _say(console, rows, out, report=report)
+    for stack, error in ran.environment_failures:
+        _say_environment(console, stack, error)
+    if ran.environment_failures:
+        return max(error.exit_code for _, error in ran.environment_failures), rows
+    bad = any(row.standing in {"regression", "unexpected-pass", "not-run"} for row in rows)
+    return int(bad), rows
+
+
+def row_of(setup: Setup, result: CellResult) -> Row:
+    """Judge one result in the light of the expectations."""
+    verdict = judge(result, setup.expectations)
+    expectation = verdict.expectation
+    return Row(
+        result=result,
+        status=verdict.status,
+        sentence=verdict.sentence,
+        expectation_reason=expectation.reason if expectation else None,
+        expectation_link=expectation.link if expectation else None,
+    )
+
+
+def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
+    """Judge every result; a planned cell without one is ``not run``, which never looks like a pass."""
+    return [row_of(setup, result) for result in ran.results] + [
+        not_run(cell, "the run was interrupted before it had a result") for cell in ran.unfinished
+    ]
+
+
+def _preparer(python: Path | None, device: Device):  # type: ignore[no-untyped-def]  # noqa: ANN202 — a Prepare
+    def prepare(stack: Stack) -> PreparedEnvironment:
+        if python is not None:
+            return unmanaged_environment(python)
+        return ensure_environment(stack, device=device)
+
+    return prepare
+
+
+def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
+    limits = setup.config.limits
+    return CellSettings(
+        limits=Limits(seconds=limits.cell_seconds, memory_mb=limits.memory_mb),
+        bands=setup.config.bands[cell.dtype].model_dump(),
+        worker_limits={},
+        threads=threads,
+    )
+
+
+def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
+    """Print the table, then every cell that is not as it should be, then where everything lies."""
+    console.print()
+    print_table(console, rows)
+    wrong = [row for row in rows if row.standing in {"regression", "unexpected-pass"}]
+    for row in wrong[:FAILURES_SHOWN]:
+        log = out / row.result.log if row.result.log else None
+        print_failure(console, row, tail(log, lines=LOG_LINES) if log else "", log)
+    if len(wrong) > FAILURES_SHOWN:
+        console.print(f"… and {len(wrong) - FAILURES_SHOWN} more; the report has them all.")
+    if report:
+        paths = write_report(rows, out)
+        console.print("report: " + ", ".join(str(path) for path in paths), soft_wrap=True)
+
+
+def _say_environment(console: Console, stack: Stack, error: HarnessError) -> None:
+    console.print(
+        f"environment {stack.id} could not be made: {error.message}", style="red", markup=False, soft_wrap=True
+    )
+    if error.remedy:
+        console.print(f"what to do: {error.remedy}", markup=False, soft_wrap=True)

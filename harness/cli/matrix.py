@@ -1,0 +1,77 @@
+"""``harness matrix``: a whole profile, one scheduler, one table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from harness.cli.execute import execute
+from harness.cli.options import (
+    DEFAULT_OUT,
+    ConfigOption,
+    DeviceOption,
+    ExpectationsOption,
+    JobsOption,
+    KeepOption,
+    OutOption,
+    ProfileOption,
+    PythonOption,
+    SelectOption,
+    ShardOption,
+)
+from harness.cli.setup import choose_device, console, load_setup
+from harness.errors import ConfigurationError
+from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
+
+EXECUTORS = ("local",)
+
+
+def matrix(
+    profile: ProfileOption = DEFAULT_PROFILE,
+    select: SelectOption = None,
+    jobs: JobsOption = None,
+    shard: ShardOption = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
+    device: DeviceOption = "cpu",
+    python: PythonOption = None,
+    out: OutOption = DEFAULT_OUT,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep results of an earlier run that this one would make again just so.")
+    ] = False,
+    keep: KeepOption = False,
+    config: ConfigOption = None,
+    expectations: ExpectationsOption = None,
+) -> None:
+    """Run every cell of a profile and write the version-compat report.
+
+    Each stack gets an isolated environment; each cell runs in processes of its own, and whatever happens to one the others go
+    on. Exits with 1 on a regression or an unexpected pass; failures declared in expectations.toml do not make a run red.
+
+    Example: [bold]harness matrix --profile smoke[/]
+    """
+    if executor not in EXECUTORS:
+        raise ConfigurationError(f"--executor {executor!r} is not one of {', '.join(EXECUTORS)}.")
+    setup = load_setup(config, expectations)
+    chosen = choose_device(device, python)
+    selection = Selection(
+        profile=profile,
+        select=tuple(select or ()),
+        shard=parse_shard(shard) if shard else (1, 1),
+        device=chosen,
+        unmanaged=python is not None,
+    )
+    cells = plan_cells(setup.config, setup.catalogue, selection)
+    code, _ = execute(
+        setup,
+        cells,
+        out=out,
+        jobs=jobs,
+        device=chosen,
+        python=python,
+        resume=resume,
+        keep=keep,
+        console=console(),
+        report=True,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,76 @@
+"""``harness noise-floor``: what a right merge measures like, which is what the bands in matrix.toml are derived from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from harness.cli.setup import console
+from harness.errors import NothingSelectedError
+from harness.execution.store import load_results
+from harness.result import CellResult
+
+
+def _share(result: CellResult) -> float | None:
+    metrics = result.metrics
+    return (
+        None
+        if metrics.samples_matched is None or not metrics.samples_total
+        else metrics.samples_matched / metrics.samples_total
+    )
+
+
+QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (
+    ("kl_max", "KL(trained ‖ merged), largest", max, lambda result: result.metrics.kl_trained_merged),
+    (
+        "adapter_reload_kl_max",
+        "KL(trained ‖ reloaded adapter), largest",
+        max,
+        lambda result: result.metrics.kl_trained_adapter,
+    ),
+    ("logprob_max", "max |Δ log p|, largest", max, lambda result: result.metrics.max_logprob_diff),
+    ("samples_min", "share of samples matched, smallest", min, _share),
+    ("exact_min", "share of exact elements, smallest", min, lambda result: result.metrics.tensors_exact_fraction),
+    ("ulp_max", "ulps beyond accumulation, largest", max, lambda result: result.metrics.max_ulp),
+    ("signal_min", "KL(trained ‖ base), smallest", min, lambda result: result.metrics.kl_trained_base),
+)
+
+
+def noise_floor(
+    results: Annotated[list[Path], typer.Argument(help="Result files, or directories that hold them.")],
+) -> None:
+    """Print, per dtype, the worst value of every banded quantity over cells whose merged bytes are right.
+
+    Whether the bytes are right is the tensor gate's word alone, so that a functional band is never derived from itself.
+
+    Example: [bold]harness noise-floor results[/]
+    """
+    right = [result for result in load_results(results) if _bytes_are_right(result)]
+    if not right:
+        raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
+    screen = console()
+    for dtype in sorted({result.cell.dtype for result in right}):
+        chosen = [result for result in right if result.cell.dtype == dtype]
+        table = Table(box=None, pad_edge=False, title=f"{dtype}: {len(chosen)} cells", title_justify="left")
+        for column in ("band", "quantity", "floor", "in cell"):
+            table.add_column(column, no_wrap=True)
+        for band, words, worst, value in QUANTITIES:
+            measured = {result.cell_id: found for result in chosen if (found := value(result)) is not None}
+            if not measured:
+                continue
+            floor = worst(measured.values())
+            cell = next(cell for cell, found in measured.items() if found == floor or math.isnan(floor))
+            table.add_row(band, words, f"{floor:.3g}", cell)
+        screen.print(table, crop=False, soft_wrap=True)
+
+
+def _bytes_are_right(result: CellResult) -> bool:
+    merge = result.merge
+    if merge is None or result.cell.b_packing is not None:
+        return False
+    return merge.attempted > 0 and merge.dropped == merge.wrong == 0

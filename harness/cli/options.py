@@ -1,0 +1,44 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_OUT = Path("results")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="A matrix.toml. Default: ./matrix.toml, else the one shipped with the harness."),
+]
+ExpectationsOption = Annotated[
+    Path | None, typer.Option("--expectations", help="An expectations.toml. Default: the one beside matrix.toml.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Where results, logs and reports are written.")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="Which profile of matrix.toml.")]
+SelectOption = Annotated[
+    list[str] | None,
+    typer.Option("--select", help="Only cells whose id matches this glob, as 'qwen3_moe/*@tf5.5*'. Can be repeated."),
+]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts, to share a run among machines.")
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="cpu, cuda or auto: cuda where --python's torch sees a GPU, else cpu. cuda installs the CUDA build of torch.",
+    ),
+]
+PythonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--python", help="Run in this existing interpreter as it is, instead of an environment made for the stack."
+    ),
+]
+KeepOption = Annotated[
+    bool, typer.Option("--keep", help="Keep each cell's work directory: base, adapter and merged checkpoint.")
+]
+JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core.")]

@@ -1,0 +1,62 @@
+"""``harness plan``: what would run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from harness.cli.options import ConfigOption, DeviceOption, ExpectationsOption, ProfileOption, SelectOption, ShardOption
+from harness.cli.setup import choose_device, console, load_setup
+from harness.matrix.plan import (
+    COLUMNS,
+    DEFAULT_PROFILE,
+    Selection,
+    github_matrix,
+    parse_shard,
+    plan_cells,
+    plan_json,
+    plan_rows,
+)
+
+
+def plan(
+    profile: ProfileOption = DEFAULT_PROFILE,
+    select: SelectOption = None,
+    shard: ShardOption = None,
+    device: DeviceOption = "cpu",
+    output: Annotated[
+        Literal["table", "json", "github"],
+        typer.Option("--format", help="table for people, json for programs, github for a workflow's matrix."),
+    ] = "table",
+    config: ConfigOption = None,
+    expectations: ExpectationsOption = None,
+) -> None:
+    """Show the cells that a profile or a selection means, without running any.
+
+    Example: [bold]harness plan --profile nightly --select 'deepseek_v3/*' --format json[/]
+    """
+    setup = load_setup(config, expectations)
+    selection = Selection(
+        profile=profile,
+        select=tuple(select or ()),
+        shard=parse_shard(shard) if shard else (1, 1),
+        device=choose_device(device, None),
+    )
+    cells = plan_cells(setup.config, setup.catalogue, selection)
+    if output == "json":
+        typer.echo(plan_json(cells, selection))
+        return
+    if output == "github":
+        typer.echo(github_matrix(cells, selection))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True, overflow="ignore")
+    for row in plan_rows(cells):
+        table.add_row(*(row[column] for column in COLUMNS))
+    screen = console()
+    screen.print(table, crop=False, soft_wrap=True)
+    stacks = len({cell.stack.id for cell in cells})
+    screen.print(f"{len(cells)} cells on {stacks} stacks")

@@ -1,0 +1,46 @@
+"""``harness report``: results in, one table out, in every format."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.execute import row_of
+from harness.cli.options import ConfigOption, ExpectationsOption
+from harness.cli.setup import console, load_setup
+from harness.errors import ConfigurationError
+from harness.execution.store import load_results
+from harness.report.table import Row
+from harness.report.terminal import print_table
+from harness.report.write import write_report
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Result files, or directories that hold them.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the report is written.")],
+    config: ConfigOption = None,
+    expectations: ExpectationsOption = None,
+) -> None:
+    """Write the version-compat report of finished results: Markdown, HTML, JSON, CSV and JUnit.
+
+    Statuses are judged anew, against the expectations of today. Exits with 1 on a regression or an unexpected pass.
+
+    Example: [bold]harness report results --out reports/default[/]
+    """
+    setup = load_setup(config, expectations)
+    loaded = load_results(results)
+    newest: dict[str, Row] = {}
+    for result in sorted(loaded, key=lambda item: item.started or ""):
+        newest[result.cell_id] = row_of(setup, result)
+    rows = list(newest.values())
+    try:
+        paths = write_report(rows, out, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    except OSError as error:
+        raise ConfigurationError(f"--out {out}: {error.strerror}.") from error
+    screen = console()
+    print_table(screen, rows)
+    screen.print("written: " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    raise typer.Exit(int(any(row.standing in {"regression", "unexpected-pass"} for row in rows)))

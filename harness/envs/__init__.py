@@ -1,0 +1,24 @@
+"""Where a stack runs: a hashed lock and an isolated environment for each, content-addressed, reused, never half-made.
+
+``environment`` is the door; everything else is behind it. ``indexes`` stands apart: it is standard library only, because
+``noxfile.py`` loads it by path before anything of ours is installed.
+"""
+
+from harness.envs.cache import cache_dir, clean_environments, list_environments
+from harness.envs.child_environment import child_environment
+from harness.envs.environment import Environment, ensure_environment, unmanaged_environment
+from harness.envs.uv_command import Unresolvable
+from harness.envs.versions import check_versions_exist, newest_release
+
+__all__ = [
+    "Environment",
+    "Unresolvable",
+    "cache_dir",
+    "check_versions_exist",
+    "child_environment",
+    "clean_environments",
+    "ensure_environment",
+    "list_environments",
+    "newest_release",
+    "unmanaged_environment",
+]

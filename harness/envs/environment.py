@@ -1,0 +1,147 @@
+"""The door: from a stack to an interpreter in which it is installed, made now or found again, or the user's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from harness.envs.interpreter import describe, find_interpreter
+from harness.envs.layout import CacheLayout, cache_dir
+from harness.envs.lock import Device, Lock
+from harness.envs.resolution import resolve
+from harness.envs.uv_command import find_uv
+from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv
+from harness.matrix.cell import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """An interpreter that a cell can run in.
+
+    Attributes:
+        python: its executable.
+        prefix: its folder.
+        lock_sha256: hex digest of the lock it was installed from; None for an interpreter that the user gave.
+        versions: installed distributions, canonical name to version, local labels included (``2.13.0+cpu``).
+        python_version: as ``3.11.2``.
+        reused: whether it was there already.
+        seconds_resolve: time spent on the lock; next to nothing when it was cached.
+        seconds_install: time spent making the environment; next to nothing when it was there.
+    """
+
+    python: Path
+    prefix: Path
+    lock_sha256: str | None
+    versions: dict[str, str]
+    python_version: str
+    reused: bool
+    seconds_resolve: float
+    seconds_install: float
+
+
+def ensure_environment(
+    stack: Stack, *, device: Device = "cpu", log: Callable[[str], None] | None = None, link_mode: LinkMode = "hardlink"
+) -> Environment:
+    """Return an environment in which ``stack`` is installed.
+
+    Args:
+        stack: what to install.
+        device: which build of torch.
+        log: receives every external command, redacted, before it runs.
+        link_mode: ``copy`` for an environment whose files may be edited.
+
+    Raises:
+        Unresolvable: the pinned versions exist and contradict each other.
+        VersionNotFoundError: a pinned version that no configured index has.
+        EnvironmentFailedError: an index out of reach, a full disk, no such Python, no torch of the right build.
+    """
+    return ensure_requirements(
+        stack.requirements, label=stack.id, python_version=stack.python, device=device, link_mode=link_mode, log=log
+    )
+
+
+def ensure_requirements(
+    requirements: Sequence[str],
+    *,
+    label: str,
+    python_version: str | None = None,
+    device: Device = "cpu",
+    link_mode: LinkMode = "hardlink",
+    log: Callable[[str], None] | None = None,
+    root: Path | None = None,
+) -> Environment:
+    """Return an environment in which ``requirements`` are installed; see :func:`ensure_environment`.
+
+    Args:
+        requirements: as in a requirements file, by name (no addresses).
+        label: what the environment is called in lists.
+        python_version: ``major.minor``, or None for the running interpreter's.
+        device: which build of torch, if they come to one.
+        link_mode: ``hardlink`` or ``copy``.
+        log: receives every external command before it runs.
+        root: another cache than the user's.
+    """
+    layout = CacheLayout(cache_dir() if root is None else root)
+    uv = find_uv(layout.working_folder, log)
+    for decision in uv.indexes.decisions:
+        uv.log(f"indexes: {decision}")
+    interpreter = find_interpreter(uv, python_version)
+    started = time.monotonic()
+    lock = resolve(uv, layout, requirements, interpreter, device=device)
+    resolved = time.monotonic()
+
+    def install(lock: Lock) -> tuple[Path, Record, bool]:
+        return ensure_venv(
+            uv,
+            layout,
+            lock,
+            interpreter,
+            label=label,
+            requirements=tuple(sorted(requirements)),
+            device=device,
+            link_mode=link_mode,
+        )
+
+    try:
+        prefix, record, reused = install(lock)
+    except StaleLockError as error:
+        if not lock.reused:
+            raise
+        # An index may have changed since the lock was made; one that is made now settles whether that was it.
+        uv.log(f"the cached lock does not install ({error.message}); resolving again")
+        lock = resolve(uv, layout, requirements, interpreter, device=device, refresh=True)
+        resolved = time.monotonic()
+        prefix, record, reused = install(lock)
+    return Environment(
+        python=prefix / "bin" / "python",
+        prefix=prefix,
+        lock_sha256=record.lock_sha256,
+        versions=record.versions,
+        python_version=record.python_version,
+        reused=reused,
+        seconds_resolve=round(resolved - started, 3),
+        seconds_install=round(time.monotonic() - resolved, 3),
+    )
+
+
+def unmanaged_environment(python: Path) -> Environment:
+    """Return the environment of an interpreter that the user gave: observed, never changed.
+
+    Raises:
+        ConfigurationError: the path is no Python that runs.
+    """
+    told = describe(python.expanduser().absolute(), with_versions=True)
+    return Environment(
+        python=told.python,
+        prefix=told.prefix,
+        lock_sha256=None,
+        versions={canonicalize_name(name): version for name, version in told.versions.items()},
+        python_version=told.version,
+        reused=True,
+        seconds_resolve=0.0,
+        seconds_install=0.0,
+    )

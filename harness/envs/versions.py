@@ -1,0 +1,141 @@
+"""Do the pinned versions exist, and which release is the newest: asked of the configured indexes before anything is planned.
+
+A pin that no index offers is a mistake in the question (exit 2), quite unlike two existing releases that contradict each
+other (the outcome ``unresolvable``) or an index that does not answer (exit 4). uv is asked without dependencies, so that
+only existence is at stake. What is known to exist is remembered per index settings: releases do not disappear, and a run
+whose locks are cached needs no network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from harness.envs.interpreter import Interpreter, find_interpreter
+from harness.envs.layout import CacheLayout, cache_dir, write_atomically
+from harness.envs.lock import compile_requirements, locked_versions
+from harness.envs.uv_command import Log, Unresolvable, Uv, find_uv
+from harness.errors import VersionNotFoundError
+from harness.matrix.cell import Stack
+
+
+def check_versions_exist(stacks: Iterable[Stack], *, log: Log | None = None) -> None:
+    """Ask the configured indexes whether every pinned version of every stack exists.
+
+    Raises:
+        VersionNotFoundError: some do not; all of them are named, each with the releases nearest to it.
+        EnvironmentFailedError: an index is out of reach, or there is no uv.
+    """
+    layout = CacheLayout(cache_dir())
+    uv = find_uv(layout.working_folder, log)
+    interpreter = find_interpreter(uv, None)
+    groups = sorted({stack.requirements for stack in stacks})
+    missing: dict[str, str] = {}
+    for group in groups:
+        missing |= missing_pins(uv, layout, group, interpreter)
+    raise_for_missing(missing)
+
+
+def newest_release(package: str, *, log: Log | None = None) -> str:
+    """Return the newest release of ``package`` that fits the running Python; pre-releases do not count.
+
+    Raises:
+        VersionNotFoundError: no configured index has the package, or none of its releases fits.
+        EnvironmentFailedError: an index is out of reach, or there is no uv.
+    """
+    layout = CacheLayout(cache_dir())
+    uv = find_uv(layout.working_folder, log)
+    try:
+        found = _probe(uv, package, find_interpreter(uv, None))
+    except Unresolvable as error:
+        raise VersionNotFoundError(
+            f"No configured package index offers a release of {package} for this Python. uv says: {error.explanation}",
+            remedy="Check the spelling and the index settings (`harness doctor` lists them).",
+        ) from error
+    return str(Version(found).public)
+
+
+def missing_pins(uv: Uv, layout: CacheLayout, requirements: Iterable[str], interpreter: Interpreter) -> dict[str, str]:
+    """Return the exact pins among ``requirements`` that no index offers, each with a sentence about its neighbours.
+
+    A version that exists but does not fit this Python or platform is not missing.
+    """
+    known_file = layout.known_versions / f"{uv.indexes.digest}.json"
+    known = _read_known(known_file)
+    pins = [pin for pin in sorted(set(requirements)) if pinned_version(pin) is not None and pin not in known]
+    if not pins:
+        return {}
+    missing: dict[str, str] = {}
+    try:
+        compile_requirements(uv, pins, interpreter.python, dependencies=False)
+    except Unresolvable:
+        # Which of them it was is found by asking for each alone: an explanation names one culprit, and not always first.
+        for pin in pins:
+            try:
+                _probe(uv, pin, interpreter)
+            except Unresolvable as alone:
+                if alone.says_missing(Requirement(pin).name):
+                    missing[pin] = neighbours(uv, pin, interpreter)
+    # Read again: another process may have written meanwhile. Losing its words would cost one question, no more.
+    found = _read_known(known_file) | (set(pins) - missing.keys())
+    write_atomically(known_file, json.dumps(sorted(found), indent=1))
+    return missing
+
+
+def raise_for_missing(missing: dict[str, str]) -> None:
+    """Raise the error that names every missing pin; do nothing when none is missing.
+
+    Raises:
+        VersionNotFoundError: ``missing`` is not empty.
+    """
+    if missing:
+        pins = ", ".join(missing)
+        raise VersionNotFoundError(
+            f"No configured package index offers {pins}.",
+            remedy=" ".join(missing.values()) + " `harness doctor` lists the index settings.",
+        )
+
+
+def neighbours(uv: Uv, pin: str, interpreter: Interpreter) -> str:
+    """Return a sentence that names the releases just below and just above a pin, and the newest one."""
+    name, version = Requirement(pin).name, pinned_version(pin)
+    below = _probe_quietly(uv, f"{name}<{version}", interpreter)
+    above = _probe_quietly(uv, f"{name}>{version}", interpreter, lowest=True)
+    newest = _probe_quietly(uv, name, interpreter)
+    if newest is None:
+        return f"No index has a package {name!r} for this Python: check the spelling and the index settings."
+    words = [f"{below} is the nearest below" if below else "", f"{above} the nearest above" if above else ""]
+    near = " and ".join(word for word in words if word)
+    return f"Of {name}, {near + ', ' if near else ''}{newest} is the newest."
+
+
+def pinned_version(requirement: str) -> str | None:
+    """Return the version that a requirement pins exactly, or None when it leaves a choice."""
+    specifiers = list(Requirement(requirement).specifier)
+    if len(specifiers) == 1 and specifiers[0].operator in {"==", "==="} and not specifiers[0].version.endswith(".*"):
+        return specifiers[0].version
+    return None
+
+
+def _probe(uv: Uv, requirement: str, interpreter: Interpreter, *, lowest: bool = False) -> str:
+    text = compile_requirements(uv, [requirement], interpreter.python, dependencies=False, lowest=lowest)
+    return locked_versions(text)[canonicalize_name(Requirement(requirement).name)]
+
+
+def _probe_quietly(uv: Uv, requirement: str, interpreter: Interpreter, *, lowest: bool = False) -> str | None:
+    try:
+        return _probe(uv, requirement, interpreter, lowest=lowest)
+    except Unresolvable:
+        return None
+
+
+def _read_known(path: Path) -> set[str]:
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return set()  # it is a memory, not a truth: without it uv is asked again

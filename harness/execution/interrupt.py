@@ -1,0 +1,75 @@
+"""Ctrl-C, SIGTERM and a closed terminal become one event; and what is left of making environments is ended.
+
+While cells run, the signals raise nothing: a handler sets an event and the scheduler winds up in its own time. So a second
+Ctrl-C (terminals send it to the whole group, nox passes it on again, people press it twice) cannot strike in the middle of
+cleaning up.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 3.0
+_PAUSE = 0.05
+
+
+@contextmanager
+def signals_set(cancelled: threading.Event) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``. Only the main thread can do so; elsewhere nothing changes.
+
+    A signal that is ignored on entry stays ignored (``nohup`` means it).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        # Safe in a handler as long as the main thread itself never waits on the event, only asks it.
+        cancelled.set()
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def children() -> set[psutil.Process]:
+    """The direct children of this process."""
+    return set(psutil.Process().children())
+
+
+def end_children(spared: set[psutil.Process], *, until: Callable[[], bool]) -> None:
+    """End the children of this process other than ``spared``, with theirs, until ``until`` says that it is enough.
+
+    For commands that make environments: they run in threads that wait for them and may start the next, and belong to a
+    package that knows nothing of cancelling. SIGTERM first; after three seconds SIGKILL. They are not reaped here: that
+    would take their exit status away from the thread that waits for it, which would read it as success.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    asked: set[psutil.Process] = set()
+    while not until():
+        late = time.monotonic() > deadline
+        for child in children() - spared:
+            try:
+                for process in [*child.children(recursive=True), child]:
+                    if late:
+                        process.kill()
+                    elif process not in asked:
+                        asked.add(process)
+                        process.terminate()
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(_PAUSE)

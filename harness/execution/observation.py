@@ -1,0 +1,85 @@
+"""The file that a worker rewrites after each stage, read with suspicion: the worker may have died over it.
+
+It is a JSON object with some of the result's fields, ``running`` (the stage it is in, or null) and ``done``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from harness.result import STAGES, StageName
+
+_WORKER_FIELDS = frozenset({
+    "stages", "checks", "metrics", "training", "adapter", "merge", "controls", "base_sha256", "versions", "python",
+    "platform", "device", "threads", "timings", "seed", "peak_rss_mb", "peak_vram_mb",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A worker's file, as far as it could be read.
+
+    Attributes:
+        fields: the result's fields that it gives.
+        running: the stage that it was in when it was written.
+        done: whether the worker had come to its end.
+        problem: why it could not be read, None when it could.
+    """
+
+    fields: Mapping[str, object] = field(default_factory=dict)
+    running: StageName | None = None
+    done: bool = False
+    problem: str | None = None
+
+
+def parse_observation(content: bytes | None) -> Observation:
+    """Read a worker's file; anything that is not one gives an observation with a ``problem``.
+
+    Args:
+        content: the bytes of the file, None when there is none.
+    """
+    if content is None:
+        return Observation(problem="the worker wrote no observation")
+    try:
+        value = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return Observation(problem=f"the worker's observation is not JSON ({error})")
+    if not isinstance(value, dict):
+        return Observation(problem=f"the worker's observation is a {type(value).__name__}, not an object")
+    running = value.pop("running", None)
+    done = value.pop("done", False)
+    if (running is not None and running not in STAGES) or not isinstance(done, bool):
+        return Observation(problem=f"the worker's observation has running={running!r}, done={done!r}")
+    unknown = sorted(value.keys() - _WORKER_FIELDS)
+    if unknown:
+        return Observation(problem=f"the worker's observation has unknown fields: {', '.join(unknown)}")
+    return Observation(fields=_finite_mapping(value), running=running, done=done)
+
+
+def _finite_mapping(mapping: dict[str, object]) -> dict[str, object]:
+    """Leave out numbers that JSON does not have, which Python's writer lets through.
+
+    A loss or a KL that is not a number is told by the check that it fails: there, as ``value``, it stays as a text.
+    """
+    kept = {}
+    for key, value in mapping.items():
+        if not _is_finite(value) and key == "value" and "band" in mapping:
+            kept[key] = str(value)
+        elif _is_finite(value):
+            kept[key] = _finite(value)
+    return kept
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return _finite_mapping(value)
+    if isinstance(value, list):
+        return [_finite(item) for item in value if _is_finite(item)]
+    return value
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,72 @@
+"""What a worker is asked: one JSON file, the whole of what it knows about its cell.
+
+The worker reads it with the standard library alone, so the file holds plain values and paths; nothing is looked up again
+on the other side. ``schema`` changes when a key changes its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.execution.files import write_atomically
+from harness.matrix.cell import Cell
+
+REQUEST_SCHEMA = 1
+CELL_FIELDS = (
+    "family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing",
+)  # fmt: skip
+"""What a worker is told of its cell. Not the stack: it observes what is installed instead of believing what should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRequest:
+    """One cell's request.
+
+    Attributes:
+        cell: the cell.
+        work: an empty directory of the cell's own, the worker's current directory.
+        bands: the bands of the cell's dtype and recipe, JSON values by name.
+        limits: what the worker limits by itself (seconds of a stage's own child, say), by name.
+        threads: how many threads each process of the cell may compute with.
+        keep: leave checkpoints and adapters in ``work`` instead of removing them when they are no longer needed.
+    """
+
+    cell: Cell
+    work: Path
+    bands: Mapping[str, object] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 1
+    keep: bool = False
+
+    @property
+    def observation(self) -> Path:
+        """The file that the worker rewrites after each stage."""
+        return self.work / "observation.json"
+
+    def to_json(self) -> str:
+        """Return the request as the worker reads it."""
+        cell = self.cell.model_dump(mode="json")
+        return json.dumps(
+            {
+                "schema": REQUEST_SCHEMA,
+                "cell": {name: cell[name] for name in CELL_FIELDS},
+                "work": str(self.work),
+                "observation": str(self.observation),
+                "bands": dict(self.bands),
+                "limits": dict(self.limits),
+                "threads": self.threads,
+                "keep": self.keep,
+            },
+            indent=1,
+            sort_keys=True,
+            allow_nan=False,
+        )
+
+    def write(self) -> Path:
+        """Write the request into the work directory and return its path."""
+        path = self.work / "request.json"
+        write_atomically(path, self.to_json().encode())
+        return path

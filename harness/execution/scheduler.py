@@ -1,0 +1,284 @@
+"""All cells of a run: environments made in the background, cells started as soon as theirs is there, ``jobs`` at a time.
+
+The calling thread does all the deciding and all the talking: it starts cells, notices ends, and calls the observer. A few
+threads make environments, and ``jobs`` threads each wait for one worker process. A cell's result is on disk before anybody
+hears of it. What goes wrong in a cell is its outcome, and what goes wrong with an environment is the outcome of its
+cells; the others go on either way. Anything else that goes wrong ends the run, with no child left behind.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from harness.envs import Unresolvable
+from harness.errors import (
+    EnvironmentFailedError,
+    HarnessError,
+    InterruptedByUserError,
+    NothingSelectedError,
+    VersionNotFoundError,
+)
+from harness.execution.agenda import Agenda, StackKey, stack_key
+from harness.execution.bundle import publish_bundle
+from harness.execution.deadman import Deadman
+from harness.execution.finalise import StackRecord, without_worker
+from harness.execution.interrupt import children, end_children, signals_set
+from harness.execution.local import LocalRunner, utc_now
+from harness.execution.observer import Observer, RunReport
+from harness.execution.services import CellSettings, PreparedEnvironment, Services
+from harness.execution.store import ResultStore, fingerprint
+from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult, Outcome, StageName
+
+_TICK = 0.1
+
+
+class RunInterruptedError(InterruptedByUserError):
+    """Ctrl-C or SIGTERM. Children are gone; ``report`` holds what was finished, and is on disk."""
+
+    def __init__(self, report: RunReport) -> None:
+        done, planned = len(report.results), len(report.planned)
+        super().__init__(
+            f"Interrupted: {done} of {planned} cells have a result, which is kept.",
+            remedy="The same command with --resume does the rest.",
+        )
+        self.report = report
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    services: Services,
+    observer: Observer,
+    *,
+    jobs: int = 1,
+    environment_jobs: int = 1,
+    resume: bool = False,
+    keep: bool = False,
+    cancelled: threading.Event | None = None,
+) -> RunReport:
+    """Run ``cells`` and return what they came to.
+
+    Args:
+        cells: the plan. Stacks are prepared in the order of their first cell.
+        services: what is needed of others.
+        observer: is told what happens.
+        jobs: how many cells run at a time.
+        environment_jobs: how many environments are made at a time.
+        resume: take over results on disk that this run would make again just so.
+        keep: leave the cells' work directories.
+        cancelled: set from elsewhere, it ends the run as Ctrl-C does.
+
+    Raises:
+        NothingSelectedError: there are no cells.
+        RunInterruptedError: the run was cancelled.
+    """
+    if not cells:
+        raise NothingSelectedError("There is no cell to run.")
+    if jobs < 1 or environment_jobs < 1:
+        raise ValueError(f"jobs={jobs} and environment_jobs={environment_jobs} must be at least 1")
+    event = cancelled or threading.Event()
+    run = _Run(cells, services, observer, resume=resume, keep=keep, cancelled=event)
+    with signals_set(event):
+        try:
+            report = run.execute(jobs=jobs, environment_jobs=environment_jobs)
+            observer.run_ended(report)
+        finally:
+            observer.closed()
+    if report.interrupted:
+        raise RunInterruptedError(report)
+    return report
+
+
+class _Run:
+    """One run's state. Only the calling thread touches it, the event and the queue excepted."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        services: Services,
+        observer: Observer,
+        *,
+        resume: bool,
+        keep: bool,
+        cancelled: threading.Event,
+    ) -> None:
+        self.cells = tuple(cells)
+        self.services = services
+        self.observer = observer
+        self.resume = resume
+        self.cancelled = cancelled
+        self.agenda = Agenda(cells)
+        self.store = ResultStore(services.out)
+        self.runner = LocalRunner(
+            bundle=publish_bundle(services.cache, package=services.package),
+            cache=services.cache,
+            scratch=services.scratch,
+            store=self.store,
+            child_environment=services.child_environment,
+            keep=keep,
+            run_token=secrets.token_hex(16),
+        )
+        self.notices: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.environments: dict[StackKey, PreparedEnvironment] = {}
+        self.results: dict[str, CellResult] = {}
+        self.reused: set[str] = set()
+        self.failures: list[tuple[Stack, HarnessError]] = []
+        self.started = 0
+
+    def execute(self, *, jobs: int, environment_jobs: int) -> RunReport:
+        """Run everything, or until cancelled."""
+        began = time.monotonic()
+        self.observer.planned(self.cells)
+        preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
+        running: dict[Future[CellResult | None], Cell] = {}
+        with Deadman(self.runner.run_token):
+            spared = children()
+            makers = ThreadPoolExecutor(environment_jobs, thread_name_prefix="environment")
+            cell_threads = ThreadPoolExecutor(jobs, thread_name_prefix="cell")
+            completed = False
+            try:
+                for key, stack in self.agenda.stacks.items():
+                    preparing[makers.submit(self._prepare, stack)] = key
+                while not self.cancelled.is_set():
+                    self._start_cells(cell_threads, running, jobs)
+                    if not running and not preparing:
+                        break
+                    # The two give different things; here it only matters that one has ended.
+                    pending: list[Future[Any]] = [*preparing, *running]
+                    done, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
+                    if not self.cancelled.is_set():  # Ctrl-C reaches uv too: that it fails then says nothing
+                        self._collect(done, preparing, running)
+                completed = True
+            finally:
+                interrupted = self.cancelled.is_set()
+                if not completed:
+                    self.cancelled.set()  # an error of ours: end the children, then let it out
+                # Cells first: they end at once, and afterwards every other child belongs to the making of environments.
+                cell_threads.shutdown(wait=True, cancel_futures=True)
+                makers.shutdown(wait=False, cancel_futures=True)
+                end_children(spared, until=lambda: all(future.done() for future in preparing))
+            # Cells that ended in the same moment as the run have their result; it counts.
+            self._collect({future for future in running if not future.cancelled()}, {}, running)
+        return RunReport(
+            planned=self.cells,
+            results=tuple(self.results[cell.id] for cell in self.cells if cell.id in self.results),
+            reused=frozenset(self.reused),
+            environment_failures=tuple(self.failures),
+            seconds=time.monotonic() - began,
+            interrupted=interrupted,
+        )
+
+    def _prepare(self, stack: Stack) -> tuple[PreparedEnvironment, float]:
+        """Make an environment; runs in a thread of its own."""
+        self.notices.put(lambda: self.observer.environment_started(stack))
+        began = time.monotonic()
+        return self.services.prepare(stack), time.monotonic() - began
+
+    def _start_cells(
+        self, threads: ThreadPoolExecutor, running: dict[Future[CellResult | None], Cell], jobs: int
+    ) -> None:
+        """Start cells while there is room, taking over what is on disk already."""
+        while len(running) < jobs and not self.cancelled.is_set():
+            cell = self.agenda.next()
+            if cell is None:
+                return
+            environment = self.environments[stack_key(cell.stack)]
+            settings = self.services.settings(cell)
+            resume_key = fingerprint(
+                cell,
+                code_sha256=self.runner.bundle.sha256,
+                lock_sha256=environment.lock_sha256,
+                settings=settings.deciding,
+            )
+            known = self.store.finished(cell, resume_key) if self.resume else None
+            if known is not None:
+                self.reused.add(cell.id)
+                self._finish(known)
+                continue
+            self.started += 1
+            self.observer.cell_started(cell)
+            future = threads.submit(self._run_cell, cell, environment, settings, resume_key, self.started)
+            running[future] = cell
+
+    def _run_cell(
+        self,
+        cell: Cell,
+        environment: PreparedEnvironment,
+        settings: CellSettings,
+        resume_key: str | None,
+        number: int,
+    ) -> CellResult | None:
+        """Run a cell and store its result; runs in a thread of its own."""
+        result = self.runner.run(
+            cell,
+            environment,
+            settings,
+            number=number,
+            cancelled=self.cancelled,
+            entered=lambda stage: self.notices.put(lambda: self.observer.cell_stage(cell, stage)),
+        )
+        if result is not None:
+            self.store.save(result, resume_key=resume_key)
+        return result
+
+    def _collect(
+        self,
+        done: set[Future[Any]],
+        preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey],
+        running: dict[Future[CellResult | None], Cell],
+    ) -> None:
+        """Pass on what threads have to say, then take in what has ended. What ended in an unforeseen error raises it here."""
+        while True:
+            try:
+                self.notices.get_nowait()()
+            except Empty:
+                break
+        for future in [future for future in preparing if future in done]:
+            self._environment(preparing.pop(future), future)
+        for ended in [future for future in running if future in done]:
+            del running[ended]
+            result = ended.result()
+            if result is not None:
+                self._finish(result)
+
+    def _environment(self, key: StackKey, future: Future[tuple[PreparedEnvironment, float]]) -> None:
+        """An environment is there, or will not be: then that is the outcome of its cells."""
+        stack = self.agenda.stacks[key]
+        try:
+            environment, seconds = future.result()
+        except Unresolvable as error:
+            self._fail_stack(key, outcome="unresolvable", stage="resolve", reason=error.explanation)
+        except (EnvironmentFailedError, VersionNotFoundError) as error:
+            self.failures.append((stack, error))
+            stage: StageName = "resolve" if isinstance(error, VersionNotFoundError) else "install"
+            self._fail_stack(key, outcome="error", stage=stage, reason=error.message)
+        else:
+            self.environments[key] = environment
+            self.agenda.ready(key)
+            self.observer.environment_ready(stack, seconds)
+
+    def _fail_stack(self, key: StackKey, *, outcome: Outcome, stage: StageName, reason: str) -> None:
+        """Give every cell of a stack the outcome of its environment. Never reused by --resume, because indexes change."""
+        self.observer.environment_failed(self.agenda.stacks[key], reason)
+        for cell in self.agenda.drop(key):
+            result = without_worker(
+                cell,
+                outcome=outcome,
+                stage=stage,
+                reason=reason,
+                stack=StackRecord(),
+                redactor=self.runner.redactor(),
+                started=utc_now(),
+            )
+            self.store.save(result)
+            self._finish(result)
+
+    def _finish(self, result: CellResult) -> None:
+        self.results[result.cell_id] = result
+        self.observer.cell_finished(result, reused=result.cell_id in self.reused)

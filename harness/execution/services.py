@@ -1,0 +1,126 @@
+"""What execution needs of other packages, handed in as values: environments, variables, limits, places.
+
+So that another executor, or a test with a worker of three lines, needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from harness.execution.supervise import Limits
+from harness.matrix.cell import Cell, Device, Stack
+
+
+class PreparedEnvironment(Protocol):
+    """What is needed of an environment."""
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        ...
+
+    @property
+    def prefix(self) -> Path:
+        """Its directory."""
+        ...
+
+    @property
+    def lock_sha256(self) -> str | None:
+        """The sha256 of its lock, None for an interpreter that is not ours."""
+        ...
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Installed versions by package."""
+        ...
+
+    @property
+    def python_version(self) -> str:
+        """The interpreter's version."""
+        ...
+
+    @property
+    def seconds_resolve(self) -> float | None:
+        """Seconds that making the lock took."""
+        ...
+
+    @property
+    def seconds_install(self) -> float | None:
+        """Seconds that making the environment took."""
+        ...
+
+
+class ChildEnvironment(Protocol):
+    """Gives the whole environment of a cell's process."""
+
+    def __call__(self, *, scratch: Path, threads: int, device: Device, prefix: Path) -> dict[str, str]:
+        """Return the variables.
+
+        Args:
+            scratch: a directory of the cell's own, for temporary files and caches of libraries.
+            threads: how many threads it may compute with.
+            device: ``cpu`` or ``cuda``.
+            prefix: the environment it runs in.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSettings:
+    """What applies to a cell beside the cell itself.
+
+    Attributes:
+        limits: time and memory that the harness enforces.
+        bands: the bands the worker holds its values against, JSON values by name.
+        worker_limits: what the worker limits by itself, by name.
+        threads: how many threads each process of the cell may compute with.
+    """
+
+    limits: Limits
+    bands: Mapping[str, object]
+    worker_limits: Mapping[str, float]
+    threads: int
+
+    @property
+    def deciding(self) -> dict[str, object]:
+        """What of it decides a result, for the fingerprint by which a run is resumed: not the threads, which follow --jobs."""
+        return {
+            "bands": dict(self.bands),
+            "worker_limits": dict(self.worker_limits),
+            "seconds": self.limits.seconds,
+            "memory_mb": self.limits.memory_mb,
+        }
+
+
+Prepare = Callable[[Stack], PreparedEnvironment]
+"""Makes the environment of a stack, or finds it. Called in a thread.
+
+It raises ``harness.envs.Unresolvable``, ``VersionNotFoundError`` or ``EnvironmentFailedError`` where it cannot: that is an
+outcome of the stack's cells. Anything else that it raises ends the run.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What the scheduler needs of other packages and of the machine.
+
+    Attributes:
+        prepare: makes environments.
+        child_environment: gives a child's variables.
+        settings: limits, bands and threads of a cell.
+        cache: the harness's cache directory; the worker's code goes there.
+        out: the output directory.
+        scratch: where cells work.
+        package: the folder of the package ``harness`` to bundle; None for the one that is running.
+    """
+
+    prepare: Prepare
+    child_environment: ChildEnvironment
+    settings: Callable[[Cell], CellSettings]
+    cache: Path
+    out: Path
+    scratch: Path
+    package: Path | None = None

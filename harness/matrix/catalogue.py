@@ -1,0 +1,121 @@
+"""What exists to be chosen from: families, recipes, geometries, variants and engines.
+
+A family or a recipe is one file, so the folders are the catalogue and nothing is registered twice. The files run inside
+cells and import the libraries under test there; the host only looks at their names and reads the few literal tuples it
+needs from their syntax trees. Nothing is imported, so planning stays independent of torch and of the worker.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+PUBLISHED = "published"
+"""The variant that every family has: the layout of its published repositories."""
+
+ENGINES = ("reference",)
+"""What can merge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """Every name a configuration or a command may use.
+
+    ``variants`` maps a family to its checkpoint variants, ``published`` first; a family that is not a key has only that.
+    """
+
+    families: tuple[str, ...]
+    recipes: tuple[str, ...]
+    geometries: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
+    engines: tuple[str, ...] = ENGINES
+
+    def variants_of(self, family: str) -> tuple[str, ...]:
+        """Return the checkpoint variants that ``family`` has, ``published`` first."""
+        return self.variants.get(family, (PUBLISHED,))
+
+    @property
+    def all_variants(self) -> tuple[str, ...]:
+        """Every variant that some family has, ``published`` first."""
+        return tuple(dict.fromkeys((PUBLISHED, *(name for names in self.variants.values() for name in names))))
+
+
+def read_catalogue(package: Path | None = None) -> Catalogue:
+    """Read the catalogue from the files of the ``harness`` package.
+
+    A family is a module under ``worker/checkpoints/families`` that defines ``build``; it offers the variants of its own
+    ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
+    ``worker/recipes`` that defines ``RECIPE``; underscores become dashes.
+
+    Args:
+        package: the package's folder; None for the one this module belongs to.
+
+    Raises:
+        HarnessError: a file that the catalogue is read from is absent or does not hold the literal it should.
+    """
+    worker = (package or Path(__file__).resolve().parents[1]) / "worker"
+    checkpoints = worker / "checkpoints"
+    families = _members(checkpoints / "families", "build")
+    variants = {name: _variants(tree, checkpoints) for name, tree in families.items() if "VARIANTS" in _names(tree)}
+    return Catalogue(
+        families=tuple(families),
+        recipes=tuple(sorted(name.replace("_", "-") for name in _members(worker / "recipes", "RECIPE"))),
+        geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
+        variants=variants,
+    )
+
+
+def _members(folder: Path, defining: str) -> dict[str, ast.Module]:
+    """Return the modules in ``folder`` that define the name ``defining``, parsed, by name; the others are helpers."""
+    trees = {path.stem: _parse(path) for path in sorted(folder.glob("*.py"))}
+    members = {name: tree for name, tree in trees.items() if defining in _names(tree)}
+    if not members:
+        raise _broken(folder, f"holds no module that defines {defining}")
+    return members
+
+
+def _parse(path: Path) -> ast.Module:
+    if not path.is_file():
+        raise _broken(path, "is absent")
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _names(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Return what a module defines or imports by name at its top level, and the statement that does."""
+    names: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=targets):
+                names |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()) | ast.FunctionDef(name=name):
+                names[name] = node
+            case ast.ImportFrom(names=imported):
+                names |= {alias.asname or alias.name: node for alias in imported}
+    return names
+
+
+def _variants(family: ast.Module, checkpoints: Path) -> tuple[str, ...]:
+    if isinstance(_names(family)["VARIANTS"], ast.ImportFrom):
+        return _literal_names(checkpoints / "variants.py", "VARIANTS")
+    return _literal(family, "VARIANTS", checkpoints / "families")
+
+
+def _literal_names(path: Path, variable: str) -> tuple[str, ...]:
+    return _literal(_parse(path), variable, path)
+
+
+def _literal(tree: ast.Module, variable: str, path: Path) -> tuple[str, ...]:
+    """Return the strings of the module-level tuple ``variable``."""
+    match _names(tree).get(variable):
+        case ast.Assign(value=ast.Tuple() as value) | ast.AnnAssign(value=ast.Tuple() as value):
+            if all(isinstance(item, ast.Constant) and isinstance(item.value, str) for item in value.elts):
+                return tuple(ast.literal_eval(value))
+    raise _broken(path, f"does not write {variable} as a tuple of strings")
+
+
+def _broken(path: Path, what: str) -> HarnessError:
+    return HarnessError(f"{path} {what}: the installation is not complete.", remedy="Install moe-lora-harness again.")

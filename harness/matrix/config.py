@@ -1,0 +1,262 @@
+"""``matrix.toml``: stacks, families, recipes, profiles, bands and limits.
+
+The models are the file's only definition: its JSON Schema is generated from them, and reading it validates everything
+before anything runs. What pydantic can see (types, unknown keys, malformed versions) is checked by the models; what needs
+the catalogue (names of families, recipes, geometries) is checked when the file is loaded, and both speak in key paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from packaging.utils import canonicalize_name
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from harness.errors import UnknownNameError, nearest
+from harness.matrix.catalogue import Catalogue
+from harness.matrix.cell import MAIN_PACKAGES, Dtype, Stack, VersionText
+from harness.matrix.names import match_names
+from harness.matrix.reading import read_model
+from harness.matrix.versions import ConditionText, parse_condition
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+
+def _checked_pin_name(name: str) -> str:
+    if name in MAIN_PACKAGES:
+        raise ValueError(f"{name} is a key of the stack itself, not one of its other pins")
+    if name != canonicalize_name(name):
+        raise ValueError(f"write the package's name as {canonicalize_name(name)!r}")
+    return name
+
+
+def _checked_unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named more than once: {', '.join(twice)}")
+    return names
+
+
+PinName = Annotated[str, AfterValidator(_checked_pin_name)]
+Pins = dict[PinName, VersionText]
+Globs = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_unique)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DeclaredStack(_Table):
+    """One combination of versions to be tested."""
+
+    transformers: VersionText
+    """Exact version of transformers."""
+    peft: VersionText
+    """Exact version of peft."""
+    trl: VersionText
+    """Exact version of trl."""
+    pins: Pins = Field(default_factory=dict)
+    """Exact versions of other packages, where this stack wants others than ``[pins]`` and ``[[overrides]]`` say."""
+    python: str | None = Field(default=None, pattern=r"^3\.\d+$")
+    """``major.minor`` version of the environment's interpreter; absent: the one that runs the harness."""
+
+
+class Override(_Table):
+    """Other pins for every stack whose versions meet a condition, declared or chosen on the command line."""
+
+    when: ConditionText
+    """Condition on versions, such as ``transformers<5``."""
+    pins: Pins = Field(min_length=1)
+    """Exact versions by package; they replace those of ``[pins]``."""
+    reason: str = Field(min_length=1)
+    """Why these stacks need them."""
+
+
+class Block(_Table):
+    """A block of cells: every combination of what its globs match."""
+
+    stacks: Globs = ("*",)
+    """Globs over stack ids, ``tf5.5.0-peft0.19.1-trl0.25.1``."""
+    families: Globs = ("*",)
+    """Globs over the families of this file."""
+    recipes: Globs
+    """Globs over the recipes of this file."""
+    geometries: Globs = ("distinct",)
+    """Globs over geometry presets."""
+    variants: Globs = ("published",)
+    """Globs over checkpoint variants; a family contributes those that it has."""
+    dtypes: Globs = ("float32",)
+    """Globs over storage dtypes."""
+    engines: Globs = ("reference",)
+    """Globs over merge engines."""
+
+
+class Profile(_Table):
+    """A named set of cells: the union of its blocks."""
+
+    description: str = Field(min_length=1)
+    """What the profile is for, and about how long it takes."""
+    cells: tuple[Block, ...] = Field(min_length=1)
+    """Its blocks."""
+
+
+class Bands(_Table):
+    """Where a measured value stops being right, for one storage dtype.
+
+    KL divergences are means over prompt positions, in nats; log-probabilities are natural.
+    """
+
+    kl_max: float = Field(gt=0)
+    """Largest KL(trained ‖ merged) of a right merge after a fresh reload."""
+    adapter_reload_kl_max: float = Field(gt=0)
+    """Largest KL(trained ‖ base + saved adapter) after a fresh reload."""
+    logprob_max: float = Field(gt=0)
+    """Largest |Δ log p| between trained and merged, over all positions and tokens that are not near a tie."""
+    samples_min: float = Field(ge=0, le=1)
+    """Smallest fraction of greedy samples that must match token by token; 1.0 is all of them."""
+    exact_min: float = Field(ge=0, le=1)
+    """Smallest fraction of merged elements equal to the correctly rounded float64 result."""
+    ulp_max: float = Field(ge=0)
+    """Largest distance of a merged element from that result, in ulps of max(|base|, |delta|, |result|), beyond what float32
+    accumulation may lose."""
+    signal_min: float = Field(gt=0)
+    """Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind."""
+    near_tie_epsilon: float = Field(ge=0)
+    """Router gap between the last expert chosen and the first one not, below which a position is reported apart."""
+
+
+class Limits(_Table):
+    """What a cell may use."""
+
+    cell_seconds: float = Field(default=300, gt=0)
+    """Seconds that a cell's work may take, its environment not counted; then it is stopped: ``timeout``."""
+    environment_seconds: float = Field(default=1800, gt=0)
+    """Seconds that resolving and installing one environment may take."""
+    memory_mb: int = Field(default=8192, gt=0)
+    """Resident memory of all processes of one cell together, in MiB; above it they are stopped: ``oom``."""
+    jobs: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Cells at a time; ``auto`` is one for each core."""
+    threads: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Threads of each process of a cell; ``auto`` divides the cores among the jobs."""
+
+    def share(self, cores: int, *, jobs: int | None = None) -> tuple[int, int]:
+        """Return (cells at a time, threads per cell) on a machine with ``cores`` cores.
+
+        Args:
+            cores: cores that this process may use, at least 1.
+            jobs: the command line's own choice of cells at a time, which outranks the file's.
+        """
+        at_a_time = jobs or (cores if self.jobs == "auto" else self.jobs)
+        return at_a_time, (max(1, cores // at_a_time) if self.threads == "auto" else self.threads)
+
+
+class MatrixConfig(_Table):
+    """What to run: stacks, families, recipes, profiles, bands and limits."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    """Version of this format."""
+    pins: Pins = Field(default_factory=dict)
+    """Exact versions of packages other than transformers, peft and trl, for every stack. torch must be among them."""
+    overrides: tuple[Override, ...] = ()
+    """Other pins where the versions of a stack need them; later entries outrank earlier ones."""
+    stacks: tuple[DeclaredStack, ...] = Field(min_length=1)
+    """Stacks, in the order in which they run and are offered to complete a partial choice."""
+    families: Names
+    """Model families, in the order in which they are listed."""
+    recipes: Names
+    """Training recipes, in the order in which they are listed."""
+    profiles: dict[str, Profile] = Field(min_length=1)
+    """Named sets of cells."""
+    bands: dict[Dtype, Bands]
+    """Bands per storage dtype."""
+    limits: Limits = Limits()
+    """What a cell may use."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if "torch" not in self.pins:
+            near = nearest("torch", self.pins)
+            hint = f"; is {near!r} meant to be that?" if near else ""
+            raise ValueError(f"pins: torch must be pinned, because its build decides what is measured{hint}")
+        ids = [stack.id for stack in self.declared]
+        for index, stack_id in enumerate(ids):
+            if (first := ids.index(stack_id)) != index:
+                raise ValueError(f"stacks.{index}: {stack_id} is declared already, as stacks.{first}")
+        if missing := [dtype for dtype in DTYPES if dtype not in self.bands]:
+            raise ValueError(f"bands: there are none for {', '.join(missing)}")
+        return self
+
+    @cached_property
+    def declared(self) -> tuple[Stack, ...]:
+        """The declared stacks, complete with every other pin."""
+        return tuple(
+            self.stack({name: getattr(entry, name) for name in MAIN_PACKAGES}, pins=entry.pins, python=entry.python)
+            for entry in self.stacks
+        )
+
+    def stack(
+        self, versions: Mapping[str, str], *, pins: Mapping[str, str] | None = None, python: str | None = None
+    ) -> Stack:
+        """Return the stack of three main ``versions``, its other pins from ``[pins]``, then ``[[overrides]]``, then ``pins``."""
+        plain = Stack.model_validate({**versions, "pins": {**self.pins, **(pins or {})}, "python": python})
+        chosen = dict(self.pins)
+        for override in self.overrides:
+            if parse_condition(override.when).holds(plain):
+                chosen |= override.pins
+        return plain.model_copy(update={"pins": {**chosen, **(pins or {})}})
+
+    def profile(self, name: str) -> Profile:
+        """Return the profile ``name``.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name not in self.profiles:
+            raise UnknownNameError("profile", name, self.profiles)
+        return self.profiles[name]
+
+
+def load_config(path: Path, catalogue: Catalogue) -> MatrixConfig:
+    """Read and validate a ``matrix.toml``.
+
+    Args:
+        path: the file.
+        catalogue: the names that exist.
+
+    Raises:
+        ConfigurationError: the file cannot be read or says something that cannot be; the message names the key path.
+        UnknownNameError: its one problem is a name or key that nothing has.
+    """
+    config = read_model(path, MatrixConfig)
+    for key, known in (("families", catalogue.families), ("recipes", catalogue.recipes)):
+        for index, name in enumerate(getattr(config, key)):
+            if name not in known:
+                what = "family" if key == "families" else "recipe"
+                raise UnknownNameError(what, name, known, where=f"{path}: {key}.{index}")
+    for profile_name, profile in config.profiles.items():
+        for index, block in enumerate(profile.cells):
+            expand_names(block, config, catalogue, where=f"{path}: profiles.{profile_name}.cells.{index}")
+    return config
+
+
+def expand_names(block: Block, config: MatrixConfig, catalogue: Catalogue, *, where: str) -> dict[str, tuple[str, ...]]:
+    """Return what each of a block's globs match, by the block's key, in the order of declaration.
+
+    Raises:
+        ConfigurationError: a glob matches nothing, or a name is unknown.
+    """
+    known: dict[str, tuple[str, tuple[str, ...]]] = {
+        "stacks": ("stack", tuple(stack.id for stack in config.declared)),
+        "families": ("family", config.families),
+        "recipes": ("recipe", config.recipes),
+        "geometries": ("geometry", catalogue.geometries),
+        "variants": ("variant", catalogue.all_variants),
+        "dtypes": ("dtype", DTYPES),
+        "engines": ("engine", catalogue.engines),
+    }
+    return {
+        key: match_names(getattr(block, key), names, what, f"{where}.{key}") for key, (what, names) in known.items()
+    }

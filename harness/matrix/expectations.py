@@ -1,0 +1,125 @@
+"""``expectations.toml``: what is known to fail, in which cells, why and since when.
+
+A known failure is declared narrowly (versions, cells, stage, outcome, words of the reason), so that whatever else goes
+wrong in the same cell still stands out. A declaration that is about no cell at all is an error: it would be believed to
+watch over something. What results mean in the light of declarations is decided in ``harness.matrix.verdict``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.errors import ConfigurationError, UnknownNameError
+from harness.matrix.catalogue import Catalogue
+from harness.matrix.cell import MAIN_PACKAGES, Cell
+from harness.matrix.config import MatrixConfig
+from harness.matrix.plan import all_cells
+from harness.matrix.reading import read_model
+from harness.matrix.versions import ConditionText, parse_condition
+from harness.result import StageName, StageResult
+
+FailingOutcome = Literal["crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Expectation(_Table):
+    """One declared failure."""
+
+    when: ConditionText | None = None
+    """Condition on the versions of a cell's stack; absent: all of them."""
+    cells: tuple[str, ...] = ()
+    """Globs over cell ids, any of which must match; absent: all cells."""
+    stage: StageName
+    """The stage that fails."""
+    outcome: FailingOutcome
+    """How it fails."""
+    match: str | None = Field(default=None, min_length=1)
+    """Words that the stage's reason must contain; absent: any reason."""
+    checks: tuple[str, ...] = ()
+    """Globs over the names of the stage's checks that fail with it; absent: any of that stage's."""
+    flaky: bool = False
+    """True when the stage fails only sometimes, so that passing is no surprise either."""
+    reason: str = Field(min_length=1)
+    """Why it fails, in a sentence for the reader of the report."""
+    since: str = Field(min_length=1)
+    """The release or date since when."""
+    link: str | None = Field(default=None, pattern=r"^https://")
+    """Where it is discussed."""
+
+    @model_validator(mode="after")
+    def _narrow(self) -> Self:
+        if self.when is None and not self.cells:
+            raise ValueError("say when it applies: give 'when', 'cells' or both")
+        return self
+
+    def applies(self, cell: Cell) -> bool:
+        """Say whether this is about ``cell``, by its versions and its id."""
+        return (self.when is None or parse_condition(self.when).holds(cell.stack)) and (
+            not self.cells or any(fnmatch.fnmatchcase(cell.id, glob) for glob in self.cells)
+        )
+
+    def describes(self, stage: StageName, result: StageResult) -> bool:
+        """Say whether a stage failed exactly as declared."""
+        return (stage, result.result) == (self.stage, self.outcome) and (
+            self.match is None or self.match in (result.reason or "")
+        )
+
+    def covers(self, check: str) -> bool:
+        """Say whether a failed check of the stage belongs to the declared failure."""
+        return not self.checks or any(fnmatch.fnmatchcase(check, glob) for glob in self.checks)
+
+
+class Expectations(_Table):
+    """What is known to fail."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    """Version of this format."""
+    expectation: tuple[Expectation, ...] = ()
+    """The declared failures."""
+
+
+def load_expectations(path: Path | None) -> tuple[Expectation, ...]:
+    """Read and validate an ``expectations.toml``; None means that nothing is expected to fail.
+
+    Raises:
+        ConfigurationError: the file cannot be read or says something that cannot be.
+        UnknownNameError: its one problem is a name or key that nothing has.
+    """
+    return () if path is None else read_model(path, Expectations).expectation
+
+
+def check_expectations(
+    expectations: Sequence[Expectation], config: MatrixConfig, catalogue: Catalogue, *, label: str = "expectations.toml"
+) -> None:
+    """Check that each expectation is about packages that are pinned and about some cell of some profile.
+
+    Args:
+        expectations: what was declared.
+        config: the profiles.
+        catalogue: the names that exist.
+        label: the file's name, for messages.
+
+    Raises:
+        UnknownNameError: a condition names a package that no stack pins, so that it can never hold.
+        ConfigurationError: an expectation is about no cell of any profile.
+    """
+    cells = all_cells(config, catalogue)
+    packages = {*MAIN_PACKAGES, *(name for stack in config.declared for name in stack.pins)}
+    for index, expectation in enumerate(expectations):
+        where = f"{label}: expectation.{index}"
+        for package in parse_condition(expectation.when).specifiers if expectation.when else ():
+            if package not in packages:
+                raise UnknownNameError("package", package, packages, where=f"{where}.when")
+        if not any(expectation.applies(cell) for cell in cells):
+            raise ConfigurationError(
+                f"{where}: no cell of any profile has when = {expectation.when!r} and cells = {list(expectation.cells)}.",
+                remedy="Correct it, or remove it together with the stack it was about.",
+            )

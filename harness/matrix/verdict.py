@@ -1,0 +1,132 @@
+"""What a result means: an outcome says what happened, an expectation what was declared, and both together make a status.
+
+Whatever was not declared is a regression, wherever in the cell it happened. The day a declared failure stops is an
+unexpected pass, as loud as a regression: a declaration that is no longer true would hide the next fault. Nothing is
+inferred from silence: a stage that a result does not mention was not run, and one that was not run needs a cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.matrix.expectations import Expectation
+from harness.result import STAGES, CellResult, StageName, StageResult, worst
+
+Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
+
+_HARMLESS = ("pass", "unsupported", "skipped")
+
+NEEDS: dict[StageName, tuple[StageName, ...]] = {
+    "resolve": (),
+    "install": ("resolve",),
+    "import": ("install",),
+    "build": ("install",),
+    "load": ("import", "build"),
+    "attach": ("load",),
+    "train": ("attach",),
+    "save": ("train",),
+    "reload-adapter": ("save",),
+    "merge": ("save",),
+    "reload-merged": ("merge",),
+    "compare": ("reload-merged",),
+    "controls": ("compare",),
+}
+"""What each stage cannot do without. A stage may be ``not_run`` only because one of these, or one of theirs, did not pass:
+a merge that was never tried must not hide behind an adapter that is known not to reload."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a result means.
+
+    Attributes:
+        status: ``regression`` and ``unexpected-pass`` make a run exit 1.
+        expectation: the declaration that decided, or None.
+        sentence: why, for a reader.
+    """
+
+    status: Status
+    expectation: Expectation | None = None
+    sentence: str
+
+    @property
+    def as_expected(self) -> bool:
+        """True when the run need not exit 1 because of this cell."""
+        return self.status in {"ok", "known-failure", "flaky"}
+
+
+def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
+    """Say what a result means in the light of the expectations.
+
+    In this order: anything not declared that went wrong (a stage, a failed check, a stage that was not run for no reason,
+    an outcome that no stage accounts for) is a ``regression``; a declared failure that did not happen although its stage
+    passed is an ``unexpected-pass``; a declared failure is a ``known-failure``, or ``flaky``; the rest is ``ok``.
+    """
+    applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
+    decided: dict[StageName, Expectation] = {}
+    for stage in STAGES:
+        describing = (
+            item for item in applicable if stage in result.stages and item.describes(stage, result.stages[stage])
+        )
+        if (found := next(describing, None)) is not None:
+            decided[stage] = found
+    if problem := _undeclared(result, applicable, decided):
+        return problem
+    for expectation in applicable:
+        stage_result = result.stages.get(expectation.stage)
+        if stage_result is not None and stage_result.result == "pass" and not expectation.flaky:
+            wanted = f"{expectation.outcome}, as declared since {expectation.since}: {expectation.reason}"
+            sentence = f"{expectation.stage} passed; it was expected to end in {wanted}"
+            return Verdict(status="unexpected-pass", expectation=expectation, sentence=sentence)
+    if decided:
+        # A failure that is certain says more about the cell than one that comes and goes.
+        expectation = min(decided.values(), key=lambda item: item.flaky)
+        sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
+        status: Status = "flaky" if expectation.flaky else "known-failure"
+        return Verdict(status=status, expectation=expectation, sentence=sentence)
+    return Verdict(status="ok", sentence=result.reason or "every stage passed")
+
+
+def _undeclared(
+    result: CellResult, applicable: Sequence[Expectation], decided: Mapping[StageName, Expectation]
+) -> Verdict | None:
+    """Return the regression of the first thing that went wrong and was not declared, or None."""
+    for stage in STAGES:
+        outcome = _stage_result(result, stage)
+        if outcome.result == "not_run" and not _explained(result, stage):
+            return Verdict(status="regression", sentence=f"{stage} was not run, although all it needs passed")
+        if outcome.result not in {*_HARMLESS, "not_run"} and stage not in decided:
+            declared = next((item for item in applicable if item.stage == stage), None)
+            words = f" with {declared.match!r}" if declared and declared.match else ""
+            instead = f" (declared: {declared.outcome}{words})" if declared else ""
+            sentence = f"{stage} ended in {outcome.result}: {outcome.reason or 'no reason given'}{instead}"
+            return Verdict(status="regression", expectation=declared, sentence=sentence)
+    for check in result.checks:
+        covering = decided.get(check.stage)
+        if not check.passed and not (covering and covering.covers(check.name)):
+            sentence = f"check {check.name} of {check.stage} failed: {check.value}, where {check.band} is right"
+            return Verdict(status="regression", sentence=sentence)
+    overall = worst(item.result for item in result.stages.values() if item.result != "not_run")
+    if result.outcome != overall:
+        sentence = (
+            f"the outcome is {result.outcome}, but the stages say {overall}: {result.reason or 'no reason given'}"
+        )
+        return Verdict(status="regression", sentence=sentence)
+    return None
+
+
+def _stage_result(result: CellResult, stage: StageName) -> StageResult:
+    """Return what became of a stage; one that the result does not mention was not run."""
+    if result.cell.unmanaged and stage in {"resolve", "install"}:
+        return StageResult(result="pass", reason="the interpreter was given")
+    return result.stages.get(stage) or StageResult(result="not_run")
+
+
+def _explained(result: CellResult, stage: StageName) -> bool:
+    """Say whether something that ``stage`` needs, directly or not, was run and did not pass."""
+    return any(
+        _stage_result(result, need).result not in {"pass", "not_run"} or _explained(result, need)
+        for need in NEEDS[stage]
+    )

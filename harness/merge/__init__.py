@@ -1,0 +1,60 @@
+"""The reference merge engine: a PEFT LoRA adapter merged into a safetensors checkpoint, without loading a model.
+
+``plan_merge`` reads headers and configurations and decides everything (no torch needed); ``merge`` streams the bytes, does
+float32 arithmetic rounded once, and publishes by one rename or not at all. Works on any directory in the published layouts of the
+families it knows, needs torch and no other library, and imports nothing else of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.merge.errors import (
+    IncompleteMergeError,
+    InputRefusedError,
+    MergeError,
+    OutputExistsError,
+    UsageError,
+)
+from harness.merge.layout import Decision
+from harness.merge.plan import plan_merge
+from harness.merge.records import MergePlan
+from harness.merge.report import Counts, MergeReport
+
+__all__ = [
+    "Counts",
+    "Decision",
+    "IncompleteMergeError",
+    "InputRefusedError",
+    "MergeError",
+    "MergePlan",
+    "MergeReport",
+    "OutputExistsError",
+    "UsageError",
+    "merge",
+    "plan_merge",
+]
+
+
+def merge(
+    plan: MergePlan, out: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+) -> MergeReport:
+    """Carry out a plan and publish the merged checkpoint at ``out``.
+
+    Untouched tensors are copied byte for byte; key set, shard names, dtypes and all other files are the base's, and
+    ``merge_manifest.json`` is added. With a dtype override only tensors that change are converted, and config.json's dtype
+    follows. Weights in other formats (.bin, .gguf, …) are not copied: they would still be the base's.
+
+    Args:
+        plan: from ``plan_merge``.
+        out: the output directory; its missing parents are made.
+        overwrite: replace an existing checkpoint there, in one step.
+        progress: called with (bytes written so far, bytes in all) of the shards.
+
+    Raises:
+        MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
+    """
+    from harness.merge.engine import run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
+
+    return run_merge(plan, out, overwrite=overwrite, progress=progress)

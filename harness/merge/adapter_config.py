@@ -1,0 +1,155 @@
+"""adapter_config.json, typed: what the merge needs of it, and a refusal by name for what it does not merge.
+
+Anything that would make the trained model differ from "base + scaled lora_B @ lora_A" is refused rather than ignored.
+Settings that PEFT, the trainers or the hub add and that do not change the merge are known by name; a setting that is neither
+becomes a note, so that a feature invented later is not passed over silently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.merge.errors import MalformedAdapterError, UnsupportedAdapterError
+
+UNSUPPORTED: Mapping[str, str] = {
+    "use_dora": "DoRA",
+    "lora_bias": "a bias on lora_B",
+    "fan_in_fan_out": "weights stored transposed",
+    "modules_to_save": "fully trained modules",
+    "trainable_token_indices": "trained token embeddings",
+    "layer_replication": "replicated layers",
+    "use_qalora": "QA-LoRA pooling",
+    "alora_invocation_tokens": "activated LoRA, which depends on the prompt and cannot be merged",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA, which changes the base weights",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "megatron_config": "Megatron parallel layers",
+}
+"""Settings that must be off (null, false, empty) and what each means."""
+
+INIT_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of init_lora_weights (prefixes) with which PEFT subtracts the initial delta from the base before training."""
+
+IRRELEVANT = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "qalora_group_size", "revision", "runtime_config",
+    "task_type",
+})  # fmt: skip
+"""Settings that do not change what a trained adapter adds to the base."""
+
+USED = frozenset({
+    "alpha_pattern", "bias", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "lora_B_layout", "peft_type", "peft_version", "r", "rank_pattern", "target_modules", "target_parameters", "use_rslora",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What adapter_config.json says. Names follow PEFT's ``LoraConfig``; None and empty mean what they mean there.
+
+    ``lora_B_layout`` is the marker that newer trainers write, unvalidated here (``layout`` does that).
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, float]
+    alpha_pattern: Mapping[str, float]
+    target_modules: str | tuple[str, ...] | None
+    exclude_modules: str | tuple[str, ...] | None
+    target_parameters: tuple[str, ...]
+    layers_to_transform: tuple[int, ...] | None
+    peft_version: str | None
+    lora_B_layout: object  # noqa: N815 - the name in the file
+    notes: tuple[str, ...]
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise MalformedAdapterError(f"adapter_config.json: {name} should be a number, not {str(value)[:80]!r}.")
+    return value
+
+
+def _pattern(config: Mapping[str, Any], name: str) -> dict[str, float]:
+    value = config.get(name) or {}
+    if not isinstance(value, dict):
+        raise MalformedAdapterError(f"adapter_config.json: {name} should map patterns to numbers.")
+    return {key: _number(value, key, 0) for key in value}
+
+
+def _names(config: Mapping[str, Any], name: str, *, text_allowed: bool) -> str | tuple[str, ...] | None:
+    value = config.get(name)
+    if value is None or (text_allowed and isinstance(value, str)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(sorted(value))
+    raise MalformedAdapterError(f"adapter_config.json: {name} should be a list of names, not {str(value)[:80]!r}.")
+
+
+def _layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    value = config.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    layers = [value] if type(value) is int else value
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise MalformedAdapterError("adapter_config.json: layers_to_transform should be an integer or a list of them.")
+    return tuple(sorted(layers))
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedAdapterError(
+            f"the adapter's peft_type is {str(config.get('peft_type'))[:40]!r}; only LORA is merged."
+        )
+    for name, meaning in UNSUPPORTED.items():
+        if config.get(name):
+            raise UnsupportedAdapterError(f"the adapter uses {name} ({meaning}), which this engine does not merge.")
+    if config.get("bias", "none") != "none":
+        raise UnsupportedAdapterError(
+            f"the adapter trains biases (bias = {config['bias']!r}), which this engine does not merge."
+        )
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(INIT_CHANGES_BASE):
+        raise UnsupportedAdapterError(
+            f"the adapter was initialised with {init!r}, which changes the base weights too; the original base plus this"
+            " adapter is not the trained model.",
+            "Save it with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA, then merge that.",
+        )
+
+
+def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
+    """Return the typed configuration of a LoRA adapter.
+
+    Raises:
+        UnsupportedAdapterError: another method than LoRA, or a feature that is not merged, named.
+        MalformedAdapterError: a value of the wrong type.
+    """
+    _refuse_unsupported(config)
+    r = _number(config, "r", 8)
+    if type(r) is not int or r < 1:
+        raise MalformedAdapterError(f"adapter_config.json: r should be a positive integer, not {r!r}.")
+    version = config.get("peft_version")
+    parameters = _names(config, "target_parameters", text_allowed=False)
+    unknown = sorted(
+        name for name, value in config.items() if name not in IRRELEVANT | USED | UNSUPPORTED.keys() and value
+    )
+    return AdapterConfig(
+        r=r,
+        lora_alpha=_number(config, "lora_alpha", 8),
+        use_rslora=bool(config.get("use_rslora")),
+        rank_pattern=_pattern(config, "rank_pattern"),
+        alpha_pattern=_pattern(config, "alpha_pattern"),
+        target_modules=_names(config, "target_modules", text_allowed=True),
+        exclude_modules=_names(config, "exclude_modules", text_allowed=True),
+        target_parameters=tuple(parameters or ()),
+        layers_to_transform=_layers(config),
+        peft_version=version if isinstance(version, str) else None,
+        lora_B_layout=config.get("lora_B_layout"),
+        notes=tuple(f"adapter_config.json has the unknown setting {name}; it was ignored." for name in unknown),
+    )

@@ -1,0 +1,81 @@
+"""merge_manifest.json: what was merged into what, how each layout was decided, and every tensor that changed.
+
+No path of the machine and no time of day: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.merge.adapter import ADAPTER_CONFIG
+from harness.merge.copying import CHUNK
+from harness.merge.deltas import Outcome
+from harness.merge.records import MergePlan
+from harness.merge.report import MergeReport
+
+MANIFEST_VERSION = 1
+ENGINE_VERSION = "1.0"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def status_of(outcome: Outcome) -> str:
+    """Return ``applied``, ``zero_delta`` or ``below_rounding``."""
+    if outcome.changed:
+        return "applied"
+    return "below_rounding" if outcome.nonzero else "zero_delta"
+
+
+def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome]) -> bytes:
+    """Return the manifest's bytes.
+
+    Args:
+        plan: what was planned.
+        report: what was counted.
+        outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
+            do not depend on the number of threads.
+    """
+    adapter = plan.adapter
+    rows = [
+        {
+            "key": row.key,
+            "kind": row.kind,
+            "layer": row.layer,
+            "expert": row.expert,
+            "adapter_keys": sorted({plan.uses[region.use].pair.module for region in row.regions}),
+            "scaling": sorted({plan.uses[region.use].scaling for region in row.regions}),
+            "delta_norm": float(f"{math.sqrt(outcomes[row.key].squared_norm):.6g}"),
+            "status": status_of(outcomes[row.key]),
+        }
+        for row in plan.rows
+    ]
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "engine": {"name": "reference", "version": ENGINE_VERSION},
+        "adapter": {
+            "sha256": sha256_of(adapter.file.path),
+            "config_sha256": sha256_of(adapter.root / ADAPTER_CONFIG),
+            "peft_version": adapter.config.peft_version,
+        },
+        "base": {
+            "shards": [
+                {"name": shard.name, "size": shard.size, "header_sha256": shard.header_sha256}
+                for shard in plan.base.shards
+            ],
+        },
+        "dtype": plan.dtype,
+        **{key: value for key, value in report.to_json().items() if key != "bytes_written"},
+        "rows": rows,
+    }
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,95 @@
+"""How PEFT matches names: rank_pattern and alpha_pattern, target_modules, target_parameters.
+
+The rules are PEFT's (0.18.0 to 0.21.2: ``peft.utils.other.get_pattern_key``, ``peft.tuners.tuners_utils.
+check_target_module_exists`` and ``BaseTuner._inject_parameters``), restated here so that a merge needs no PEFT. Patterns are
+regular expressions out of an untrusted file, and Python's engine backtracks without limit, so only patterns that cannot
+blow up are compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from harness.merge.errors import UnsafePatternError
+
+MAX_PATTERN = 2000
+MAX_QUANTIFIERS = 6
+"""``(.*\\.)?`` in front included, a failed match of a module name then takes milliseconds at worst."""
+
+_ESCAPED = re.compile(r"\\.|\[[^\]]*\]")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_QUANTIFIER = re.compile(r"(?<!\()[*+?]\??|\{\d*,?\d*\}\??")
+_PLAIN = re.compile(r"[A-Za-z0-9_.]+")
+
+
+@lru_cache(maxsize=65536)
+def compile_safely(text: str) -> re.Pattern[str]:
+    """Compile a regular expression out of an adapter's configuration.
+
+    Raises:
+        UnsafePatternError: it is malformed, very long, repeats a group, or has more quantifiers than a name needs.
+    """
+    skeleton = _ESCAPED.sub("x", text)
+    if (
+        len(text) > MAX_PATTERN
+        or _REPEATED_GROUP.search(skeleton)
+        or len(_QUANTIFIER.findall(skeleton)) > MAX_QUANTIFIERS
+    ):
+        raise UnsafePatternError(
+            f"the adapter's configuration holds a pattern whose matching could take unbounded time: {text[:120]!r}.",
+            "Write the names out, or use a simpler pattern.",
+        )
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UnsafePatternError(
+            f"the adapter's configuration holds the malformed pattern {text[:120]!r}: {error}."
+        ) from None
+
+
+def pattern_value(patterns: Mapping[str, float], name: str, default: float) -> float:
+    r"""Return the value of the first pattern that matches ``name``, by PEFT's rule.
+
+    A pattern matches when ``(.*\.)?(pattern)$`` matches from the start: a whole trailing run of dotted parts.
+    ``name`` is the module's path in memory, or for a targeted parameter ``module.parameter``.
+    """
+    for pattern, value in patterns.items():
+        if _PLAIN.fullmatch(pattern) and len(pattern) > len(name):
+            continue  # a plain name matches its own length only; this skips most of a long literal table
+        if compile_safely(rf"(.*\.)?({pattern})$").match(name):
+            return value
+    return default
+
+
+def names_suffix(name: str, entries: Iterable[str]) -> bool:
+    """Return whether ``name`` is one of ``entries`` or ends in ``.entry``, as PEFT's lists of names match."""
+    return any(name == entry or name.endswith(f".{entry}") for entry in entries)
+
+
+def targets_module(
+    name: str,
+    layer: int | None,
+    *,
+    target_modules: str | Sequence[str] | None,
+    exclude_modules: str | Sequence[str] | None,
+    layers_to_transform: Sequence[int] | None,
+) -> bool:
+    """Return whether PEFT would attach a LoRA to a Linear called ``name``.
+
+    ``layer`` is the decoder layer the module is in; ``layers_to_transform`` restricts lists of names only, not regular
+    expressions, as in PEFT.
+    """
+    if isinstance(exclude_modules, str):
+        if compile_safely(exclude_modules).fullmatch(name):
+            return False
+    elif exclude_modules and names_suffix(name, exclude_modules):
+        return False
+    if target_modules is None:
+        return False
+    if isinstance(target_modules, str):
+        return target_modules == "all-linear" or compile_safely(target_modules).fullmatch(name) is not None
+    if not names_suffix(name, target_modules):
+        return False
+    return layers_to_transform is None or layer in layers_to_transform

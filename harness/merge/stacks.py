@@ -1,0 +1,120 @@
+"""The routed experts of one layer as the base stores them, fused or one Linear each, behind one view.
+
+The number of experts is a property of the whole checkpoint: the Linears of one layer may be spread over any number of
+shards, so it is counted over all of them and held against config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.merge.checkpoint import Checkpoint
+from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError, listed
+from harness.merge.names import PARTS, ExpertKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where some rows of one expert of a parameter are: ``key``, first element in that tensor, rows, and their first row in the parameter."""
+
+    key: str
+    start: int
+    rows: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """One expert parameter of one layer: (num_experts, out_features, in_features), wherever its parts are.
+
+    ``fused_key`` is its 3D tensor; when that is None, ``linears`` holds the keys of each part, by expert.
+    """
+
+    num_experts: int
+    out_features: int
+    in_features: int
+    fused_key: str | None
+    linears: Mapping[str, Mapping[int, str]]
+    parts: tuple[str, ...]
+
+    def places(self, expert: int, part: str | None = None) -> list[Place]:
+        """Return where one expert is on disk: all of it, or one part (``gate_proj`` of ``gate_up_proj``)."""
+        rows = self.out_features // len(self.parts)
+        wanted = self.parts if part is None else (part,)
+        if self.fused_key is not None:
+            start = expert * self.out_features * self.in_features
+            if part is None:
+                return [Place(key=self.fused_key, start=start, rows=self.out_features, offset=0)]
+            first = self.parts.index(part) * rows
+            return [Place(key=self.fused_key, start=start + first * self.in_features, rows=rows, offset=0)]
+        return [
+            Place(
+                key=self.linears[name][expert],
+                start=0,
+                rows=rows,
+                offset=self.parts.index(name) * rows if part is None else 0,
+            )
+            for name in wanted
+        ]
+
+
+def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
+    """Return the number of experts, proved to be 0, 1, … without a hole and what config.json declares."""
+    expected = base.num_experts or len(found)
+    if found != set(range(expected)):
+        missing = [str(expert) for expert in set(range(expected)) - found]
+        extra = [str(expert) for expert in found - set(range(expected))]
+        raise InconsistentCheckpointError(
+            f"{what} should have {expected} experts; missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}."
+        )
+    return expected
+
+
+def _fused(base: Checkpoint, key: str, parts: tuple[str, ...]) -> Stack:
+    shape = base.info(key).shape
+    if len(shape) != 3:  # noqa: PLR2004 - (num_experts, out, in)
+        raise UnsupportedBaseError(
+            f"{key} has shape {list(shape)} ({base.info(key).dtype}); expected (num_experts, out, in)."
+        )
+    count = base.num_experts
+    if count not in {None, shape[0]}:
+        raise InconsistentCheckpointError(f"{key} holds {shape[0]} experts, config.json declares {count}.")
+    if shape[1] % len(parts):
+        raise InconsistentCheckpointError(f"{key} has {shape[1]} rows, which {len(parts)} parts cannot share.")
+    return Stack(
+        num_experts=shape[0], out_features=shape[1], in_features=shape[2], fused_key=key, linears={}, parts=parts
+    )
+
+
+def read_stack(base: Checkpoint, path: str, keys: ExpertKeys, parameter: str) -> Stack | None:
+    """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has none.
+
+    Raises:
+        InconsistentCheckpointError: experts are missing, differ in shape, or are stored twice.
+        UnsupportedBaseError: the shapes are not those of plain weights.
+    """
+    parts = PARTS[parameter]
+    linears = {part: keys.linears[part] for part in parts if part in keys.linears}
+    fused = keys.fused.get(parameter)
+    if fused is not None and linears:
+        raise InconsistentCheckpointError(f"{path} stores {parameter} twice: as {fused} and as one tensor per expert.")
+    if fused is not None:
+        return _fused(base, fused, parts)
+    if not linears:
+        return None
+    if len(linears) != len(parts):
+        raise InconsistentCheckpointError(f"{path} has only {listed(linears)} of {', '.join(parts)}.")
+    counts = {part: _check_count(base, set(by_expert), f"{path}.*.{part}") for part, by_expert in linears.items()}
+    shapes = {base.info(key).shape for by_expert in linears.values() for key in by_expert.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:  # noqa: PLR2004 - (out, in)
+        raise InconsistentCheckpointError(f"the experts of {path} differ in shape: {sorted(shapes)}.")
+    rows, columns = next(iter(shapes))
+    return Stack(
+        num_experts=min(counts.values()),
+        out_features=rows * len(parts),
+        in_features=columns,
+        fused_key=None,
+        linears=linears,
+        parts=parts,
+    )

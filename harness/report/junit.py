@@ -1,0 +1,74 @@
+# mypy: allow-untyped-calls
+# junitparser ships types for some of its methods only; what is passed to the others is checked by the tests.
+"""The report as JUnit XML, for the test tab of a CI system; pure.
+
+JUnit knows passed, failed, errored and skipped. Only a fresh, expected pass is passed. A known failure is skipped with its
+reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run, or whose
+result is stale, is an error, because the run does not say what it should have said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from xml.etree import ElementTree as ET
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from harness.report.details import failed_checks, reason
+from harness.report.look import outcome_text
+from harness.report.table import Row, ordered, recipe_with_options
+from harness.report.text import clean, one_line
+from harness.result import Outcome
+
+_REJECTED: frozenset[Outcome] = frozenset({"fail", "noop", "blind"})
+"""Regressions that a check found; the others (exceptions, crashes, time limits) are errors."""
+
+
+def _body(row: Row) -> str:
+    """Return the text of a case that did not pass: checks, the library's words, the line that reproduces it."""
+    parts = [*failed_checks(row), reason(row), row.sentence, row.expectation_reason, row.expectation_link]
+    return "\n".join([*(clean(part) for part in parts if part), f"Reproduce: {row.result.cell.reproduce}"])
+
+
+def _verdict(row: Row) -> Error | Failure | Skipped | None:
+    message = one_line(f"{outcome_text(row)}: {row.expectation_reason or row.result.reason or ''}".rstrip(": "), 300)
+    kind = row.result.outcome if row.standing in {"ok", "regression"} else row.standing
+    verdict: Error | Failure | Skipped
+    if row.passed:
+        return None
+    if row.standing in {"ok", "known-failure", "flaky"}:
+        verdict = Skipped(message, kind)
+    elif row.standing == "unexpected-pass" or (row.standing == "regression" and row.result.outcome in _REJECTED):
+        verdict = Failure(message, kind)
+    else:
+        verdict = Error(message, kind)
+    verdict.text = _body(row)
+    return verdict
+
+
+def _case(row: Row) -> TestCase:
+    seconds = sum(stage.seconds or 0.0 for stage in row.result.stages.values())
+    case = TestCase(f"{row.result.cell.family}/{recipe_with_options(row)}", row.result.cell.stack.id, round(seconds, 3))
+    verdict = _verdict(row)
+    if verdict is not None:
+        case.result = [verdict]
+    return case
+
+
+def render_junit(rows: Iterable[Row]) -> str:
+    """Return the report as JUnit XML: a suite per stack, a case per cell. It carries no time of day.
+
+    Raises:
+        ValueError: when two rows are of the same cell.
+    """
+    report = JUnitXml("moe-lora-harness")
+    suites: dict[str, TestSuite] = {}
+    for row in ordered(rows):
+        stack = row.result.cell.stack.id
+        if stack not in suites:
+            suites[stack] = TestSuite(stack)
+        suites[stack].add_testcase(_case(row))
+    for suite in suites.values():
+        report.add_testsuite(suite)
+    # Canonical XML: the same bytes whichever XML library junitparser found to write with.
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.canonicalize(report.tostring())}\n'

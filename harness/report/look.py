@@ -1,0 +1,127 @@
+"""How a row looks, in one symbol, one word and one tone; and the overview of stacks and families; pure.
+
+The symbol and the word carry the meaning; the tone only repeats it, for eyes that see it. ``✓`` and the tone ``pass`` are
+kept for a fresh, expected pass: a cell that did not run, is stale, blind, skipped or unsupported never gets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.report.table import STANDINGS, Row, Standing, ordered, stack_title
+from harness.result import OUTCOMES
+
+Tone = Literal["pass", "quiet", "known", "bad", "surprise", "flaky", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A symbol, a word or two, and a tone (a name that CSS and the terminal turn into a colour)."""
+
+    symbol: str
+    word: str
+    tone: Tone
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.word}"
+
+
+_OK = {
+    "pass": Look(symbol="✓", word="pass", tone="pass"),
+    "unsupported": Look(symbol="∅", word="unsupported", tone="quiet"),
+    "skipped": Look(symbol="»", word="skipped", tone="quiet"),
+}
+_SAME_FOR_EVERY_OUTCOME: dict[Standing, Look] = {
+    "unexpected-pass": Look(symbol="!", word="unexpected pass", tone="surprise"),
+    "flaky": Look(symbol="≈", word="flaky", tone="flaky"),
+    "stale": Look(symbol="?", word="stale", tone="unknown"),
+    "not-run": Look(symbol="?", word="not run", tone="unknown"),
+}
+LEGEND: tuple[tuple[str, str], ...] = (
+    ("✓", "pass: merged, reloaded and compared, and the controls were caught"),
+    ("∅", "unsupported: the stack has no such family or feature, in the library's own words"),
+    ("»", "skipped: needs something this machine has not"),
+    ("△", "known: fails as declared, with a reason"),
+    ("✗", "regression: a failure nobody declared, blind cells included"),
+    ("!", "unexpected pass: declared to fail and does not"),
+    ("≈", "flaky: not the same every time"),
+    ("?", "not run, or a stale result: says nothing"),
+)
+TITLES: dict[Standing, str] = {
+    "regression": "Regressions",
+    "unexpected-pass": "Unexpected passes",
+    "not-run": "Not run",
+    "stale": "Stale results",
+    "flaky": "Flaky",
+    "known-failure": "Known failures",
+    "ok": "Ok",
+}
+
+
+def look(row: Row) -> Look:
+    """Return how a row looks."""
+    outcome = row.result.outcome
+    match row.standing:
+        case "ok":
+            return _OK[outcome]
+        case "known-failure":
+            return Look(symbol="△", word=f"known {outcome}", tone="known")
+        case "regression":
+            return Look(symbol="✗", word="regression" if outcome == "pass" else outcome, tone="bad")
+        case standing:
+            return _SAME_FOR_EVERY_OUTCOME[standing]
+
+
+def outcome_text(row: Row) -> str:
+    """Return the last column's text: the look and, where a stage decided it, that stage: ``△ known error in reload-adapter``."""
+    stage = row.result.stage
+    where = f" in {stage}" if stage is not None and not row.passed and row.status is not None else ""
+    return f"{look(row)}{where}"
+
+
+def severity(row: Row) -> tuple[int, int]:
+    """Return a key that sorts the worst row first: by standing, then by outcome."""
+    return STANDINGS.index(row.standing), OUTCOMES.index(row.result.outcome)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverviewCell:
+    """The worst of the cells of one stack and family, and how many there are of each look."""
+
+    worst: Look
+    tally: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """Stacks by families: ``lines`` holds (stack, stack title, a cell per family or None where nothing was planned)."""
+
+    families: tuple[str, ...]
+    lines: tuple[tuple[str, str, tuple[OverviewCell | None, ...]], ...]
+
+
+def _overview_cell(rows: Sequence[Row]) -> OverviewCell | None:
+    if not rows:
+        return None
+    looks = [str(look(row)) for row in sorted(rows, key=severity)]
+    tally = tuple((text, looks.count(text)) for text in dict.fromkeys(looks))
+    return OverviewCell(worst=look(min(rows, key=severity)), tally=tally)
+
+
+def overview(rows: Iterable[Row]) -> Overview:
+    """Return the compatibility overview, newest stack first, families in alphabetical order."""
+    rows = ordered(rows)
+    families = tuple(sorted({row.result.cell.family for row in rows}))
+    stacks = {row.result.cell.stack.id: stack_title(row) for row in rows}
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row.result.cell.stack.id, row.result.cell.family), []).append(row)
+    return Overview(
+        families=families,
+        lines=tuple(
+            (stack, title, tuple(_overview_cell(grouped.get((stack, family), [])) for family in families))
+            for stack, title in stacks.items()
+        ),
+    )

@@ -1,0 +1,106 @@
+"""One sentence that a person reads in ten seconds, and the counts behind it; pure.
+
+Green is reserved for all cells ok with at least one that passed: a matrix in which everything was skipped proves nothing.
+Amber means that nothing is unexpected though not all is ok; red that somebody has to look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.report.table import STANDINGS, Row, Standing
+from harness.result import OUTCOMES, Outcome
+
+Colour = Literal["green", "amber", "red"]
+
+_NOUNS: dict[Standing, tuple[str, str]] = {
+    "ok": ("ok", "ok"),
+    "regression": ("regression", "regressions"),
+    "unexpected-pass": ("unexpected pass", "unexpected passes"),
+    "not-run": ("not run", "not run"),
+    "stale": ("stale", "stale"),
+    "flaky": ("flaky", "flaky"),
+    "known-failure": ("known failure", "known failures"),
+}
+_EXPECTED: frozenset[Standing] = frozenset({"ok", "known-failure", "flaky"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Counts of a report.
+
+    Attributes:
+        cells: rows in all.
+        standings: rows per standing; only those that occur, worst first.
+        outcomes: rows per outcome, of the cells that ran and are not stale; only those that occur, worst first.
+        colour: green, amber or red.
+        sentence: all of it in words.
+    """
+
+    cells: int
+    standings: dict[Standing, int]
+    outcomes: dict[Outcome, int]
+    colour: Colour
+    sentence: str
+
+    @property
+    def headline(self) -> str:
+        """The colour in words, for those who do not see it."""
+        return {"green": "All ok", "amber": "Nothing unexpected", "red": "Needs a look"}[self.colour]
+
+
+def counted(count: int, standing: Standing) -> str:
+    """Return ``1 regression``, ``2 known failures``, ``3 not run``."""
+    return f"{count} {_NOUNS[standing][count != 1]}"
+
+
+def _count_outcomes(rows: Iterable[Row]) -> dict[Outcome, int]:
+    counts = Counter(row.result.outcome for row in rows)
+    return {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]}
+
+
+def _listed(outcomes: dict[Outcome, int]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]))
+
+
+def _troubles(rows: list[Row], standings: dict[Standing, int]) -> str:
+    """Return the part of the sentence that counts what is not ok, worst first."""
+    parts = []
+    for standing, count in standings.items():
+        if standing == "ok":
+            continue
+        which = _listed(_count_outcomes(row for row in rows if row.standing == standing))
+        parts.append(counted(count, standing) + (f" ({which})" if standing == "regression" else ""))
+    return ", ".join(parts)
+
+
+def summarise(rows: Iterable[Row]) -> Summary:
+    """Count the rows and say the result in one sentence, as ``54 of 56 cells ok (50 pass, 4 unsupported); 2 known failures``."""
+    rows = list(rows)
+    counts = Counter(row.standing for row in rows)
+    standings = {standing: counts[standing] for standing in STANDINGS if counts[standing]}
+    ok = _count_outcomes(row for row in rows if row.standing == "ok")
+    n_ok = sum(ok.values())
+    colour: Colour
+    if not rows:
+        colour, sentence = "red", "No cells: nothing was run."
+    elif n_ok == len(rows):
+        colour = "green" if "pass" in ok else "amber"
+        which = f"All {n_ok} cells" if n_ok > 1 else "The one cell"
+        sentence = f"{which} ok: {_listed(ok)}{'' if 'pass' in ok else '; nothing passed'}."
+    else:
+        expected = standings.keys() <= _EXPECTED
+        colour = "amber" if expected else "red"
+        end = "; nothing unexpected" if expected else ""
+        of_them = f" ({_listed(ok)})" if ok else ""
+        sentence = f"{n_ok} of {len(rows)} cells ok{of_them}; {_troubles(rows, standings)}{end}."
+    return Summary(
+        cells=len(rows),
+        standings=standings,
+        outcomes=_count_outcomes(row for row in rows if row.standing not in {"not-run", "stale"}),
+        colour=colour,
+        sentence=sentence,
+    )

@@ -1,0 +1,174 @@
+"""The rows and columns that every format shows; pure.
+
+A row is a cell's result with what the expectations made of it. The columns are those of the field's own compatibility
+tables, and their order, titles and texts are decided here once, so that a number reads the same on the terminal, in the
+README and in a browser. Rows are sorted newest stack first, so that the order they were finished in leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from packaging.version import Version
+
+from harness.matrix.cell import Cell
+from harness.report import figures
+from harness.result import CellResult, Outcome
+
+Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
+Standing = Literal["regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok"]
+STANDINGS: tuple[Standing, ...] = (
+    "regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok",
+)  # fmt: skip
+"""Worst first: what a person has to look at before anything else."""
+
+OK_OUTCOMES: tuple[Outcome, ...] = ("pass", "unsupported", "skipped")
+"""The outcomes that can be ok. A result that calls anything else ok contradicts itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell in a report.
+
+    Attributes:
+        result: what happened.
+        status: what the expectations made of it; None for a cell that was planned and did not run.
+        expectation_reason: why the declared expectation was declared, or None without one.
+        expectation_link: where that is discussed; shown as a link only when it is http or https.
+        sentence: the verdict in words, or None.
+        stale: the result is of another configuration or harness than the one reported on. It stands for nothing, whatever
+            its status was.
+
+    Raises:
+        ValueError: when the status is ``ok`` and the outcome is one that cannot be.
+    """
+
+    result: CellResult
+    status: Status | None
+    expectation_reason: str | None = None
+    expectation_link: str | None = None
+    sentence: str | None = None
+    stale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.status == "ok" and self.result.outcome not in OK_OUTCOMES:
+            raise ValueError(f"{self.result.cell_id}: outcome {self.result.outcome!r} cannot have the status 'ok'")
+
+    @property
+    def standing(self) -> Standing:
+        """The status, unless the cell did not run or its result is stale: those hide whatever the status would be."""
+        if self.status is None:
+            return "not-run"
+        return "stale" if self.stale else self.status
+
+    @property
+    def passed(self) -> bool:
+        """True only for a fresh pass that was expected: the one thing that may look like a pass."""
+        return self.standing == "ok" and self.result.outcome == "pass"
+
+
+def not_run(cell: Cell, reason: str) -> Row:
+    """Return the row of a planned cell that has no result, with the reason (``interrupted``, say)."""
+    result = CellResult(cell=cell, cell_id=cell.id, outcome="skipped", reason=reason, seed=cell.seed)
+    return Row(result=result, status=None)
+
+
+def recipe_with_options(row: Row) -> str:
+    """Return the recipe followed by whatever is not the default, as the cell's id has it: ``lora +dtype=bf16``."""
+    cell = row.result.cell
+    options = cell.id.removeprefix(f"{cell.family}/{cell.recipe}@{cell.stack.id}")
+    return f"{cell.recipe} {options}".rstrip()
+
+
+def stack_title(row: Row) -> str:
+    """Return ``transformers / peft / trl`` versions, the name of a stack in tables."""
+    stack = row.result.cell.stack
+    return f"{stack.transformers} / {stack.peft} / {stack.trl}"
+
+
+def merged_tensors(row: Row) -> str:
+    """Return ``applied/attempted`` as measured from the bytes; tensors that rightly equal base are said apart."""
+    merge = row.result.merge
+    if merge is None:
+        return figures.MISSING
+    no_effect = merge.zero_delta + merge.below_rounding
+    return f"{merge.applied}/{merge.attempted}" + (f" ({no_effect} without effect)" if no_effect else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: ``text`` is what a person reads, ``value`` what a machine sorts or computes with."""
+
+    key: str
+    title: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], str | float | None]
+    numeric: bool = False
+
+
+def _text_column(key: str, title: str, text: Callable[[Row], str]) -> Column:
+    return Column(key=key, title=title, text=text, value=text)
+
+
+def _kl_column(metric: str, title: str) -> Column:
+    def value(row: Row) -> float | None:
+        found: float | None = getattr(row.result.metrics, metric)
+        return found
+
+    return Column(key=metric, title=title, text=lambda row: figures.kl(value(row)), value=value, numeric=True)
+
+
+def _merged_share(row: Row) -> float | None:
+    merge = row.result.merge
+    return merge.applied / merge.attempted if merge is not None and merge.attempted else None
+
+
+def _samples_share(row: Row) -> float | None:
+    metrics = row.result.metrics
+    if metrics.samples_matched is None or not metrics.samples_total:
+        return None
+    return metrics.samples_matched / metrics.samples_total
+
+
+COLUMNS: tuple[Column, ...] = (
+    _text_column("transformers", "transformers", lambda row: row.result.cell.stack.transformers),
+    _text_column("peft", "peft", lambda row: row.result.cell.stack.peft),
+    _text_column("trl", "trl", lambda row: row.result.cell.stack.trl),
+    _text_column("family", "family", lambda row: row.result.cell.family),
+    _text_column("recipe", "recipe", recipe_with_options),
+    Column(key="merged", title="merged tensors", text=merged_tensors, value=_merged_share, numeric=True),
+    _kl_column("kl_trained_merged", "trained vs merged KL"),
+    Column(
+        key="samples",
+        title="samples",
+        text=lambda row: figures.share(row.result.metrics.samples_matched, row.result.metrics.samples_total),
+        value=_samples_share,
+        numeric=True,
+    ),
+    _kl_column("kl_merged_base", "merged vs base KL"),
+    _kl_column("kl_trained_base", "trained vs base KL"),
+)
+"""Every column but the last, ``outcome``, which each format draws in its own way from ``harness.report.look``."""
+
+
+def stack_order(row: Row) -> tuple[Version, Version, Version]:
+    """Return what stacks are sorted by (newest first wherever they are listed)."""
+    stack = row.result.cell.stack
+    return Version(stack.transformers), Version(stack.peft), Version(stack.trl)
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows newest stack first, then by family, recipe and options.
+
+    Raises:
+        ValueError: when two rows are of the same cell: which of them counts is not for a report to decide.
+    """
+    by_name = sorted(rows, key=lambda row: (row.result.cell.family, row.result.cell.recipe, row.result.cell_id))
+    seen: set[str] = set()
+    for row in by_name:
+        if row.result.cell_id in seen:
+            raise ValueError(f"two results for the cell {row.result.cell_id}")
+        seen.add(row.result.cell_id)
+    return sorted(by_name, key=stack_order, reverse=True)

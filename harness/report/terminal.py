@@ -1,0 +1,127 @@
+"""The table at the end of a run, and what is said about a cell that failed; writes to a rich console.
+
+Everything is built from ``Text``, never from rich's markup: a reason that contains ``[red]`` is three words, not a colour.
+Where the console is not a terminal the table is as wide as it needs to be, so that a CI log shows whole numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from harness.report.details import failed_checks, reason, verdict
+from harness.report.figures import MISSING
+from harness.report.look import Tone, look, outcome_text
+from harness.report.summary import summarise
+from harness.report.table import COLUMNS, Row, ordered
+from harness.report.text import clean, fold
+
+_STYLES: dict[Tone, str] = {
+    "pass": "green",
+    "quiet": "dim",
+    "known": "yellow",
+    "bad": "bold red",
+    "surprise": "bold magenta",
+    "flaky": "cyan",
+    "unknown": "bold yellow",
+}
+_SUMMARY_STYLES = {"green": "bold green", "amber": "bold yellow", "red": "bold red"}
+_UNBOUNDED = 10_000
+_OUTCOME_WIDTH = 15
+
+
+def _broken(text: str) -> str:
+    """Return a cell's text with what follows its first word (options, tensors without effect) on a line of its own."""
+    return text.replace(" ", "\n", 1)
+
+
+def _table(rows: Iterable[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in COLUMNS:
+        title = Text(column.title.replace(" vs ", " vs\n", 1).replace("merged t", "merged\nt"))
+        # Versions and numbers are never broken; a recipe's options may be.
+        table.add_column(
+            title, justify="right" if column.numeric else "left", no_wrap=column.key != "recipe", overflow="fold"
+        )
+    table.add_column(Text("outcome"), overflow="fold", min_width=_OUTCOME_WIDTH)
+    for row in rows:
+        style = _STYLES[look(row).tone]
+        table.add_row(*(Text(_broken(column.text(row))) for column in COLUMNS), Text(outcome_text(row), style=style))
+    return table
+
+
+def _print_narrow(console: Console, rows: Iterable[Row]) -> None:
+    """Print two lines per cell, for a terminal that has no room for the columns."""
+    for row in rows:
+        head = Text(outcome_text(row), style=_STYLES[look(row).tone])
+        console.print(head.append(f"  {row.result.cell_id}", style="default"), soft_wrap=True)
+        measured = [(column.title, column.text(row)) for column in COLUMNS if column.numeric]
+        parts = [f"{title} {text}" for title, text in measured if text != MISSING]
+        if parts:
+            console.print(Text(f"    {' · '.join(parts)}", style="dim"))
+
+
+def print_table(console: Console, rows: Iterable[Row]) -> None:
+    """Print the table and the summary sentence.
+
+    Raises:
+        ValueError: when two rows are of the same cell.
+    """
+    rows = ordered(rows)
+    summary = summarise(rows)
+    table = _table(rows)
+    room = Measurement.get(console, console.options.update(width=_UNBOUNDED), table)
+    if not console.is_terminal:
+        table.width = room.maximum
+    if console.is_terminal and console.width < room.minimum:
+        _print_narrow(console, rows)
+    else:
+        console.print(table, crop=False)
+    sentence = f"{summary.headline}. {summary.sentence}"
+    console.print(Text(sentence, style=_SUMMARY_STYLES[summary.colour]), soft_wrap=True)
+
+
+def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | str | None) -> None:
+    """Print why a cell is not a pass: phase, checks, reason, the end of its log, the log's path, how to reproduce it.
+
+    Args:
+        console: where to print.
+        row: the cell.
+        log_tail: the last lines of the cell's log; folded here when it is long.
+        log_path: where the log lies, as the user can open it; None when there is none.
+    """
+    result = row.result
+
+    def say(label: str, text: str, style: str = "") -> None:
+        # One logical line per line of text, never wrapped: a path or a command must survive copying.
+        console.print(Text(f"  {label:<10}", style="bold").append(Text(text, style=style)), soft_wrap=True)
+
+    def block(text: str) -> None:
+        console.print(Text("\n".join(f"    │ {line}" for line in text.split("\n")), style="dim"), soft_wrap=True)
+
+    shown = look(row)
+    console.print(Text(f"{shown}  {result.cell_id}", style=_STYLES[shown.tone]), soft_wrap=True)
+    say("phase", result.stage or MISSING)
+    if sentence := verdict(row):
+        say("verdict", sentence)
+    for check in failed_checks(row):
+        say("check", check)
+    words = (reason(row) or "none given").split("\n")
+    say("reason", words[0])
+    if words[1:]:
+        block("\n".join(words[1:]))
+    if row.expectation_reason:
+        say("declared", clean(" ".join(filter(None, (row.expectation_reason, row.expectation_link)))))
+    if log_tail.strip():
+        say("log", "its last lines")
+        block(fold(log_tail, max_lines=40))
+    if log_path is not None:
+        say("log at", clean(str(log_path)))
+    say("reproduce", result.cell.reproduce)
+    console.print()

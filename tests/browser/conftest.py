@@ -1,0 +1,17 @@
+"""Tests in a real browser: left out of the default run, because most machines that run the tests have none.
+
+``HARNESS_BROWSER=1 pytest tests/browser`` runs them; they need the ``playwright`` package and a Chromium on PATH, and fail,
+saying what to install, where either is missing. Without the variable nothing in this folder is collected.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if os.environ.get("HARNESS_BROWSER") == "1":
+    # The results that the unit tests of the report are made of.
+    sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
+else:
+    collect_ignore_glob = ["*"]

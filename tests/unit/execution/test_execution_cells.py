@@ -1,0 +1,171 @@
+"""Cells in real child processes: every way to end is an outcome, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from execution_helpers import FakeEnvironment, Recorder, alive, cell, services, wait_until
+
+from harness.execution.failure import failure_text
+from harness.execution.scheduler import run_cells
+from harness.execution.supervise import Limits
+from harness.result import CellResult
+
+
+def run_one(folder: Path, recipe: str, *, limits: Limits | None = None) -> CellResult:
+    report = run_cells([cell(recipe)], services(folder, limits=limits), Recorder())
+    return report.results[0]
+
+
+def test_a_worker_that_does_all_its_stages_passes(tmp_path: Path) -> None:
+    result = run_one(tmp_path, "passes")
+
+    assert (result.outcome, result.stage, result.reason) == ("pass", None, None)
+    assert {stage.result for stage in result.stages.values()} == {"pass"}
+    assert len(result.stages) == 13
+    assert (result.stages["resolve"].seconds, result.stages["install"].seconds) == (0.5, 1.5)
+    assert result.lock_sha256 == "a" * 64
+    assert result.python == "3.11.7"
+
+
+def test_result_and_log_lie_where_the_id_says(tmp_path: Path) -> None:
+    result = run_one(tmp_path, "passes")
+    folder = tmp_path / "out" / "cells" / "qwen3_moe"
+    stem = "passes@tf5.5.0-peft0.19.1-trl0.25.1"
+
+    assert sorted(path.name for path in folder.iterdir()) == [f"{stem}.json", f"{stem}.log"]
+    assert result.log == f"cells/qwen3_moe/{stem}.log"
+    assert CellResult.model_validate_json((folder / f"{stem}.json").read_bytes()) == result
+    command, cwd = (folder / f"{stem}.log").read_text().splitlines()
+    assert command.startswith("$ ")
+    assert " -I -u " in command
+    assert cwd.startswith(f"cwd {tmp_path / 'scratch'}/cell-")
+
+
+def test_work_directories_are_removed_unless_kept(tmp_path: Path) -> None:
+    run_cells([cell("passes")], services(tmp_path), Recorder())
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    run_cells([cell("passes")], services(tmp_path), Recorder(), keep=True)
+    (work,) = (tmp_path / "scratch").iterdir()
+
+    request = json.loads((work / "request.json").read_text())
+    assert request["schema"] == 1
+    assert request["cell"]["recipe"] == "passes"
+    assert request["bands"] == {"kl_max": 1e-9}
+    assert request["keep"] is True
+
+
+def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = run_one(tmp_path, "hangs", limits=Limits(seconds=1.0, grace=0.3, interval=0.05))
+
+    assert time.monotonic() - began < 15
+    assert (result.outcome, result.stage) == ("timeout", "train")
+    assert result.reason == "no end after 1 s, its time limit"
+    assert result.stages["attach"].result == "pass"
+    assert result.stages["save"].result == "not_run"
+    assert result.stages["save"].reason == "needs train, which ended in timeout"
+    assert result.stages["controls"].reason == "needs train, which ended in timeout"
+
+
+def test_a_worker_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    result = run_one(tmp_path, "stubborn", limits=Limits(seconds=0.8, grace=0.2, interval=0.05))
+
+    assert (result.outcome, result.stage) == ("timeout", "merge")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "signal"), [("killed", "load", "SIGKILL"), ("segfaults", "merge", "SIGSEGV")]
+)
+def test_a_signal_is_a_crash_of_the_running_stage(tmp_path: Path, recipe: str, stage: str, signal: str) -> None:
+    result = run_one(tmp_path, recipe)
+
+    assert (result.outcome, result.stage) == ("crash", stage)
+    assert result.reason is not None
+    assert result.reason.startswith(f"killed by {signal}")
+
+
+@pytest.mark.parametrize(("recipe", "stage"), [("greedy", "load"), ("greedy-children", "train")])
+def test_memory_is_limited_over_the_whole_process_tree(tmp_path: Path, recipe: str, stage: str) -> None:
+    result = run_one(tmp_path, recipe, limits=Limits(seconds=60, memory_mb=160, interval=0.05))
+
+    assert (result.outcome, result.stage) == ("oom", stage)
+    assert result.reason is not None
+    assert "its memory limit of 160 MiB" in result.reason
+    assert result.peak_rss_mb is not None
+    assert result.peak_rss_mb > 160
+
+
+def test_a_garbage_observation_is_an_error_with_the_end_of_the_log(tmp_path: Path) -> None:
+    result = run_one(tmp_path, "garbage")
+
+    assert (result.outcome, result.stage) == ("error", "import")
+    assert result.reason is not None
+    assert "not JSON" in result.reason
+    assert result.reason.endswith("last words")
+
+
+def test_an_exception_of_the_worker_is_an_error_without_machine_paths(tmp_path: Path) -> None:
+    result = run_one(tmp_path, "raises")
+
+    assert (result.outcome, result.stage) == ("error", "attach")
+    assert result.reason is not None
+    assert result.reason.endswith("RuntimeError: no such thing in <work>")
+    assert 'File "<code>/harness/worker/__main__.py"' in result.reason
+    first_line = result.reason.splitlines()[0]
+    assert first_line == (
+        "the worker ended with exit status 1 before it was done: RuntimeError: no such thing in <work>"
+    )
+    assert str(tmp_path) not in result.model_dump_json()
+
+
+def test_a_failed_cell_says_phase_reason_log_and_how_to_reproduce_it(tmp_path: Path) -> None:
+    limits = Limits(seconds=0.8, grace=0.3, interval=0.05)
+    text = failure_text(run_one(tmp_path, "hangs", limits=limits), out=tmp_path / "out").splitlines()
+    stem = "hangs@tf5.5.0-peft0.19.1-trl0.25.1"
+
+    assert text[0] == f"qwen3_moe/{stem}: timeout in train"
+    assert text[1] == "  reason: no end after 0.8 s, its time limit"
+    assert text[2].startswith("  log ends: $ ")
+    assert text[3].startswith("    cwd ")
+    assert text[4] == f"  log: {tmp_path}/out/cells/qwen3_moe/{stem}.log"
+    assert text[5].startswith("  reproduce: harness run --model qwen3_moe --recipe hangs --transformers 5.5.0")
+
+
+def test_the_end_of_a_log_is_not_quoted_twice(tmp_path: Path) -> None:
+    text = failure_text(run_one(tmp_path, "raises"), out=tmp_path / "out")
+
+    assert "  log ends:" not in text
+    assert text.count("Traceback") == 1
+
+
+def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    environment = FakeEnvironment(prefix=tmp_path / "env", python=tmp_path / "env" / "bin" / "python")
+    report = run_cells([cell()], services(tmp_path, prepare=lambda _stack: environment), Recorder())
+
+    assert (report.results[0].outcome, report.results[0].stage) == ("error", "import")
+    assert report.results[0].reason == "<env>/bin/python cannot be started: No such file or directory"
+
+
+def test_grandchildren_are_gone_when_a_cell_has_ended(tmp_path: Path) -> None:
+    """One stays in the process group; the other has forked twice and leads a session of its own."""
+    result = run_one(tmp_path, "escapes")
+    pids = [int(line) for line in (tmp_path / "scratch" / "pids").read_text().split()]
+
+    assert result.outcome == "pass"
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), seconds=3)
+
+
+def test_one_bad_cell_does_not_disturb_the_others(tmp_path: Path) -> None:
+    recipes = ["passes", "segfaults", "hangs", "garbage", "raises", "slow"]
+    limits = Limits(seconds=2.5, grace=0.3, interval=0.05)
+    report = run_cells([cell(name) for name in recipes], services(tmp_path, limits=limits), Recorder(), jobs=3)
+
+    outcomes = [result.outcome for result in report.results]
+
+    assert outcomes == ["pass", "crash", "timeout", "error", "error", "pass"]

@@ -1,0 +1,280 @@
+"""All cells of a run: environments once a stack, order, what is passed on, what is kept, what is taken over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from execution_helpers import FakeEnvironment, Recorder, cell, services, stack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.envs import Unresolvable
+from harness.errors import ConfigurationError, EnvironmentFailedError, NothingSelectedError, VersionNotFoundError
+from harness.execution.agenda import Agenda, stack_key
+from harness.execution.scheduler import RunInterruptedError, run_cells
+from harness.execution.store import load_result
+from harness.matrix.cell import Cell, Stack
+
+
+def test_two_cells_of_a_stack_prepare_its_environment_once(tmp_path: Path) -> None:
+    prepared: list[str] = []
+
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        prepared.append(wanted.peft)
+        return FakeEnvironment(prefix=tmp_path / "env", versions={})
+
+    cells = [cell(seed=0), cell(seed=1), cell(peft="0.18.1"), cell(seed=2)]
+    report = run_cells(cells, services(tmp_path, prepare=prepare), Recorder(), jobs=2)
+
+    assert prepared == ["0.19.1", "0.18.1"]
+    assert [result.cell_id for result in report.results] == [cell.id for cell in cells]
+    assert {result.outcome for result in report.results} == {"pass"}
+
+
+def test_stacks_with_the_same_id_and_other_pins_have_environments_of_their_own(tmp_path: Path) -> None:
+    prepared: list[Stack] = []
+
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        prepared.append(wanted)
+        return FakeEnvironment(prefix=tmp_path / "env")
+
+    other = stack(pins={"torch": "2.12.0"}).model_copy(update={"extra_pins": ("torch",)})
+    plan = [cell(), cell().model_copy(update={"stack": other})]
+    run_cells(plan, services(tmp_path, prepare=prepare), Recorder())
+
+    assert [each.pins["torch"] for each in prepared] == ["2.13.0", "2.12.0"]
+
+
+def test_cells_start_while_other_environments_are_still_being_made(tmp_path: Path) -> None:
+    first_cell_done = threading.Event()
+
+    class Watcher(Recorder):
+        def cell_finished(self, result: object, *, reused: bool) -> None:
+            super().cell_finished(result, reused=reused)  # type: ignore[arg-type]  # passed on as it came
+            first_cell_done.set()
+
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        if wanted.peft == "0.18.1":
+            assert first_cell_done.wait(30), "the first stack's cell waited for the second stack's environment"
+        return FakeEnvironment(prefix=tmp_path / "env", versions={})
+
+    report = run_cells([cell(), cell(peft="0.18.1")], services(tmp_path, prepare=prepare), Watcher())
+
+    assert [result.outcome for result in report.results] == ["pass", "pass"]
+
+
+def test_as_many_cells_run_at_a_time_as_there_are_jobs(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_cells([cell("slow", seed=number) for number in range(5)], services(tmp_path), recorder, jobs=2)
+
+    assert recorder.most_running == 2
+
+
+def test_the_observer_hears_everything_in_order_and_in_one_thread(tmp_path: Path) -> None:
+    recorder = Recorder()
+    only = cell("slow")
+    run_cells([only], services(tmp_path), recorder)
+
+    assert recorder.events == [
+        ("planned", "1"),
+        ("environment_started", "0.19.1"),
+        ("environment_ready", "0.19.1"),
+        ("cell_started", only.id),
+        ("cell_stage", only.id, "train"),
+        ("cell_finished", only.id, "made"),
+        ("run_ended",),
+        ("closed",),
+    ]
+    assert recorder.threads == {threading.get_ident()}
+
+
+def test_unresolvable_is_an_outcome_of_every_cell_of_the_stack_in_the_resolvers_words(tmp_path: Path) -> None:
+    words = f"Because trl==0.25.1 depends on b and {Path.home()}/wheels has none, your requirements are unsatisfiable."
+
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        if wanted.peft == "0.18.1":
+            raise Unresolvable(words)
+        return FakeEnvironment(prefix=tmp_path / "env")
+
+    cells = [cell(peft="0.18.1"), cell(peft="0.18.1", seed=1), cell()]
+    report = run_cells(cells, services(tmp_path, prepare=prepare), Recorder())
+    first = report.results[0]
+
+    assert [result.outcome for result in report.results] == ["unresolvable", "unresolvable", "pass"]
+    assert (first.stage, first.reason) == ("resolve", words.replace(str(Path.home()), "<home>"))
+    assert first.stages["install"].result == "not_run"
+    assert first.stages["controls"].reason == "needs resolve, which ended in unresolvable"
+    assert report.environment_failures == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "stage"),
+    [(EnvironmentFailedError("no index answers"), "install"), (VersionNotFoundError("no peft 0.18.1"), "resolve")],
+)
+def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on(
+    tmp_path: Path, error: EnvironmentFailedError | VersionNotFoundError, stage: str
+) -> None:
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        if wanted.peft == "0.18.1":
+            raise error
+        return FakeEnvironment(prefix=tmp_path / "env")
+
+    recorder = Recorder()
+    failing = cell(peft="0.18.1")
+    report = run_cells([failing, cell()], services(tmp_path, prepare=prepare), recorder)
+    result = report.results[0]
+
+    assert [each.outcome for each in report.results] == ["error", "pass"]
+    assert (result.stage, result.reason) == (stage, error.message)
+    assert report.environment_failures == ((failing.stack, error),)
+    assert ("environment_failed", "0.18.1", error.message) in recorder.events
+    assert load_result(tmp_path / "out" / "cells" / "qwen3_moe" / f"{failing.file_stem}.json") == result
+
+
+def test_any_other_error_while_preparing_ends_the_run_with_no_child_left(tmp_path: Path) -> None:
+    def prepare(wanted: Stack) -> FakeEnvironment:
+        if wanted.peft == "0.18.1":
+            raise ZeroDivisionError("a fault of ours")
+        return FakeEnvironment(prefix=tmp_path / "env")
+
+    recorder = Recorder()
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        run_cells([cell("hangs"), cell(peft="0.18.1")], services(tmp_path, prepare=prepare), recorder)
+
+    assert time.monotonic() - began < 15
+    assert recorder.events[-1] == ("closed",)
+    assert list((tmp_path / "scratch").glob("*")) == []
+
+
+def test_a_run_can_be_cancelled_from_elsewhere(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+
+    class Canceller(Recorder):
+        def cell_stage(self, cell: Cell, stage: object) -> None:
+            del cell, stage
+            cancelled.set()
+
+    plan = [cell("passes"), cell("hangs"), cell("passes", seed=1)]
+    with pytest.raises(RunInterruptedError) as caught:
+        run_cells(plan, services(tmp_path), Canceller(), cancelled=cancelled)
+
+    report = caught.value.report
+    assert caught.value.exit_code == 130
+    assert [result.cell_id for result in report.results] == [plan[0].id]
+    assert list(report.unfinished) == plan[1:]
+    assert sorted(path.name for path in (tmp_path / "out" / "cells" / "qwen3_moe").iterdir()) == [
+        f"{plan[0].file_stem}.json",
+        f"{plan[0].file_stem}.log",
+    ]
+
+
+def test_resume_takes_over_what_would_be_made_again_just_so(tmp_path: Path) -> None:
+    plan = [cell(seed=0), cell(seed=1)]
+    first = run_cells(plan[:1], services(tmp_path), Recorder())
+    recorder = Recorder()
+    second = run_cells(plan, services(tmp_path), recorder, resume=True)
+
+    assert second.reused == {plan[0].id}
+    assert second.results[0] == first.results[0]
+    assert ("cell_started", plan[0].id) not in recorder.events
+    assert ("cell_finished", plan[0].id, "reused") in recorder.events
+    assert ("cell_started", plan[1].id) in recorder.events
+
+
+@pytest.mark.parametrize("change", ["nothing asked", "bands", "lock", "code", "pins", "edited", "no lock"])
+def test_resume_makes_again_what_has_changed(tmp_path: Path, change: str) -> None:
+    lock = None if change == "no lock" else "a" * 64
+
+    def prepare(_stack: Stack) -> FakeEnvironment:
+        return FakeEnvironment(prefix=tmp_path / "env", lock_sha256=lock)
+
+    one = cell()
+    run_cells([one], services(tmp_path, prepare=prepare), Recorder())
+    bands: dict[str, object] = {"kl_max": 1e-9}
+    if change == "bands":
+        bands = {"kl_max": 1e-8}
+    elif change == "lock":
+        lock = "b" * 64
+    elif change == "code":
+        with (tmp_path / "package" / "worker" / "__main__.py").open("a") as file:
+            file.write("# changed\n")
+    elif change == "pins":
+        one = one.model_copy(update={"stack": stack(pins={"torch": "2.13.0", "accelerate": "1.15.0"})})
+    elif change == "edited":
+        path = tmp_path / "out" / "cells" / "qwen3_moe" / f"{one.file_stem}.json"
+        path.write_text(path.read_text().replace('"threads": null', '"threads": 7'))
+    again = run_cells(
+        [one], services(tmp_path, prepare=prepare, bands=bands), Recorder(), resume=change != "nothing asked"
+    )
+
+    assert again.reused == frozenset()
+    assert again.results[0].outcome == "pass"
+
+
+def test_an_empty_plan_and_a_file_as_output_directory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NothingSelectedError):
+        run_cells([], services(tmp_path), Recorder())
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigurationError, match="Results cannot be written"):
+        run_cells([cell()], services(tmp_path), Recorder())
+
+
+def test_a_cell_planned_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        Agenda([cell(), cell()])
+
+
+def test_ready_stacks_take_turns() -> None:
+    old, new = stack(peft="0.18.1"), stack()
+    agenda = Agenda([cell(seed=n) for n in range(3)] + [cell(seed=n, peft="0.18.1") for n in range(3)])
+
+    assert agenda.next() is None
+    agenda.ready(stack_key(new))
+    taken = [agenda.next(), agenda.next()]
+    agenda.ready(stack_key(old))
+    taken += [agenda.next() for _ in range(5)]
+
+    order = [None if each is None else (each.stack.peft, each.seed) for each in taken]
+    assert order == [
+        ("0.19.1", 0),
+        ("0.19.1", 1),
+        ("0.18.1", 0),
+        ("0.18.1", 1),
+        ("0.19.1", 2),
+        ("0.18.1", 2),
+        None,
+    ]
+
+
+PEFTS = ("0.17.1", "0.18.1", "0.19.1", "0.20.0")
+
+
+@settings(deadline=None, max_examples=60)  # the machine may be busy
+@given(
+    counts=st.lists(st.integers(0, 4), min_size=4, max_size=4),
+    actions=st.lists(st.one_of(st.sampled_from(PEFTS), st.none()), max_size=30),
+)
+def test_every_cell_is_given_out_once_and_only_when_ready(counts: list[int], actions: list[str | None]) -> None:
+    """Whatever becomes ready when: nothing is lost, nothing comes twice, and there is a cell whenever one could run."""
+    plan = [cell(seed=n, peft=peft) for peft, count in zip(PEFTS, counts, strict=True) for n in range(count)]
+    agenda = Agenda(plan)
+    ready: set[str] = set()
+    given_out: list[Cell] = []
+    declared = {each.stack.peft for each in plan}
+    for action in [*actions, *PEFTS, *[None] * len(plan)]:
+        if action is None:
+            possible = [each for each in plan if each.stack.peft in ready and each not in given_out]
+            taken = agenda.next()
+            assert (taken is None) == (not possible)
+            if taken is not None:
+                assert taken in possible
+                given_out.append(taken)
+        elif action in declared:
+            agenda.ready(stack_key(stack(peft=action)))
+            ready.add(action)
+
+    assert sorted(each.id for each in given_out) == sorted(each.id for each in plan)

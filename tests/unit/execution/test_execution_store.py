@@ -1,0 +1,188 @@
+"""Results on disk: atomic, listed, refused when they are none; texts without the machine; memory and its limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from execution_helpers import cell, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import ConfigurationError, InputRefusedError
+from harness.execution.files import tail, write_atomically
+from harness.execution.memory import kernel_oom_kills, proportional_mb, resident_mb, tree
+from harness.execution.redact import Redactor
+from harness.execution.store import ResultStore, load_result, load_results, result_files
+from harness.result import CellResult
+
+
+def result(seed: int = 0) -> CellResult:
+    one = cell("lora", seed=seed)
+    return CellResult(cell=one, cell_id=one.id, outcome="pass", seed=seed)
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    path = ResultStore(tmp_path).save(result(3))
+
+    assert path == tmp_path / "cells" / "qwen3_moe" / "lora@tf5.5.0-peft0.19.1-trl0.25.1+seed=3.json"
+    assert load_result(path) == result(3)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b'{"schema_version": 1', "not JSON"),
+        (b"[]", "no schema_version"),
+        (b'{"schema_version": 2}', "schema_version 2; this program reads 1"),
+        (b'{"schema_version": 1}', "cell: Field required"),
+    ],
+)
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "odd.json"
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError, match=re.escape(words)) as caught:
+        load_result(path)
+
+    assert str(path) in caught.value.message
+    assert caught.value.exit_code == 5
+
+
+def test_files_and_directories_are_listed_once_each(tmp_path: Path) -> None:
+    one = ResultStore(tmp_path / "shards" / "one").save(result(0))
+    two = ResultStore(tmp_path / "shards" / "two").save(result(1))
+    (tmp_path / "shards" / "one" / "report.json").write_text("{}")
+
+    assert result_files([tmp_path / "shards"]) == [one, two]
+    assert result_files([two, tmp_path / "shards", one]) == [two, one]
+    assert result_files([tmp_path / "shards" / "two" / "cells"]) == [two]
+    assert [each.seed for each in load_results([tmp_path / "shards"])] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_a_path_without_results_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match=name):
+        result_files([tmp_path / name])
+
+
+def test_a_log_gets_its_name_with_its_result(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    one = result()
+    store.running_log_path(one.cell).write_text("second run")
+    store.log_path(one.cell).write_text("first run")
+    store.save(one)
+
+    assert store.log_path(one.cell).read_text() == "second run"
+    assert not store.running_log_path(one.cell).exists()
+
+
+def test_the_tail_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"first\n" + b"x" * 100_000 + b"\nlast but one\nlast \xff\n\n")
+
+    assert tail(path, lines=2) == "last but one\nlast \N{REPLACEMENT CHARACTER}"
+    assert len(tail(path)) < 17_000
+    assert tail(tmp_path / "none") == ""
+
+
+PLACES = {
+    "home": Path("/home/ann"),
+    "cache": Path("/home/ann/.cache/harness"),
+    "env": Path("/home/ann/.cache/harness/envs/ab12"),
+    "root": Path("/"),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/ann/x and /home/anna/x", "<home>/x and /home/anna/x"),
+        ("in /home/ann. Then", "in <home>. Then"),
+        ("/home/ann.old", "/home/ann.old"),
+        ("/home/ann/.cache/harness/envs/ab12/lib/python3.11/site-packages/peft/x.py",
+         "<env>/lib/python3.11/site-packages/peft/x.py"),
+        ("/home/ann/.cache/harness/code/ff", "<cache>/code/ff"),
+        ("-I/home/ann/include file:///home/ann/x", "-I<home>/include file://<home>/x"),
+        ("/data/home/ann/x", "/data/home/ann/x"),
+        ('File "/opt/python-3.11/lib/python3.11/runpy.py", line 3', 'File "<python>/lib/python3.11/runpy.py", line 3'),
+        ("https://ann:s3cret@index.example/simple", "https://<credentials>@index.example/simple"),
+        ("a/b and 1/2", "a/b and 1/2"),
+    ],
+)  # fmt: skip
+def test_prefixes_are_replaced_at_path_boundaries(text: str, expected: str) -> None:
+    assert Redactor(PLACES).text(text) == expected
+
+
+@settings(deadline=None, max_examples=60)  # the machine may be busy
+@given(st.text(alphabet="/.an hoe:\n", max_size=40))
+def test_no_prefix_survives_at_a_path_boundary(around: str) -> None:
+    """Whatever stands around it, a path below the home directory that begins after a space is never kept."""
+    text = Redactor(PLACES).text(f"{around} /home/ann/secret {around}")
+
+    assert " /home/ann/secret" not in text
+    assert "<home>/secret" in text
+
+
+def test_links_are_known_by_both_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    redactor = Redactor({"env": tmp_path / "link"})
+
+    assert redactor.text(f"{tmp_path / 'link'}/a {tmp_path / 'real'}/b") == "<env>/a <env>/b"
+    assert redactor.value({str(tmp_path): [str(tmp_path / "real"), 1, None]}) == {str(tmp_path): ["<env>", 1, None]}
+
+
+def test_memory_of_a_tree_is_what_its_processes_hold() -> None:
+    """A parent and a child that each fill 64 MiB of their own."""
+    fill = "b = bytearray(64 * 1024 * 1024); b[::4096] = b'x' * len(b[::4096])"
+    child = f"{fill}; print('ready', flush=True); import time; time.sleep(600)"
+    code = f"{fill}; import subprocess, sys; subprocess.run([sys.executable, '-c', {json.dumps(child)}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert wait_until(lambda: len(tree(process.pid)) == 2)
+        resident, proportional = resident_mb(tree(process.pid)), proportional_mb(tree(process.pid))
+    finally:
+        os.killpg(process.pid, 9)
+        process.communicate()
+
+    assert 128 < proportional <= resident < 192
+    assert tree(process.pid) == []
+
+
+def test_the_kernels_count_of_memory_kills_is_read_from_either_cgroup_version(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("9:name=systemd:/\n4:memory:/box\n0::/\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    assert kernel_oom_kills(proc=membership, root=tmp_path) == 3
+
+    membership.write_text("0::/user/box\n")
+    (tmp_path / "user" / "box").mkdir(parents=True)
+    (tmp_path / "user" / "box" / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 2\n")
+    assert kernel_oom_kills(proc=membership, root=tmp_path) == 2
+    assert kernel_oom_kills(proc=tmp_path / "none", root=tmp_path) is None

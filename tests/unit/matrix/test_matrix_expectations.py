@@ -1,0 +1,312 @@
+"""Declaring known failures, and what a result means in their light."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import ConfigurationError, UnknownNameError
+from harness.matrix.catalogue import Catalogue
+from harness.matrix.cell import Cell, Stack
+from harness.matrix.config import MatrixConfig
+from harness.matrix.expectations import Expectation, check_expectations, load_expectations
+from harness.matrix.verdict import NEEDS, judge
+from harness.result import OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
+
+STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
+CELL = Cell(family="alpha", recipe="lora", stack=STACK)
+
+RELOAD = Expectation(
+    when="transformers>=5.6.2, peft==0.19.1",
+    stage="reload-adapter",
+    outcome="error",
+    match="distributed_operation",
+    reason="the converter takes no such argument",
+    since="transformers 5.6.2",
+)
+TRAIN = Expectation(cells=("alpha/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
+TYPE_ERROR = "TypeError: unexpected keyword argument 'distributed_operation'"
+
+
+def result(
+    stages: Mapping[str, str] = MappingProxyType({}),
+    *,
+    cell: Cell = CELL,
+    checks: tuple[Check, ...] = (),
+    outcome: Outcome | None = None,
+) -> CellResult:
+    """A result whose stages all passed but those given, as ``{"reload-adapter": "error: why"}``, or ``absent``."""
+    made = {name: StageResult(result="pass") for name in STAGES}
+    for name in STAGES:
+        kind, _, reason = stages.get(name, "pass").partition(": ")
+        if kind == "absent":
+            del made[name]
+        else:
+            made[name] = StageResult.model_validate({"result": kind, "reason": reason or None})
+    overall = outcome or worst(stage.result for stage in made.values() if stage.result != "not_run")
+    return CellResult(cell=cell, cell_id=cell.id, outcome=overall, stages=made, checks=list(checks))
+
+
+def after(stage: StageName, kind: str) -> dict[str, str]:
+    """The stages after ``stage``, all of one kind."""
+    return dict.fromkeys(STAGES[STAGES.index(stage) + 1 :], kind)
+
+
+def failed(name: str, stage: StageName) -> Check:
+    return Check(name=name, stage=stage, value=0.5, band="<= 1e-09", passed=False)
+
+
+def test_every_stage_passed_is_ok() -> None:
+    verdict = judge(result(), [])
+
+    assert (verdict.status, verdict.expectation, verdict.as_expected) == ("ok", None, True)
+
+
+@pytest.mark.parametrize("outcome", [name for name in OUTCOMES if name not in {"pass", "unsupported", "skipped"}])
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_failure_that_nobody_declared_is_a_regression(stage: StageName, outcome: str) -> None:
+    verdict = judge(result({stage: f"{outcome}: because"}), [])
+
+    assert verdict.status == "regression"
+    assert verdict.sentence == f"{stage} ended in {outcome}: because"
+    assert not verdict.as_expected
+
+
+@pytest.mark.parametrize("outcome", ["unsupported", "skipped"])
+def test_what_the_library_lacks_needs_no_expectation(outcome: str) -> None:
+    verdict = judge(result({"load": f"{outcome}: Unrecognized model", **after("load", "not_run")}), [RELOAD])
+
+    assert verdict.status == "ok"
+
+
+def test_a_declared_failure_is_known() -> None:
+    verdict = judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}), [TRAIN_ELSEWHERE, RELOAD])
+
+    assert (verdict.status, verdict.expectation) == ("known-failure", RELOAD)
+    assert verdict.as_expected
+
+
+TRAIN_ELSEWHERE = TRAIN.model_copy(update={"cells": ("beta/*",)})
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ({"reload-adapter": "error: KeyError: 'x'"}, "declared: error with 'distributed_operation'"),
+        ({"reload-adapter": f"crash: {TYPE_ERROR}"}, "reload-adapter ended in crash"),
+        ({"reload-adapter": f"error: {TYPE_ERROR}", "merge": "fail: wrong"}, "merge ended in fail: wrong"),
+        (
+            {"reload-adapter": f"error: {TYPE_ERROR}", "controls": "blind: a copy got through"},
+            "controls ended in blind",
+        ),
+        ({"reload-adapter": f"error: {TYPE_ERROR}", "compare": "not_run"}, "compare was not run"),
+        ({"reload-adapter": f"error: {TYPE_ERROR}", "merge": "absent"}, "merge was not run"),
+    ],
+)
+def test_whatever_else_goes_wrong_in_the_cell_is_a_regression(stages: dict[str, str], words: str) -> None:
+    verdict = judge(result(stages), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert words in verdict.sentence
+
+
+def test_a_failed_check_elsewhere_is_a_regression() -> None:
+    checks = (failed("adapter_reload", "reload-adapter"), failed("kl", "compare"))
+    verdict = judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}, checks=checks), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert verdict.sentence == "check kl of compare failed: 0.5, where <= 1e-09 is right"
+
+
+def test_a_failed_check_of_the_declared_stage_belongs_to_it() -> None:
+    verdict = judge(
+        result({"reload-adapter": f"error: {TYPE_ERROR}"}, checks=(failed("adapter_reload", "reload-adapter"),)),
+        [RELOAD],
+    )
+
+    assert verdict.status == "known-failure"
+
+
+def test_an_expectation_can_name_the_checks_that_fail() -> None:
+    expected = Expectation(
+        cells=("*",), stage="compare", outcome="fail", checks=("kl", "control:*"), reason="rounding", since="always"
+    )
+    kl = {"compare": "fail: kl"}
+    known = judge(result(kl, checks=(failed("kl", "compare"),)), [expected])
+    other = judge(result(kl, checks=(failed("kl", "compare"), failed("applied", "compare"))), [expected])
+
+    assert (known.status, other.status) == ("known-failure", "regression")
+    assert "check applied" in other.sentence
+
+
+def test_a_failed_check_in_a_cell_that_passed_is_a_regression() -> None:
+    assert judge(result(checks=(failed("loss", "train"),)), []).status == "regression"
+
+
+def test_a_declared_failure_that_passes_is_unexpected() -> None:
+    verdict = judge(result(), [RELOAD])
+
+    assert (verdict.status, verdict.expectation, verdict.as_expected) == ("unexpected-pass", RELOAD, False)
+
+
+def test_a_regression_outranks_an_unexpected_pass() -> None:
+    assert judge(result({"merge": "fail: dropped"}), [RELOAD]).status == "regression"
+
+
+def test_what_needed_a_stage_that_is_known_to_fail_is_part_of_it() -> None:
+    verdict = judge(result({"train": "error: shape", **after("train", "not_run")}), [RELOAD, TRAIN])
+
+    assert (verdict.status, verdict.expectation) == ("known-failure", TRAIN)
+
+
+def test_stages_that_follow_a_known_failure_at_the_end_are_part_of_it() -> None:
+    expected = Expectation(cells=("*",), stage="reload-merged", outcome="error", reason="unreadable", since="always")
+    verdict = judge(result({"reload-merged": "error: x", **after("reload-merged", "not_run")}), [expected])
+
+    assert verdict.status == "known-failure"
+
+
+def test_a_stage_that_could_not_be_reached_did_not_pass_unexpectedly() -> None:
+    verdict = judge(result({"train": "error: shape", **after("train", "absent")}), [TRAIN, RELOAD])
+
+    assert verdict.status == "known-failure"
+
+
+def test_an_expectation_about_other_versions_excuses_nothing() -> None:
+    older = CELL.model_copy(update={"stack": STACK.model_copy(update={"transformers": "5.5.0"})})
+
+    assert judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=older), [RELOAD]).status == "regression"
+    assert judge(result(cell=older), [RELOAD]).status == "ok"
+
+
+def test_a_flaky_stage_may_fail_as_declared_or_pass() -> None:
+    flaky = RELOAD.model_copy(update={"flaky": True})
+
+    assert judge(result(), [flaky]).status == "ok"
+    assert judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}), [flaky]).status == "flaky"
+    assert judge(result({"reload-adapter": "error: other"}), [flaky]).status == "regression"
+
+
+def test_a_certain_failure_decides_beside_a_flaky_one() -> None:
+    flaky = TRAIN.model_copy(update={"stage": "compare", "flaky": True})
+    stages = {"reload-adapter": f"error: {TYPE_ERROR}", "compare": "error: now and then"}
+
+    assert judge(result(stages), [flaky, RELOAD]).expectation == RELOAD
+
+
+def test_an_outcome_that_no_stage_accounts_for_is_a_regression() -> None:
+    verdict = judge(result(outcome="timeout"), [])
+
+    assert verdict.status == "regression"
+    assert "the outcome is timeout, but the stages say pass" in verdict.sentence
+
+
+def test_a_result_without_stages_is_never_ok() -> None:
+    empty = CellResult(cell=CELL, cell_id=CELL.id, outcome="pass")
+
+    assert judge(empty, []).status == "regression"
+
+
+def test_a_given_interpreter_needs_no_environment() -> None:
+    environment = {"resolve": "absent", "install": "absent"}
+    unmanaged = CELL.model_copy(update={"unmanaged": True})
+
+    assert judge(result(environment, cell=unmanaged), []).status == "ok"
+    assert judge(result(environment), []).status == "regression"
+
+
+def test_each_stage_needs_only_stages_before_it() -> None:
+    assert tuple(NEEDS) == STAGES
+    for stage, needs in NEEDS.items():
+        assert all(STAGES.index(need) < STAGES.index(stage) for need in needs)
+
+
+@given(
+    results=st.lists(st.sampled_from([*OUTCOMES, "not_run", "absent"]), min_size=len(STAGES), max_size=len(STAGES)),
+    expected=st.lists(st.sampled_from([RELOAD, TRAIN, TRAIN_ELSEWHERE]), max_size=3),
+)
+def test_green_means_that_nothing_failed_and_nothing_is_missing(
+    results: list[str], expected: list[Expectation]
+) -> None:
+    stages = {str(name): f"{kind}: {TYPE_ERROR}" for name, kind in zip(STAGES, results, strict=True)}
+    verdict = judge(result(stages), expected)
+
+    if verdict.status == "ok":
+        assert set(results) <= {"pass", "unsupported", "skipped", "not_run", "absent"}
+        if {"not_run", "absent"} & set(results):
+            assert {"unsupported", "skipped"} & set(results)
+    if verdict.status == "known-failure":
+        assert verdict.expectation is not None
+        assert verdict.expectation.outcome in results
+
+
+# Reading and checking the file
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write(body: str) -> Path:
+        path = tmp_path / "expectations.toml"
+        path.write_text(f"schema = 1\n[[expectation]]\n{body}", encoding="utf-8")
+        return path
+
+    return write
+
+
+GOOD = """
+when = "peft<0.20"
+stage = "train"
+outcome = "error"
+reason = "why"
+since = "peft 0.18.1"
+"""
+
+
+def test_no_file_means_no_expectation() -> None:
+    assert load_expectations(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('when = "peft<0.20"', 'when = "peft 0.20"', "expectation.0.when: 'peft 0.20' is not a condition"),
+        ('when = "peft<0.20"', "", "say when it applies"),
+        ('stage = "train"', 'stage = "trian"', "expectation.0.stage: unknown value 'trian'. Did you mean 'train'?"),
+        ('outcome = "error"', 'outcome = "pass"', "expectation.0.outcome: unknown value 'pass'"),
+        ('reason = "why"', "", "expectation.0: the key 'reason' is missing"),
+        ('reason = "why"', 'reason = "why"\nmach = "x"', "unknown key 'mach'. Did you mean 'match'?"),
+        ('reason = "why"', 'reason = "why"\nlink = "peft#1"', "expectation.0.link"),
+    ],
+)
+def test_a_mistake_in_an_expectation_is_named(write: Callable[[str], Path], old: str, new: str, words: str) -> None:
+    path = write(GOOD.replace(old, new))
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_expectations(path)
+    assert words in caught.value.message
+
+
+def test_an_expectation_must_be_about_some_cell(
+    config: MatrixConfig, catalogue: Catalogue, write: Callable[[str], Path]
+) -> None:
+    check_expectations(load_expectations(write(GOOD)), config, catalogue)
+    nightly_only = load_expectations(write(GOOD + 'cells = ["beta/*+geometry=square*"]'))
+    check_expectations(nightly_only, config, catalogue)
+
+    for body in (GOOD.replace("<0.20", "<0.19"), GOOD + 'cells = ["gamma/*"]'):
+        with pytest.raises(ConfigurationError, match=r"expectation\.0: no cell of any profile"):
+            check_expectations(load_expectations(write(body)), config, catalogue)
+
+
+def test_an_expectation_must_be_about_pinned_packages(
+    config: MatrixConfig, catalogue: Catalogue, write: Callable[[str], Path]
+) -> None:
+    expectations = load_expectations(write(GOOD.replace("peft<", "tranformers>=5, peft<")))
+
+    with pytest.raises(UnknownNameError, match=r"expectation\.0\.when: .* Did you mean 'transformers'"):
+        check_expectations(expectations, config, catalogue)

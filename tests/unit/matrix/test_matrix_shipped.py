@@ -1,0 +1,114 @@
+"""The ``matrix.toml`` and ``expectations.toml`` of this project."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.matrix.catalogue import Catalogue, read_catalogue
+from harness.matrix.config import MatrixConfig, load_config
+from harness.matrix.expectations import Expectation, check_expectations, load_expectations
+from harness.matrix.plan import Selection, plan_cells
+from harness.worker.request import Bands as WorkerBands
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return read_catalogue()
+
+
+@pytest.fixture(scope="module")
+def config(catalogue: Catalogue) -> MatrixConfig:
+    return load_config(ROOT / "matrix.toml", catalogue)
+
+
+@pytest.fixture(scope="module")
+def expectations() -> tuple[Expectation, ...]:
+    return load_expectations(ROOT / "expectations.toml")
+
+
+def test_the_six_stacks_in_order(config: MatrixConfig) -> None:
+    assert [stack.id for stack in config.declared] == [
+        "tf5.5.0-peft0.19.1-trl0.25.1",
+        "tf5.5.0-peft0.18.1-trl0.25.1",
+        "tf4.57.6-peft0.19.1-trl0.25.1",
+        "tf5.5.0-peft0.19.1-trl1.4.0",
+        "tf5.6.2-peft0.19.1-trl1.4.0",
+        "tf5.23.0-peft0.21.2-trl1.16.0",
+    ]
+    assert {stack.pins["torch"] for stack in config.declared} == {"2.13.0"}
+    assert {stack.pins["bitsandbytes"] for stack in config.declared} == {"0.50.2"}
+    assert all({"accelerate", "datasets"} <= stack.pins.keys() for stack in config.declared)
+
+
+def test_everything_that_exists_is_in_the_matrix(config: MatrixConfig, catalogue: Catalogue) -> None:
+    assert set(config.families) == set(catalogue.families)
+    assert set(config.recipes) == set(catalogue.recipes)
+
+
+def test_a_worker_is_told_every_band_by_its_name(config: MatrixConfig) -> None:
+    for bands in config.bands.values():
+        assert WorkerBands(**bands.model_dump()).signal_min == 0.1
+
+
+def test_smoke_is_one_stack_and_every_family(config: MatrixConfig, catalogue: Catalogue) -> None:
+    cells = plan_cells(config, catalogue, Selection(profile="smoke"))
+
+    assert [cell.id for cell in cells] == [
+        f"{family}/lora@tf5.5.0-peft0.19.1-trl0.25.1"
+        for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe")
+    ]
+
+
+def test_the_default_profile_asks_the_main_question_everywhere(config: MatrixConfig, catalogue: Catalogue) -> None:
+    cells = plan_cells(config, catalogue, Selection())
+    plain = Counter(cell.recipe for cell in cells if "+" not in cell.id)
+    other = Counter(cell.id.partition("+")[2] for cell in cells if "+" in cell.id)
+
+    assert plain == {
+        "lora": 6 * 4, "lora-attention": 2 * 4, "lora-experts": 2 * 4, "lora-gate-up-only": 2 * 4, "lora-down-only": 2 * 4,
+    }  # fmt: skip
+    assert other == {
+        "geometry=square-gate-up": 3, "geometry=square-down": 3, "geometry=narrow": 3, "geometry=single": 3,
+        "geometry=blocks": 3, "dtype=bf16": 4,
+    }  # fmt: skip
+    assert f"{len(cells)} cells" in config.profiles["default"].description
+
+
+def test_nightly_contains_the_other_profiles(config: MatrixConfig, catalogue: Catalogue) -> None:
+    nightly = {cell.id for cell in plan_cells(config, catalogue, Selection(profile="nightly"))}
+
+    for name in config.profiles:
+        assert {cell.id for cell in plan_cells(config, catalogue, Selection(profile=name))} <= nightly
+
+
+def test_every_expectation_is_about_a_cell(
+    config: MatrixConfig, catalogue: Catalogue, expectations: tuple[Expectation, ...]
+) -> None:
+    check_expectations(expectations, config, catalogue)
+
+
+def test_the_adapter_reload_failure_is_declared_for_its_stack_alone(
+    config: MatrixConfig, catalogue: Catalogue, expectations: tuple[Expectation, ...]
+) -> None:
+    (declared,) = (item for item in expectations if item.stage == "reload-adapter")
+    cells = plan_cells(config, catalogue, Selection(profile="nightly"))
+
+    assert {cell.stack.id for cell in cells if declared.applies(cell)} == {"tf5.6.2-peft0.19.1-trl1.4.0"}
+
+
+def test_attention_alone_trains_with_a_single_expert_everywhere(
+    config: MatrixConfig, catalogue: Catalogue, expectations: tuple[Expectation, ...]
+) -> None:
+    (declared,) = (item for item in expectations if item.stage == "train")
+    cells = plan_cells(config, catalogue, Selection(profile="nightly", select=("*+geometry=single*",)))
+    about = {(cell.stack.id, cell.recipe) for cell in cells if declared.applies(cell)}
+
+    assert about == {
+        ("tf5.5.0-peft0.18.1-trl0.25.1", recipe)
+        for recipe in ("lora", "lora-experts", "lora-gate-up-only", "lora-down-only")
+    }
