@@ -64,7 +64,7 @@ def _finite_mapping(mapping: dict[str, object]) -> dict[str, object]:
 
     A loss or a KL that is not a number is told by the check that it fails: there, as ``value``, it stays as a text.
     """
-    kept = {}
+    kept: dict[str, object] = {}
     for key, value in mapping.items():
         if not _is_finite(value) and key == "value" and "band" in mapping:
             kept[key] = str(value)

@@ -68,7 +68,7 @@ def _import_libraries(request: Request) -> None:
     # PEFT imports bitsandbytes only when it attaches, which would be once per child.
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
-    import peft  # noqa: F401
+    import peft
     import peft.tuners.lora.bnb  # noqa: F401
     import safetensors.torch  # noqa: F401
     import transformers

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+BPacking = Literal["rank_major", "grouped_by_expert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Request:
     device: str
     seed: int
     engine: str
-    b_packing: str | None
+    b_packing: BPacking | None
     work: Path
     observation: Path
     threads: int

@@ -12,7 +12,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy
+    import numpy as np
     from numpy.typing import NDArray
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -21,7 +21,7 @@ _MIX_2 = 0x94D049BB133111EB
 _MEAN_OF_SUM = 4 * 65535 // 2
 
 
-def random_integers(seed: int, name: str, count: int) -> NDArray[numpy.int64]:
+def random_integers(seed: int, name: str, count: int) -> NDArray[np.int64]:
     """Return ``count`` integers in [-131070, 131070], mean 0, standard deviation 37837: (count,) int64."""
     import numpy as np
 
@@ -32,17 +32,18 @@ def random_integers(seed: int, name: str, count: int) -> NDArray[numpy.int64]:
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2)
     bits ^= bits >> np.uint64(31)
     words = bits.view(np.uint16).reshape(count, 4)
-    return words.sum(axis=1, dtype=np.int64) - _MEAN_OF_SUM
+    total: NDArray[np.int64] = words.sum(axis=1, dtype=np.int64) - _MEAN_OF_SUM
+    return total
 
 
-def random_float32(seed: int, name: str, count: int, exponent: int) -> NDArray[numpy.float32]:
+def random_float32(seed: int, name: str, count: int, exponent: int) -> NDArray[np.float32]:
     """Return ``count`` float32 with mean 0 and standard deviation ``1.155 * 2**-exponent``: (count,)."""
     import numpy as np
 
     return random_integers(seed, name, count).astype(np.float32) * np.float32(2.0 ** (-15 - exponent))
 
 
-def to_bfloat16_bytes(values: NDArray[numpy.float32]) -> bytes:
+def to_bfloat16_bytes(values: NDArray[np.float32]) -> bytes:
     """Round float32 to bfloat16 (nearest, ties to even) by integer arithmetic and return little-endian bytes."""
     import numpy as np
 

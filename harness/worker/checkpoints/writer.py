@@ -104,8 +104,8 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Return the config with the dtype that published configs name, under the key that this family's config uses."""
     name = {"float32": "float32", "bf16": "bfloat16"}[dtype]
     result = {key: name if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
-    if "text_config" in result:
-        result["text_config"] = _with_dtype(result["text_config"], dtype)
+    if "text_config" in config:
+        result["text_config"] = _with_dtype(config["text_config"], dtype)
     return result
 
 

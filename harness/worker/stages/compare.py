@@ -50,7 +50,7 @@ def record_merge(observation: Observation, report: TensorReport, engine: dict[st
         "by_kind": {kind: _counts(counts) for kind, counts in sorted(report.by_kind.items())},
         "engine_applied": engine["engine_applied"],
         "fallback": engine["fallback"],
-        "first_error": (report.not_applied or report.unpaired or [None])[0],
+        "first_error": next(iter(report.not_applied + report.unpaired), None),
     }
     observation.data["metrics"] |= {
         "tensors_exact_fraction": report.exact_fraction,

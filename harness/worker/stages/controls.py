@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
-from harness.worker.request import Request
+from harness.worker.request import BPacking, Request
 from harness.worker.stages.compare import Truth
 from harness.worker.stages.evaluate import logits_of
 from harness.worker.stages.functional import distance
@@ -21,7 +21,7 @@ from harness.worker.stages.load import load_model
 from harness.worker.stages.merge import merge_with_engine
 from harness.worker.stages.tensor_gate import inspect
 
-OTHER_PACKING = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}
+OTHER_PACKING: dict[str, BPacking] = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,14 +33,12 @@ class ExpertWatch:
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        import torch
-
         self._phase: str | None = None
         self._recording = False
         self._routing = checkpoint.routing
         self.counts: dict[str, dict[int, Any]] = {}
         self.gaps: dict[int, Any] = {}
-        self._zeros = lambda: torch.zeros(checkpoint.num_experts, dtype=torch.int64)
+        self._num_experts = checkpoint.num_experts
         layers = set()
         for name, module in model.named_modules():
             if found := _EXPERTS.search(name):
@@ -86,20 +84,23 @@ class ExpertWatch:
 
     def _add(self, layer: int, tokens: Any) -> None:
         if self._phase is not None:
-            self.counts.setdefault(self._phase, {}).setdefault(layer, self._zeros()).add_(tokens)
+            layers = self.counts.setdefault(self._phase, {})
+            layers[layer] = layers[layer] + tokens if layer in layers else tokens
 
     def _count_fused(self, layer: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
             import torch
 
             index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=len(self._zeros())))
+            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=self._num_experts))
 
         return hook
 
     def _count_one(self, layer: int, expert: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
-            tokens = self._zeros()
+            import torch
+
+            tokens = torch.zeros(self._num_experts, dtype=torch.int64)
             tokens[expert] = args[0].reshape(-1, args[0].shape[-1]).shape[0]
             self._add(layer, tokens)
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.worker.request import Request
+from harness.worker.request import BPacking, Request
 
 ENGINE_REPORT = "engine.json"
 
 
-def merge_with_engine(request: Request, *, out: Path, b_packing: str | None) -> dict[str, Any]:
+def merge_with_engine(request: Request, *, out: Path, b_packing: BPacking | None) -> dict[str, Any]:
     """Merge the saved adapter into the base and return the engine's own claims.
 
     Args:

@@ -184,11 +184,9 @@ def _verdict(old: Any, new: Any, rounded: Any, delta: Any, ulps: float, ulp_max:
 def _same_bytes(a: Any, b: Any) -> bool:
     import torch
 
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-    )
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)))
 
 
 def _ulps(new: Any, exact: Any, old: Any, delta: Any) -> float:

@@ -127,7 +127,7 @@ PLACES = {
         ("/home/ann/.cache/harness/code/ff", "<cache>/code/ff"),
         ("-I/home/ann/include file:///home/ann/x", "-I<home>/include file://<home>/x"),
         ("/data/home/ann/x", "/data/home/ann/x"),
-        ('File "/opt/python-3.11/lib/python3.11/runpy.py", line 3', 'File "<python>/lib/python3.11/runpy.py", line 3'),
+        ('File "/usr/local/py/lib/python3.11/runpy.py", line 3', 'File "<python>/lib/python3.11/runpy.py", line 3'),
         ("https://ann:s3cret@index.example/simple", "https://<credentials>@index.example/simple"),
         ("a/b and 1/2", "a/b and 1/2"),
     ],

@@ -1,0 +1,121 @@
+"""Sessions: what can be asked of this repository, each one command. ``nox --list`` shows them.
+
+Sessions are thin: they make an environment from a hashed lock and call the program that does the work. Package indexes are
+those that pip or uv already know on this machine (``harness/envs/indexes.py``, standard library only, loaded by path).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import nox
+
+ROOT = Path(__file__).parent
+LOCKS = ROOT / "requirements"
+PATIENCE = 60
+"""Seconds that a run may take after Ctrl-C to end its children and write its partial report; nox's own default is a blink."""
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_venv = "yes"
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+INDEXES = _load("indexes", ROOT / "harness" / "envs" / "indexes.py").read_index_settings()
+CONFIG = tomllib.loads((ROOT / "matrix.toml").read_text(encoding="utf-8"))
+TORCH = CONFIG["pins"]["torch"]
+STACKS = [f"tf{stack['transformers']}-peft{stack['peft']}-trl{stack['trl']}" for stack in CONFIG["stacks"]]
+
+
+def _install(session: nox.Session, *groups: str, torch: bool = False) -> None:
+    """Install the locks of some groups (each holds the program's own dependencies too), then torch, then the project."""
+    session.env.update(INDEXES.environment)
+    locks = [word for group in groups or ("host",) for word in ("-r", str(LOCKS / f"{group}.txt"))]
+    session.install("--require-hashes", *INDEXES.options, *locks)
+    if torch:
+        session.install(*INDEXES.options, f"torch=={TORCH}")
+        session.run("python", "-c", _CPU_BUILD, silent=True)
+    session.install("--no-deps", "--no-build-isolation", "--editable", ".")
+
+
+_CPU_BUILD = (
+    "import importlib.metadata as m; v = m.version('torch'); "
+    "assert '+cpu' in v, f'torch {v} is not a CPU build: offer one through a find-links folder or an index (README)'"
+)
+
+
+def _harness(session: nox.Session, *arguments: str) -> None:
+    """Run the program; its exit code becomes the session's (nox returns 1 for any failure)."""
+    session.run("harness", *arguments, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite, real stacks included. ``nox -s tests -- tests/unit`` for the quick part."""
+    _install(session, "tests", torch=True)
+    session.run("pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered", "tests"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff (check and format), mypy strict, and the generated files that must be up to date."""
+    _install(session, "tests", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("python", "-m", "harness.matrix.schema", "--check")
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """The default profile over every stack: one scheduler, one table. Options of ``harness matrix`` after ``--``."""
+    _install(session)
+    _harness(session, "matrix", *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("stack", [nox.param(stack, id=stack) for stack in STACKS])
+def stack(session: nox.Session, stack: str) -> None:
+    """The default profile's cells of one stack, ``nox -s "stack(<id>)"``."""
+    _install(session)
+    _harness(session, "matrix", "--select", f"*@{stack}", "--select", f"*@{stack}+*", *session.posargs)
+
+
+@nox.session(default=False)
+def report(session: nox.Session) -> None:
+    """The report of finished results; ``nox -s report -- results --out reports/default``."""
+    _install(session)
+    _harness(session, "report", *(session.posargs or ["results", "--out", "results"]))
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """The report's page in a real Chromium, which must be installed."""
+    _install(session, "tests", "browser")
+    session.run("pytest", "tests/browser", *session.posargs, env={"HARNESS_BROWSER": "1"})
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Compile the hashed locks under requirements/ anew."""
+    session.env.update(INDEXES.environment)
+    session.install(*INDEXES.options, "uv")
+    common = ["--generate-hashes", "--no-header", "--no-annotate", "--universal", "--python-version", "3.11", "--upgrade"]
+    compile_ = ["uv", "pip", "compile", *common, *INDEXES.options, "pyproject.toml", "--group", "build"]
+    LOCKS.mkdir(exist_ok=True)
+    session.run(*compile_, "-o", str(LOCKS / "host.txt"), silent=True)
+    for group in ("tests", "lint", "browser"):
+        constraint = ["--constraints", str(LOCKS / "host.txt")]
+        session.run(*compile_, *constraint, "--group", group, "-o", str(LOCKS / f"{group}.txt"), silent=True)
