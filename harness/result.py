@@ -9,7 +9,7 @@ prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,24 @@ STAGES: tuple[StageName, ...] = (
     "resolve", "install", "import", "build", "load", "attach", "train", "save",
     "reload-adapter", "merge", "reload-merged", "compare", "controls",
 )  # fmt: skip
+
+NEEDS: Mapping[StageName, tuple[StageName, ...]] = {
+    "resolve": (),
+    "install": ("resolve",),
+    "import": ("install",),
+    "build": ("install",),
+    "load": ("import", "build"),
+    "attach": ("load",),
+    "train": ("attach",),
+    "save": ("train",),
+    "reload-adapter": ("save",),
+    "merge": ("save",),
+    "reload-merged": ("merge",),
+    "compare": ("merge",),
+    "controls": ("compare",),
+}
+"""What each stage cannot do without. A stage may be ``not_run`` only because one of these, or one of theirs, did not pass:
+a merge that was never tried must not hide behind an adapter that is known not to reload."""
 
 KINDS = ("attention", "expert", "shared_expert", "router", "dense", "other")
 """What a tensor is part of. ``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts."""

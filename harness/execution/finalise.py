@@ -22,24 +22,7 @@ from harness.execution.observation import Observation
 from harness.execution.redact import Redactor
 from harness.execution.supervise import SupervisedExit
 from harness.matrix.cell import Cell
-from harness.result import OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
-
-NEEDS: Mapping[StageName, tuple[StageName, ...]] = {
-    "resolve": (),
-    "install": ("resolve",),
-    "import": ("install",),
-    "build": ("install",),
-    "load": ("import", "build"),
-    "attach": ("load",),
-    "train": ("attach",),
-    "save": ("train",),
-    "reload-adapter": ("save",),
-    "merge": ("save",),
-    "reload-merged": ("merge",),
-    "compare": ("reload-merged",),
-    "controls": ("merge",),
-}
-"""What each stage needs to have passed before it can run."""
+from harness.result import NEEDS, OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
 
 _HOST_STAGES: tuple[StageName, ...] = ("resolve", "install")
 _COMPARED_VERSIONS = ("transformers", "peft", "trl", "torch")

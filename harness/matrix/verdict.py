@@ -12,29 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.matrix.expectations import Expectation
-from harness.result import STAGES, CellResult, StageName, StageResult, worst
+from harness.result import NEEDS, STAGES, CellResult, StageName, StageResult, worst
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
 
 _HARMLESS = ("pass", "unsupported", "skipped")
-
-NEEDS: dict[StageName, tuple[StageName, ...]] = {
-    "resolve": (),
-    "install": ("resolve",),
-    "import": ("install",),
-    "build": ("install",),
-    "load": ("import", "build"),
-    "attach": ("load",),
-    "train": ("attach",),
-    "save": ("train",),
-    "reload-adapter": ("save",),
-    "merge": ("save",),
-    "reload-merged": ("merge",),
-    "compare": ("reload-merged",),
-    "controls": ("compare",),
-}
-"""What each stage cannot do without. A stage may be ``not_run`` only because one of these, or one of theirs, did not pass:
-a merge that was never tried must not hide behind an adapter that is known not to reload."""
 
 
 @dataclass(frozen=True, kw_only=True)

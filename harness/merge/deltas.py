@@ -60,7 +60,7 @@ class Factors:
         """
         for use in self._plan.uses:
             for name, info in (("lora_A", use.pair.lora_A), ("lora_B", use.pair.lora_B)):
-                if not torch.isfinite(self._read(info)).all():
+                if not all_finite(self._read(info)):
                     raise NonFiniteError(
                         f"the adapter's {name} of {use.pair.module} holds NaN or infinity.",
                         "The training diverged or the file is damaged; nothing was merged.",
@@ -119,6 +119,15 @@ class Outcome:
         self.squared_norm += other.squared_norm
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity.
+
+    Either makes the sum non-finite, and a sum is several times quicker than looking at each element; only where the sum
+    overflows are the elements looked at.
+    """
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
 def add_delta(base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, key: str) -> tuple[torch.Tensor, Outcome]:
     """Return ``base + delta`` computed in float32 and rounded once to ``dtype``, and what it did.
 
@@ -134,14 +143,12 @@ def add_delta(base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, key: 
         NonFiniteError: the base holds NaN or infinity, or the result does not fit ``dtype``.
     """
     kept = base.to(dtype)
-    outcome = Outcome(
-        nonzero=bool(delta.any()), squared_norm=float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-    )
+    # In float64 the square of no float32 number vanishes, so the norm is zero only where every element is; NaN is not zero.
+    norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+    outcome = Outcome(nonzero=norm != 0, squared_norm=norm**2)
     result = (delta + base).to(dtype) if outcome.nonzero else kept
-    if not torch.isfinite(result).all():
-        where = (
-            "the base holds NaN or infinity" if not torch.isfinite(base).all() else f"the result does not fit {dtype}"
-        )
+    if not all_finite(result):
+        where = "the base holds NaN or infinity" if not all_finite(base) else f"the result does not fit {dtype}"
         raise NonFiniteError(f"{key}: {where}.")
     outcome.changed = outcome.nonzero and not torch.equal(result, kept)
     return (result if outcome.changed else kept), outcome
@@ -161,6 +168,6 @@ def open_adapter_file(plan: MergePlan) -> int:
 def convert(base: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
     """Return ``base`` rounded to ``dtype``: what becomes of the rows of a changed tensor that no delta reaches."""
     result = base.to(dtype)
-    if not torch.isfinite(result).all():
+    if not all_finite(result):
         raise NonFiniteError(f"{key}: the base holds NaN or infinity, or does not fit {dtype}.")
     return result

@@ -55,8 +55,10 @@ def run_cell(request: Request) -> None:
 
     if child(_build) and child(_load_attach_train_save):
         child(_reload_adapter)
-        if child(_merge) and child(_reload_merged) and child(_compare):
-            child(_controls)
+        if child(_merge):
+            child(_reload_merged)
+            if child(_compare):
+                child(_controls)
     _finish(observation, start)
 
 

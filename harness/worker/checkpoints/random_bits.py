@@ -21,17 +21,23 @@ _MIX_2 = 0x94D049BB133111EB
 _MEAN_OF_SUM = 4 * 65535 // 2
 
 
+def splitmix64(start: int, count: int) -> NDArray[np.uint64]:
+    """Return the first ``count`` outputs of SplitMix64 seeded with ``start``: (count,) uint64."""
+    import numpy as np
+
+    counter = np.arange(1, count + 1, dtype=np.uint64)
+    bits = counter * np.uint64(_GOLDEN) + np.uint64(start)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MIX_1)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2)
+    return bits ^ (bits >> np.uint64(31))
+
+
 def random_integers(seed: int, name: str, count: int) -> NDArray[np.int64]:
     """Return ``count`` integers in [-131070, 131070], mean 0, standard deviation 37837: (count,) int64."""
     import numpy as np
 
     start = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
-    counter = np.arange(1, count + 1, dtype=np.uint64)
-    bits = counter * np.uint64(_GOLDEN) + np.uint64(start)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MIX_1)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2)
-    bits ^= bits >> np.uint64(31)
-    words = bits.view(np.uint16).reshape(count, 4)
+    words = splitmix64(start, count).astype("<u8").view("<u2").reshape(count, 4)
     total: NDArray[np.int64] = words.sum(axis=1, dtype=np.int64) - _MEAN_OF_SUM
     return total
 

@@ -19,7 +19,9 @@ from harness.worker.checkpoints.random_bits import random_float32, to_bfloat16_b
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.checkpoints.tokenizer import tokenizer_files
 
-SHARDS = 3
+SHARDS = 4
+"""Coprime to the three projections of an expert: with three shards every gate_proj would lie in one."""
+
 SAFETENSORS_DTYPE = {"float32": "F32", "bf16": "BF16"}
 
 

@@ -59,18 +59,42 @@ def distance(reference: Any, other: Any, clear: Any) -> Distance:
     )
 
 
-def match_samples(reference: list[Sample], other: list[Sample]) -> tuple[int, str | None]:
-    """Return how many greedy samples match token by token, and where the first difference is."""
-    matched, first = 0, None
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """How greedy samples compare.
+
+    Attributes:
+        matched: samples that match token by token.
+        tied: samples that part at a token which was a tie for the reference: there a right merge may choose either.
+        first_divergence: which sample and token differ first, and the reference's top-1 margin there.
+    """
+
+    matched: int
+    tied: int
+    first_divergence: str | None
+
+
+def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -> Matches:
+    """Compare greedy samples token by token.
+
+    Args:
+        reference: the trained model's samples, with margins.
+        other: as many samples from the same prompts.
+        tie: margin (nats) up to which the reference's choice is a tie. Where no log-probability may move by more than x, two
+            tokens less than 2x apart may change places.
+    """
+    matched, tied, first = 0, 0, None
     for number, (mine, theirs) in enumerate(zip(reference, other, strict=True)):
         if mine.tokens == theirs.tokens:
             matched += 1
             continue
+        at = _first_difference(mine.tokens, theirs.tokens)
+        margin = mine.margins[at] if at < len(mine.margins) else None
+        tied += margin is not None and margin <= tie
         if first is None:
-            at = _first_difference(mine.tokens, theirs.tokens)
-            margin = f"{mine.margins[at]:.3g}" if at < len(mine.margins) else "none (the reference had stopped)"
-            first = f"sample {number}, token {at}, margin {margin}"
-    return matched, first
+            words = "none (the reference had stopped)" if margin is None else f"{margin:.3g}"
+            first = f"sample {number}, token {at}, margin {words}"
+    return Matches(matched=matched, tied=tied, first_divergence=first)
 
 
 def _first_difference(a: list[int], b: list[int]) -> int:

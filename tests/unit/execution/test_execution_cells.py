@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from execution_helpers import FakeEnvironment, Recorder, alive, cell, services, wait_until
 
-from harness.execution.failure import failure_text
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 from harness.result import CellResult
@@ -121,26 +120,6 @@ def test_an_exception_of_the_worker_is_an_error_without_machine_paths(tmp_path: 
         "the worker ended with exit status 1 before it was done: RuntimeError: no such thing in <work>"
     )
     assert str(tmp_path) not in result.model_dump_json()
-
-
-def test_a_failed_cell_says_phase_reason_log_and_how_to_reproduce_it(tmp_path: Path) -> None:
-    limits = Limits(seconds=0.8, grace=0.3, interval=0.05)
-    text = failure_text(run_one(tmp_path, "hangs", limits=limits), out=tmp_path / "out").splitlines()
-    stem = "hangs@tf5.5.0-peft0.19.1-trl0.25.1"
-
-    assert text[0] == f"qwen3_moe/{stem}: timeout in train"
-    assert text[1] == "  reason: no end after 0.8 s, its time limit"
-    assert text[2].startswith("  log ends: $ ")
-    assert text[3].startswith("    cwd ")
-    assert text[4] == f"  log: {tmp_path}/out/cells/qwen3_moe/{stem}.log"
-    assert text[5].startswith("  reproduce: harness run --model qwen3_moe --recipe hangs --transformers 5.5.0")
-
-
-def test_the_end_of_a_log_is_not_quoted_twice(tmp_path: Path) -> None:
-    text = failure_text(run_one(tmp_path, "raises"), out=tmp_path / "out")
-
-    assert "  log ends:" not in text
-    assert text.count("Traceback") == 1
 
 
 def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:

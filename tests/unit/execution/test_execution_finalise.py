@@ -11,11 +11,11 @@ from execution_helpers import WORKER_STAGES, cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.execution.finalise import NEEDS, StackRecord, finalise
+from harness.execution.finalise import StackRecord, finalise
 from harness.execution.observation import parse_observation
 from harness.execution.redact import Redactor
 from harness.execution.supervise import SupervisedExit
-from harness.result import OUTCOMES, STAGES, CellResult
+from harness.result import NEEDS, OUTCOMES, STAGES, CellResult
 
 STACK = StackRecord(versions={"peft": "0.19.1", "torch": "2.13.0+cpu"}, lock_sha256="b" * 64, python_version="3.11.7")
 EXITED = SupervisedExit(ending="exited", code=0, seconds=3.25, peak_rss_mb=500.04)

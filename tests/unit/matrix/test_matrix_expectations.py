@@ -15,8 +15,8 @@ from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
-from harness.matrix.verdict import NEEDS, judge
-from harness.result import OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
+from harness.matrix.verdict import judge
+from harness.result import NEEDS, OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
@@ -165,8 +165,8 @@ def test_what_needed_a_stage_that_is_known_to_fail_is_part_of_it() -> None:
 
 
 def test_stages_that_follow_a_known_failure_at_the_end_are_part_of_it() -> None:
-    expected = Expectation(cells=("*",), stage="reload-merged", outcome="error", reason="unreadable", since="always")
-    verdict = judge(result({"reload-merged": "error: x", **after("reload-merged", "not_run")}), [expected])
+    expected = Expectation(cells=("*",), stage="merge", outcome="error", reason="unreadable", since="always")
+    verdict = judge(result({"merge": "error: x", **after("merge", "not_run")}), [expected])
 
     assert verdict.status == "known-failure"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -186,7 +187,10 @@ def test_a_dtype_override_converts_what_changes_and_nothing_else(
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in load(tmp_path / "out").values())
 
 
-def test_the_experts_of_a_fused_tensor_that_no_linear_pair_reaches_keep_their_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_the_experts_of_a_fused_tensor_that_no_linear_pair_reaches_keep_their_values(
+    tmp_path: Path, dtype: Literal["float16"] | None
+) -> None:
     """Some of the Linears that transformers 4.x has, merged into a fused base."""
     sample = build(tmp_path, Spec(memory="linear", disk="fused", attention=False, shared=False))
     keep = {f"mlp.experts.{e}.{leaf}" for e in (0, 2) for leaf in ("gate_proj", "down_proj")}
@@ -200,10 +204,10 @@ def test_the_experts_of_a_fused_tensor_that_no_linear_pair_reaches_keep_their_by
         if key.endswith("gate_up_proj"):
             delta[:, 5:] = 0
 
-    report = merge(plan_merge(sample.base, sample.adapter), tmp_path / "out")
+    report = merge(plan_merge(sample.base, sample.adapter, dtype=dtype), tmp_path / "out")
 
     assert report.attempted == report.applied == 4
-    assert_merged(sample, tmp_path / "out")
+    assert_merged(sample, tmp_path / "out", dtype=torch.float16 if dtype else None)
 
 
 def test_merging_twice_gives_the_same_bytes(tmp_path: Path) -> None:

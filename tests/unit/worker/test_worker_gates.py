@@ -1,0 +1,316 @@
+"""Both gates on values computed by hand or in another way."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from harness.worker.checkpoints.family import Checkpoint, Routing
+from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.stages.evaluate import Sample
+from harness.worker.stages.experts_watch import router_gap
+from harness.worker.stages.functional import distance, match_samples
+from harness.worker.stages.tensor_gate import TensorReport, inspect
+
+
+def test_kl_is_the_closed_form_for_two_outcomes() -> None:
+    p, q = 0.8, 0.6
+    reference = torch.tensor([[[math.log(p), math.log(1 - p)]]])
+    other = torch.tensor([[[math.log(q) + 3.0, math.log(1 - q) + 3.0]]])
+    seen = distance(reference, other, torch.tensor([[True]]))
+
+    assert seen.kl == pytest.approx(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)), rel=1e-6)
+    assert seen.max_logprob_diff == pytest.approx(math.log((1 - q) / (1 - p)), rel=1e-6)
+    assert seen.top1_agreement == 1.0
+
+
+def test_positions_near_a_tie_are_reported_apart() -> None:
+    reference = torch.zeros(1, 2, 2)
+    other = torch.tensor([[[0.0, 0.0], [5.0, 0.0]]])
+    seen = distance(reference, other, torch.tensor([[True, False]]))
+
+    assert seen.kl == 0.0
+    assert seen.kl_near_tie == pytest.approx(math.log(0.5) - 0.5 * (5 - 2 * math.log1p(math.exp(5))), rel=1e-6)
+
+
+def test_no_clear_position_is_not_a_number_and_passes_no_band() -> None:
+    seen = distance(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.tensor([[False]]))
+
+    assert math.isnan(seen.kl)
+    assert not seen.kl <= 1e-9
+
+
+def _sample(*tokens: int, margin: float = 1.0) -> Sample:
+    return Sample(tokens=list(tokens), margins=[margin] * len(tokens))
+
+
+def test_samples_say_where_they_part_and_by_what_margin() -> None:
+    matches = match_samples([_sample(1, 2), _sample(3, 4, margin=0.25)], [_sample(1, 2), _sample(3, 5)], tie=0.1)
+
+    assert (matches.matched, matches.tied) == (1, 0)
+    assert matches.first_divergence == "sample 1, token 1, margin 0.25"
+
+
+def test_a_sample_that_parts_at_a_tie_is_told_apart() -> None:
+    matches = match_samples([_sample(3, margin=1e-5)], [_sample(4)], tie=1e-3)
+
+    assert (matches.matched, matches.tied) == (0, 1)
+
+
+def test_running_past_the_end_token_is_no_tie() -> None:
+    matches = match_samples([_sample(3, 1, margin=1e-5)], [_sample(3, 1, 7)], tie=1e-3)
+
+    assert (matches.matched, matches.tied) == (0, 0)
+
+
+class _Router(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+        self.register_buffer("e_score_correction_bias", bias)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([("softmax", 1, 1), ("sigmoid", 1, 1), ("sigmoid", 4, 2)]))
+def test_moving_a_score_by_less_than_the_gap_changes_no_choice(seed: int, rule: tuple[str, int, int]) -> None:
+    """The definition of the gap, tried out: nudge every expert's score and choose again, by a plain loop."""
+    scores_kind, n_group, topk_group = rule
+    generator = torch.Generator().manual_seed(seed)
+    router = _Router(torch.randn(8, 6, generator=generator), 0.1 * torch.randn(8, generator=generator))
+    hidden = torch.randn(1, 6, generator=generator)
+    routing = Routing(
+        top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid", n_group=n_group, topk_group=topk_group
+    )
+    gap = float(router_gap(hidden, router, routing)[0])
+    logits = (hidden @ router.weight.detach().T)[0]
+    scores = logits.softmax(-1) if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
+    before = _choose(scores, n_group, topk_group)
+    for expert in range(8):
+        # A group's score adds two experts up, so half the gap is the most that is safe there.
+        for sign in (-1, 1):
+            nudged = scores.clone()
+            nudged[expert] += sign * 0.49 * gap
+
+            assert _choose(nudged, n_group, topk_group) == before
+
+
+def _choose(scores: torch.Tensor, n_group: int, topk_group: int) -> set[int]:
+    size = len(scores) // n_group
+    groups = [list(range(g * size, (g + 1) * size)) for g in range(n_group)]
+    if n_group > 1:
+        groups = sorted(groups, key=lambda members: -sum(sorted((float(scores[e]) for e in members), reverse=True)[:2]))
+    kept = [e for members in groups[:topk_group] for e in members]
+    return set(sorted(kept, key=lambda e: -float(scores[e]))[:2])
+
+
+def test_gap_is_infinite_where_every_expert_is_chosen() -> None:
+    router = _Router(torch.ones(2, 3), torch.zeros(2))
+
+    assert math.isinf(float(router_gap(torch.ones(1, 3), router, Routing(top_k=2, scores="softmax"))[0]))
+
+
+SPECS = (
+    TensorSpec(
+        key="model.layers.0.mlp.experts.0.gate_proj.weight",
+        shape=(2, 3),
+        kind="expert",
+        module="model.layers.0.mlp.experts",
+        role="gate_proj",
+        expert=0,
+    ),
+    TensorSpec(
+        key="model.layers.0.mlp.experts.0.up_proj.weight",
+        shape=(2, 3),
+        kind="expert",
+        module="model.layers.0.mlp.experts",
+        role="up_proj",
+        expert=0,
+    ),
+    TensorSpec(
+        key="model.layers.0.mlp.experts.1.gate_proj.weight",
+        shape=(2, 3),
+        kind="expert",
+        module="model.layers.0.mlp.experts",
+        role="gate_proj",
+        expert=1,
+    ),
+    TensorSpec(
+        key="model.layers.0.mlp.experts.1.up_proj.weight",
+        shape=(2, 3),
+        kind="expert",
+        module="model.layers.0.mlp.experts",
+        role="up_proj",
+        expert=1,
+    ),
+    TensorSpec(
+        key="model.layers.0.self_attn.q_proj.weight",
+        shape=(4, 3),
+        kind="attention",
+        module="model.layers.0.self_attn.q_proj",
+    ),
+    TensorSpec(key="model.norm.weight", shape=(3,)),
+)
+Q = "model.layers.0.self_attn.q_proj.weight"
+CHECKPOINT = Checkpoint(
+    config={}, tensors=SPECS, routing=Routing(top_k=1, scores="softmax"), layers_with_experts=(0,), num_experts=2
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A base, an adapter with two pairs and the deltas that go with them: (2, 4, 3) fused gate_up and (4, 3) q_proj."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "merged", "adapter"):
+        (tmp_path / name).mkdir()
+    base = {spec.key: torch.randn(spec.shape, generator=generator) for spec in SPECS}
+    deltas = {
+        "model.layers.0.mlp.experts:gate_up_proj": torch.randn(2, 4, 3, generator=generator).double(),
+        "model.layers.0.self_attn.q_proj": torch.randn(4, 3, generator=generator).double(),
+    }
+    pairs = {"p.mlp.experts": "model.layers.0.mlp.experts:gate_up_proj", "p.q_proj": "model.layers.0.self_attn.q_proj"}
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_file(deltas, tmp_path / "deltas.safetensors")
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    save_file(
+        {f"{pair}.lora_{part}.weight": torch.ones(1) for pair in pairs for part in "AB"},
+        tmp_path / "adapter" / "adapter_model.safetensors",
+    )
+    return tmp_path
+
+
+def _right(work: Path) -> dict[str, torch.Tensor]:
+    """The right result, tensor by tensor, written out."""
+    base, deltas = load_file(work / "base" / "model.safetensors"), load_file(work / "deltas.safetensors")
+    fused = deltas["model.layers.0.mlp.experts:gate_up_proj"]
+    merged = dict(base)
+    for expert in (0, 1):
+        for role, rows in (("gate_proj", slice(0, 2)), ("up_proj", slice(2, 4))):
+            key = f"model.layers.0.mlp.experts.{expert}.{role}.weight"
+            merged[key] = (base[key].double() + fused[expert, rows]).float()
+    merged[Q] = (base[Q].double() + deltas["model.layers.0.self_attn.q_proj"]).float()
+    return merged
+
+
+def _judged(work: Path, merged: dict[str, torch.Tensor]) -> TensorReport:
+    save_file({key: tensor.contiguous() for key, tensor in merged.items()}, work / "merged" / "model.safetensors")
+    (work / "merged" / "config.json").write_text("{}")
+    return inspect(
+        CHECKPOINT, work=work, base=work / "base", adapter=work / "adapter", merged=work / "merged", ulp_max=1.0
+    )
+
+
+def test_a_right_merge_is_applied_everywhere(work: Path) -> None:
+    report = _judged(work, _right(work))
+
+    assert report.counts == Counter(attempted=5, applied=5)
+    assert report.by_kind["expert"]["applied"] == 4
+    assert report.exact_fraction == 1.0
+    assert report.max_ulp <= 0.5
+    assert not (report.untouched_changed or report.keys_missing or report.keys_unexpected or report.files_missing)
+
+
+def test_a_tensor_left_at_base_is_dropped(work: Path) -> None:
+    report = _judged(work, _right(work) | {Q: load_file(work / "base" / "model.safetensors")[Q]})
+
+    assert report.counts == Counter(attempted=5, applied=4, dropped=1)
+    assert report.not_applied == [f"{Q} (dropped)"]
+
+
+def test_two_experts_swapped_are_wrong(work: Path) -> None:
+    merged = _right(work)
+    first, second = (f"model.layers.0.mlp.experts.{e}.up_proj.weight" for e in (0, 1))
+    merged[first], merged[second] = merged[second], merged[first]
+    report = _judged(work, merged)
+
+    assert report.counts == Counter(attempted=5, applied=3, wrong=2)
+
+
+def test_a_scale_off_by_a_thousandth_is_wrong(work: Path) -> None:
+    base = load_file(work / "base" / "model.safetensors")
+    right = _right(work)
+    report = _judged(work, right | {Q: base[Q] + 1.001 * (right[Q] - base[Q])})
+
+    assert report.counts["wrong"] == 1
+
+
+def test_a_zero_delta_must_leave_base_alone(work: Path) -> None:
+    deltas = load_file(work / "deltas.safetensors")
+    deltas["model.layers.0.mlp.experts:gate_up_proj"][1] = 0.0
+    save_file(deltas, work / "deltas.safetensors")
+    report = _judged(work, _right(work))
+
+    assert report.counts == Counter(attempted=5, applied=3, zero_delta=2)
+
+
+def test_a_delta_below_rounding_is_told_apart_from_a_dropped_one(work: Path) -> None:
+    deltas = load_file(work / "deltas.safetensors")
+    deltas["model.layers.0.self_attn.q_proj"] *= 1e-12
+    save_file(deltas, work / "deltas.safetensors")
+    report = _judged(work, _right(work))
+
+    assert report.counts == Counter(attempted=5, applied=4, below_rounding=1)
+
+
+def test_a_changed_untouched_tensor_a_lost_key_and_a_lost_file_are_named(work: Path) -> None:
+    merged = _right(work)
+    merged["model.norm.weight"] = merged["model.norm.weight"] + 1
+    merged["surplus"] = torch.ones(1)
+    del merged[Q]
+    (work / "base" / "generation_config.json").write_text("{}")
+    report = _judged(work, merged)
+
+    assert report.untouched_changed == ["model.norm.weight"]
+    assert (report.keys_missing, report.keys_unexpected) == ([Q], ["surplus"])
+    assert report.files_missing == ["generation_config.json"]
+    assert report.counts["wrong"] == 1
+
+
+def test_a_pair_of_the_file_that_the_model_does_not_have_is_named(work: Path) -> None:
+    save_file(
+        {"p.other.lora_A.weight": torch.ones(1), "p.q_proj.lora_A.weight": torch.ones(1)},
+        work / "adapter" / "adapter_model.safetensors",
+    )
+    report = _judged(work, _right(work))
+
+    assert report.unpaired == ["p.other"]
+    assert report.counts["attempted"] == 1, "attempted is counted from the adapter's file"
+
+
+def test_nan_in_a_merged_tensor_is_wrong(work: Path) -> None:
+    merged = _right(work)
+    merged[Q][0, 0] = float("nan")
+    report = _judged(work, merged)
+
+    assert report.counts["wrong"] == 1
+    assert math.isinf(report.max_ulp)
+
+
+def test_bf16_rounded_twice_is_not_exact(work: Path) -> None:
+    """What PEFT does in bf16: the delta is rounded, then the sum. Rightly rounded once, every element is exact."""
+    generator = torch.Generator().manual_seed(5)
+    big = TensorSpec(key=Q, shape=(64, 64), kind="attention", module="model.layers.0.self_attn.q_proj")
+    base, delta = torch.randn(64, 64, generator=generator).bfloat16(), torch.randn(64, 64, generator=generator).double()
+    checkpoint = Checkpoint(
+        config={}, tensors=(big,), routing=CHECKPOINT.routing, layers_with_experts=(), num_experts=1
+    )
+    save_file({Q: base}, work / "base" / "model.safetensors")
+    save_file({"model.layers.0.self_attn.q_proj": delta}, work / "deltas.safetensors")
+    save_file({"p.q_proj.lora_A.weight": torch.ones(1)}, work / "adapter" / "adapter_model.safetensors")
+    fractions = []
+    for merged in ((base.double() + delta).bfloat16(), base + delta.bfloat16()):
+        save_file({Q: merged}, work / "merged" / "model.safetensors")
+        report = inspect(
+            checkpoint, work=work, base=work / "base", adapter=work / "adapter", merged=work / "merged", ulp_max=1.0
+        )
+        fractions.append(report.exact_fraction)
+
+    assert fractions[0] == 1.0
+    assert fractions[1] is not None
+    assert 0.6 < fractions[1] < 0.9
