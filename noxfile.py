@@ -70,7 +70,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (check and format), mypy strict, and the generated files that must be up to date."""
+    """Lint: ruff (check and format), mypy strict, and the generated files that must be up to date."""
     _install(session, "tests", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -91,6 +91,13 @@ def stack(session: nox.Session, stack: str) -> None:
     """The default profile's cells of one stack, ``nox -s "stack(<id>)"``."""
     _install(session)
     _harness(session, "matrix", "--select", f"*@{stack}", "--select", f"*@{stack}+*", *session.posargs)
+
+
+@nox.session(default=False)
+def harness(session: nox.Session) -> None:
+    """Any command of the program: ``nox -s harness -- run --model qwen3_moe --peft 0.19.1``."""
+    _install(session)
+    _harness(session, *session.posargs)
 
 
 @nox.session(default=False)

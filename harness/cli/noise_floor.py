@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from tabulate import tabulate
 
-from harness.cli.setup import console
 from harness.errors import NothingSelectedError
 from harness.execution.store import load_results
 from harness.result import CellResult
@@ -33,7 +31,7 @@ QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[
         max,
         lambda result: result.metrics.kl_trained_adapter,
     ),
-    ("logprob_max", "max |Δ log p|, largest", max, lambda result: result.metrics.max_logprob_diff),
+    ("logprob_max", "change of a log-probability, largest", max, lambda result: result.metrics.max_logprob_diff),
     ("samples_min", "share of samples matched, smallest", min, _share),
     ("exact_min", "share of exact elements, smallest", min, lambda result: result.metrics.tensors_exact_fraction),
     ("ulp_max", "ulps beyond accumulation, largest", max, lambda result: result.metrics.max_ulp),
@@ -46,27 +44,29 @@ def noise_floor(
 ) -> None:
     """Print, per dtype, the worst value of every banded quantity over cells whose merged bytes are right.
 
-    Whether the bytes are right is the tensor gate's word alone, so that a functional band is never derived from itself.
+    The tables are Markdown. Whether the bytes are right is the tensor gate's word alone, so that a functional band is never derived from itself.
 
     Example: [bold]harness noise-floor results[/]
     """
     right = [result for result in load_results(results) if _bytes_are_right(result)]
     if not right:
         raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
-    screen = console()
     for dtype in sorted({result.cell.dtype for result in right}):
         chosen = [result for result in right if result.cell.dtype == dtype]
-        table = Table(box=None, pad_edge=False, title=f"{dtype}: {len(chosen)} cells", title_justify="left")
-        for column in ("band", "quantity", "floor", "in cell"):
-            table.add_column(column, no_wrap=True)
-        for band, words, worst, value in QUANTITIES:
-            measured = {result.cell_id: found for result in chosen if (found := value(result)) is not None}
-            if not measured:
-                continue
+        typer.echo(f"{dtype}: {len(chosen)} cells\n")
+        typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
+
+
+def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
+    """Return a line per banded quantity: its worst value and the cell it was measured in."""
+    lines = []
+    for band, words, worst, value in QUANTITIES:
+        measured = {result.cell_id: found for result in results if (found := value(result)) is not None}
+        if measured:
             floor = worst(measured.values())
-            cell = next(cell for cell, found in measured.items() if found == floor or math.isnan(floor))
-            table.add_row(band, words, f"{floor:.3g}", cell)
-        screen.print(table, crop=False, soft_wrap=True)
+            cell = next(cell for cell, found in measured.items() if found == floor)
+            lines.append((band, words, f"{floor:.5g}", f"`{cell}`"))
+    return lines
 
 
 def _bytes_are_right(result: CellResult) -> bool:

@@ -15,6 +15,9 @@ from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.locate import find_config, find_expectations
 
+LOG_WIDTH = 240
+"""Columns of a log, which wraps where it is read, not where it is written."""
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -67,5 +70,6 @@ def choose_device(text: str, python: Path | None) -> Device:
 
 
 def console() -> Console:
-    """Return the console that progress and tables are printed to: standard output."""
-    return Console(highlight=False)
+    """Return the console that progress and tables are printed to: standard output, as wide as a table needs in a log."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=LOG_WIDTH)

@@ -37,7 +37,7 @@ class LocalRunner:
         scratch: where work directories are made.
         store: where logs go.
         child_environment: gives a child's variables.
-        keep: leave the work directories.
+        keep: leave the work directories, as ``<scratch>/<family>/<file stem>``.
         run_token: the label of this run's processes.
     """
 
@@ -111,7 +111,9 @@ class LocalRunner:
                 started=started,
             )
         finally:
-            if not self.keep:
+            if self.keep:
+                _keep(work, self.scratch / cell.family / cell.file_stem)
+            else:
                 shutil.rmtree(work, ignore_errors=True)
 
     def redactor(self, *, work: Path | None = None, environment: PreparedEnvironment | None = None) -> Redactor:
@@ -122,6 +124,14 @@ class LocalRunner:
         if environment is not None:
             places["env"] = environment.prefix
         return Redactor(places)
+
+
+def _keep(work: Path, place: Path) -> None:
+    """Give a work directory the name that its cell has everywhere else, in place of one from an earlier run."""
+    if place.exists():
+        shutil.rmtree(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(place)
 
 
 class _StageWatch:

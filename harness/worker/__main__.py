@@ -10,5 +10,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from harness.worker.cell import main
+    from harness.worker.offline import forbid_network
 
+    forbid_network()
     main(sys.argv[1])

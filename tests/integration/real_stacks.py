@@ -1,0 +1,86 @@
+"""Real stacks, run once for all tests of a session, by the very command that a user types.
+
+The cells stand in the nightly profile; they cover each layout of experts and adapters: transformers 4.57 (Linears), PEFT 0.18
+(swapped), PEFT 0.19 (standard), the newest of everything, and the stack whose adapters cannot be loaded again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LINEARS = "tf4.57.6-peft0.19.1-trl0.25.1"
+SWAPPED = "tf5.5.0-peft0.18.1-trl0.25.1"
+STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
+NEWEST = "tf5.23.0-peft0.21.2-trl1.16.0"
+NO_RELOAD = "tf5.6.2-peft0.19.1-trl1.4.0"
+
+CELLS = (
+    *(f"qwen3_moe/lora@{stack}" for stack in (LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD)),
+    f"glm4_moe/lora@{LINEARS}",
+    f"glm4_moe/lora@{STANDARD}",
+    f"deepseek_v3/lora@{SWAPPED}",
+    f"deepseek_v3/lora@{NEWEST}",
+    f"qwen3_5_moe/lora@{LINEARS}",
+    f"qwen3_5_moe/lora@{STANDARD}",
+    f"qwen3_5_moe/lora@{STANDARD}+variant=per-expert",
+    f"qwen3_5_moe/lora@{NEWEST}+variant=text-prefix",
+    f"qwen3_5_moe/lora@{STANDARD}+variant=nested-config",
+    *(f"qwen3_moe/lora-experts@{stack}+geometry=square-gate-up" for stack in (SWAPPED, NEWEST)),
+    *(f"qwen3_moe/lora-experts@{stack}+geometry=square-down" for stack in (SWAPPED, NEWEST)),
+    f"qwen3_moe/lora-down-only@{SWAPPED}+geometry=square-down",
+    f"qwen3_moe/lora-gate-up-only@{STANDARD}",
+    f"qwen3_moe/lora-experts@{SWAPPED}+geometry=single",
+    f"qwen3_moe/lora-experts@{NEWEST}+geometry=single",
+    f"qwen3_moe/lora@{NEWEST}+dtype=bf16",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """One finished command with what it left behind."""
+
+    code: int
+    output: str
+    out: Path
+
+    def result(self, cell_id: str) -> dict[str, Any]:
+        """The result file of a cell."""
+        family, stem = cell_id.split("/", 1)
+        result: dict[str, Any] = json.loads((self.out / "cells" / family / f"{stem}.json").read_text())
+        return result
+
+    def work(self, cell_id: str) -> Path:
+        """The kept work directory of a cell."""
+        return self.out / "work" / cell_id
+
+
+def harness(
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="session")
+def matrix_run(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Every cell above, in one run of ``harness matrix``, work directories kept."""
+    out = tmp_path_factory.mktemp("matrix")
+    selects = [word for cell in CELLS for word in ("--select", cell)]
+    done = harness("matrix", "--profile", "nightly", *selects, "--out", out, "--keep")
+    return Ran(code=done.returncode, output=done.stdout + done.stderr, out=out)
