@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from real_stacks import CELLS, LINEARS, NEWEST, NO_RELOAD, STANDARD, SWAPPED, Ran, harness
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
@@ -92,7 +91,7 @@ def test_the_io_layout_of_each_peft_is_seen(matrix_run: Ran, stack: str, layout:
     adapter = matrix_run.result(f"qwen3_moe/lora@{stack}")["adapter"]
 
     assert adapter["io_layout"] == layout
-    assert adapter["peft_version"] == stack.split("peft")[1].split("-")[0]
+    assert adapter["peft_version"] == stack.split("peft", 1)[1].split("-", 1)[0]
 
 
 def test_bytes_are_the_same_in_every_stack(matrix_run: Ran) -> None:

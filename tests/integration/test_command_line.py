@@ -1,0 +1,144 @@
+"""What a user gets for a mistake, and for Ctrl-C: one clear error, a documented exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from real_stacks import STANDARD, harness
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _fails(code: int, *words: str, arguments: tuple[str | Path, ...], cwd: Path | None = None) -> None:
+    done = harness(*arguments, cwd=cwd)
+
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_an_unknown_model_gets_a_suggestion() -> None:
+    _fails(2, "'qwen3_moee'", "Did you mean 'qwen3_moe'?", arguments=("run", "--model", "qwen3_moee"))
+
+
+def test_an_unknown_recipe_gets_a_suggestion() -> None:
+    _fails(
+        2, "'lora-atention'", "'lora-attention'", arguments=("run", "--model", "qwen3_moe", "--recipe", "lora-atention")
+    )
+
+
+def test_a_version_that_no_index_has(tmp_path: Path) -> None:
+    _fails(
+        2, "99.9.9", "peft", arguments=("run", "--model", "qwen3_moe", "--peft", "99.9.9", "--out", tmp_path / "out")
+    )
+
+    assert not (tmp_path / "out" / "cells").exists() or not list((tmp_path / "out" / "cells").rglob("*.json"))
+
+
+def test_a_malformed_version() -> None:
+    _fails(2, "5.5.x", arguments=("run", "--model", "qwen3_moe", "--transformers", "5.5.x"))
+
+
+def test_versions_that_exist_and_contradict_each_other_are_unresolvable(tmp_path: Path) -> None:
+    """Release 4.57.6 of transformers wants huggingface-hub below 1; this release does not."""
+    done = harness(
+        "run", "--model", "qwen3_moe", "--transformers", "4.57.6", "--pin", "huggingface-hub==1.33.0", "--out", tmp_path
+    )
+    [path] = (tmp_path / "cells").rglob("*.json")
+    result = json.loads(path.read_text())
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (result["outcome"], result["stage"]) == ("unresolvable", "resolve")
+    assert "transformers==4.57.6" in result["reason"]
+    assert "huggingface-hub" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("schema = 1\nstacks = [", ()),
+        ("schema = 1\nstakcs = []\n", ("stakcs", "stacks")),
+        ("schema = 2\n", ("schema",)),
+    ],
+)
+def test_a_malformed_matrix_toml(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "matrix.toml").write_text(text)
+
+    _fails(2, "matrix.toml", *words, arguments=("plan",), cwd=tmp_path)
+
+
+def test_an_unknown_key_in_an_otherwise_right_matrix_toml(tmp_path: Path) -> None:
+    (tmp_path / "matrix.toml").write_text((ROOT / "matrix.toml").read_text().replace("cell_seconds =", "cel_seconds ="))
+
+    _fails(2, "cel_seconds", "cell_seconds", arguments=("plan",), cwd=tmp_path)
+
+
+def test_a_selection_that_matches_nothing() -> None:
+    _fails(3, "lama", arguments=("plan", "--select", "lama*"))
+
+
+def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
+    _fails(2, "no-python", arguments=("run", "--model", "qwen3_moe", "--python", tmp_path / "no-python"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "harness", "matrix", "--profile", "smoke", "--jobs", "2", "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "[1/4]" in line:
+            break
+    time.sleep(1)
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    code = process.wait(timeout=60)
+    finished = list((out / "cells").rglob("*.json"))
+    report = json.loads((out / "report.json").read_text())
+
+    assert code == 130, "".join(seen) + rest
+    assert len(family) > 1
+    assert not [
+        pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+    assert 1 <= len(finished) < 4
+    assert len(report["rows"]) == 4
+    assert "--resume" in rest
+
+
+def test_resume_takes_over_what_is_finished(tmp_path: Path) -> None:
+    select = ("--select", f"qwen3_moe/lora@{STANDARD}", "--out", tmp_path)
+    first = harness("matrix", *select)
+    second = harness("matrix", *select, "--resume")
+
+    assert first.returncode == second.returncode == 0, first.stdout + second.stdout
+    assert "from an earlier run" in second.stdout
+    assert "from an earlier run" not in first.stdout
+
+
+def test_help_teaches() -> None:
+    done = harness("run", "--help")
+
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+    assert "Exit codes" in done.stdout
