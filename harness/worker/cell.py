@@ -6,6 +6,7 @@ new process. What stages need of each other lies in the work directory; what is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -67,15 +68,19 @@ def _import_libraries(request: Request) -> None:
     import torch
 
     torch.set_num_threads(request.threads)
-    # PEFT imports bitsandbytes only when it attaches, which would be once per child.
-    import bitsandbytes  # noqa: F401
+    # On a GPU float32 must mean float32: TF32 convolutions would drown the comparison.
+    torch.backends.cudnn.allow_tf32 = False
     import datasets  # noqa: F401
     import peft
-    import peft.tuners.lora.bnb  # noqa: F401
     import safetensors.torch  # noqa: F401
     import transformers
     from transformers import AutoModelForCausalLM  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
+    # lack it, which is nothing to a recipe that does not quantise.
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        import peft.tuners.lora.bnb  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
     # Keys of the prediction layers are unexpected in every load, by design; the checks say what matters.
