@@ -138,14 +138,8 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         passed=not report.dtype_changes,
         detail=_names(report.dtype_changes),
     )
-    check(
-        "files",
-        "compare",
-        len(report.files_missing),
-        "== 0",
-        passed=not report.files_missing,
-        detail=_names(report.files_missing),
-    )
+    files = report.files_missing + [f"{name} (changed)" for name in report.files_changed]
+    check("files", "compare", len(files), "== 0", passed=not files, detail=_names(files))
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:

@@ -17,8 +17,7 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 
-IGNORED_FILES = {"merge_manifest.json"}
-"""What an engine may add beside the checkpoint's own files."""
+INDEX = "model.safetensors.index.json"
 
 NAMES_SHOWN = 4
 
@@ -40,7 +39,7 @@ class TensorReport:
         unpaired: lora pairs of the saved adapter that cover no tensor on disk.
         untouched_changed: names of tensors without a delta whose bytes differ.
         keys_missing, keys_unexpected, dtype_changes, files_missing: differences of the directories.
-        config_changed: JSON and text files whose content differs.
+        files_changed: files beside the weights whose content differs (their index apart: the keys say it).
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,6 +54,7 @@ class TensorReport:
     keys_unexpected: list[str] = field(default_factory=list)
     dtype_changes: list[str] = field(default_factory=list)
     files_missing: list[str] = field(default_factory=list)
+    files_changed: list[str] = field(default_factory=list)
 
 
 def read_directory(directory: Path) -> dict[str, Any]:
@@ -137,6 +137,8 @@ def inspect(
     report.keys_unexpected = sorted(after.keys() - before.keys())
     names = {path.name for path in base.iterdir() if path.suffix != ".safetensors"}
     report.files_missing = sorted(names - {path.name for path in merged.iterdir()})
+    kept = names - set(report.files_missing) - {INDEX}
+    report.files_changed = sorted(name for name in kept if (base / name).read_bytes() != (merged / name).read_bytes())
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], after.get(spec.key)

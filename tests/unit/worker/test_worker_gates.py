@@ -272,6 +272,13 @@ def test_a_changed_untouched_tensor_a_lost_key_and_a_lost_file_are_named(work: P
     assert report.counts["wrong"] == 1
 
 
+def test_a_config_that_was_rewritten_is_named(work: Path) -> None:
+    (work / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
+    report = _judged(work, _right(work))
+
+    assert report.files_changed == ["config.json"]
+
+
 def test_a_pair_of_the_file_that_the_model_does_not_have_is_named(work: Path) -> None:
     save_file(
         {"p.other.lora_A.weight": torch.ones(1), "p.q_proj.lora_A.weight": torch.ones(1)},
