@@ -120,7 +120,7 @@ class AdapterInfo(_Model):
 
 
 class Metrics(_Model):
-    """Numbers of the functional and the tensor gate. KL in nats, means over prompt positions unless the name says more."""
+    """Numbers of the functional and the tensor gate. KL in nats, means over clear positions unless the name says more."""
 
     kl_trained_merged: float | None = None
     kl_trained_merged_p99: float | None = None

@@ -70,8 +70,8 @@ def execute(
             child_environment=child_environment,
             settings=lambda cell: _settings(setup, cell, threads),
             cache=cache_dir(),
-            out=out,
-            scratch=out / "work" if keep else Path(scratch),
+            out=out.absolute(),
+            scratch=out.absolute() / "work" if keep else Path(scratch),
         )
         try:
             ran = run_cells(

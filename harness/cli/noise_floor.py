@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,10 @@ def noise_floor(
     right = [result for result in load_results(results) if _bytes_are_right(result)]
     if not right:
         raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
-    for dtype in sorted({result.cell.dtype for result in right}):
-        chosen = [result for result in right if result.cell.dtype == dtype]
-        typer.echo(f"{dtype}: {len(chosen)} cells\n")
+    groups = groupby(sorted(right, key=_group), key=_group)
+    for (dtype, device), members in groups:
+        chosen = list(members)
+        typer.echo(f"{dtype} on {device}: {len(chosen)} cells\n")
         typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
 
 
@@ -67,6 +69,11 @@ def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
             cell = next(cell for cell, found in measured.items() if found == floor)
             lines.append((band, words, f"{floor:.5g}", f"`{cell}`"))
     return lines
+
+
+def _group(result: CellResult) -> tuple[str, str]:
+    """Floors depend on the dtype that is stored and on the device that computes."""
+    return result.cell.dtype, result.cell.device
 
 
 def _bytes_are_right(result: CellResult) -> bool:

@@ -83,6 +83,8 @@ def finalise(
 
     _believe_checks(result)
     _compare_versions(result, stack)
+    if ended.kernel_oom:
+        _name_memory(result)
     _place_end(result, observation, _verdict(observation, ended, problem, log_tail), problem, redactor)
     _fill_not_run(result)
     _demand_evidence(result)
@@ -149,16 +151,28 @@ def describe_check(check: Check) -> str:
 def _compare_versions(result: CellResult, stack: StackRecord) -> None:
     """What a cell imported must be what its environment was locked to; anything else came from somewhere else."""
     for package in _COMPARED_VERSIONS:
-        locked, seen = stack.versions.get(package), result.versions.get(package)
-        if locked is not None and seen is not None and _public(locked) != _public(seen):
-            reason = f"imported {package} {seen}, but the environment holds {locked}"
-            result.stages["import"] = StageResult(result="error", reason=reason)
+        seen = result.versions.get(package)
+        sources = (
+            (result.cell.stack.version_of(package), "the cell is named after"),
+            (stack.versions.get(package), "the environment holds"),
+        )
+        for wanted, words in sources:
+            if wanted is not None and seen is not None and _public(wanted) != _public(seen):
+                reason = f"imported {package} {seen}, but {words} {wanted}"
+                result.stages["import"] = StageResult(result="error", reason=reason)
 
 
-def _public(version: str) -> str:
-    """The version without its local part (``+cpu``), as far as it is one."""
+def _name_memory(result: CellResult) -> None:
+    """A stage's own process that was killed while the kernel ran out of memory is ``oom``, whatever else it looks like."""
+    for name, stage in result.stages.items():
+        if stage.result == "crash" and "SIGKILL" in (stage.reason or ""):
+            result.stages[name] = stage.model_copy(update={"result": "oom"})
+
+
+def _public(version: str) -> Version | str:
+    """The version without its local part (``+cpu``), as far as it is one; ``5.5`` and ``5.5.0`` are equal."""
     try:
-        return Version(version).public
+        return Version(Version(version).public)
     except InvalidVersion:
         return version
 

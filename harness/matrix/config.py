@@ -133,8 +133,6 @@ class Limits(_Table):
 
     cell_seconds: float = Field(default=300, gt=0)
     """Seconds that a cell's work may take, its environment not counted; then it is stopped: ``timeout``."""
-    environment_seconds: float = Field(default=1800, gt=0)
-    """Seconds that resolving and installing one environment may take."""
     memory_mb: int = Field(default=8192, gt=0)
     """Resident memory of all processes of one cell together, in MiB; above it they are stopped: ``oom``."""
     jobs: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"

@@ -86,7 +86,7 @@ def parse_pin(text: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"--pin {text}: {package} has an option of its own.", remedy=f"Use --{package} {version}."
         )
-    return package, _version(version, f"--pin {name}")
+    return package, parse_version(version, f"--pin {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def complete_stack(
     for package in given:
         if package not in MAIN_PACKAGES:
             raise UnknownNameError("package", package, MAIN_PACKAGES)
-    asked = {name: _version(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None}
+    asked = {name: parse_version(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None}
     missing = [name for name in MAIN_PACKAGES if name not in asked]
     declared = next((stack for stack in config.declared if _has(stack, asked)), None)
     if declared is not None:
@@ -140,7 +140,7 @@ def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
 
 
 def _with_choices(stack: Stack, pins: Mapping[str, str], python: str | None) -> Stack:
-    chosen = {name: _version(version, f"--pin {name}") for name, version in pins.items()}
+    chosen = {name: parse_version(version, f"--pin {name}") for name, version in pins.items()}
     extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
     fields = stack.model_dump() | {"pins": {**stack.pins, **chosen}, "extra_pins": extra}
     return Stack.model_validate(fields | ({"python": python} if python is not None else {}))
@@ -169,7 +169,12 @@ def _and(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _version(text: str, option: str) -> str:
+def parse_version(text: str, option: str) -> str:
+    """Return a version as PEP 440 writes it.
+
+    Raises:
+        ConfigurationError: it is malformed; the message names the option.
+    """
     try:
         return canonical_version(text)
     except ValueError as error:

@@ -144,10 +144,11 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
-    from harness.worker.stages.merge import merge_with_engine
+    from harness.worker.stages.merge import ENGINE_REPORT, merge_with_engine
 
     with observation.stage("merge"):
-        merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
+        claims = merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
+        (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

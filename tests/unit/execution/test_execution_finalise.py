@@ -29,13 +29,15 @@ def observed(**changes: Any) -> dict[str, Any]:
     return {"stages": stages, "checks": checks, "merge": merge, "running": None, "done": True} | changes
 
 
-def finished(observation: object, ended: SupervisedExit = EXITED, log_tail: str = "") -> CellResult:
+def finished(
+    observation: object, ended: SupervisedExit = EXITED, log_tail: str = "", stack: StackRecord = STACK
+) -> CellResult:
     content = observation if isinstance(observation, bytes) else json.dumps(observation).encode()
     return finalise(
         cell(),
         observation=parse_observation(content),
         ended=ended,
-        stack=STACK,
+        stack=stack,
         redactor=Redactor({"work": Path("/scratch/cell-1"), "home": Path("/home/ann")}),
         log_tail=log_tail,
         log="cells/x.log",
@@ -128,6 +130,15 @@ def test_an_import_of_another_version_than_the_environments_is_an_error() -> Non
 
     assert (result.outcome, result.stage) == ("error", "import")
     assert result.reason == "imported peft 0.21.2, but the environment holds 0.19.1"
+
+
+def test_a_cell_named_after_other_versions_than_were_imported_is_an_error() -> None:
+    """Whatever the environment holds: a row that says 0.19.1 must have been measured on 0.19.1."""
+    other = StackRecord(versions={"peft": "0.21.2"})
+    result = finished(observed(versions={"peft": "0.21.2"}), stack=other)
+
+    assert (result.outcome, result.stage) == ("error", "import")
+    assert result.reason == "imported peft 0.21.2, but the cell is named after 0.19.1"
 
 
 @pytest.mark.parametrize(
