@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Dtype, Stack, VersionText
+from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
-from harness.matrix.versions import ConditionText, parse_condition
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
