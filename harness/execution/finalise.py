@@ -22,7 +22,18 @@ from harness.execution.observation import Observation
 from harness.execution.redact import Redactor
 from harness.execution.supervise import SupervisedExit
 from harness.matrix.cell import Cell
-from harness.result import NEEDS, OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
+from harness.result import (
+    NEEDS,
+    OUTCOMES,
+    STAGES,
+    CellResult,
+    Check,
+    Outcome,
+    StageName,
+    StageResult,
+    missing_evidence,
+    worst,
+)
 
 _HOST_STAGES: tuple[StageName, ...] = ("resolve", "install")
 _COMPARED_VERSIONS = ("transformers", "peft", "trl", "torch")
@@ -259,20 +270,15 @@ def _cause(result: CellResult, name: StageName) -> StageName | None:
 
 
 def _demand_evidence(result: CellResult) -> None:
-    """A cell without a failed stage must have run all of them and must show a merge; otherwise it has proved nothing."""
+    """A cell without a failed stage must show all that a pass stands for; otherwise it has proved nothing."""
     if any(stage.result not in {"pass", "not_run"} for stage in result.stages.values()):
         return
-    idle = [name for name in STAGES if result.stages[name].result == "not_run"]
-    merge = result.merge
-    if idle:
-        stage, reason = idle[0], f"not run although nothing failed before it: {', '.join(idle)}"
-    elif merge is None or not result.checks:
-        stage, reason = "merge", "the worker reports a pass without merge counts or without checks"
-    elif merge.attempted == 0 or merge.dropped or merge.wrong:
-        counts = f"{merge.attempted} attempted, {merge.dropped} dropped, {merge.wrong} wrong"
-        stage, reason = "merge", f"the worker reports a pass, but its own counts are: {counts}"
-    else:
+    lacking = missing_evidence(result)
+    if lacking is None:
         return
+    last: StageName = "compare"
+    stage = next((name for name in STAGES if result.stages[name].result == "not_run"), last)
+    reason = f"the worker reports no failure, but {lacking}"
     result.stages[stage] = StageResult(result="error", seconds=result.stages[stage].seconds, reason=reason)
 
 

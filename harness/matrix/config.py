@@ -46,7 +46,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DeclaredStack(_Table):

@@ -19,7 +19,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint, build
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.observation import Observation, StageStoppedError, UnsupportedError
+from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request, read_request
@@ -98,18 +98,16 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
-    from harness.worker.stages.load import load_model, load_tokenizer
+    from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
     vocab = _vocab(checkpoint)
     with observation.stage("load"):
-        model = load_model(request.base, request)
+        model = load_base(request)
         tokenizer = load_tokenizer(request.base)
         base_logits = logits_of(model, request, vocab)
     with observation.stage("attach"):
-        if not _kinds_present(checkpoint, plan.kinds):
-            raise UnsupportedError(f"{request.family} has nothing that the recipe {request.recipe} targets")
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
     with observation.stage("train"):
@@ -166,8 +164,11 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.compare import compare
     from harness.worker.stages.merge import ENGINE_REPORT
+    from harness.worker.stages.reference import save_reference
 
     with observation.stage("compare"):
+        if request.dtype != "float32":
+            save_reference(request, checkpoint, _vocab(checkpoint))
         engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
         compare(observation, request, checkpoint, engine)
 
@@ -185,10 +186,6 @@ def _check_coverage(observation: Observation, watch: Any) -> None:
     observation.data["training"]["tokens_per_expert_min"] = {phase: count for phase, (count, _) in fewest.items()}
     worst, where = min(fewest.values())
     observation.check("coverage", "train", worst, ">= 1", passed=worst >= 1, detail=f"no token reached {where}")
-
-
-def _kinds_present(checkpoint: Checkpoint, kinds: tuple[str, ...]) -> bool:
-    return any(spec.kind in kinds and spec.module is not None for spec in checkpoint.tensors)
 
 
 def _vocab(checkpoint: Checkpoint) -> int:
