@@ -24,8 +24,14 @@ def _share(result: CellResult) -> float | None:
     )
 
 
+def _gated_kl(result: CellResult) -> float | None:
+    """The KL that ``kl_max`` is held against: from the trained model, or from the rounded reference of a narrower dtype."""
+    metrics = result.metrics
+    return metrics.kl_trained_merged if metrics.kl_reference_merged is None else metrics.kl_reference_merged
+
+
 QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (
-    ("kl_max", "KL(trained ‖ merged), largest", max, lambda result: result.metrics.kl_trained_merged),
+    ("kl_max", "KL(trained or reference ‖ merged), largest", max, _gated_kl),
     (
         "adapter_reload_kl_max",
         "KL(trained ‖ reloaded adapter), largest",
