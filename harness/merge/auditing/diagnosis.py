@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.merge.auditing.measure import Rows, Tally, add, alignment, fitted_scale
+from harness.merge.auditing.measure import Rows, alignment, fitted_scale, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
 from harness.merge.records import PairUse
@@ -121,14 +121,8 @@ class Doctor:
         )
 
     def _explains(self, one: Candidate, item: Slice, scale: float) -> str | None:
-        tally = Tally()
-        dtype = torch.float32
-        for first, last in self._source.chunks(item):
-            delta = one.delta(first, last)
-            merged = one.merged(first, last)
-            dtype = merged.dtype
-            add(tally, one.base(first, last), merged, delta if scale == 1.0 else delta * scale)
-        return tally.applied(dtype) if tally.nonzero else None
+        tally, dtype = measure(self._source.chunks(item), one.base, one.merged, one.delta, scale=scale)
+        return tally.applied(dtype) if tally.nonzero and tally.moved else None
 
     def _scaled(self, one: Candidate, item: Slice) -> Diagnosis | None:
         """Return ``partial`` with the fitted scale when the candidate's delta, scaled, explains every row."""
@@ -239,7 +233,7 @@ class Doctor:
             base = own.base(first, last)
             finite = finite and bool(torch.isfinite(merged.float()).all())
             kept = (merged == base.to(merged.dtype)).all(dim=1)
-            right = (merged == (delta + base).to(merged.dtype)).all(dim=1)
+            right = tolerable(base, merged, delta).all(dim=1)
             rows_kept += int((kept & ~right).sum())
             rows_right += int(right.sum())
         if not finite:

@@ -9,7 +9,7 @@ rounded one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -18,6 +18,11 @@ import torch
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
+
+CORRECTIONS = 6
+"""Steps in which a fitted scale is corrected for rounding."""
+Rows = Callable[[int, int], torch.Tensor]
+"""Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
 
 ACCUMULATION = 16 * 2.0**-24
 """What accumulating a delta in float32 may lose, relative to its largest element."""
@@ -36,9 +41,10 @@ class Tally:
     """Counts over the elements of one slice, added up chunk by chunk.
 
     ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
-    does the delta rounded before it is added. ``telling`` counts elements where merged or expected differ from the base;
-    ``exact`` and ``double`` the elements that equal either formula, ``telling_exact`` and ``telling_double`` those among the telling.
-    ``bias``, ``noise`` and ``reach`` are sums of (merged - expected) * delta, its square, and |expected - base| * |delta|.
+    does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
+    where merged or expected differ from the base, ``telling_exact`` and ``telling_double`` those of them that equal either formula.
+    Over the elements that neither formula explains, ``bias``, ``noise`` and ``reach`` are the sums of (merged - expected) * delta, of its square, and of
+    |expected - base| * |delta|.
     """
 
     elements: int = 0
@@ -101,33 +107,93 @@ def ulp(magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.ldexp(torch.ones_like(magnitude), torch.clamp(exponent - MANTISSA[dtype], min=floor))
 
 
-def add(tally: Tally, base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> None:
-    """Count one chunk.
+def measure(
+    chunks: Iterable[tuple[int, int]], base: Rows, merged: Rows, delta: Rows, *, scale: float = 1.0
+) -> tuple[Tally, torch.dtype]:
+    """Compare a slice chunk by chunk; return what was counted and the merged dtype.
+
+    A chunk that still holds the base is only looked into further when another chunk does not: then the slice was written, and
+    what stayed behind counts against it.
 
     Args:
-        tally: what to add to.
-        base: (rows, columns) as stored in the base.
-        merged: (rows, columns) as stored in the merged checkpoint.
-        delta: (rows, columns), float32, scaled.
+        chunks: (first row, row after the last) of each.
+        base: rows of the base, in any float dtype.
+        merged: rows of the merged checkpoint, in any float dtype.
+        delta: rows of the scaled delta, float32.
+        scale: a further factor on the delta.
     """
-    dtype = merged.dtype
-    kept = base if base.dtype == dtype else base.to(dtype)
-    expected = (delta + base).to(dtype)
-    tally.elements += merged.numel()
-    same = torch.equal(merged, kept)
-    tally.moved |= not same
-    if torch.equal(merged, expected):
-        tally.exact += merged.numel()
-        if same:
-            # Nothing was expected to move and nothing did; whether the delta is zero only matters for the words.
-            tally.nonzero = tally.nonzero or bool(delta.any())
+    tally, still = Tally(), Tally()
+    waiting: list[tuple[int, int]] = []
+    dtype = torch.float32
+
+    def add(chunk: tuple[int, int], *, everything: bool) -> None:
+        nonlocal dtype
+        values = delta(*chunk)
+        found = merged(*chunk)
+        dtype = found.dtype
+        started = base(*chunk)
+        if scale != 1.0:
+            values = values * scale
+        kept = started if started.dtype == dtype else started.to(dtype)
+        expected = started.to(torch.float32, copy=True).add_(values).to(dtype)
+        if everything or not _same(found, kept):
+            _add(tally, started, kept, found, values, expected)
         else:
-            tally.nonzero = tally.expected_move = tally.double_move = True
+            waiting.append(chunk)
+            _add_still(still, kept, values, expected)
+
+    for chunk in chunks:
+        add(chunk, everything=tally.moved)
+    if tally.moved:
+        for chunk in waiting:
+            add(chunk, everything=True)
+        return tally, dtype
+    return still, dtype
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a tensor as the widest integers that divide it."""
+    flat = tensor.reshape(-1)
+    size = flat.numel() * flat.element_size()
+    return flat.view(torch.int64 if size % 8 == 0 else torch.int32 if flat.element_size() == 4 else torch.int16)  # noqa: PLR2004 - bytes
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same numbers. Bits are compared first, because that is several times quicker; 0.0 and -0.0 are one number."""
+    return torch.equal(_words(one), _words(other)) or torch.equal(one, other)
+
+
+def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return, per element, whether the bits differ."""
+    kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
+    return one.reshape(-1).view(kind) != other.reshape(-1).view(kind)
+
+
+def _count(mask: torch.Tensor) -> int:
+    return int(torch.count_nonzero(mask))
+
+
+def _nonzero(delta: torch.Tensor) -> bool:
+    """Return whether any element is not zero; the first row nearly always tells."""
+    return bool(delta[0].any()) or bool(delta.any())
+
+
+def _add_still(tally: Tally, kept: torch.Tensor, delta: torch.Tensor, expected: torch.Tensor) -> None:
+    """Count a chunk that holds the base."""
+    count = kept.numel()
+    tally.elements += count
+    if _same(expected, kept):
+        tally.exact += count
+        tally.nonzero = tally.nonzero or _nonzero(delta)
         return
-    _add_differing(tally, base, kept, merged, delta, expected)
+    tally.nonzero = tally.expected_move = True
+    tally.exact += count - _count(_differs(expected, kept))
+    if not tally.double_move:
+        double = kept.to(torch.float32, copy=True).add_(delta.to(kept.dtype)).to(kept.dtype)
+        tally.double_move = not _same(double, kept)
 
 
-def _add_differing(
+def _add(
     tally: Tally,
     base: torch.Tensor,
     kept: torch.Tensor,
@@ -135,40 +201,70 @@ def _add_differing(
     delta: torch.Tensor,
     expected: torch.Tensor,
 ) -> None:
+    """Count a chunk of a slice that was written."""
+    count = merged.numel()
+    tally.elements += count
+    tally.moved = True
+    if torch.equal(_words(merged), _words(expected)):
+        tally.exact += count
+        tally.nonzero = tally.nonzero or _nonzero(delta)
+        return
+    tally.nonzero = tally.nonzero or _nonzero(delta)
     dtype = merged.dtype
-    tally.nonzero = tally.nonzero or bool(delta.any())
     if base.dtype != dtype:
         # An engine that loads in the merged dtype rounds the base first.
-        expected = _nearer(merged, expected, (delta + kept).to(dtype))
-    double = (kept.float() + delta.to(dtype)).to(dtype)
-    exact = merged == expected
-    telling = (merged != kept) | (expected != kept)
-    tally.expected_move |= bool((expected != kept).any())
-    tally.double_move |= bool((double != kept).any())
-    tally.exact += int(exact.sum())
-    tally.telling += int(telling.sum())
-    tally.telling_exact += int((exact & telling).sum())
-    tally.telling_double += int(((merged == double) & telling).sum())
+        other = kept.to(torch.float32, copy=True).add_(delta).to(dtype)
+        if _count(_differs(merged, other)) < _count(_differs(merged, expected)):
+            expected = other
+    double = kept.to(torch.float32, copy=True).add_(delta.to(dtype)).to(dtype)
+    inexact, undouble = _differs(merged, expected), _differs(merged, double)
+    telling = _differs(merged, kept) | _differs(expected, kept)
+    tally.exact += count - _count(inexact)
+    tally.telling += _count(telling)
+    tally.telling_exact += _count(telling & ~inexact)
+    tally.telling_double += _count(telling & ~undouble)
+    places = (inexact & undouble).nonzero().squeeze(1)
+    if places.numel():
+        parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]
+        _add_unexplained(tally, *parts, largest=float(delta.abs().max()))
+
+
+def _add_unexplained(
+    tally: Tally,
+    base: torch.Tensor,
+    kept: torch.Tensor,
+    merged: torch.Tensor,
+    delta: torch.Tensor,
+    expected: torch.Tensor,
+    *,
+    largest: float,
+) -> None:
+    """Count elements that equal neither formula; all are vectors."""
     wide = merged.float()
     if not bool(torch.isfinite(wide).all()):
         tally.finite = False
         return
-    target = delta + base
-    distance = (wide - target).abs_()
-    magnitude = torch.maximum(torch.maximum(base.float().abs(), delta.abs()), target.abs())
-    unit = ulp(magnitude, coarser(base.dtype, dtype))
-    largest = float(delta.abs().max())
+    distance, unit = _distance(base, merged, delta)
     tally.within_ulp = tally.within_ulp and bool((distance <= unit + ACCUMULATION * largest).all())
     tally.within_low = tally.within_low and bool((distance <= unit + LOW_PRECISION * largest).all())
-    gap = ((wide - expected.float()) * delta).double()
+    right = expected.float()
+    gap = ((wide - right) * delta).double()
     tally.bias += float(gap.sum())
     tally.noise += float((gap * gap).sum())
-    tally.reach += float(((expected.float() - kept.float()) * delta).double().abs().sum())
+    tally.reach += float(((right - kept.float()) * delta).double().abs().sum())
 
 
-def _nearer(merged: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return whichever of two expectations agrees with more elements."""
-    return other if int((merged == other).sum()) > int((merged == one).sum()) else one
+def _distance(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return |merged - (base + delta)| and one unit in the last place of the largest of the three magnitudes, per element."""
+    target = delta + base
+    magnitude = torch.maximum(torch.maximum(base.float().abs(), delta.abs()), target.abs())
+    return (merged.float() - target).abs_(), ulp(magnitude, coarser(base.dtype, merged.dtype))
+
+
+def tolerable(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Return, per element, whether merged is base + delta to one unit in the last place (and float32 accumulation)."""
+    distance, unit = _distance(base, merged, delta)
+    return distance <= unit + ACCUMULATION * float(delta.abs().max())
 
 
 def alignment(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
@@ -196,8 +292,3 @@ def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) 
             return scale
         scale *= moved / reached
     return scale
-
-
-CORRECTIONS = 6
-Rows = Callable[[int, int], torch.Tensor]
-"""Rows ``[first, last)`` of something, as a tensor (rows, columns)."""

@@ -7,8 +7,10 @@ a slice is compared in pieces, and only a slice that fails is read again to find
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 
 from harness.merge.auditing.diagnosis import Diagnosis, Doctor
 from harness.merge.auditing.files import missing_files
-from harness.merge.auditing.measure import Tally, add
+from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged import MergedCheckpoint, open_merged
 from harness.merge.auditing.pairing import Pairer, Pairing
 from harness.merge.auditing.report import FAULTS, AuditReport, TensorVerdict, Verdict
@@ -34,6 +36,8 @@ SEVERITY: tuple[str, ...] = ("indistinguishable", "applied", "untouched", "parti
 CARE: tuple[str, ...] = ("bit-exact", "bf16-double-rounded", "fp16-double-rounded", "1-ulp", "low-precision")
 """How applied deltas were applied, the closest first."""
 NAMED_EXPERTS = 3
+JOB_BYTES = 1 << 25
+"""Bytes of the base that a thread takes at a time."""
 Progress = Callable[[int, int], None]
 
 
@@ -58,9 +62,32 @@ class Auditor:
         self.rows = {row.key: row for row in plan.rows}
         pairer = Pairer(plan.base, merged)
         self.pairings: dict[str, Pairing] = {key: pairer.pair(key) for key in plan.base.shard_of}
-        self.source = Source(plan, merged, descriptor)
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
-        self.doctor = Doctor(self.source, self.siblings)
+        self._descriptor = descriptor
+        self._local = threading.local()
+        self._sources: list[Source] = []
+
+    @property
+    def source(self) -> Source:
+        """This thread's files and buffers."""
+        if not hasattr(self._local, "source"):
+            self._local.source = Source(self.plan, self.merged, self._descriptor)
+            self._sources.append(self._local.source)
+        source: Source = self._local.source
+        return source
+
+    def verdicts(self, keys: Sequence[str]) -> list[TensorVerdict]:
+        """Return the verdicts on some tensors of the base, in order."""
+        # What a diagnosis remembers stays within a job, so that the report does not depend on which thread did what.
+        self._local.doctor = Doctor(self.source, self.siblings)
+        return [self.verdict(key) for key in keys]
+
+    def close(self) -> int:
+        """Close all files; return how many bytes of tensors were read."""
+        for source in self._sources:
+            source.base_reader.close()
+            source.merged_reader.close()
+        return sum(source.base_reader.bytes_read + source.merged_reader.bytes_read for source in self._sources)
 
     def verdict(self, key: str) -> TensorVerdict:
         """Return the verdict on one tensor of the base."""
@@ -81,19 +108,20 @@ class Auditor:
         return self._summed(row, pairing, found)
 
     def _slice(self, item: Slice) -> Found:
-        tally, source = Tally(), self.source
-        dtype = torch.float32
-        for first, last in source.chunks(item):
-            merged = source.merged_rows(item, first, last)
-            dtype = merged.dtype
-            add(tally, source.base_rows(item, first, last), merged, source.delta_rows(item, first, last))
+        source = self.source
+        tally, dtype = measure(
+            source.chunks(item),
+            lambda first, last: source.base_rows(item, first, last),
+            lambda first, last: source.merged_rows(item, first, last),
+            lambda first, last: source.delta_rows(item, first, last),
+        )
         how = tally.applied(dtype) if tally.moved and tally.nonzero else None
         if how is not None:
             verdict, detail, scale = "applied", how, None
         elif not tally.moved:
             (verdict, detail), scale = tally.unmoved(), None
         else:
-            seen: Diagnosis = self.doctor.diagnose(item)
+            seen: Diagnosis = self._local.doctor.diagnose(item)
             verdict, detail, scale = seen.verdict, seen.detail, seen.scale
         return Found(
             number=item.number,
@@ -225,6 +253,43 @@ def _counted(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{value} ({count} tensors)" for value, count in sorted(Counter(values).items()))
 
 
+def _jobs(plan: MergePlan) -> Iterator[tuple[list[str], int]]:
+    """Yield the base's keys in file order, in jobs of about ``JOB_BYTES``, with their size."""
+    keys: list[str] = []
+    size = 0
+    for shard in plan.base.shards:
+        for key, info in shard.tensors.items():
+            keys.append(key)
+            size += info.nbytes
+            if size >= JOB_BYTES:
+                yield keys, size
+                keys, size = [], 0
+    if keys:
+        yield keys, size
+
+
+def _threads() -> int:
+    """Return how many jobs to run at a time: one where torch itself uses several cores, which would only get in each other's way."""
+    return len(os.sched_getaffinity(0)) if torch.get_num_threads() == 1 else 1
+
+
+def _compare(auditor: Auditor, progress: Progress | None) -> list[TensorVerdict]:
+    jobs = list(_jobs(auditor.plan))
+    total, done = sum(size for _, size in jobs), 0
+    rows: list[TensorVerdict] = []
+    with ThreadPoolExecutor(max_workers=_threads()) as pool:
+        try:
+            for (_, size), verdicts in zip(jobs, pool.map(auditor.verdicts, (keys for keys, _ in jobs)), strict=True):
+                rows += verdicts
+                done += size
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return rows
+
+
 def run_audit(
     base: Path,
     adapter: Path,
@@ -240,18 +305,11 @@ def run_audit(
     descriptor = open_adapter_file(plan)
     try:
         auditor = Auditor(plan, found, descriptor)
-        source = auditor.source
-        source.check_finite()
-        total = sum(shard.size - shard.data_start for shard in plan.base.shards)
-        done = 0
-        rows: list[TensorVerdict] = []
-        with source.base_reader, source.merged_reader:
-            for shard in plan.base.shards:
-                for key, info in shard.tensors.items():
-                    rows.append(auditor.verdict(key))
-                    done += info.nbytes
-                    if progress is not None:
-                        progress(done, total)
+        auditor.source.check_finite()
+        try:
+            rows = _compare(auditor, progress)
+        finally:
+            bytes_read = auditor.close()
     finally:
         os.close(descriptor)
     missing, others = missing_files(plan.base, found)
@@ -271,5 +329,5 @@ def run_audit(
         io_layout=plan.io_layout,
         b_packing=plan.b_packing,
         notes=plan.notes,
-        bytes_read=source.base_reader.bytes_read + source.merged_reader.bytes_read,
+        bytes_read=bytes_read,
     )
