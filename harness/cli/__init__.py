@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import __version__
+from harness.cli.adapter import app as adapter_app
 from harness.cli.audit import audit
 from harness.cli.doctor import doctor
 from harness.cli.env import app as env_app
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 for command in (run, matrix, plan, report, merge, audit, noise_floor, doctor):
     app.command(command.__name__.replace("_", "-"), epilog=EPILOG)(command)
+app.add_typer(adapter_app, name="adapter")
 app.add_typer(env_app, name="env")
 
 

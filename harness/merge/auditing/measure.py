@@ -160,7 +160,7 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors hold the same numbers. Bits are compared first, because that is several times quicker; 0.0 and -0.0 are one number."""
-    return torch.equal(_words(one), _words(other)) or torch.equal(one, other)
+    return bool(torch.equal(_words(one), _words(other)) or torch.equal(one, other))
 
 
 def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
