@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import __version__
+from harness.cli.adapter import app as adapter_app
+from harness.cli.audit import audit
 from harness.cli.doctor import doctor
 from harness.cli.env import app as env_app
 from harness.cli.matrix import matrix
@@ -40,8 +42,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, matrix, plan, report, merge, noise_floor, doctor):
+for command in (run, matrix, plan, report, merge, audit, noise_floor, doctor):
     app.command(command.__name__.replace("_", "-"), epilog=EPILOG)(command)
+app.add_typer(adapter_app, name="adapter")
 app.add_typer(env_app, name="env")
 
 

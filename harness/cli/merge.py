@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from harness.cli.setup import check_writable, load_setup
-from harness.envs import cache_dir, ensure_environment
-from harness.errors import HarnessError
-from harness.execution.bundle import publish_bundle
+from harness.cli.engine import engine_command, run_engine
+from harness.cli.setup import check_writable
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
-
-
-class MergeFailedError(HarnessError):
-    """The engine refused or failed; its own message, remedy and exit code."""
-
-    def __init__(self, message: str, remedy: str | None, exit_code: int) -> None:
-        super().__init__(message, remedy=remedy)
-        self.exit_code = exit_code
 
 
 def merge(
@@ -69,57 +56,10 @@ def merge(
     arguments += ["--io-layout", io_layout] if io_layout else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--dry-run"] if dry_run else []
-    outcome = _engine(_command(screen) + arguments, screen)
+    outcome = run_engine(engine_command("harness.merge", screen) + arguments, screen, "merging")
     _show(outcome)
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
-
-
-def _command(screen: Console) -> list[str]:
-    """Return how the engine is started: here when torch is here, else in the environment of the first declared stack."""
-    bundle = publish_bundle(cache_dir())
-    program = str(bundle.root / "harness" / "merge" / "__main__.py")
-    if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("safetensors") is not None:
-        import sys
-
-        return [sys.executable, "-P", "-u", program]
-    stack = load_setup().config.declared[0]
-    screen.print(f"no torch here: merging in the environment of {stack.id}", soft_wrap=True)
-    return [str(ensure_environment(stack).python), "-I", "-u", program]
-
-
-def _engine(command: list[str], screen: Console) -> dict[str, Any]:
-    """Run the engine's process, show its progress, and return its last event.
-
-    Raises:
-        MergeFailedError: it refused, failed or died.
-    """
-    last: dict[str, Any] = {}
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process,
-    ):
-        task = progress.add_task("merging", total=None)
-        assert process.stdout is not None  # noqa: S101 — Popen was asked for a pipe
-        try:
-            for line in process.stdout:
-                event = json.loads(line)
-                if event["event"] == "progress":
-                    progress.update(task, completed=event["done"], total=event["total"])
-                else:
-                    last = event
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
-    if last.get("event") == "error":
-        raise MergeFailedError(last["message"], last["remedy"], last["exit_code"])
-    if process.returncode != 0 or not last:
-        raise MergeFailedError(
-            f"the engine's process ended with code {process.returncode}; nothing was published.", None, 1
-        )
-    return last
 
 
 def _show(outcome: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.merge.auditing import AuditReport, TensorVerdict
 from harness.merge.errors import (
     IncompleteMergeError,
     InputRefusedError,
@@ -17,12 +18,13 @@ from harness.merge.errors import (
     OutputExistsError,
     UsageError,
 )
-from harness.merge.layout import Decision
+from harness.merge.layout import BPacking, Decision, IoLayout
 from harness.merge.plan import plan_merge
 from harness.merge.records import MergePlan
 from harness.merge.report import Counts, MergeReport
 
 __all__ = [
+    "AuditReport",
     "Counts",
     "Decision",
     "IncompleteMergeError",
@@ -31,7 +33,9 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "OutputExistsError",
+    "TensorVerdict",
     "UsageError",
+    "audit",
     "merge",
     "plan_merge",
 ]
@@ -58,3 +62,33 @@ def merge(
     from harness.merge.engine import run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
     return run_merge(plan, out, overwrite=overwrite, progress=progress)
+
+
+def audit(
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    *,
+    io_layout: IoLayout | None = None,
+    b_packing: BPacking | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditReport:
+    """Say of each tensor of a merged checkpoint, whoever made it, whether it holds what was trained.
+
+    Streams the three directories; each file is read once, apart from tensors that turn out wrong, which are read again to find out
+    what they hold instead.
+
+    Args:
+        base: directory of the base checkpoint (safetensors).
+        adapter: directory of the PEFT LoRA adapter.
+        merged: directory of the merged checkpoint, experts fused or not, under either prefix, in any float dtype.
+        io_layout: settles the adapter's io layout where shapes and provenance leave it open.
+        b_packing: overrides how lora_B is packed.
+        progress: called with (bytes of the base compared so far, bytes in all).
+
+    Raises:
+        MergeError: one of its subclasses: base or adapter cannot be planned with, or the merged directory cannot be read safely.
+    """
+    from harness.merge.auditing.walk import run_audit  # noqa: PLC0415 - torch is imported when it is used
+
+    return run_audit(base, adapter, merged, io_layout=io_layout, b_packing=b_packing, progress=progress)

@@ -7,52 +7,18 @@ One line per event on standard output: ``{"event": "progress", "done": …, "tot
 
 from __future__ import annotations
 
-import argparse
-import json
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from harness.merge import merge, plan_merge
-from harness.merge.errors import MergeError, UsageError
+from harness.merge.errors import UsageError
 from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.process import Parser, progress, run, say
 from harness.merge.records import DTYPE_NAMES
 
-INTERRUPTED = 130
-STEPS = 100
 
-
-def _say(event: str, values: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-    sys.stdout.flush()
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Return a progress callback that prints only when another hundredth is done."""
-    last = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        step = done * STEPS // max(total, 1)
-        if step != last:
-            last = step
-            _say("progress", {"done": done, "total": total})
-
-    return show
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a usage error as an event, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, self.format_usage().strip())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="harness.merge", description="Merge a LoRA adapter into a checkpoint.", allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="harness.merge", description="Merge a LoRA adapter into a checkpoint.", allow_abbrev=False)
     parser.add_argument("--base", type=Path, required=True, help="directory of the base checkpoint")
     parser.add_argument("--adapter", type=Path, required=True, help="directory of the adapter")
     parser.add_argument("--out", type=Path, help="directory to publish at (not needed with --dry-run)")
@@ -64,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     if options.out is None and not options.dry_run:
         raise UsageError("--out is needed, unless --dry-run is given.")
@@ -72,24 +38,12 @@ def _run(argv: Sequence[str] | None) -> None:
         options.base, options.adapter, io_layout=options.io_layout, b_packing=options.b_packing, dtype=options.dtype
     )
     if options.dry_run:
-        _say("plan", plan.to_json())
-        return
-    _say("report", merge(plan, options.out, overwrite=options.overwrite, progress=_progress()).to_json())
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+        say("plan", plan.to_json())
+        return 0
+    say("report", merge(plan, options.out, overwrite=options.overwrite, progress=progress()).to_json())
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1, 2, 5 or 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        _run(argv)
-    except MergeError as error:
-        _say("error", error.to_json())
-        return error.exit_code
-    except KeyboardInterrupt:
-        _say("error", {"class": "Interrupted", "message": "interrupted", "remedy": None, "exit_code": INTERRUPTED})
-        return INTERRUPTED
-    return 0
+    return run(lambda: _run(argv))

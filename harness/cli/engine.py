@@ -1,0 +1,74 @@
+"""Running the merge engine's programs as processes: where torch is, with a progress bar, their last event returned.
+
+The programs need torch and safetensors and nothing else. The harness may have neither; then they run in the environment of the first
+declared stack.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from harness.cli.setup import load_setup
+from harness.envs import cache_dir, ensure_environment
+from harness.errors import HarnessError
+from harness.execution.bundle import publish_bundle
+
+RESULTS = frozenset({0, 1})
+"""Exit codes of a program that finished: all well, or a check failed."""
+
+
+class EngineFailedError(HarnessError):
+    """A program refused or failed; its own message, remedy and exit code."""
+
+    def __init__(self, message: str, remedy: str | None, exit_code: int) -> None:
+        super().__init__(message, remedy=remedy)
+        self.exit_code = exit_code
+
+
+def engine_command(package: str, screen: Console) -> list[str]:
+    """Return how the program in ``package`` (``harness.merge.auditing``) is started: here when torch is here, else in a stack's environment."""
+    program = str(publish_bundle(cache_dir()).root.joinpath(*package.split("."), "__main__.py"))
+    if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("safetensors") is not None:
+        return [sys.executable, "-P", "-u", program]
+    stack = load_setup().config.declared[0]
+    screen.print(f"no torch here: running in the environment of {stack.id}", soft_wrap=True)
+    return [str(ensure_environment(stack).python), "-I", "-u", program]
+
+
+def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any]:
+    """Run a program, show its progress, and return its last event.
+
+    Raises:
+        EngineFailedError: it refused, failed or died.
+    """
+    last: dict[str, Any] = {}
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process,
+    ):
+        task = progress.add_task(label, total=None)
+        assert process.stdout is not None  # noqa: S101 - Popen was asked for a pipe
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] == "progress":
+                    progress.update(task, completed=event["done"], total=event["total"])
+                else:
+                    last = event
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if last.get("event") == "error":
+        raise EngineFailedError(last["message"], last["remedy"], last["exit_code"])
+    if process.returncode not in RESULTS or not last:
+        raise EngineFailedError(f"the engine's process ended with code {process.returncode}.", None, 1)
+    return last

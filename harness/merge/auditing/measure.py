@@ -1,0 +1,294 @@
+"""One slice of a merged tensor against base + delta: what was counted, and what follows from it.
+
+The reference is ``base + delta`` in float32, rounded once to the merged dtype. Other engines round more often and add in another order,
+so equality is asked first and tolerance second: within one unit in the last place of the largest of |base|, |delta| and |result| (plus what
+float32 accumulation may lose), and unbiased. The second condition carries the weight where deltas are small: a delta below the spacing
+of bfloat16 leaves even the base within one unit, and only the sum over all elements tells a dropped or halved delta from a
+rounded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+
+MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
+MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
+ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
+
+CORRECTIONS = 6
+"""Steps in which a fitted scale is corrected for rounding."""
+Rows = Callable[[int, int], torch.Tensor]
+"""Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
+
+ACCUMULATION = 16 * 2.0**-24
+"""What accumulating a delta in float32 may lose, relative to its largest element."""
+LOW_PRECISION = 2.0**-6
+"""What computing a delta in bfloat16 or TF32 may lose, relative to its largest element."""
+SIGMAS = 6.0
+"""Noise of the sum of rounding differences that is still unbiased: with 10^5 tensors, none is taken for biased by chance."""
+SYSTEMATIC = 2.0**-7
+"""Relative error of the whole delta that rounding the scaling or the factors to bfloat16 may cause."""
+DOUBLE_SHARE = 0.97
+"""Share of the changed elements that the double-rounding formula must explain; another order of accumulation flips a few."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over the elements of one slice, added up chunk by chunk.
+
+    ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
+    does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
+    where merged or expected differ from the base, ``telling_exact`` and ``telling_double`` those of them that equal either formula.
+    Over the elements that neither formula explains, ``bias``, ``noise`` and ``reach`` are the sums of (merged - expected) * delta, of its square, and of
+    |expected - base| * |delta|.
+    """
+
+    elements: int = 0
+    nonzero: bool = False
+    moved: bool = False
+    expected_move: bool = False
+    double_move: bool = False
+    finite: bool = True
+    exact: int = 0
+    telling: int = 0
+    telling_exact: int = 0
+    telling_double: int = 0
+    within_ulp: bool = True
+    within_low: bool = True
+    bias: float = 0.0
+    noise: float = 0.0
+    reach: float = 0.0
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether what differs from the expected values does so at random."""
+        return abs(self.bias) <= SIGMAS * sqrt(self.noise) + SYSTEMATIC * self.reach
+
+    @property
+    def exact_share(self) -> float:
+        """Share of elements that equal base + delta rounded once."""
+        return self.exact / self.elements if self.elements else 1.0
+
+    def applied(self, dtype: torch.dtype) -> str | None:
+        """Return how the delta was applied, or None when it was not."""
+        if not self.finite:
+            return None
+        if self.exact == self.elements:
+            return "bit-exact"
+        if not self.unbiased or not self.within_low:
+            return None
+        double = self.telling_double / self.telling if self.telling else 0.0
+        if dtype in ROUNDED and double >= DOUBLE_SHARE and self.telling_double > self.telling_exact:
+            return ROUNDED[dtype]
+        return "1-ulp" if self.within_ulp else "low-precision"
+
+    def unmoved(self) -> tuple[str, str]:
+        """Return (verdict, detail) of a slice that equals the base in every element."""
+        if not self.nonzero:
+            return "indistinguishable", "zero-delta"
+        if not self.expected_move or not self.double_move:
+            return "indistinguishable", "below-rounding"
+        return "untouched", "still the base"
+
+
+def coarser(base: torch.dtype, merged: torch.dtype) -> torch.dtype:
+    """Return the dtype with the shorter mantissa: what passed through both is rounded to it."""
+    return base if MANTISSA[base] < MANTISSA[merged] else merged
+
+
+def ulp(magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return one unit in the last place of ``dtype`` at each magnitude (float32)."""
+    exponent = torch.frexp(magnitude).exponent - 1
+    floor = MIN_EXPONENT[dtype] - MANTISSA[dtype]
+    return torch.ldexp(torch.ones_like(magnitude), torch.clamp(exponent - MANTISSA[dtype], min=floor))
+
+
+def measure(
+    chunks: Iterable[tuple[int, int]], base: Rows, merged: Rows, delta: Rows, *, scale: float = 1.0
+) -> tuple[Tally, torch.dtype]:
+    """Compare a slice chunk by chunk; return what was counted and the merged dtype.
+
+    A chunk that still holds the base is only looked into further when another chunk does not: then the slice was written, and
+    what stayed behind counts against it.
+
+    Args:
+        chunks: (first row, row after the last) of each.
+        base: rows of the base, in any float dtype.
+        merged: rows of the merged checkpoint, in any float dtype.
+        delta: rows of the scaled delta, float32.
+        scale: a further factor on the delta.
+    """
+    tally, still = Tally(), Tally()
+    waiting: list[tuple[int, int]] = []
+    dtype = torch.float32
+
+    def add(chunk: tuple[int, int], *, everything: bool) -> None:
+        nonlocal dtype
+        values = delta(*chunk)
+        found = merged(*chunk)
+        dtype = found.dtype
+        started = base(*chunk)
+        if scale != 1.0:
+            values = values * scale
+        kept = started if started.dtype == dtype else started.to(dtype)
+        expected = started.to(torch.float32, copy=True).add_(values).to(dtype)
+        if everything or not _same(found, kept):
+            _add(tally, started, kept, found, values, expected)
+        else:
+            waiting.append(chunk)
+            _add_still(still, kept, values, expected)
+
+    for chunk in chunks:
+        add(chunk, everything=tally.moved)
+    if tally.moved:
+        for chunk in waiting:
+            add(chunk, everything=True)
+        return tally, dtype
+    return still, dtype
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a tensor as the widest integers that divide it."""
+    flat = tensor.reshape(-1)
+    size = flat.numel() * flat.element_size()
+    return flat.view(torch.int64 if size % 8 == 0 else torch.int32 if flat.element_size() == 4 else torch.int16)  # noqa: PLR2004 - bytes
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same numbers. Bits are compared first, because that is several times quicker; 0.0 and -0.0 are one number."""
+    return bool(torch.equal(_words(one), _words(other)) or torch.equal(one, other))
+
+
+def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return, per element, whether the bits differ."""
+    kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
+    return one.reshape(-1).view(kind) != other.reshape(-1).view(kind)
+
+
+def _count(mask: torch.Tensor) -> int:
+    return int(torch.count_nonzero(mask))
+
+
+def _nonzero(delta: torch.Tensor) -> bool:
+    """Return whether any element is not zero; the first row nearly always tells."""
+    return bool(delta[0].any()) or bool(delta.any())
+
+
+def _add_still(tally: Tally, kept: torch.Tensor, delta: torch.Tensor, expected: torch.Tensor) -> None:
+    """Count a chunk that holds the base."""
+    count = kept.numel()
+    tally.elements += count
+    if _same(expected, kept):
+        tally.exact += count
+        tally.nonzero = tally.nonzero or _nonzero(delta)
+        return
+    tally.nonzero = tally.expected_move = True
+    tally.exact += count - _count(_differs(expected, kept))
+    if not tally.double_move:
+        double = kept.to(torch.float32, copy=True).add_(delta.to(kept.dtype)).to(kept.dtype)
+        tally.double_move = not _same(double, kept)
+
+
+def _add(
+    tally: Tally,
+    base: torch.Tensor,
+    kept: torch.Tensor,
+    merged: torch.Tensor,
+    delta: torch.Tensor,
+    expected: torch.Tensor,
+) -> None:
+    """Count a chunk of a slice that was written."""
+    count = merged.numel()
+    tally.elements += count
+    tally.moved = True
+    if torch.equal(_words(merged), _words(expected)):
+        tally.exact += count
+        tally.nonzero = tally.nonzero or _nonzero(delta)
+        return
+    tally.nonzero = tally.nonzero or _nonzero(delta)
+    dtype = merged.dtype
+    if base.dtype != dtype:
+        # An engine that loads in the merged dtype rounds the base first.
+        other = kept.to(torch.float32, copy=True).add_(delta).to(dtype)
+        if _count(_differs(merged, other)) < _count(_differs(merged, expected)):
+            expected = other
+    double = kept.to(torch.float32, copy=True).add_(delta.to(dtype)).to(dtype)
+    inexact, undouble = _differs(merged, expected), _differs(merged, double)
+    telling = _differs(merged, kept) | _differs(expected, kept)
+    tally.exact += count - _count(inexact)
+    tally.telling += _count(telling)
+    tally.telling_exact += _count(telling & ~inexact)
+    tally.telling_double += _count(telling & ~undouble)
+    places = (inexact & undouble).nonzero().squeeze(1)
+    if places.numel():
+        parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]
+        _add_unexplained(tally, *parts, largest=float(delta.abs().max()))
+
+
+def _add_unexplained(
+    tally: Tally,
+    base: torch.Tensor,
+    kept: torch.Tensor,
+    merged: torch.Tensor,
+    delta: torch.Tensor,
+    expected: torch.Tensor,
+    *,
+    largest: float,
+) -> None:
+    """Count elements that equal neither formula; all are vectors."""
+    wide = merged.float()
+    if not bool(torch.isfinite(wide).all()):
+        tally.finite = False
+        return
+    distance, unit = _distance(base, merged, delta)
+    tally.within_ulp = tally.within_ulp and bool((distance <= unit + ACCUMULATION * largest).all())
+    tally.within_low = tally.within_low and bool((distance <= unit + LOW_PRECISION * largest).all())
+    right = expected.float()
+    gap = ((wide - right) * delta).double()
+    tally.bias += float(gap.sum())
+    tally.noise += float((gap * gap).sum())
+    tally.reach += float(((right - kept.float()) * delta).double().abs().sum())
+
+
+def _distance(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return |merged - (base + delta)| and one unit in the last place of the largest of the three magnitudes, per element."""
+    target = delta + base
+    magnitude = torch.maximum(torch.maximum(base.float().abs(), delta.abs()), target.abs())
+    return (merged.float() - target).abs_(), ulp(magnitude, coarser(base.dtype, merged.dtype))
+
+
+def tolerable(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Return, per element, whether merged is base + delta to one unit in the last place (and float32 accumulation)."""
+    distance, unit = _distance(base, merged, delta)
+    return distance <= unit + ACCUMULATION * float(delta.abs().max())
+
+
+def alignment(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
+    """Return the cosine between what moved and what this delta would have moved, both rounded; 0 where either is nothing."""
+    kept = base.to(merged.dtype).float()
+    moved = (merged.float() - kept).double().flatten()
+    expected = ((delta + base).to(merged.dtype).float() - kept).double().flatten()
+    size = float(moved.norm() * expected.norm())
+    return float(moved @ expected) / size if size and torch.isfinite(torch.tensor(size)) else 0.0
+
+
+def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
+    """Return the least-squares factor of ``delta`` in ``merged - base``.
+
+    Rounding biases the plain quotient where deltas are below the dtype's spacing, so it is corrected until the rounded
+    prediction has the same projection.
+    """
+    kept = base.to(merged.dtype).float()
+    wide = delta.double()
+    moved = float(((merged.float() - kept).double() * wide).sum())
+    scale = moved / max(float((wide * wide).sum()), 1e-300)
+    for _ in range(CORRECTIONS):
+        reached = float((((delta * scale + base).to(merged.dtype).float() - kept).double() * wide).sum())
+        if reached == 0 or moved == 0:
+            return scale
+        scale *= moved / reached
+    return scale

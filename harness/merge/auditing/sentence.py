@@ -1,0 +1,97 @@
+"""The summary sentence: counts by kind, an arrow, and what they mean to somebody who trained the adapter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from harness.merge.auditing.report import FAULTS, PLURALS, TARGETED, AuditReport, TensorVerdict, Verdict
+from harness.merge.names import Kind
+
+NAMED = {"experts": "expert", "shared experts": "shared-expert", "routers": "router"}
+
+
+def summarise(report: AuditReport) -> str:
+    """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was dropped``."""
+    counts = ", ".join(_counts(kind, by_verdict) for kind, by_verdict in report.by_kind.items())
+    return f"{counts} → {'; '.join(_conclusions(report))}"
+
+
+def _counts(kind: Kind, by_verdict: Counter[Verdict]) -> str:
+    others = [f"{name}: {by_verdict[name]}" for name in TARGETED if name != "applied" and by_verdict[name]]
+    aside = f" ({', '.join(others)})" if others else ""
+    return f"{PLURALS[kind]} {by_verdict['applied']}/{by_verdict.total()} applied{aside}"
+
+
+def _conclusions(report: AuditReport) -> Iterator[str]:
+    kinds = report.by_kind
+    dropped = [kind for kind, counts in kinds.items() if _only(counts, "untouched")]
+    telling = [kind for kind, counts in kinds.items() if not _only(counts, "indistinguishable")]
+    if not telling:
+        yield "nothing that the adapter changes can be told from the base"
+    elif dropped == telling:
+        yield "the whole adapter was dropped: this is the base"
+    else:
+        for kind in telling:
+            yield from _about(report, kind, kinds[kind], whole=kind in dropped)
+        if not any(row.verdict in FAULTS for row in report.rows if row.targeted):
+            yield "the adapter is merged"
+    changed = report.untargeted["changed"]
+    if changed:
+        absent = sum(row.detail == "absent" for row in report.rows if row.verdict == "changed")
+        told = f"{changed} tensors that the adapter does not cover are not the base's"
+        yield told + (f" ({absent} are absent)" if absent else "")
+    if report.missing_files:
+        yield f"missing: {', '.join(report.missing_files)}"
+    if report.index_problems:
+        yield "the index and the shards disagree"
+
+
+def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:
+    """Return whether all tensors whose delta can be seen have this verdict (or, for indistinguishable, whether none can)."""
+    rest = {name for name, count in counts.items() if count and name != "indistinguishable"}
+    return not rest if verdict == "indistinguishable" else rest == {verdict}
+
+
+def _about(report: AuditReport, kind: Kind, counts: Counter[Verdict], *, whole: bool) -> Iterator[str]:
+    name = NAMED.get(PLURALS[kind], PLURALS[kind])
+    if whole:
+        yield f"the {name} adapter was dropped"
+        return
+    rows = [row for row in report.rows if row.targeted and row.kind == kind]
+    if counts["untouched"]:
+        yield f"{_how_many(rows, 'untouched', name)} left out"
+    if counts["partial"]:
+        yield f"{_how_many(rows, 'partial', name)} applied at {_scales(rows, 'partial')} times the scale"
+    if counts["scrambled"]:
+        yield f"{_how_many(rows, 'scrambled', name)} scrambled ({_commonest(rows, 'scrambled')})"
+    if counts["wrong"]:
+        yield f"{_how_many(rows, 'wrong', name)} wrong"
+    if counts["missing"]:
+        yield f"{_how_many(rows, 'missing', name)} missing"
+
+
+def _how_many(rows: list[TensorVerdict], verdict: Verdict, name: str) -> str:
+    found = [row for row in rows if row.verdict == verdict]
+    faulty, held = sum(len(row.at_fault) for row in found), sum(sum(row.slices.values()) for row in found)
+    tensors = f"{len(found)} {name} tensor{'s' if len(found) > 1 else ''}"
+    if faulty < held:
+        tensors += f" ({faulty} of their {held} experts)"
+    return f"{tensors} {'were' if len(found) > 1 else 'was'}"
+
+
+def _scales(rows: list[TensorVerdict], verdict: Verdict) -> str:
+    scales = sorted({float(f"{row.scale:.3g}") for row in rows if row.verdict == verdict and row.scale is not None})
+    return f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
+
+
+def _commonest(rows: list[TensorVerdict], verdict: Verdict) -> str:
+    details = Counter(_generic(row.detail or "") for row in rows if row.verdict == verdict)
+    return details.most_common(1)[0][0]
+
+
+def _generic(detail: str) -> str:
+    """Return a detail without the number of an expert, which differs in every row."""
+    if "of expert " in detail or detail.startswith("expert "):
+        return "experts in another order"
+    return detail

@@ -1,0 +1,118 @@
+"""The unit of comparison: rows of one base tensor that get one slice of a delta, and where they are in the merged checkpoint.
+
+A plan's region and a pairing's piece are both runs of elements of a base tensor; where they overlap, one expert's (or one Linear's) delta meets
+one run of merged elements. Slices of one pair that belong to different experts are each other's siblings: in a merge that mixed up the
+order of experts, one of them fits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from harness.merge.auditing.pairing import Pairing
+from harness.merge.names import expert_module
+from harness.merge.records import MergePlan, PlanRow
+
+Group = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """``rows`` x ``columns`` elements from ``start`` of base tensor ``key``, at ``merged_start`` of ``merged_key``.
+
+    ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None for a Linear's; ``offset``: the first row
+    of that delta; ``number``: which expert of the layer it is, None outside the experts.
+    """
+
+    key: str
+    start: int
+    rows: int
+    columns: int
+    use: int
+    expert: int | None
+    offset: int
+    number: int | None
+    merged_key: str
+    merged_start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Elements of a covered tensor that no delta reaches: they should be the base's."""
+
+    start: int
+    count: int
+    merged_key: str
+    merged_start: int
+
+
+def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
+    """Yield the slices of one planned tensor, in the order of its elements."""
+    for region in row.regions:
+        for piece in pairing.pieces:
+            start, stop = max(region.start, piece.start), min(region.stop, piece.start + piece.count)
+            if start >= stop:
+                continue
+            yield Slice(
+                key=row.key,
+                start=start,
+                rows=(stop - start) // region.columns,
+                columns=region.columns,
+                use=region.use,
+                expert=region.expert,
+                offset=region.offset + (start - region.start) // region.columns,
+                number=region.expert if region.expert is not None else row.expert,
+                merged_key=piece.merged_key,
+                merged_start=piece.merged_start + start - piece.start,
+            )
+
+
+def gaps_of(row: PlanRow, pairing: Pairing) -> Iterator[Gap]:
+    """Yield the runs of a planned tensor that no region covers."""
+    for piece in pairing.pieces:
+        position, stop = piece.start, piece.start + piece.count
+        for region in row.regions:
+            if region.stop <= position or region.start >= stop:
+                continue
+            if position < region.start:
+                yield _gap(piece.merged_key, piece.merged_start - piece.start, position, region.start)
+            position = region.stop
+        if position < stop:
+            yield _gap(piece.merged_key, piece.merged_start - piece.start, position, stop)
+
+
+def _gap(merged_key: str, shift: int, start: int, stop: int) -> Gap:
+    return Gap(start=start, count=stop - start, merged_key=merged_key, merged_start=start + shift)
+
+
+class Siblings:
+    """Slices by what they have in common, for the question whose delta a slice holds."""
+
+    def __init__(self, plan: MergePlan, slices: Iterable[Slice]) -> None:
+        self._plan = plan
+        self._groups: dict[Group, dict[int, Slice]] = defaultdict(dict)
+        for item in slices:
+            if item.number is not None and (group := self._group(item)) is not None:
+                self._groups[group][item.number] = item
+
+    def _group(self, item: Slice) -> Group | None:
+        if item.expert is not None:
+            return (item.use, item.offset, item.rows)
+        named = expert_module(self._plan.uses[item.use].pair.module)
+        return (named[0], named[2], item.rows) if named else None
+
+    def of(self, item: Slice) -> Mapping[int, Slice]:
+        """Return the same part of every other expert of the layer, by expert."""
+        group = self._group(item)
+        found = self._groups.get(group, {}) if group is not None else {}
+        return {number: other for number, other in found.items() if number != item.number}
+
+    def other_half(self, item: Slice) -> Slice | None:
+        """Return the up_proj of a gate_proj that has a LoRA of its own, and the reverse."""
+        named = expert_module(self._plan.uses[item.use].pair.module)
+        leaf = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(named[2]) if named else None
+        if named is None or leaf is None or item.expert is not None:
+            return None
+        return self._groups.get((named[0], leaf, item.rows), {}).get(named[1])
