@@ -97,7 +97,9 @@ def _sorted_by_role(file: TensorFile) -> dict[Role, dict[str, TensorInfo]]:
         if named.role == "spare":
             continue
         if info.dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(f"the adapter's {key} is {info.dtype}; only {', '.join(FLOAT_DTYPES)} are merged.")
+            raise UnsupportedAdapterError(
+                f"the adapter's {key} is {info.dtype}; only {', '.join(FLOAT_DTYPES)} are merged."
+            )
         wanted = _DIMENSIONS.get(named.role)
         if wanted is not None and len(info.shape) != wanted:
             convolution = "; LoRA on convolutions is not merged" if len(info.shape) > 2 else ""  # noqa: PLR2004 - a matrix
@@ -131,7 +133,7 @@ def _pairs(found: Mapping[Role, Mapping[str, TensorInfo]]) -> tuple[LoraPair, ..
                 magnitude=found["lora_magnitude_vector"].get(module),
             )
     for role in ("lora_bias", "lora_magnitude_vector"):
-        if lonely := found[role].keys() - pairs.keys():  # type: ignore[index]  # a role
+        if lonely := found[role].keys() - pairs.keys():
             raise MalformedAdapterError(f"{role} without lora_A and lora_B for: {listed(lonely)}.")
     for pair in pairs.values():
         if pair.lora_A.shape[0] != pair.lora_B.shape[1]:

@@ -114,7 +114,9 @@ def _tokens(config: Mapping[str, Any]) -> dict[str | None, tuple[int, ...]]:
     lists: dict[str | None, Any] = dict(value) if isinstance(value, dict) else {None: value}
     for indices in lists.values():
         if not isinstance(indices, list) or not all(type(index) is int and index >= 0 for index in indices):
-            raise MalformedAdapterError("adapter_config.json: trainable_token_indices should be lists of token numbers.")
+            raise MalformedAdapterError(
+                "adapter_config.json: trainable_token_indices should be lists of token numbers."
+            )
         if len(set(indices)) != len(indices):
             raise MalformedAdapterError("adapter_config.json: trainable_token_indices names a token twice.")
     return {name: tuple(indices) for name, indices in lists.items()}
@@ -129,7 +131,9 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         if config.get(name):
             raise UnsupportedAdapterError(f"the adapter uses {name} ({meaning}), which this engine does not merge.")
     if config.get("bias", "none") not in BIASES:
-        raise UnsupportedAdapterError(f"the adapter has bias = {str(config['bias'])[:40]!r}; PEFT knows {', '.join(BIASES)}.")
+        raise UnsupportedAdapterError(
+            f"the adapter has bias = {str(config['bias'])[:40]!r}; PEFT knows {', '.join(BIASES)}."
+        )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(INIT_CHANGES_BASE):
         raise UnsupportedAdapterError(

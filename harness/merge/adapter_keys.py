@@ -18,7 +18,15 @@ from harness.merge.errors import MalformedAdapterError, UnsupportedAdapterError,
 PREFIX = "base_model.model."
 
 Role = Literal[
-    "lora_A", "lora_B", "lora_bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "tokens", "full", "spare"
+    "lora_A",
+    "lora_B",
+    "lora_bias",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "tokens",
+    "full",
+    "spare",
 ]
 """``full``: a whole tensor, whose key follows; ``spare``: a copy that PEFT leaves in the file and does not need."""
 
@@ -60,7 +68,9 @@ def classify(key: str) -> AdapterKey:
         UnsupportedAdapterError: the key is none that PEFT's LoRA writes.
     """
     if not key.startswith(PREFIX):
-        raise UnsupportedAdapterError(f"the adapter holds {key}, which does not start with {PREFIX}: no key of PEFT's layout.")
+        raise UnsupportedAdapterError(
+            f"the adapter holds {key}, which does not start with {PREFIX}: no key of PEFT's layout."
+        )
     path = key.removeprefix(PREFIX)
     for role, pattern in _PATTERNS:
         if match := pattern.fullmatch(path):
@@ -86,5 +96,6 @@ def check_one_name(keys: Iterable[AdapterKey]) -> None:
     if len(names) > 1:
         told = listed(name or "none" for name in names)
         raise MalformedAdapterError(
-            f"the adapter's keys carry different adapter names: {told}.", "Save each adapter with PEFT's save_pretrained."
+            f"the adapter's keys carry different adapter names: {told}.",
+            "Save each adapter with PEFT's save_pretrained.",
         )

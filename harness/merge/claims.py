@@ -40,7 +40,9 @@ def _region(claims: Sequence[Claim], start: int, stop: int, uses: Sequence[Use])
     """Return the region ``[start, stop)``, which every one of the claims covers whole."""
     columns = claims[0].columns
     at = {
-        claim: Term(use=claim.term.use, expert=claim.term.expert, offset=claim.term.offset + (start - claim.start) // columns)
+        claim: Term(
+            use=claim.term.use, expert=claim.term.expert, offset=claim.term.offset + (start - claim.start) // columns
+        )
         for claim in claims
     }
     added = [claim for claim in claims if claim.effect == "add"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.merge.errors import NonFiniteError
-from harness.merge.records import MergePlan, PairUse, PlanRow, Region, Term, TensorUse
+from harness.merge.records import MergePlan, PairUse, PlanRow, Region, TensorUse, Term
 from harness.merge.sources import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
 
 CHUNK_ELEMENTS = 4 * 1024 * 1024

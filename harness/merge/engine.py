@@ -56,7 +56,9 @@ def _config(plan: MergePlan) -> dict[str, Any]:
     changes: dict[str, object] = dict(plan.config)
     converted = any(row.dtype != plan.base.info(row.key).dtype for row in plan.rows if row.key in plan.base)
     if plan.dtype is not None and (converted or plan.quantization):
-        names = {name for section in sections for name in ("torch_dtype", "dtype") if name in section} or {"torch_dtype"}
+        names = {name for section in sections for name in ("torch_dtype", "dtype") if name in section} or {
+            "torch_dtype"
+        }
         changes |= dict.fromkeys(sorted(names), plan.dtype)
     for name, value in changes.items():
         for section in [section for section in sections if name in section] or [config]:

@@ -85,10 +85,9 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         },
         "dtype": plan.dtype,
         "config_changes": dict(plan.config),
+        "base_as": plan.base_as,
         "quantization": plan.quantization,
-        "dequantised": sorted(
-            row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)
-        ),
+        "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),
         **{key: value for key, value in report.to_json().items() if key != "bytes_written"},
         "rows": rows,

@@ -70,21 +70,20 @@ def layer_of(path: str) -> int | None:
     return int(match[1]) if match and match[1] is not None else None
 
 
+_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("other", re.compile(r"\.visual\.|vision")),
+    ("expert", re.compile(r"\.experts(\.|$)|\.block_sparse_moe\.(input|output)_linear(\.|$)")),
+    ("shared_expert", re.compile(r"\.shared_(expert|mlp)")),
+    ("attention", re.compile(r"\.(self_attn|linear_attn|attention|attn)\.")),
+    ("router", re.compile(r"\.((mlp|block_sparse_moe|feed_forward)\.gate|router)(\.|$)")),
+    ("dense", re.compile(r"\.(mlp|feed_forward)\.(gate_proj|up_proj|down_proj|gate_up_proj|c_fc|c_proj)(\.|$)")),
+)
+"""The first that matches decides; a vision tower has attention, but not the decoder's."""
+
+
 def kind_of(key: str) -> Kind:
     """Return what a tensor key or module path is part of."""
-    if ".experts." in key or key.endswith(".experts"):
-        return "expert"
-    if re.search(r"\.block_sparse_moe\.(input|output)_linear(\.|$)", key):
-        return "expert"
-    if re.search(r"\.shared_(expert|mlp)", key):
-        return "shared_expert"
-    if re.search(r"\.(self_attn|linear_attn|attention|attn)\.", key) and not re.search(r"\.visual\.|vision", key):
-        return "attention"
-    if re.search(r"\.((mlp|block_sparse_moe|feed_forward)\.gate|router)(\.|$)", key):
-        return "router"
-    if re.search(r"\.(mlp|feed_forward)\.(gate_proj|up_proj|down_proj|gate_up_proj|c_fc|c_proj)(\.|$)", key):
-        return "dense"
-    return "other"
+    return next((kind for kind, pattern in _KINDS if pattern.search(key)), "other")
 
 
 def fused_module(module: str) -> str | None:

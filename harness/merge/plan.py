@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from harness.merge.adapter import Adapter, open_adapter
 from harness.merge.checkpoint import open_checkpoint
@@ -27,8 +28,8 @@ from harness.merge.records import (
     MergePlan,
     PlanRow,
     Region,
-    Term,
     TensorUse,
+    Term,
     Use,
 )
 from harness.merge.replacing import claim_bias, claim_rest, missing_biases, resized_by, weight_of
@@ -91,7 +92,11 @@ class _Planner:
             mine += _claims(match, len(self.uses) - 1)
             if match.pair.bias is not None:
                 bias = TensorUse(
-                    module=match.pair.module, role="lora_B bias", info=match.pair.bias, adapter=position, scaling=use.scaling
+                    module=match.pair.module,
+                    role="lora_B bias",
+                    info=match.pair.bias,
+                    adapter=position,
+                    scaling=use.scaling,
                 )
                 self.uses.append(bias)
                 mine.append(claim_bias(match, len(self.uses) - 1))
@@ -168,6 +173,33 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
     return [float(weight) for weight in weights]
 
 
+BaseAs = Literal["original", "quantized"]
+
+
+def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) -> str | None:
+    """Return the formats that the base is quantised in, None for a plain one, held against what the user said.
+
+    Raises:
+        UsageError: the base is not what was said.
+    """
+    coded = [weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, Coded)]
+    found = {str(source.options.get("codes", {"bnb_8bit": "int8"}.get(source.codec, source.codec))) for source in coded}
+    told = ", ".join(sorted(found)) or None
+    if base_as == "original" and found:
+        raise UsageError(
+            f"the base is stored quantised ({told}), so the deltas cannot go onto the original.",
+            "Give the directory of the 16-bit original as --base.",
+        )
+    if (base_as == "quantized" or quantization is not None) and not found:
+        raise UsageError(
+            "the base is not quantised, and how it was quantised for training is not simulated here.",
+            "Save the quantised model with save_pretrained and give that directory as --base.",
+        )
+    if quantization is not None and quantization not in found | set(index.weights.formats):
+        raise UsageError(f"the base is quantised as {told}, not as {quantization}.")
+    return told
+
+
 def plan_merge(
     base: Path,
     adapter: Path | Sequence[Path],
@@ -176,6 +208,8 @@ def plan_merge(
     io_layout: IoLayout | None = None,
     b_packing: BPacking | None = None,
     dtype: DtypeName | None = None,
+    base_as: BaseAs | None = None,
+    quantization: str | None = None,
 ) -> MergePlan:
     """Plan a merge from headers and configurations; reads no tensor data and needs no torch.
 
@@ -187,12 +221,18 @@ def plan_merge(
             ``combination_type="cat"`` means it.
         io_layout: settles the io layout where the shapes leave it open; see ``harness.merge.layout``.
         b_packing: overrides how lora_B is packed.
-        dtype: what the tensors that change are written as; by default each keeps its own.
+        dtype: what the tensors that change are written as; by default each keeps its own, and dequantised ones get config.json's.
+        base_as: which base the deltas go onto: ``original``, a base that is stored in 16 or 32 bits, or ``quantized``, the values that a
+            quantised base decodes to, which are what a QLoRA saw in training. By default what the base is; a base that is not what
+            is said here is refused.
+        quantization: the format that the base is expected to be in (a name in ``harness.merge.codecs``, or bitsandbytes' ``nf4``, ``fp4``,
+            ``int8``); refused if it is not.
 
     Raises:
         MergeError: one of its subclasses, each of which says what to do; the inputs are only read.
     """
     index = Index(open_checkpoint(base))
+    found = _check_base(index, base_as, quantization)
     adapters = [open_adapter(path) for path in ([adapter] if isinstance(adapter, Path) else adapter)]
     if not adapters:
         raise UsageError("no adapter was given.")
@@ -211,7 +251,7 @@ def plan_merge(
     plain |= {key: weight for key, weight in index.weights.by_key.items() if isinstance(weight.source, Coded)}
     conversions = [planner.row(weight, (), dtype) for key, weight in plain.items() if key not in by_key]
     config: dict[str, object] = dict(vocabulary.config)
-    if index.weights.formats:
+    if found is not None:
         config["quantization_config"] = None
     return MergePlan(
         base=index.base,
@@ -221,7 +261,8 @@ def plan_merge(
         conversions=_in_file_order(index, conversions),
         dropped=index.weights.dropped,
         config=config,
-        quantization=", ".join(index.weights.formats) or None,
+        base_as="original" if found is None else "quantized",
+        quantization=found,
         dtype=dtype,
         notes=(*planner.notes, *vocabulary.notes),
     )

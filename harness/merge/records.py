@@ -154,7 +154,7 @@ class MergePlan:
 
     ``rows`` are the tensors that an adapter covers, ``conversions`` those that are written anew without that (dequantised, or untied), both in the
     order in which they lie in the shards; ``dropped`` are tensors of the base that the output does not hold (scales of quantised ones).
-    ``config`` holds what changes in config.json: None removes a setting. ``dtype`` is the override asked for, or None to keep each tensor's own.
+    ``config`` holds what changes in config.json: None removes a setting. ``quantization`` names the formats that the base is stored in. ``dtype`` is the override asked for, or None to keep each tensor's own.
     """
 
     base: Checkpoint
@@ -164,6 +164,7 @@ class MergePlan:
     conversions: tuple[PlanRow, ...]
     dropped: frozenset[str]
     config: Mapping[str, object]
+    base_as: Literal["original", "quantized"]
     quantization: str | None
     dtype: DtypeName | None
     notes: tuple[str, ...]
@@ -208,6 +209,7 @@ class MergePlan:
             "io_layout": self.io_layout.to_json() if self.io_layout else None,
             "b_packing": self.b_packing.to_json() if self.b_packing else None,
             "dtype": self.dtype,
+            "base_as": self.base_as,
             "quantization": self.quantization,
             "dequantised": sum(isinstance(row.source, Coded) for row in (*self.rows, *self.conversions)),
             "config_changes": dict(self.config),

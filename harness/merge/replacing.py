@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from harness.merge.adapter import EMBEDDINGS, Adapter, FullTensor
-from harness.merge.claims import Claim
+from harness.merge.claims import Claim, Effect
 from harness.merge.errors import (
     AdapterMismatchError,
     MalformedAdapterError,
@@ -19,7 +19,7 @@ from harness.merge.index import Index
 from harness.merge.matching import NOT_THIS_BASE, Match
 from harness.merge.names import PARTS, expert_module, fused_parameter, split
 from harness.merge.patterns import names_suffix
-from harness.merge.records import Term, TensorUse, Use
+from harness.merge.records import TensorUse, Term, Use
 from harness.merge.weights import Weight
 
 
@@ -54,7 +54,7 @@ def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tu
     Raises:
         AdapterMismatchError: the base has no such tensor, or one of another shape.
     """
-    effect = "below" if tensor.wrapped else "full"
+    effect: Effect = "below" if tensor.wrapped else "full"
     shape = tensor.info.shape
     weight = index.find(tensor.path)
     if weight is not None:
@@ -123,7 +123,9 @@ def _indices(adapter: Adapter, module: str) -> tuple[int, ...]:
     return indices
 
 
-def claim_tokens(index: Index, adapter: Adapter, module: str, use: int, resized: dict[str, tuple[int, ...]]) -> list[Claim]:
+def claim_tokens(
+    index: Index, adapter: Adapter, module: str, use: int, resized: dict[str, tuple[int, ...]]
+) -> list[Claim]:
     """Return the claims of trained tokens: one row each, the row of the adapter that has its number.
 
     Raises:

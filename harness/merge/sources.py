@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from types import TracebackType
+from typing import Self
 
 import torch
 
 from harness.merge.codecs import codecs
 from harness.merge.copying import CHUNK
 from harness.merge.errors import InputChangedError, NonFiniteError, UnreadableInputError
-from harness.merge.records import MergePlan, PairUse, PlanRow, Term, TensorUse
+from harness.merge.records import MergePlan, PairUse, PlanRow, TensorUse, Term
 from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header, read_range
 from harness.merge.weights import Coded, Stored
 
@@ -44,7 +45,7 @@ class Files:
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -65,7 +66,9 @@ class Files:
         if key not in self._descriptors:
             now = read_header(file.path, name=file.name)
             if (now.size, now.header_sha256) != (file.size, file.header_sha256):
-                raise InputChangedError(f"{file.name} is no longer the file that was planned with.", "Plan and merge again.")
+                raise InputChangedError(
+                    f"{file.name} is no longer the file that was planned with.", "Plan and merge again."
+                )
             try:
                 self._descriptors[key] = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:

@@ -58,7 +58,9 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
         tokens_only = all(claim.effect == "tokens" for claim in claims if claim.key == embedding.key)
         if head.key in claimed or (embedding.key in claimed and not tokens_only):
             config["tie_word_embeddings"] = False
-            notes = ("lm_head and embed_tokens were tied and no longer are equal: both are written, tie_word_embeddings is false.",)
+            notes = (
+                "lm_head and embed_tokens were tied and no longer are equal: both are written, tie_word_embeddings is false.",
+            )
             new = () if stored else (head,)
     if resized:
         rows = {

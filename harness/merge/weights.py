@@ -85,7 +85,9 @@ def read_weights(base: Checkpoint) -> Weights:
 
     declared = base.config.get("quantization_config")
     weights = {
-        key: Weight(key=key, shape=base.info(key).shape, dtype=base.info(key).dtype, shard=shard, source=Stored(key=key))
+        key: Weight(
+            key=key, shape=base.info(key).shape, dtype=base.info(key).dtype, shard=shard, source=Stored(key=key)
+        )
         for key, shard in base.shard_of.items()
     }
     found = {name: coded for name, codec in codecs().items() if (coded := codec.find(base))}

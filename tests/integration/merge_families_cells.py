@@ -22,12 +22,12 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, sys.argv[1])
 
-import torch  # noqa: E402 - after the environment is set
-import transformers  # noqa: E402
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from harness.merge import merge, plan_merge  # noqa: E402
+from harness.merge import merge, plan_merge
 
 ATTENTION = ["q_proj", "o_proj"]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
@@ -35,7 +35,7 @@ SMALL = {
     "vocab_size": 48, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "head_dim": 12, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
 }  # fmt: skip
-FUSED = hasattr(transformers, "conversion_mapping") or int(transformers.__version__.split(".")[0]) >= 5  # noqa: PLR2004
+FUSED = hasattr(transformers, "conversion_mapping") or int(transformers.__version__.split(".")[0]) >= 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _experts(config: str, fused: list[str] | None = None, linear: list[str] | No
 LINEAR = ["gate_proj", "up_proj", "down_proj"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "intermediate_size": 40}
 MLA = {
-    "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
+    "head_dim": 4, "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "intermediate_size": 40, "first_k_dense_replace": 1,
     "num_key_value_heads": 2, "n_shared_experts": 1,
 }  # fmt: skip
@@ -107,7 +107,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "phimoe": lambda: _experts(
             "PhimoeConfig", linear=["w1", "w2", "w3"], num_local_experts=4, num_experts_per_tok=2, intermediate_size=20
         ),
-        "granitemoe": lambda: _granite(),
+        "granitemoe": _granite,
         "gpt_oss": lambda: Case(config="GptOssConfig", settings=GPT_OSS, parameters=EXPERTS),
         "gpt_oss_down": lambda: Case(config="GptOssConfig", settings=GPT_OSS, parameters=EXPERTS[1:]),
         "gpt_oss_square": lambda: Case(config="GptOssConfig", settings={**GPT_OSS, "intermediate_size": 24}, parameters=EXPERTS),
@@ -176,7 +176,9 @@ GPT_OSS = {
 
 def _moe_mla(config: str, **settings: Any) -> Case:
     case = _experts(config, linear=LINEAR, **{**MLA, **settings})
-    return Case(config=config, settings=case.settings, parameters=case.parameters, modules=[*case.modules[1:], "kv_b_proj"])
+    return Case(
+        config=config, settings=case.settings, parameters=case.parameters, modules=[*case.modules[1:], "kv_b_proj"]
+    )
 
 
 def _granite() -> Case:
@@ -193,7 +195,11 @@ def build(case: Case) -> Any:
     config_class = getattr(transformers, case.config)
     settings = {**SMALL, **case.settings}
     if case.config == "GPT2Config":
-        settings = {key: value for key, value in settings.items() if key in {*GPT2, "vocab_size", "bos_token_id", "eos_token_id"}}
+        settings = {
+            key: value
+            for key, value in settings.items()
+            if key in {*GPT2, "vocab_size", "bos_token_id", "eos_token_id"}
+        }
     settings.setdefault("tie_word_embeddings", False)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(**settings)).float().eval()
@@ -241,7 +247,12 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.resize:
         base.resize_token_embeddings(case.resize, mean_resizing=False)
     config = LoraConfig(
-        r=3, lora_alpha=5, target_modules=case.modules or None, target_parameters=case.parameters, init_lora_weights=True, **case.lora
+        r=3,
+        lora_alpha=5,
+        target_modules=case.modules or None,
+        target_parameters=case.parameters,
+        init_lora_weights=True,
+        **case.lora,
     )
     model = get_peft_model(base, config, adapter_name=case.name).eval()
     randomise(model)
@@ -250,7 +261,9 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     trained = logits(model, size)
     plan = plan_merge(folder / "base", adapter)
     report = merge(plan, folder / "merged")
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32, output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        folder / "merged", dtype=torch.float32, output_loading_info=True
+    )
     merged = logits(loaded.eval(), size)
     result = {
         "signal": kl(trained, before),
@@ -265,17 +278,25 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         "notes": list(report.notes),
     }
     if case.peft_merges_alike:
-        result["peft"] = _against_peft(model, loaded)
+        result["peft"], result["peft_control"] = _against_peft(model, loaded, folder)
     return result
 
 
-def _against_peft(model: PeftModel, ours: Any) -> float:
-    """Return the largest difference between our parameters and those of ``merge_and_unload``, relative to the tensor's largest."""
-    theirs = model.merge_and_unload()
-    mine, their = ours.state_dict(), theirs.state_dict()
+def _against_peft(model: PeftModel, ours: Any, folder: Path) -> tuple[float, float]:
+    """Return how far our parameters, and those of the base, are from those of ``merge_and_unload``.
+
+    Largest absolute difference, relative to the tensor's largest value; for the base over all tensors that have its shape.
+    """
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).state_dict()
+    their, mine = model.merge_and_unload().state_dict(), ours.state_dict()
     if mine.keys() != their.keys():
         raise AssertionError(f"other parameters: {sorted(mine.keys() ^ their.keys())}")
-    return max(float((mine[key] - their[key]).abs().max() / their[key].abs().max().clamp(min=1e-30)) for key in mine)
+
+    def apart(first: dict[str, torch.Tensor], key: str) -> float:
+        return float((first[key] - their[key]).abs().max() / their[key].abs().max().clamp(min=1e-30))
+
+    same = [key for key in their if key in base and base[key].shape == their[key].shape]
+    return max(apart(mine, key) for key in their), max(apart(base, key) for key in same)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from merge_samples import Spec, assert_merged, build
 
 from harness.merge import merge, plan_merge
 from harness.merge.layout import layout_of_peft, parameter_readings
-from harness.merge.names import common, kind_of, layer_of, split
+from harness.merge.names import common, kind_of, layer_of
 from harness.merge.patterns import pattern_value, targets_module
 
 
