@@ -54,6 +54,8 @@ def _region(claims: Sequence[Claim], start: int, stop: int, uses: Sequence[Use])
         _refuse(claims, uses)
     if len(added) > 1 and any(isinstance(use := uses[claim.term.use], PairUse) and use.magnitude for claim in added):
         _refuse(added, uses)
+    if replaced and len({uses[claim.term.use].adapter for claim in claims}) > 1:
+        _refuse(claims, uses)
     sources = [uses[claim.term.use].adapter for claim in added]
     if len(set(sources)) != len(sources):
         _refuse(added, uses)

@@ -14,6 +14,10 @@ from harness.merge.checkpoint import Checkpoint
 from harness.merge.errors import UnsupportedBaseError, listed
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
+PACKED_DTYPES = frozenset(
+    {"U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "I32", "U32"}
+)
+"""What quantised values are packed in; as a weight that no codec claims they would be left without their scales."""
 OUTPUT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -108,6 +112,16 @@ def read_weights(base: Checkpoint) -> Weights:
             weights[key] = Weight(
                 key=key, shape=source.shape, dtype=dtype, shard=base.shard_of[next(iter(source.keys))], source=source
             )
+    strange = [
+        key
+        for key, weight in weights.items()
+        if found and key not in used and weight.dtype in PACKED_DTYPES and "weight" in key.rpartition(".")[2]
+    ]
+    if strange:
+        raise UnsupportedBaseError(
+            f"the base is quantised, and these weights are in no format that is decoded here: {listed(strange)}.",
+            "Merge into the 16-bit original of this model.",
+        )
     kept = {key for coded in found.values() for key in coded}
     dropped = frozenset(used - kept)
     return Weights(

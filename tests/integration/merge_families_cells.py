@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ FUSED = hasattr(transformers, "conversion_mapping") or int(transformers.__versio
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A configuration class with its settings, and the LoRA to attach. ``resize``: new vocabulary; ``name``: the adapter's."""
+    """A configuration class with its settings, and the LoRA to attach. ``resize``: new vocabulary; ``name``: the adapter's.
+
+    ``second``: a second adapter like the first, and the weights of both. ``peft_merges_alike``: whether PEFT's own merge is right.
+    """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class Case:
     resize: int | None = None
     name: str = "default"
     peft_merges_alike: bool = True
-    train: bool = False
+    second: tuple[float, float] | None = None
 
 
 def _experts(config: str, fused: list[str] | None = None, linear: list[str] | None = None, **settings: Any) -> Case:
@@ -154,6 +157,9 @@ def cases() -> dict[str, Callable[[], Case]]:
             plain("resized_tokens", resize=51, lora={"trainable_token_indices": [49, 3]}),
             plain("resized_tokens_tied", tied, resize=51, lora={"trainable_token_indices": [49, 3]}),
         ]),
+        "two_adapters": lambda: Case(config="LlamaConfig", settings=llama, second=(1, 1)),
+        "two_adapters_weighted": lambda: Case(config="LlamaConfig", settings=llama, second=(0.5, 2.0)),
+        "two_adapters_fused": lambda: replace(_experts("Qwen3MoeConfig", linear=LINEAR, **MOE), second=(1, 1)),
         "router": lambda: Case(
             config="Qwen3MoeConfig", settings=MOE, modules=[] if FUSED else ["mlp.gate"],
             parameters=["gate.weight", *EXPERTS] if FUSED else None,
@@ -255,11 +261,19 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         **case.lora,
     )
     model = get_peft_model(base, config, adapter_name=case.name).eval()
+    if case.second:
+        model.add_adapter("second", config)
+        model.base_model.set_adapter([case.name, "second"])
     randomise(model)
     model.save_pretrained(folder / "adapter")
-    adapter = folder / "adapter" / (case.name if case.name != "default" else "")
+    adapters = [folder / "adapter" / (case.name if case.name != "default" else "")]
+    if case.second:
+        adapters.append(folder / "adapter" / "second")
+    if case.second and case.second != (1, 1):
+        model.add_weighted_adapter([case.name, "second"], list(case.second), "both", combination_type="cat")
+        model.set_adapter("both")
     trained = logits(model, size)
-    plan = plan_merge(folder / "base", adapter)
+    plan = plan_merge(folder / "base", adapters, weights=case.second)
     report = merge(plan, folder / "merged")
     loaded, info = AutoModelForCausalLM.from_pretrained(
         folder / "merged", dtype=torch.float32, output_loading_info=True
@@ -288,7 +302,8 @@ def _against_peft(model: PeftModel, ours: Any, folder: Path) -> tuple[float, flo
     Largest absolute difference, relative to the tensor's largest value; for the base over all tensors that have its shape.
     """
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).state_dict()
-    their, mine = model.merge_and_unload().state_dict(), ours.state_dict()
+    active = model.active_adapters if isinstance(model.active_adapters, list) else [model.active_adapter]
+    their, mine = model.merge_and_unload(adapter_names=active).state_dict(), ours.state_dict()
     if mine.keys() != their.keys():
         raise AssertionError(f"other parameters: {sorted(mine.keys() ^ their.keys())}")
 

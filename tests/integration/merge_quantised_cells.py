@@ -107,9 +107,7 @@ def bitsandbytes_case(folder: Path, **settings: Any) -> dict[str, Any]:
             )
             independent[f"{name}.weight"] = by_hand(on_disk, f"{name}.weight").to(dtype)
         elif type(weight).__name__ == "Int8Params":
-            theirs[f"{name}.weight"] = bnb.int8_vectorwise_dequant(
-                on_disk[f"{name}.weight"], on_disk[f"{name}.SCB"]
-            )
+            theirs[f"{name}.weight"] = bnb.int8_vectorwise_dequant(on_disk[f"{name}.weight"], on_disk[f"{name}.SCB"])
     trained = adapt(quantised, folder / "adapter2", zero=False, target_modules=["q_proj", "down_proj"])
     truth = logits(trained)
     merge(plan_merge(folder / "base", folder / "adapter2", dtype="float32", base_as="quantized"), folder / "merged2")
@@ -156,7 +154,11 @@ def fp8_case(folder: Path) -> dict[str, Any]:
         tensors[f"{key}_scale_inv"] = scale * 0.01
     save_file(tensors, path, metadata={"format": "pt"})
     settings = json.loads((folder / "base" / "config.json").read_text())
-    settings["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    settings["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
     (folder / "base" / "config.json").write_text(json.dumps(settings))
     loading = transformers.FineGrainedFP8Config(dequantize=True)
     return compared(folder, loading, target_modules=["q_proj"])
@@ -175,7 +177,10 @@ def mxfp4_case(folder: Path) -> dict[str, Any]:
         tensors[f"{key}_scales"] = torch.randint(118, 124, shape, generator=generator, dtype=torch.uint8)
     save_file(tensors, path, metadata={"format": "pt"})
     settings = json.loads((folder / "base" / "config.json").read_text())
-    settings["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    settings["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+    }
     (folder / "base" / "config.json").write_text(json.dumps(settings))
     loading = transformers.Mxfp4Config(dequantize=True)
     experts = ["experts.gate_up_proj", "experts.down_proj"]

@@ -230,14 +230,15 @@ def test_a_config_that_contradicts_the_experts_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_a_quantised_base(sample: Sample, dtype: torch.dtype) -> None:
+def test_a_base_in_a_format_that_is_not_decoded(sample: Sample, dtype: torch.dtype) -> None:
     key = "model.layers.0.mlp.experts.2.down_proj.weight"
     path = shard_with(sample, key)
     tensors = load_file(path)
     save_file({**tensors, key: tensors[key].to(dtype)}, path)
-    edit_json(sample.base / "config.json", lambda config: config.update(quantization_config={"quant_method": "fp8"}))
+    refuse(sample, errors.UnsupportedBaseError, 5, key, "is stored as")
+    edit_json(sample.base / "config.json", lambda config: config.update(quantization_config={"quant_method": "awq"}))
 
-    refuse(sample, errors.UnsupportedBaseError, 5, key, "quant_method fp8")
+    refuse(sample, errors.UnsupportedBaseError, 5, "'awq'", "bnb_4bit, bnb_8bit, fp8_block, mxfp4")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
