@@ -17,7 +17,7 @@ DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp1
 
 def merge(
     base: Annotated[Path, typer.Option("--base", help="Directory of the base checkpoint (safetensors).")],
-    adapter: Annotated[Path, typer.Option("--adapter", help="Directory of the PEFT adapter.")],
+    adapter: Annotated[list[Path], typer.Option("--adapter", help="Directory of the PEFT adapter; several add up.")],
     out: Annotated[Path | None, typer.Option("--out", help="Directory to publish; its parents are made.")] = None,
     dtype: Annotated[
         Literal["float32", "bf16", "bfloat16", "fp16", "float16"] | None,
@@ -30,6 +30,16 @@ def merge(
     io_layout: Annotated[
         Literal["standard", "swapped"] | None,
         typer.Option(help="Which side of a fused parameter lora_A faces, where shapes and provenance leave it open."),
+    ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of each adapter, in the order of --adapter. Default: 1.")
+    ] = None,
+    base_as: Annotated[
+        Literal["original", "quantized"] | None,
+        typer.Option(help="Which base the deltas go onto; a base that is not stored so is refused."),
+    ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="The format the base is expected in (nf4, fp4, int8, fp8_block, mxfp4).")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint at --out, in one step.")
@@ -49,7 +59,11 @@ def merge(
     if json_file is not None:
         check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
-    arguments = ["--base", str(base.absolute()), "--adapter", str(adapter.absolute())]
+    arguments = ["--base", str(base.absolute())]
+    arguments += [word for path in adapter for word in ("--adapter", str(path.absolute()))]
+    arguments += [word for value in weight or [] for word in ("--weight", str(value))]
+    arguments += ["--base-as", base_as] if base_as else []
+    arguments += ["--quantization", quantization] if quantization else []
     arguments += ["--out", str(out.absolute())] if out else []
     arguments += ["--dtype", DTYPES[dtype]] if dtype else []
     arguments += ["--b-packing", b_packing] if b_packing else []

@@ -14,11 +14,6 @@ from typing import Any
 from harness.merge.errors import MalformedAdapterError, UnsupportedAdapterError
 
 UNSUPPORTED: Mapping[str, str] = {
-    "use_dora": "DoRA",
-    "lora_bias": "a bias on lora_B",
-    "fan_in_fan_out": "weights stored transposed",
-    "modules_to_save": "fully trained modules",
-    "trainable_token_indices": "trained token embeddings",
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA pooling",
     "alora_invocation_tokens": "activated LoRA, which depends on the prompt and cannot be merged",
@@ -42,16 +37,19 @@ IRRELEVANT = frozenset({
 """Settings that do not change what a trained adapter adds to the base."""
 
 USED = frozenset({
-    "alpha_pattern", "bias", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
-    "lora_B_layout", "peft_type", "peft_version", "r", "rank_pattern", "target_modules", "target_parameters", "use_rslora",
+    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern", "layers_to_transform",
+    "lora_alpha", "lora_B_layout", "lora_bias", "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern",
+    "target_modules", "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """What adapter_config.json says. Names follow PEFT's ``LoraConfig``; None and empty mean what they mean there.
 
-    ``lora_B_layout`` is the marker that newer trainers write, unvalidated here (``layout`` does that).
+    ``lora_B_layout`` is the marker that newer trainers write, unvalidated here (``layout`` does that). ``trainable_token_indices`` are by module name; a
+    plain list, which means the input embedding, is under None.
     """
 
     r: int
@@ -63,6 +61,12 @@ class AdapterConfig:
     exclude_modules: str | tuple[str, ...] | None
     target_parameters: tuple[str, ...]
     layers_to_transform: tuple[int, ...] | None
+    use_dora: bool
+    lora_bias: bool
+    fan_in_fan_out: bool
+    bias: str
+    modules_to_save: tuple[str, ...]
+    trainable_token_indices: Mapping[str | None, tuple[int, ...]]
     peft_version: str | None
     lora_B_layout: object  # noqa: N815 - the name in the file
     notes: tuple[str, ...]
@@ -113,6 +117,22 @@ def _layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(sorted(layers))
 
 
+def _tokens(config: Mapping[str, Any]) -> dict[str | None, tuple[int, ...]]:
+    """Return trainable_token_indices by module name, each index distinct."""
+    value = config.get("trainable_token_indices")
+    if not value:
+        return {}
+    lists: dict[str | None, Any] = dict(value) if isinstance(value, dict) else {None: value}
+    for indices in lists.values():
+        if not isinstance(indices, list) or not all(type(index) is int and index >= 0 for index in indices):
+            raise MalformedAdapterError(
+                "adapter_config.json: trainable_token_indices should be lists of token numbers."
+            )
+        if len(set(indices)) != len(indices):
+            raise MalformedAdapterError("adapter_config.json: trainable_token_indices names a token twice.")
+    return {name: tuple(indices) for name, indices in lists.items()}
+
+
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise UnsupportedAdapterError(
@@ -121,9 +141,9 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     for name, meaning in UNSUPPORTED.items():
         if config.get(name):
             raise UnsupportedAdapterError(f"the adapter uses {name} ({meaning}), which this engine does not merge.")
-    if config.get("bias", "none") != "none":
+    if config.get("bias", "none") not in BIASES:
         raise UnsupportedAdapterError(
-            f"the adapter trains biases (bias = {config['bias']!r}), which this engine does not merge."
+            f"the adapter has bias = {str(config['bias'])[:40]!r}; PEFT knows {', '.join(BIASES)}."
         )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(INIT_CHANGES_BASE):
@@ -160,6 +180,12 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
         exclude_modules=_names(config, "exclude_modules", text_allowed=True),
         target_parameters=tuple(parameters or ()),
         layers_to_transform=_layers(config),
+        use_dora=bool(config.get("use_dora")),
+        lora_bias=bool(config.get("lora_bias")),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+        bias=config.get("bias", "none"),
+        modules_to_save=tuple(_names(config, "modules_to_save", text_allowed=False) or ()),
+        trainable_token_indices=_tokens(config),
         peft_version=version if isinstance(version, str) else None,
         lora_B_layout=config.get("lora_B_layout"),
         notes=tuple(f"adapter_config.json has the unknown setting {name}; it was ignored." for name in unknown),

@@ -78,8 +78,13 @@ class Checkpoint:
 
     @property
     def ties_word_embeddings(self) -> bool:
-        """Whether lm_head and embed_tokens are one tensor in memory."""
-        return bool(self.config.get("tie_word_embeddings") or self.text_config.get("tie_word_embeddings"))
+        """Whether lm_head and embed_tokens are one tensor in memory; where config.json does not say, whether lm_head is not stored."""
+        said = [
+            section["tie_word_embeddings"]
+            for section in (self.config, self.text_config)
+            if "tie_word_embeddings" in section
+        ]
+        return any(said) if said else not any(key.endswith("lm_head.weight") for key in self.shard_of)
 
 
 def _no_weights(root: Path) -> InconsistentCheckpointError | UnsafeFormatError:

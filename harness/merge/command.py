@@ -20,7 +20,12 @@ from harness.merge.records import DTYPE_NAMES
 def _parser() -> Parser:
     parser = Parser(prog="harness.merge", description="Merge a LoRA adapter into a checkpoint.", allow_abbrev=False)
     parser.add_argument("--base", type=Path, required=True, help="directory of the base checkpoint")
-    parser.add_argument("--adapter", type=Path, required=True, help="directory of the adapter")
+    parser.add_argument(
+        "--adapter", type=Path, required=True, action="append", help="directory of the adapter (several add up)"
+    )
+    parser.add_argument("--weight", type=float, action="append", help="weight of each adapter, in order")
+    parser.add_argument("--base-as", choices=("original", "quantized"), help="which base the deltas are to go onto")
+    parser.add_argument("--quantization", help="the format that the base is expected to be stored in")
     parser.add_argument("--out", type=Path, help="directory to publish at (not needed with --dry-run)")
     parser.add_argument("--dtype", choices=list(DTYPE_NAMES), help="write changed tensors as this dtype")
     parser.add_argument("--io-layout", choices=IO_LAYOUTS, help="which side of a fused parameter lora_A faces")
@@ -35,7 +40,14 @@ def _run(argv: Sequence[str] | None) -> int:
     if options.out is None and not options.dry_run:
         raise UsageError("--out is needed, unless --dry-run is given.")
     plan = plan_merge(
-        options.base, options.adapter, io_layout=options.io_layout, b_packing=options.b_packing, dtype=options.dtype
+        options.base,
+        options.adapter,
+        weights=options.weight,
+        io_layout=options.io_layout,
+        b_packing=options.b_packing,
+        dtype=options.dtype,
+        base_as=options.base_as,
+        quantization=options.quantization,
     )
     if options.dry_run:
         say("plan", plan.to_json())

@@ -9,36 +9,43 @@ PEFT 0.18 skips them silently, and such an adapter is complete without them; tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from harness.merge.adapter import Adapter
-from harness.merge.checkpoint import Checkpoint
 from harness.merge.errors import UncoveredTargetsError, UnsafePatternError, listed
-from harness.merge.names import PARTS, ExpertKeys, kind_of, layer_of, split
-from harness.merge.patterns import names_suffix, targets_module
+from harness.merge.index import Index
+from harness.merge.names import PARTS, kind_of, layer_of, split
+from harness.merge.patterns import excludes_module, names_suffix, targets_module
 
+NO_LINEARS = frozenset({"lm_head", "embed_tokens"})
+"""What ``all-linear`` leaves out: the output layer, and an embedding is no Linear."""
 MAY_BE_SKIPPED = frozenset({"expert", "router"})
 """Kinds that are no Linears in transformers 5, so that target_modules may name them without effect."""
 
 
-def _linears(base: Checkpoint, experts: Mapping[str, ExpertKeys], num_layers: int) -> Iterator[str]:
-    """Yield the stems of all Linears in the decoder, fused experts as the Linears that they stack."""
-    for key in base.shard_of:
+def _linears(index: Index, num_layers: int) -> Iterator[tuple[str, str]]:
+    """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they stack."""
+    for key, weight in index.weights.by_key.items():
         parts = split(key)
+        stem = parts[1] if parts else key
         if (
-            parts is not None
-            and parts[1].endswith(".weight")
-            and len(base.info(key).shape) == 2  # noqa: PLR2004 - a matrix
+            (parts is not None or stem.endswith("lm_head.weight"))
+            and key.endswith(".weight")
+            and len(weight.shape) == 2  # noqa: PLR2004 - a matrix
             and (layer_of(key) or 0) < num_layers
         ):
-            yield parts[1].removesuffix(".weight")
-    for path, keys in experts.items():
-        parts = split(path)
-        if parts is None or (layer_of(path) or 0) >= num_layers:
+            yield index.common(key).removesuffix(".weight"), stem.removesuffix(".weight")
+    for path in index.experts:
+        if (layer_of(path) or 0) >= num_layers:
             continue
-        for parameter, key in keys.fused.items():
-            for expert in range(base.info(key).shape[0]):
-                yield from (f"{parts[1]}.{expert}.{part}" for part in PARTS[parameter])
+        for stack in index.stacks(path).values() if _is_decoder(path) else ():
+            if stack.fused_key is not None:
+                for expert in range(stack.num_experts):
+                    yield from ((f"{path}.{expert}.{part}",) * 2 for part in stack.parts)
+
+
+def _is_decoder(path: str) -> bool:
+    return split(path) is not None
 
 
 def _parameter(stem: str) -> str:
@@ -51,43 +58,44 @@ def _parameter(stem: str) -> str:
     return f"{stem}.weight"
 
 
-def check_coverage(
-    base: Checkpoint, adapter: Adapter, experts: Mapping[str, ExpertKeys], reached: frozenset[str]
-) -> tuple[str, ...]:
+def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> tuple[str, ...]:
     """Prove that every targeted Linear or parameter of the decoder is reached; return notes.
 
     Args:
-        base: the checkpoint.
+        index: the base.
         adapter: the adapter, whose configuration says what is targeted.
-        experts: the expert keys of the base, by module path.
-        reached: stems (paths without the text prefix) of all Linears that a pair changes, fused experts as
-            ``layers.0.mlp.experts.3.gate_proj``.
+        reached: common spellings of all Linears that a pair changes, fused experts as ``layers.0.mlp.experts.3.gate_proj``.
 
     Raises:
         UncoveredTargetsError: some are not; lists them.
     """
     config = adapter.config
     layers = [layer for pair in adapter.pairs if (layer := layer_of(pair.module)) is not None]
-    num_layers = base.num_hidden_layers or max(layers, default=-1) + 1
+    num_layers = index.base.num_hidden_layers or max(layers, default=-1) + 1
     prefixes = sorted({parts[0] for pair in adapter.pairs if (parts := split(pair.module))})
     prefix = prefixes[0] if prefixes else "model."
     missing: list[str] = []
     groups: dict[tuple[str, str], dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
-    for stem in sorted(set(_linears(base, experts, num_layers))):
-        name = f"{prefix}{stem}"
-        if stem not in reached and names_suffix(f"{prefix}{_parameter(stem)}", config.target_parameters):
+    for stem, on_disk in sorted(set(_linears(index, num_layers))):
+        front = "" if stem == "lm_head" else prefix
+        parameters = {f"{front}{_parameter(stem)}", f"{front}{on_disk}.weight"}
+        if stem not in reached and any(names_suffix(name, config.target_parameters) for name in parameters):
             missing.append(stem)
+        names = {f"{front}{stem}", f"{front}{on_disk}"}
         try:
-            targeted = targets_module(
-                name,
-                layer_of(name),
-                target_modules=config.target_modules,
-                exclude_modules=config.exclude_modules,
-                layers_to_transform=config.layers_to_transform,
-            )
+            targeted = any(
+                targets_module(
+                    name,
+                    layer_of(name),
+                    target_modules=config.target_modules,
+                    exclude_modules=config.exclude_modules,
+                    layers_to_transform=config.layers_to_transform,
+                )
+                for name in names
+            ) and not any(excludes_module(name, config.exclude_modules) for name in names)
         except UnsafePatternError:
             return ("target_modules is too complex a pattern to check that the adapter is complete.",)
-        if targeted:
+        if targeted and not (config.target_modules == "all-linear" and stem in NO_LINEARS):
             groups[stem.rpartition(".")[2], kind_of(f".{stem}")][stem in reached].append(stem)
     notes: list[str] = []
     for (leaf, kind), stems in groups.items():

@@ -1,31 +1,22 @@
-"""The arithmetic: one expert's delta in float32, added to the base in float32, rounded once.
+"""The arithmetic: deltas in float32, added to the base in float32, rounded once.
 
-The delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0 to 0.21.2) for fused parameters and
-``Linear.get_delta_weight`` for the rest, but is never rounded to the weight's dtype before it is added, as PEFT's is.
+A delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0 to 0.21.2) for fused parameters and
+``Linear.get_delta_weight`` for the rest, but is never rounded to the weight's dtype before it is added, as PEFT's is. DoRA follows
+``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``: each output feature of base + delta is scaled to its magnitude.
 """
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 
 from harness.merge.errors import NonFiniteError
-from harness.merge.records import MergePlan, PairUse, Region
-from harness.merge.safetensors_file import TensorInfo, read_range
+from harness.merge.records import MergePlan, PairUse, PlanRow, Region, TensorUse, Term
+from harness.merge.sources import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
 
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-CACHED_PAIRS = 4
-"""Pairs kept decoded: those of one layer's experts, which the rows of a layer take turns to use."""
 CHUNK_ELEMENTS = 4 * 1024 * 1024
 """Elements handled at once, so that a large matrix (lm_head) costs no more memory than an expert."""
-
-
-def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor over ``data``, which it shares."""
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).reshape(shape)
 
 
 def bytes_of(tensor: torch.Tensor, buffer: bytearray) -> bytearray:
@@ -36,69 +27,10 @@ def bytes_of(tensor: torch.Tensor, buffer: bytearray) -> bytearray:
     return target
 
 
-class Factors:
-    """The adapter's matrices in float32, per expert, read when first needed.
-
-    ``of(use)`` gives ``lora_A`` (num_experts, rank, a_features) and ``lora_B`` (num_experts, b_features, rank); a Linear counts as one
-    expert.
-    """
-
-    def __init__(self, plan: MergePlan, descriptor: int) -> None:
-        self._plan = plan
-        self._descriptor = descriptor
-        self._kept: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-
-    def _read(self, info: TensorInfo) -> torch.Tensor:
-        data = read_range(self._descriptor, info.start, info.stop, what=self._plan.adapter.file.name)
-        return tensor_of(data, info.dtype, info.shape)
-
-    def check_finite(self) -> None:
-        """Read every matrix once and refuse NaN and infinity.
-
-        Raises:
-            NonFiniteError: names the first module that has one.
-        """
-        for use in self._plan.uses:
-            for name, info in (("lora_A", use.pair.lora_A), ("lora_B", use.pair.lora_B)):
-                if not all_finite(self._read(info)):
-                    raise NonFiniteError(
-                        f"the adapter's {name} of {use.pair.module} holds NaN or infinity.",
-                        "The training diverged or the file is damaged; nothing was merged.",
-                    )
-
-    def of(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the two stacks of pair ``number`` of the plan."""
-        if number not in self._kept:
-            use = self._plan.uses[number]
-            self._kept[number] = split_experts(self._read(use.pair.lora_A), self._read(use.pair.lora_B), use)
-            if len(self._kept) > CACHED_PAIRS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
-
-
-def split_experts(lora_A: torch.Tensor, lora_B: torch.Tensor, use: PairUse) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803 - the field's names
-    """Return float32 ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) from the flat (E*r, a) and (b, E*r).
-
-    Expert e's rows of lora_A are consecutive. Its columns of lora_B are every E-th (``rank_major``, PEFT) or
-    consecutive (``grouped_by_expert``).
-    """
-    count = use.num_experts or 1
-    stacked_A = lora_A.float().reshape(count, use.rank, -1)  # noqa: N806
-    if use.grouped_by_expert:
-        stacked_B = lora_B.float().reshape(-1, count, use.rank).permute(1, 0, 2)  # noqa: N806
-    else:
-        stacked_B = lora_B.float().reshape(-1, use.rank, count).permute(2, 0, 1)  # noqa: N806
-    return stacked_A, stacked_B.contiguous()
-
-
 def delta_rows(
     factors: tuple[torch.Tensor, torch.Tensor], use: PairUse, expert: int, start: int, stop: int
 ) -> torch.Tensor:
-    """Return rows ``start:stop`` of one expert's (out, in) delta, float32.
-
-    ``standard``: lora_B_e @ lora_A_e; ``swapped``: its transpose.
-    """
+    """Return rows ``start:stop`` of one expert's delta in the coordinates of the stored tensor, float32: lora_B_e @ lora_A_e, or its transpose."""
     lora_A, lora_B = factors[0][expert], factors[1][expert]  # noqa: N806 - the field's names
     product = lora_A[:, start:stop].T @ lora_B.T if use.swapped else lora_B[start:stop] @ lora_A
     return product.mul_(use.scaling)
@@ -106,7 +38,10 @@ def delta_rows(
 
 @dataclass
 class Outcome:
-    """What one region's delta did: whether any element of it is non-zero, whether any written value differs, its squared norm."""
+    """What the deltas of one region did: whether any element of them is non-zero, whether any written value differs, their squared norm.
+
+    For values that an adapter replaces, the delta is the difference to the base's; where the base has none, they count in full.
+    """
 
     nonzero: bool = False
     changed: bool = False
@@ -117,15 +52,6 @@ class Outcome:
         self.nonzero |= other.nonzero
         self.changed |= other.changed
         self.squared_norm += other.squared_norm
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor holds neither NaN nor infinity.
-
-    Either makes the sum non-finite, and a sum is several times quicker than looking at each element; only where the sum
-    overflows are the elements looked at.
-    """
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def add_delta(base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, key: str) -> tuple[torch.Tensor, Outcome]:
@@ -142,27 +68,32 @@ def add_delta(base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, key: 
     Raises:
         NonFiniteError: the base holds NaN or infinity, or the result does not fit ``dtype``.
     """
-    kept = base.to(dtype)
     # In float64 the square of no float32 number vanishes, so the norm is zero only where every element is; NaN is not zero.
     norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
     outcome = Outcome(nonzero=norm != 0, squared_norm=norm**2)
-    result = (delta + base).to(dtype) if outcome.nonzero else kept
+    return _settled(base, (delta + base) if outcome.nonzero else None, outcome, dtype, key)
+
+
+def _settled(
+    base: torch.Tensor, exact: torch.Tensor | None, outcome: Outcome, dtype: torch.dtype, key: str
+) -> tuple[torch.Tensor, Outcome]:
+    """Round new values once, refuse what is not finite, and keep the base's bits where nothing changes."""
+    kept = base.to(dtype)
+    result = kept if exact is None else exact.to(dtype)
     if not all_finite(result):
         where = "the base holds NaN or infinity" if not all_finite(base) else f"the result does not fit {dtype}"
         raise NonFiniteError(f"{key}: {where}.")
-    outcome.changed = outcome.nonzero and not torch.equal(result, kept)
+    outcome.changed = exact is not None and not torch.equal(result, kept)
     return (result if outcome.changed else kept), outcome
 
 
-def chunks(region: Region) -> list[tuple[int, int]]:
+def chunks(plan: MergePlan, region: Region) -> list[tuple[int, int]]:
     """Return (first row, row after the last) of the pieces that a region is handled in."""
+    uses = [plan.uses[term.use] for term in region.terms]
+    if any(isinstance(use, PairUse) and use.magnitude and use.swapped for use in uses):
+        return [(0, region.rows)]  # output features are columns, whose norms need every row
     step = max(1, CHUNK_ELEMENTS // region.columns)
     return [(first, min(first + step, region.rows)) for first in range(0, region.rows, step)]
-
-
-def open_adapter_file(plan: MergePlan) -> int:
-    """Return a descriptor of the adapter's tensor file."""
-    return os.open(plan.adapter.file.path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def convert(base: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
@@ -171,3 +102,71 @@ def convert(base: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
     if not all_finite(result):
         raise NonFiniteError(f"{key}: the base holds NaN or infinity, or does not fit {dtype}.")
     return result
+
+
+class Merger:
+    """Values of regions: what a writer calls for each piece of a region, in any order."""
+
+    def __init__(self, plan: MergePlan, base: BaseValues, adapters: AdapterValues) -> None:
+        self._plan = plan
+        self._base = base
+        self._adapters = adapters
+
+    def _term(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
+        """Return what one term adds to rows ``first:last`` of its region, float32."""
+        use = self._plan.uses[term.use]
+        if isinstance(use, TensorUse):
+            return self._adapters.rows(use, term, first, last, columns).float().mul_(use.scaling)
+        factors = self._adapters.factors(term.use)
+        return delta_rows(factors, use, term.expert or 0, term.offset + first, term.offset + last)
+
+    def _scaled(self, values: torch.Tensor, term: Term, first: int, last: int) -> torch.Tensor:
+        """Return base + delta with each output feature scaled to DoRA's magnitude, float32."""
+        use = self._plan.uses[term.use]
+        assert isinstance(use, PairUse)  # noqa: S101 - only pairs have a magnitude
+        magnitude = self._adapters.magnitude(use)
+        if use.swapped:
+            return values * (magnitude / torch.linalg.vector_norm(values, dim=0))
+        part = magnitude[term.offset + first : term.offset + last]
+        return values * (part / torch.linalg.vector_norm(values, dim=1)).unsqueeze(1)
+
+    def values(self, row: PlanRow, region: Region, first: int, last: int) -> tuple[bytearray, Outcome]:
+        """Return the bytes of rows ``first:last`` of a region of the output tensor ``row``, and what the adapters did to them.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the base, or a result that does not fit the dtype.
+        """
+        dtype, columns = TORCH_DTYPES[row.dtype], region.columns
+        base, buffer = self._base.rows(row, region.start + first * columns, last - first, columns)
+        values = base
+        if region.replacement is not None:
+            use = self._plan.uses[region.replacement.use]
+            assert isinstance(use, TensorUse)  # noqa: S101 - claims make replacements of tensors only
+            values = self._adapters.rows(use, region.replacement, first, last, columns)
+        assert values is not None  # noqa: S101 - a row without a source is replaced in full
+        dora = [
+            term for term in region.terms if isinstance(use := self._plan.uses[term.use], PairUse) and use.magnitude
+        ]
+        if region.replacement is None and not dora:
+            delta = self._term(region.terms[0], first, last, columns)
+            for term in region.terms[1:]:
+                delta += self._term(term, first, last, columns)
+            result, outcome = add_delta(values, delta, dtype, row.key)
+            return bytes_of(result, buffer), outcome
+        exact = values.float()
+        for term in region.terms:
+            exact = exact + self._term(term, first, last, columns)
+        for term in dora:
+            exact = self._scaled(exact, term, first, last)
+        before = torch.zeros_like(exact) if base is None else base
+        norm = float(torch.linalg.vector_norm(exact.double() - before.double()))
+        outcome = Outcome(nonzero=base is None or norm != 0, squared_norm=norm**2)
+        result, outcome = _settled(before, exact, outcome, dtype, row.key)
+        outcome.changed |= base is None
+        return bytes_of(result, buffer), outcome
+
+    def kept(self, row: PlanRow, start: int, elements: int) -> bytearray:
+        """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, converted to its dtype."""
+        base, buffer = self._base.rows(row, start, elements, 1)
+        assert base is not None  # noqa: S101 - as above
+        return bytes_of(convert(base, TORCH_DTYPES[row.dtype], row.key), buffer)

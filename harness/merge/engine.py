@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.merge.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from harness.merge.copying import copy_file, write_file
-from harness.merge.deltas import Factors, Outcome, open_adapter_file
-from harness.merge.errors import IncompleteMergeError, InputChangedError
+from harness.merge.deltas import Merger, Outcome
+from harness.merge.errors import IncompleteMergeError
 from harness.merge.json_file import read_object
 from harness.merge.manifest import build_manifest, status_of
+from harness.merge.outputs import OutputShard, output_shard, weight_map
 from harness.merge.publish import check_target, publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import Counts, MergeReport
-from harness.merge.safetensors_file import read_header
-from harness.merge.shard import output_dtype, output_layout, write_shard
+from harness.merge.shard import write_shard
+from harness.merge.sources import AdapterValues, BaseValues, Files
 
 Progress = Callable[[int, int], None]
 
 
-def _rewritten(plan: MergePlan, data_size: int) -> dict[str, bytes]:
-    """Return the files that a dtype override changes: config.json's dtype, and the index's total size."""
-    if plan.dtype is None or all(output_dtype(plan, info) == info.dtype for info in map(plan.base.info, _keys(plan))):
-        return {}
+def _rewritten(plan: MergePlan, shards: tuple[OutputShard, ...]) -> dict[str, bytes]:
+    """Return the files that change beside the shards: config.json's settings, and the index's sizes and places."""
+    files: dict[str, bytes] = {}
+    if all(shard.header is None for shard in shards) and not plan.config:
+        return files
+    config = _config(plan)
+    if config != plan.base.config:
+        files[CONFIG_FILE] = _json(config)
+    if INDEX_FILE in plan.base.files:
+        index: dict[str, Any] = dict(read_object(plan.base.root / INDEX_FILE))
+        metadata = index.get("metadata")
+        total = sum(shard.data_size for shard in shards)
+        index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+        places = weight_map(shards)
+        if places != index["weight_map"]:
+            index["weight_map"] = dict(sorted(places.items()))
+        files[INDEX_FILE] = _json(index)
+    return files
+
+
+def _config(plan: MergePlan) -> dict[str, Any]:
+    """Return config.json with what the merge changes: the dtype that was asked for, and the plan's own settings.
+
+    A setting changes in ``text_config`` as well where it stands there; None removes it.
+    """
     config: dict[str, Any] = dict(plan.base.config)
     sections = [config]
     if isinstance(config.get("text_config"), dict):
         config["text_config"] = dict(config["text_config"])
         sections.append(config["text_config"])
-    for section in sections:
-        for name in ("torch_dtype", "dtype"):
-            if name in section:
-                section[name] = plan.dtype
-    if not any(name in section for section in sections for name in ("torch_dtype", "dtype")):
-        config["torch_dtype"] = plan.dtype
-    files = {CONFIG_FILE: _json(config)}
-    if INDEX_FILE in plan.base.files:
-        index: dict[str, Any] = dict(read_object(plan.base.root / INDEX_FILE))
-        metadata = index.get("metadata")
-        index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": data_size}
-        files[INDEX_FILE] = _json(index)
-    return files
+    changes: dict[str, object] = dict(plan.config)
+    converted = any(row.dtype != plan.base.info(row.key).dtype for row in plan.rows if row.key in plan.base)
+    if plan.dtype is not None and (converted or plan.quantization):
+        names = {name for section in sections for name in ("torch_dtype", "dtype") if name in section} or {
+            "torch_dtype"
+        }
+        changes |= dict.fromkeys(sorted(names), plan.dtype)
+    for name, value in changes.items():
+        for section in [section for section in sections if name in section] or [config]:
+            if value is None:
+                section.pop(name, None)
+            else:
+                section[name] = value
+    if "tie_word_embeddings" in plan.config:
+        config["tie_word_embeddings"] = plan.config["tie_word_embeddings"]
+    return config
 
 
 def _keys(plan: MergePlan) -> list[str]:
@@ -53,12 +77,6 @@ def _keys(plan: MergePlan) -> list[str]:
 
 def _json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _check_adapter(plan: MergePlan) -> None:
-    now = read_header(plan.adapter.file.path, name=plan.adapter.file.name)
-    if (now.size, now.header_sha256) != (plan.adapter.file.size, plan.adapter.file.header_sha256):
-        raise InputChangedError("the adapter is no longer the one that was planned with.", "Plan and merge again.")
 
 
 def _report(plan: MergePlan, outcomes: Mapping[str, Outcome], written: int) -> MergeReport:
@@ -87,14 +105,10 @@ def _report(plan: MergePlan, outcomes: Mapping[str, Outcome], written: int) -> M
 def run_merge(plan: MergePlan, out: Path, *, overwrite: bool, progress: Progress | None) -> MergeReport:
     """Carry out a plan; see ``harness.merge.merge``."""
     base = plan.base
-    target = check_target(out, overwrite=overwrite, inputs=(base.root, plan.adapter.root))
-    _check_adapter(plan)
-    rows: list[dict[str, Any]] = [{} for _ in base.shards]
-    for row in plan.rows:
-        rows[row.shard][row.key] = row
-    layouts = [output_layout(plan, shard, rows[number]) for number, shard in enumerate(base.shards)]
-    rewritten = _rewritten(plan, sum(layout.data_size for layout in layouts))
-    total, done = sum(layout.size for layout in layouts), 0
+    target = check_target(out, overwrite=overwrite, inputs=(base.root, *(part.adapter.root for part in plan.parts)))
+    shards = tuple(output_shard(plan, number) for number in range(len(base.shards)))
+    rewritten = _rewritten(plan, shards)
+    total, done = sum(shard.size for shard in shards), 0
 
     def advance(count: int) -> None:
         nonlocal done
@@ -102,14 +116,14 @@ def run_merge(plan: MergePlan, out: Path, *, overwrite: bool, progress: Progress
         if progress is not None:
             progress(done, total)
 
-    descriptor = open_adapter_file(plan)
-    try:
-        factors = Factors(plan, descriptor)
-        factors.check_finite()
+    with Files() as files:
+        adapters = AdapterValues(plan, files)
+        adapters.check_finite()
+        merger = Merger(plan, BaseValues(plan, files), adapters)
         with working_directory(target) as work:
             outcomes: dict[str, Outcome] = {}
-            for number in range(len(base.shards)):
-                outcomes |= write_shard(plan, factors, number, work, advance)
+            for number, shard in enumerate(shards):
+                outcomes |= write_shard(plan, files, merger, number, shard, work, advance)
             for relative in base.files:
                 if relative in rewritten:
                     write_file(work / relative, rewritten[relative])
@@ -118,6 +132,4 @@ def run_merge(plan: MergePlan, out: Path, *, overwrite: bool, progress: Progress
             report = _report(plan, outcomes, done)
             write_file(work / MANIFEST_FILE, build_manifest(plan, report, outcomes))
             publish(work, target)
-    finally:
-        os.close(descriptor)
     return report

@@ -76,13 +76,18 @@ def layout_of_peft(version: str | None) -> IoLayout | None:
 
 
 def decide_io_layout(
-    possible: Iterable[tuple[str, frozenset[IoLayout]]], *, peft_version: str | None, flag: IoLayout | None
+    possible: Iterable[tuple[str, frozenset[IoLayout]]],
+    *,
+    peft_version: str | None,
+    recorded: IoLayout | None,
+    flag: IoLayout | None,
 ) -> Decision:
     """Decide the io layout of a whole adapter.
 
     Args:
         possible: for each fused pair, its module and the layouts that its shapes allow (one or two).
-        peft_version: from adapter_config.json.
+        peft_version: from adapter_config.json, for messages.
+        recorded: the layout that this release gives the family's parameters, None when that does not tell.
         flag: what the user said, if anything. It settles what shapes leave open and outranks the recorded version,
             but cannot outrank shapes.
 
@@ -98,7 +103,6 @@ def decide_io_layout(
         told = ", ".join(f"{module} is {layout}" for layout, module in sorted(decided.items()))
         raise LayoutContradictionError(f"the adapter mixes io layouts by its shapes: {told}.")
     shown = next(iter(decided), None)
-    recorded = layout_of_peft(peft_version)
     if flag is not None:
         if shown not in {None, flag}:
             raise LayoutContradictionError(
@@ -116,7 +120,8 @@ def decide_io_layout(
     if recorded is None:
         raise AmbiguousLayoutError(
             "every expert parameter that the adapter targets is square, so its shapes do not show the io layout, and"
-            f" adapter_config.json names no PEFT release that would (peft_version = {str(peft_version)[:40]!r}).",
+            " adapter_config.json names no PEFT release that would tell for this model"
+            f" (peft_version = {str(peft_version)[:40]!r}).",
             "Say it with --io-layout: swapped for adapters made with PEFT 0.19.0 or earlier, standard from 0.19.1 on.",
         )
     return Decision(value=recorded, by="provenance")

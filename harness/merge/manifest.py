@@ -14,8 +14,9 @@ from pathlib import Path
 from harness.merge.adapter import ADAPTER_CONFIG
 from harness.merge.copying import CHUNK
 from harness.merge.deltas import Outcome
-from harness.merge.records import MergePlan
+from harness.merge.records import AdapterPart, MergePlan
 from harness.merge.report import MergeReport
+from harness.merge.weights import Coded
 
 MANIFEST_VERSION = 1
 ENGINE_VERSION = "1.0"
@@ -37,6 +38,18 @@ def status_of(outcome: Outcome) -> str:
     return "below_rounding" if outcome.nonzero else "zero_delta"
 
 
+def _adapter(part: AdapterPart) -> dict[str, object]:
+    adapter = part.adapter
+    return {
+        "sha256": sha256_of(adapter.file.path),
+        "config_sha256": sha256_of(adapter.root / ADAPTER_CONFIG),
+        "peft_version": adapter.config.peft_version,
+        "weight": part.weight,
+        "io_layout": part.io_layout.to_json() if part.io_layout else None,
+        "b_packing": part.b_packing.to_json() if part.b_packing else None,
+    }
+
+
 def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome]) -> bytes:
     """Return the manifest's bytes.
 
@@ -46,15 +59,14 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
             do not depend on the number of threads.
     """
-    adapter = plan.adapter
     rows = [
         {
             "key": row.key,
             "kind": row.kind,
             "layer": row.layer,
             "expert": row.expert,
-            "adapter_keys": sorted({plan.uses[region.use].pair.module for region in row.regions}),
-            "scaling": sorted({plan.uses[region.use].scaling for region in row.regions}),
+            "adapter_keys": sorted({use.module for use in plan.used(row)}),
+            "scaling": sorted({use.scaling for use in plan.used(row)}),
             "delta_norm": float(f"{math.sqrt(outcomes[row.key].squared_norm):.6g}"),
             "status": status_of(outcomes[row.key]),
         }
@@ -63,11 +75,8 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "engine": {"name": "reference", "version": ENGINE_VERSION},
-        "adapter": {
-            "sha256": sha256_of(adapter.file.path),
-            "config_sha256": sha256_of(adapter.root / ADAPTER_CONFIG),
-            "peft_version": adapter.config.peft_version,
-        },
+        "adapter": _adapter(plan.parts[0]),
+        **({"adapters": [_adapter(part) for part in plan.parts]} if len(plan.parts) > 1 else {}),
         "base": {
             "shards": [
                 {"name": shard.name, "size": shard.size, "header_sha256": shard.header_sha256}
@@ -75,6 +84,11 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
             ],
         },
         "dtype": plan.dtype,
+        "config_changes": dict(plan.config),
+        "base_as": plan.base_as,
+        "quantization": plan.quantization,
+        "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
+        "dropped": sorted(plan.dropped),
         **{key: value for key, value in report.to_json().items() if key != "bytes_written"},
         "rows": rows,
     }

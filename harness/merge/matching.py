@@ -1,4 +1,4 @@
-"""Where each lora pair belongs in the base: a fused expert parameter, the Linear of one expert, or any other Linear.
+"""Where each lora pair belongs in the base: a fused expert parameter, the Linear of one expert, an embedding, or any other Linear.
 
 Every shape is checked here, against the pair's own. What a pair does to the bytes follows in ``plan``, once the layout of the whole adapter is
 decided.
@@ -7,30 +7,29 @@ decided.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.merge.adapter import FLOAT_DTYPES, Adapter, LoraPair
-from harness.merge.checkpoint import Checkpoint
-from harness.merge.errors import (
-    AdapterMismatchError,
-    MalformedAdapterError,
-    UnsupportedAdapterError,
-    UnsupportedBaseError,
-    listed,
-)
+from harness.merge.adapter import Adapter, LoraPair
+from harness.merge.errors import AdapterMismatchError, MalformedAdapterError, UnsupportedAdapterError, listed
+from harness.merge.index import Index
 from harness.merge.layout import Decision, IoLayout, parameter_readings
-from harness.merge.names import PARTS, ExpertKeys, expert_keys, expert_module, fused_module, locate, split
+from harness.merge.names import PARTS, expert_module, fused_module, fused_parameter
 from harness.merge.patterns import names_suffix, pattern_value
 from harness.merge.records import PairUse
-from harness.merge.stacks import Place, Stack, read_stack
+from harness.merge.stacks import Place, Stack
+from harness.merge.weights import Weight
 
 NOT_THIS_BASE = "Check that the adapter was trained on this base model."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Where one pair belongs. ``stems`` are the Linears it changes, without the text prefix. For a fused parameter ``stack`` is set and the places are worked out once the layout is known."""
+    """Where one pair belongs.
+
+    ``name`` is what PEFT's patterns see. ``stems`` are the Linears it changes, in the common spelling. For a fused parameter ``stack`` is set and
+    ``layouts`` says which io layouts its shapes allow; otherwise ``places`` and ``columns`` say what it covers, and ``swapped`` that the
+    weight is stored the other way round (Conv1D, embeddings). ``bias_key`` is the bias that goes with a Linear's weight.
+    """
 
     pair: LoraPair
     name: str
@@ -39,39 +38,23 @@ class Match:
     layouts: frozenset[IoLayout] = frozenset()
     places: tuple[Place, ...] = ()
     columns: int = 0
+    swapped: bool = False
+    bias: Weight | None = None
 
 
 class Matcher:
-    """The base's keys, indexed once, and the three ways to match a pair."""
+    """One adapter against the base.
 
-    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
-        self.base = base
+    Args:
+        index: the base.
+        adapter: the adapter.
+        resized: output shapes of weights that the adapter replaces by larger or smaller ones, by key.
+    """
+
+    def __init__(self, index: Index, adapter: Adapter, resized: dict[str, tuple[int, ...]]) -> None:
+        self.index = index
         self.config = adapter.config
-        self.experts: Mapping[str, ExpertKeys] = expert_keys(base.shard_of)
-        self.stacks: dict[tuple[str, str], Stack | None] = {}
-
-    def stack(self, path: str, parameter: str) -> Stack | None:
-        """Return one expert parameter of the module at ``path``, its dtypes checked; read once."""
-        if (path, parameter) not in self.stacks:
-            stored = self.experts[path]
-            keys = [stored.fused[parameter]] if parameter in stored.fused else []
-            keys += [key for part in PARTS[parameter] for key in stored.linears.get(part, {}).values()]
-            for key in keys:
-                self.check_dtype(key)
-            self.stacks[path, parameter] = read_stack(self.base, path, stored, parameter)
-        return self.stacks[path, parameter]
-
-    def check_dtype(self, key: str) -> None:
-        """Refuse a tensor that is not stored as plain floating-point weights."""
-        dtype = self.base.info(key).dtype
-        if dtype in FLOAT_DTYPES and f"{key}_scale_inv" not in self.base:
-            return
-        method = self.base.config.get("quantization_config")
-        named = f" (quant_method {str(method.get('quant_method'))[:40]})" if isinstance(method, dict) else ""
-        raise UnsupportedBaseError(
-            f"{key} is stored as {dtype}{named}; deltas are merged into {', '.join(FLOAT_DTYPES)} weights only.",
-            "Merge into the 16-bit original of this model.",
-        )
+        self.resized = resized
 
     def match(self, pair: LoraPair) -> Match:
         """Return where a pair belongs.
@@ -79,96 +62,142 @@ class Matcher:
         Raises:
             AdapterMismatchError: nowhere, or its shapes do not fit there.
         """
-        leaf = pair.module.rpartition(".")[2]
-        if leaf in {"lm_head", "embed_tokens"} and self.base.ties_word_embeddings:
-            raise UnsupportedAdapterError(
-                f"the adapter targets {pair.module}, whose weight is tied to the other end of the model"
-                " (tie_word_embeddings); merging into one would change both."
-            )
+        parameter = fused_parameter(self.index.common(f"{pair.module}.weight"))
+        if parameter is not None:
+            return self.match_fused(pair, *parameter, name=f"{pair.module}.weight")
         if (path := fused_module(pair.module)) is not None:
-            return self.match_fused(pair, path)
-        if (named := expert_module(pair.module)) is not None:
-            return self.match_expert(pair, *named)
+            return self.match_fused(pair, self.index.common(path), None, name=path)
+        if expert_module(self.index.common(pair.module)) is not None:
+            return self.match_expert(pair)
         return self.match_linear(pair)
 
-    def locate_experts(self, pair: LoraPair, path: str) -> str:
-        """Return where the experts module at ``path`` in memory is on disk."""
-        found = locate(path, self.experts.__contains__)
-        if found is None:
+    def stacks(self, pair: LoraPair, path: str) -> dict[str, Stack]:
+        """Return the expert parameters at a path in the common spelling."""
+        found = self.index.stacks(path)
+        if not found:
             raise AdapterMismatchError(
                 f"the base has no experts at {path}, which the adapter's {pair.module} needs.", NOT_THIS_BASE
             )
         return found
 
-    def match_fused(self, pair: LoraPair, path: str) -> Match:
+    def refuse_extras(self, pair: LoraPair) -> None:
+        """Refuse what PEFT refuses on a fused parameter (``lora.layer.ParamWrapper.__init__``), in its words."""
+        for there, said in (
+            (self.config.use_dora or pair.magnitude is not None, "use_dora=True"),
+            (self.config.lora_bias or pair.bias is not None, "lora_bias=True"),
+            (self.config.fan_in_fan_out, "fan_in_fan_out"),
+        ):
+            if there:
+                raise UnsupportedAdapterError(f"{pair.module}: lora.ParamWrapper does not work with {said}.")
+
+    def match_fused(self, pair: LoraPair, path: str, parameter: str | None, *, name: str) -> Match:
         """Match a wrapper of a fused parameter: which parameter, its shapes say, and the configuration must agree."""
-        found = self.locate_experts(pair, path)
-        stacks = {name: stack for name in PARTS if (stack := self.stack(found, name)) is not None}
-        shapes = {name: (stack.out_features, stack.in_features) for name, stack in stacks.items()}
+        self.refuse_extras(pair)
+        stacks = self.stacks(pair, path)
+        if parameter is not None:
+            stacks = {parameter: stacks[parameter]}
+        shapes = {key: (stack.out_features, stack.in_features) for key, stack in stacks.items()}
         readings = parameter_readings(pair.features, shapes)
-        parameters = {name for name, _ in readings}
+        parameters = {key for key, _ in readings}
         if not parameters:
-            told = ", ".join(f"{name} (out, in) = {shape}" for name, shape in shapes.items())
+            told = ", ".join(f"{key} (out, in) = {shape}" for key, shape in shapes.items())
             raise AdapterMismatchError(f"{pair.module}: {pair.shapes} fits none of {told}.", NOT_THIS_BASE)
         if len(parameters) > 1:
             raise AdapterMismatchError(f"{pair.module}: {pair.shapes} fits more than one of {shapes}.")
-        (parameter,) = parameters
+        (found,) = parameters
+        seen = name if parameter is not None else f"{name}.{found}"
         targeted = self.config.target_parameters
-        if targeted and not names_suffix(f"{path}.{parameter}", targeted):
+        if targeted and not names_suffix(seen, targeted):
             raise MalformedAdapterError(
-                f"{pair.module}: {pair.shapes} can only be {parameter}, which target_parameters ({listed(targeted)}) does not name."
+                f"{pair.module}: {pair.shapes} can only be {found}, which target_parameters ({listed(targeted)}) does not name."
             )
-        stack = stacks[parameter]
+        stack = stacks[found]
         if pair.columns % stack.num_experts:
             raise AdapterMismatchError(
                 f"{pair.module}: {pair.shapes} cannot be shared by the {stack.num_experts} experts of the base.",
                 NOT_THIS_BASE,
             )
-        parts = split(found)
-        stem = parts[1] if parts else found
+        layouts = {self.named(faces) for _, faces in readings}
         return Match(
             pair=pair,
-            name=f"{path}.{parameter}",
+            name=seen,
             stack=stack,
-            layouts=frozenset(layout for _, layout in readings),
-            stems=tuple(f"{stem}.{expert}.{part}" for expert in range(stack.num_experts) for part in stack.parts),
+            layouts=frozenset(layouts),
+            stems=tuple(f"{path}.{expert}.{part}" for expert in range(stack.num_experts) for part in stack.parts),
         )
 
-    def match_expert(self, pair: LoraPair, path: str, expert: int, leaf: str) -> Match:
+    def named(self, faces: IoLayout) -> IoLayout:
+        """Return what PEFT calls the layout in which lora_A faces the input (``standard``) or the output, for this family."""
+        if self.index.family.standard_faces_input:
+            return faces
+        return "swapped" if faces == "standard" else "standard"
+
+    def match_expert(self, pair: LoraPair) -> Match:
         """Match the Linear of one expert, stored as itself or as a slice of a fused parameter."""
-        found = self.locate_experts(pair, path)
+        stem = self.index.common(pair.module)
+        path, expert, leaf = expert_module(stem) or ("", 0, "")
         parameter = next((name for name, parts in PARTS.items() if leaf in parts), None)
-        stack = self.stack(found, parameter) if parameter else None
+        stack = self.stacks(pair, path).get(parameter or "")
         if stack is None or expert >= stack.num_experts:
             raise AdapterMismatchError(f"the base has no {pair.module}.", NOT_THIS_BASE)
         places = tuple(stack.places(expert, leaf))
         self.check_features(pair, (places[0].rows, stack.in_features), places[0].key)
-        parts = split(f"{found}.{expert}.{leaf}")
-        stem = parts[1] if parts else f"{found}.{expert}.{leaf}"
-        return Match(pair=pair, name=pair.module, stems=(stem,), places=places, columns=stack.in_features)
+        return Match(
+            pair=pair,
+            name=pair.module,
+            stems=(stem,),
+            places=places,
+            columns=stack.in_features,
+            bias=self.index.find(f"{pair.module}.bias") if pair.bias else None,
+        )
 
     def match_linear(self, pair: LoraPair) -> Match:
-        """Match any other Linear (or 2D parameter, which PEFT treats alike: ``ParamWrapper._get_in_out_features``)."""
-        found = locate(pair.module, lambda path: f"{path}.weight" in self.base)
-        if found is None:
+        """Match any other weight matrix (a 2D parameter too, which PEFT treats alike: ``ParamWrapper._get_in_out_features``)."""
+        weight = self.index.find(f"{pair.module}.weight")
+        if weight is None:
             raise AdapterMismatchError(
                 f"the base has no {pair.module}.weight, which the adapter covers.", NOT_THIS_BASE
             )
-        key = f"{found}.weight"
-        self.check_dtype(key)
-        shape = self.base.info(key).shape
+        self.index.check_dtype(weight)
+        shape = self.resized.get(weight.key, weight.shape)
         if len(shape) != 2:  # noqa: PLR2004 - (out, in)
-            raise AdapterMismatchError(f"{key} has shape {list(shape)}; a LoRA pair needs a matrix.", NOT_THIS_BASE)
-        self.check_features(pair, (shape[0], shape[1]), key)
-        parts = split(found)
+            raise AdapterMismatchError(
+                f"{weight.key} has shape {list(shape)}; a LoRA pair needs a matrix.", NOT_THIS_BASE
+            )
+        if pair.embedding:
+            if pair.magnitude is not None:
+                raise UnsupportedAdapterError(f"{pair.module}: DoRA on an embedding is not merged by this engine.")
+            swapped = True  # the weight is (vocabulary, features), lora_embedding_A (r, vocabulary)
+        else:
+            swapped = self.is_conv1d(pair, (shape[0], shape[1]))
+        self.check_features(pair, (shape[1], shape[0]) if swapped else (shape[0], shape[1]), weight.key)
         as_parameter = f"{pair.module}.weight"
         return Match(
             pair=pair,
             name=as_parameter if names_suffix(as_parameter, self.config.target_parameters) else pair.module,
-            stems=(parts[1] if parts else found,),
-            places=(Place(key=key, start=0, rows=shape[0], offset=0),),
+            stems=(self.index.common(pair.module),),
+            places=(Place(key=weight.key, start=0, rows=shape[0], offset=0),),
             columns=shape[1],
+            swapped=swapped,
+            bias=self.index.find(f"{pair.module}.bias") if pair.bias else None,
         )
+
+    def is_conv1d(self, pair: LoraPair, shape: tuple[int, int]) -> bool:
+        """Return whether the weight is stored (in, out): the family says so, or the adapter's fan_in_fan_out and the shapes do.
+
+        PEFT corrects the flag to what each module is as it goes (``lora.model.LoraModel._create_new_module``), so the saved one is that of
+        the last module and no proof for the others.
+        """
+        if pair.module.rpartition(".")[2] in self.index.family.conv1d:
+            return True
+        if not self.config.fan_in_fan_out or pair.features == (shape[1], shape[0]):
+            if self.config.fan_in_fan_out and shape[0] == shape[1] and not self.index.family.conv1d:
+                raise UnsupportedAdapterError(
+                    f"{pair.module} is square and the adapter has fan_in_fan_out, but nothing says whether this model type stores it"
+                    " transposed."
+                )
+            return False
+        return True
 
     def check_features(self, pair: LoraPair, shape: tuple[int, int], key: str) -> None:
         """Refuse a pair whose features are not (in, out) of the (out, in) weight it covers."""
@@ -176,9 +205,24 @@ class Matcher:
             raise AdapterMismatchError(
                 f"{pair.module}: {pair.shapes} does not fit {key} with (out, in) = {shape}.", NOT_THIS_BASE
             )
+        for name, vector in (("bias", pair.bias), ("lora_magnitude_vector", pair.magnitude)):
+            if vector is not None and vector.shape != (shape[0],):
+                raise AdapterMismatchError(
+                    f"{pair.module}: its {name} has shape {list(vector.shape)}, the weight {shape[0]} output features.",
+                    NOT_THIS_BASE,
+                )
 
-    def use(self, match: Match, io_layout: Decision | None, b_packing: Decision | None) -> PairUse:
+    def use(
+        self, match: Match, adapter: int, weight: float, io_layout: Decision | None, b_packing: Decision | None
+    ) -> PairUse:
         """Return how a matched pair is read: its rank from its shapes, its scale by PEFT's rule (``LoraModel._create_and_replace``).
+
+        Args:
+            match: the pair and where it belongs.
+            adapter: position of the adapter in the plan.
+            weight: the adapter's weight in the merge.
+            io_layout: of the whole adapter.
+            b_packing: of the whole adapter.
 
         Raises:
             MalformedAdapterError: the rank in the shapes is not the configured one, so the scale cannot be trusted.
@@ -193,13 +237,19 @@ class Matcher:
                 "The configuration does not belong to these weights, or the base has another number of experts.",
             )
         alpha = pattern_value(self.config.alpha_pattern, match.name, self.config.lora_alpha)
+        swapped = match.swapped
+        if match.stack is not None:
+            faces_input = self.named("standard") == (io_layout.value if io_layout else "standard")
+            # The stored matrix is (out, in), or with a transposed family (in, out): lora_B @ lora_A fits where lora_A faces its columns.
+            swapped = faces_input == match.stack.transposed
         return PairUse(
             pair=match.pair,
             name=match.name,
+            adapter=adapter,
             rank=rank,
-            scaling=alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank,
+            scaling=weight * (alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank),
             num_experts=num_experts,
-            swapped=num_experts is not None and io_layout is not None and io_layout.value == "swapped",
+            swapped=swapped,
             grouped_by_expert=num_experts is not None
             and b_packing is not None
             and b_packing.value == "grouped_by_expert",

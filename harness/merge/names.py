@@ -1,31 +1,35 @@
-"""From a module's path in memory to keys on disk.
+"""From a module's path in memory to keys on disk: every spelling of a path is brought to one, and spellings are compared.
 
 Paths differ by a prefix: the language model of a composite model is ``model.language_model.`` in some transformers releases
-and in published files, ``model.`` in others. Only those prefixes are exchanged, only in front of a decoder layer (or the
+and in published files, ``model.`` in others. Only those prefixes are taken off, only in front of a decoder layer (or the
 final norm or embeddings), so that other stacks of layers in the same file (``mtp.layers.0``, a vision tower) are never taken for the decoder's.
+They differ by names inside, too: what transformers 5 calls ``mlp.experts`` is ``block_sparse_moe.experts`` on disk in mixtral and its
+kin, with w1, w3 and w2 for gate, up and down (``transformers.conversion_mapping``, 5.0 to 5.23); what else a family renames stands in ``families``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.merge.errors import AdapterMismatchError
+from harness.merge.families import PLAIN, Family
 
 Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other"]
 KINDS: tuple[Kind, ...] = ("attention", "expert", "shared_expert", "router", "dense", "other")
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
-HEAD_PREFIXES = ("", "language_model.", "model.")
 
-_STEM = re.compile(r"layers\.(\d+)\.|embed_tokens$|norm$")
+_STEM = re.compile(r"layers\.(\d+)\.|(?:embed_tokens|norm)(?:\.|$)")
+_HEAD = re.compile(r"(?:language_model\.|model\.)?(lm_head(?:\.|$).*)")
 _EXPERT_KEY = re.compile(
     r"(?P<path>.+\.experts)\.(?:(?P<expert>0|[1-9]\d{0,8})\.(?P<leaf>[A-Za-z0-9_]+)\.weight|(?P<parameter>gate_up_proj|down_proj))"
 )
 _FUSED_MODULE = re.compile(r"(?P<path>.+\.experts)(?:\.base_layer)*")
 _EXPERT_MODULE = re.compile(r"(?P<path>.+\.experts)\.(?P<expert>0|[1-9]\d{0,8})\.(?P<leaf>[A-Za-z0-9_]+)")
+_NUMBERED_LEAF = re.compile(r"(\.experts\.\d+\.)(w[123])(?=\.|$)")
+_NUMBERED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 PARTS: dict[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Which per-expert Linears a fused parameter stacks along its output axis, in that order (transformers 5.x)."""
@@ -43,6 +47,22 @@ def split(path: str) -> tuple[str, str] | None:
     return None
 
 
+def common(path: str, family: Family = PLAIN) -> str:
+    """Return the spelling that all spellings of a path or key share: no text prefix, common names.
+
+    >>> common("model.language_model.layers.3.block_sparse_moe.experts.0.w1.weight")
+    'layers.3.mlp.experts.0.gate_proj.weight'
+    """
+    if head := _HEAD.fullmatch(path):
+        return head[1]
+    parts = split(path)
+    if parts is None:
+        return family.rename(path)
+    stem = parts[1].replace(".block_sparse_moe.", ".mlp.")
+    stem = _NUMBERED_LEAF.sub(lambda match: match[1] + _NUMBERED[match[2]], stem)
+    return family.rename(stem)
+
+
 def layer_of(path: str) -> int | None:
     """Return the decoder layer that a path or key lies in, or None outside the decoder."""
     parts = split(path)
@@ -50,41 +70,20 @@ def layer_of(path: str) -> int | None:
     return int(match[1]) if match and match[1] is not None else None
 
 
-def candidates(path: str) -> tuple[str, ...]:
-    """Return every path on disk that the memory path may stand for, itself among them."""
-    if path.rpartition(".")[2] == "lm_head":
-        return tuple(f"{prefix}lm_head" for prefix in HEAD_PREFIXES)
-    parts = split(path)
-    if parts is None:
-        return (path,)
-    return tuple(f"{prefix}{parts[1]}" for prefix in TEXT_PREFIXES)
-
-
-def locate(path: str, exists: Callable[[str], bool]) -> str | None:
-    """Return the one candidate on disk, or None when there is none.
-
-    Raises:
-        AdapterMismatchError: the base holds the module under two prefixes, and nothing says which is meant.
-    """
-    found = [candidate for candidate in candidates(path) if exists(candidate)]
-    if len(found) > 1:
-        raise AdapterMismatchError(f"{path} could be any of {', '.join(found)}: the base holds them all.")
-    return found[0] if found else None
+_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("other", re.compile(r"\.visual\.|vision")),
+    ("expert", re.compile(r"\.experts(\.|$)|\.block_sparse_moe\.(input|output)_linear(\.|$)")),
+    ("shared_expert", re.compile(r"\.shared_(expert|mlp)")),
+    ("attention", re.compile(r"\.(self_attn|linear_attn|attention|attn)\.")),
+    ("router", re.compile(r"\.((mlp|block_sparse_moe|feed_forward)\.gate|router)(\.|$)")),
+    ("dense", re.compile(r"\.(mlp|feed_forward)\.(gate_proj|up_proj|down_proj|gate_up_proj|c_fc|c_proj)(\.|$)")),
+)
+"""The first that matches decides; a vision tower has attention, but not the decoder's."""
 
 
 def kind_of(key: str) -> Kind:
     """Return what a tensor key or module path is part of."""
-    if ".experts." in key or key.endswith(".experts"):
-        return "expert"
-    if ".shared_expert" in key:
-        return "shared_expert"
-    if re.search(r"\.(self_attn|linear_attn|attention)\.", key):
-        return "attention"
-    if re.search(r"\.(mlp\.gate|router)(\.|$)", key):
-        return "router"
-    if re.search(r"\.mlp\.(gate_proj|up_proj|down_proj|gate_up_proj)(\.|$)", key):
-        return "dense"
-    return "other"
+    return next((kind for kind, pattern in _KINDS if pattern.search(key)), "other")
 
 
 def fused_module(module: str) -> str | None:
@@ -107,11 +106,15 @@ class ExpertKeys:
     linears: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def expert_keys(keys: Iterable[str]) -> dict[str, ExpertKeys]:
-    """Return the keys of every experts module on disk, by the module's path."""
+def expert_keys(spellings: Iterable[tuple[str, str]]) -> dict[str, ExpertKeys]:
+    """Return the keys of every experts module on disk, by the module's path in the common spelling.
+
+    Args:
+        spellings: (common spelling, key) of every tensor.
+    """
     found: dict[str, ExpertKeys] = {}
-    for key in keys:
-        match = _EXPERT_KEY.fullmatch(key)
+    for spelling, key in spellings:
+        match = _EXPERT_KEY.fullmatch(spelling)
         if match is None:
             continue
         module = found.setdefault(match["path"], ExpertKeys())
@@ -120,3 +123,9 @@ def expert_keys(keys: Iterable[str]) -> dict[str, ExpertKeys]:
         else:
             module.linears.setdefault(match["leaf"], {})[int(match["expert"])] = key
     return found
+
+
+def fused_parameter(spelling: str) -> tuple[str, str] | None:
+    """Return (experts path, parameter) when a common spelling is that of a fused expert parameter, else None."""
+    match = _EXPERT_KEY.fullmatch(spelling)
+    return (match["path"], match["parameter"]) if match and match["parameter"] else None

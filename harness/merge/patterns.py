@@ -68,6 +68,13 @@ def names_suffix(name: str, entries: Iterable[str]) -> bool:
     return any(name == entry or name.endswith(f".{entry}") for entry in entries)
 
 
+def excludes_module(name: str, exclude_modules: str | Sequence[str] | None) -> bool:
+    """Return whether PEFT would leave out a module called ``name`` because of ``exclude_modules``."""
+    if isinstance(exclude_modules, str):
+        return compile_safely(exclude_modules).fullmatch(name) is not None
+    return bool(exclude_modules) and names_suffix(name, exclude_modules or ())
+
+
 def targets_module(
     name: str,
     layer: int | None,
@@ -81,12 +88,7 @@ def targets_module(
     ``layer`` is the decoder layer the module is in; ``layers_to_transform`` restricts lists of names only, not regular
     expressions, as in PEFT.
     """
-    if isinstance(exclude_modules, str):
-        if compile_safely(exclude_modules).fullmatch(name):
-            return False
-    elif exclude_modules and names_suffix(name, exclude_modules):
-        return False
-    if target_modules is None:
+    if excludes_module(name, exclude_modules) or target_modules is None:
         return False
     if isinstance(target_modules, str):
         return target_modules == "all-linear" or compile_safely(target_modules).fullmatch(name) is not None

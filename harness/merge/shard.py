@@ -1,32 +1,24 @@
 """Writing one shard: unchanged bytes copied as they are, changed tensors region by region.
 
-Without a dtype override the output shard has the same header, byte for byte, and every tensor at the same place. With one, only
-tensors that change are converted, so the header is written anew and later tensors move.
+Where no tensor changes its name, shape or dtype, the output shard has the same header, byte for byte, and every tensor at the same place.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from harness.merge.copying import copy_range, create, sync, write_at
-from harness.merge.deltas import (
-    TORCH_DTYPES,
-    Factors,
-    Outcome,
-    add_delta,
-    bytes_of,
-    chunks,
-    convert,
-    delta_rows,
-    tensor_of,
-)
-from harness.merge.errors import IncompleteMergeError, InputChangedError, UnreadableInputError
-from harness.merge.records import DTYPE_NAMES, MergePlan, PlanRow, Region
-from harness.merge.safetensors_file import DTYPE_BITS, TensorFile, TensorInfo, encode_header, read_header, read_range
+from harness.merge.deltas import CHUNK_ELEMENTS, Merger, Outcome, chunks
+from harness.merge.errors import IncompleteMergeError
+from harness.merge.outputs import Output, OutputShard
+from harness.merge.records import MergePlan, PlanRow
+from harness.merge.safetensors_file import DTYPE_BITS
+from harness.merge.sources import Files
+from harness.merge.weights import Stored
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just written."""
@@ -34,19 +26,20 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """One shard being written: the plan, the adapter's factors, both descriptors, and what to call it in messages."""
+    """One shard being written."""
 
     plan: MergePlan
-    factors: Factors
-    source: int
+    files: Files
+    merger: Merger
     target: int
     name: str
     advance: Advance
 
-    def copy(self, start: int, stop: int, offset: int) -> None:
-        """Copy source bytes ``[start, stop)`` to ``offset``."""
+    def copy(self, shard: int, start: int, stop: int, offset: int) -> None:
+        """Copy bytes ``[start, stop)`` of a shard of the base to ``offset``."""
         if start < stop:
-            copy_range(self.source, self.target, start, stop, offset, what=self.name)
+            source = self.plan.base.shards[shard]
+            copy_range(self.files.of(source), self.target, start, stop, offset, what=source.name)
             self.advance(stop - start)
 
     def write(self, data: bytes | bytearray, offset: int) -> None:
@@ -55,143 +48,91 @@ class _Open:
         self.advance(len(data))
 
 
-def output_dtype(plan: MergePlan, info: TensorInfo) -> str:
-    """Return the dtype (by the format's name) that a changed tensor is written as."""
-    return info.dtype if plan.dtype is None else DTYPE_NAMES[plan.dtype]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputLayout:
-    """Where things go in an output shard: a new header (None: the old one is kept), each tensor's offset, data and file size."""
-
-    header: bytes | None
-    offsets: Mapping[str, int]
-    data_size: int
-    size: int
-
-
-def output_layout(plan: MergePlan, shard: TensorFile, rows: Mapping[str, PlanRow]) -> OutputLayout:
-    """Return the layout of an output shard, given the rows of the plan that lie in it."""
-    dtypes = {key: output_dtype(plan, info) if key in rows else info.dtype for key, info in shard.tensors.items()}
-    if all(dtypes[key] == info.dtype for key, info in shard.tensors.items()):
-        offsets = {key: info.start for key, info in shard.tensors.items()}
-        return OutputLayout(header=None, offsets=offsets, data_size=shard.size - shard.data_start, size=shard.size)
-    header = encode_header(((key, dtypes[key], info.shape) for key, info in shard.tensors.items()), shard.metadata)
-    offsets = {}
-    position = len(header)
-    for key, info in shard.tensors.items():
-        offsets[key] = position
-        position += prod(info.shape) * DTYPE_BITS[dtypes[key]] // 8
-    return OutputLayout(header=header, offsets=offsets, data_size=position - len(header), size=position)
-
-
-def _gaps(row: PlanRow, elements: int) -> Iterator[tuple[int, int]]:
+def _gaps(row: PlanRow) -> Iterator[tuple[int, int]]:
     """Yield the runs of elements of a changed tensor that no region covers."""
     position = 0
     for region in row.regions:
         if position < region.start:
             yield position, region.start
         position = region.stop
-    if position < elements:
-        yield position, elements
+    if position < prod(row.shape):
+        yield position, prod(row.shape)
 
 
-def _write_gap(files: _Open, key: str, offset: int, gap: tuple[int, int]) -> None:
-    """Copy, or with a dtype override convert, elements that keep their values."""
-    info = files.plan.base.info(key)
-    dtype = output_dtype(files.plan, info)
-    size, new_size = DTYPE_BITS[info.dtype] // 8, DTYPE_BITS[dtype] // 8
-    if dtype == info.dtype:
-        files.copy(info.start + gap[0] * size, info.start + gap[1] * size, offset + gap[0] * new_size)
-        return
-    whole = Region(start=gap[0], rows=gap[1] - gap[0], columns=1, use=0, expert=None, offset=0)
-    for first, last in chunks(whole):
-        start, stop = gap[0] + first, gap[0] + last
-        data = read_range(files.source, info.start + start * size, info.start + stop * size, what=files.name)
-        values = convert(tensor_of(data, info.dtype, (stop - start,)), TORCH_DTYPES[dtype], key)
-        files.write(bytes_of(values, data), offset + start * new_size)
+def _write_gap(files: _Open, row: PlanRow, offset: int, gap: tuple[int, int]) -> None:
+    """Copy, or where the dtype or format changes convert, elements that keep their values."""
+    size = DTYPE_BITS[row.dtype] // 8
+    if isinstance(row.source, Stored):
+        info = files.plan.base.info(row.source.key)
+        if info.dtype == row.dtype:
+            shard = files.plan.base.shard_of[row.source.key]
+            files.copy(shard, info.start + gap[0] * size, info.start + gap[1] * size, offset + gap[0] * size)
+            return
+    # Whole rows at a time, so that decoding starts where a row does.
+    step = max(1, CHUNK_ELEMENTS // row.shape[-1]) * row.shape[-1]
+    for start in range(gap[0], gap[1], step):
+        files.write(files.merger.kept(row, start, min(start + step, gap[1]) - start), offset + start * size)
 
 
-def _write_region(files: _Open, row: PlanRow, offset: int, region: Region) -> Outcome:
-    """Write one region: base plus delta."""
-    plan, factors = files.plan, files.factors
-    info = plan.base.info(row.key)
-    dtype = output_dtype(plan, info)
-    size, new_size = DTYPE_BITS[info.dtype] // 8, DTYPE_BITS[dtype] // 8
-    use = plan.uses[region.use]
+def _write_row(files: _Open, row: PlanRow, offset: int) -> Outcome:
+    """Write one tensor that is not a copy; return what the adapters did to it."""
     outcome = Outcome()
-    for first, last in chunks(region):
-        start, stop = region.start + first * region.columns, region.start + last * region.columns
-        data = read_range(files.source, info.start + start * size, info.start + stop * size, what=files.name)
-        base = tensor_of(data, info.dtype, (last - first, region.columns))
-        delta = delta_rows(factors.of(region.use), use, region.expert or 0, region.offset + first, region.offset + last)
-        result, part = add_delta(base, delta, TORCH_DTYPES[dtype], row.key)
-        files.write(bytes_of(result, data), offset + start * new_size)
-        outcome.add(part)
+    size = DTYPE_BITS[row.dtype] // 8
+    for gap in _gaps(row):
+        _write_gap(files, row, offset, gap)
+    for region in row.regions:
+        for first, last in chunks(files.plan, region):
+            data, part = files.merger.values(row, region, first, last)
+            files.write(data, offset + (region.start + first * region.columns) * size)
+            outcome.add(part)
     return outcome
 
 
-def _check_unchanged(shard: TensorFile) -> None:
-    now = read_header(shard.path, name=shard.name)
-    if (now.size, now.header_sha256) != (shard.size, shard.header_sha256):
-        raise InputChangedError(f"{shard.name} is no longer the file that was planned with.", "Plan and merge again.")
+def _copy_runs(files: _Open, number: int, shard: OutputShard) -> None:
+    """Copy everything that stays as it is: runs of neighbours, and the header where it is kept, in one piece each."""
+    base = files.plan.base.shards[number]
+    runs: list[list[int]] = [] if shard.header is not None else [[0, base.data_start, 0]]
+    for output in shard.outputs:
+        if output.row is None:
+            info = base.tensors[output.key]
+            if runs and runs[-1][1] == info.start and runs[-1][2] + runs[-1][1] - runs[-1][0] == output.start:
+                runs[-1][1] = info.stop
+            else:
+                runs.append([info.start, info.stop, output.start])
+    for start, stop, offset in runs:
+        files.copy(number, start, stop, offset)
 
 
-def _fill(files: _Open, shard: TensorFile, rows: dict[str, PlanRow]) -> dict[str, Outcome]:
-    """Write everything into the new shard; return what became of each changed tensor."""
-    plan = files.plan
-    layout = output_layout(plan, shard, rows)
-    header, offsets = layout.header, layout.offsets
-    outcomes: dict[str, Outcome] = {}
-    written = len(header) if header is not None else shard.data_start
-    if header is not None:
-        files.write(header, 0)
-    # Runs of unchanged tensors (and an unchanged header) are one copy each.
-    run_start, run_offset = (0, 0) if header is None else (shard.data_start, written)
-    for key, info in shard.tensors.items():
-        new_dtype = output_dtype(plan, info) if key in rows else info.dtype
-        written += prod(info.shape) * DTYPE_BITS[new_dtype] // 8
-        if key not in rows:
-            continue
-        files.copy(run_start, info.start, run_offset)
-        outcomes[key] = Outcome()
-        for gap in _gaps(rows[key], prod(info.shape)):
-            _write_gap(files, key, offsets[key], gap)
-        for region in rows[key].regions:
-            outcomes[key].add(_write_region(files, rows[key], offsets[key], region))
-        run_start, run_offset = info.stop, written
-    files.copy(run_start, shard.size, run_offset)
-    if written != layout.size or os.fstat(files.target).st_size != layout.size:
-        raise IncompleteMergeError(
-            f"{shard.name} should have {layout.size} bytes and has {os.fstat(files.target).st_size}."
-        )
-    return outcomes
+def _fill(files: _Open, number: int, shard: OutputShard) -> dict[str, Outcome]:
+    """Write everything into the new shard; return what became of each tensor that an adapter covers."""
+    if shard.header is not None:
+        files.write(shard.header, 0)
+    _copy_runs(files, number, shard)
+    changed: list[tuple[Output, PlanRow]] = [(output, output.row) for output in shard.outputs if output.row is not None]
+    outcomes = {row.key: (_write_row(files, row, output.start), row) for output, row in changed}
+    written = os.fstat(files.target).st_size
+    if written != shard.size:
+        raise IncompleteMergeError(f"{shard.name} should have {shard.size} bytes and has {written}.")
+    return {key: outcome for key, (outcome, row) in outcomes.items() if row.regions}
 
 
-def write_shard(plan: MergePlan, factors: Factors, number: int, folder: Path, advance: Advance) -> dict[str, Outcome]:
-    """Write shard ``number`` of the plan's base, merged, into ``folder``; return what became of each changed tensor.
+def write_shard(
+    plan: MergePlan, files: Files, merger: Merger, number: int, shard: OutputShard, folder: Path, advance: Advance
+) -> dict[str, Outcome]:
+    """Write shard ``number`` of the output into ``folder``; return what became of each tensor that an adapter covers.
 
     Raises:
-        InputChangedError: the shard is not the one that was planned with.
+        InputChangedError: a shard of the base is not the one that was planned with.
         UnreadableInputError: it could not be read.
         NonFiniteError: NaN or infinity in a tensor that changes.
         IncompleteMergeError: writing failed.
     """
-    shard = plan.base.shards[number]
-    rows = {row.key: row for row in plan.rows if row.shard == number}
-    _check_unchanged(shard)
+    files.of(plan.base.shards[number])
+    target = create(folder / shard.name, what=shard.name)
     try:
-        source = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UnreadableInputError(f"{shard.name} cannot be read: {error.strerror or error}.") from error
-    try:
-        target = create(folder / shard.name, what=shard.name)
-        try:
-            files = _Open(plan=plan, factors=factors, source=source, target=target, name=shard.name, advance=advance)
-            outcomes = _fill(files, shard, rows)
-            sync(target, what=shard.name)
-        finally:
-            os.close(target)
+        opened = _Open(plan=plan, files=files, merger=merger, target=target, name=shard.name, advance=advance)
+        outcomes = _fill(opened, number, shard)
+        sync(target, what=shard.name)
     finally:
-        os.close(source)
+        os.close(target)
     return outcomes

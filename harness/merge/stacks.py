@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.merge.checkpoint import Checkpoint
-from harness.merge.errors import SHOWN, InconsistentCheckpointError, UnsupportedBaseError, listed
+from harness.merge.errors import (
+    SHOWN,
+    InconsistentCheckpointError,
+    UnsupportedAdapterError,
+    UnsupportedBaseError,
+    listed,
+)
 from harness.merge.names import PARTS, ExpertKeys
+from harness.merge.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,28 +33,49 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """One expert parameter of one layer: (num_experts, out_features, in_features), wherever its parts are.
+    """One expert parameter of one layer, wherever its parts are: per expert (rows, columns) as stored.
 
-    ``fused_key`` is its 3D tensor; when that is None, ``linears`` holds the keys of each part, by expert.
+    (rows, columns) is (out_features, in_features), or the reverse where ``transposed``. ``fused_key`` is its 3D tensor; when that is None,
+    ``linears`` holds the keys of each part, by expert.
     """
 
     num_experts: int
-    out_features: int
-    in_features: int
+    rows: int
+    columns: int
+    transposed: bool
     fused_key: str | None
     linears: Mapping[str, Mapping[int, str]]
     parts: tuple[str, ...]
 
+    @property
+    def out_features(self) -> int:
+        """Output features of one expert: for gate_up_proj those of both halves."""
+        return self.columns if self.transposed else self.rows
+
+    @property
+    def in_features(self) -> int:
+        """Input features of one expert."""
+        return self.rows if self.transposed else self.columns
+
     def places(self, expert: int, part: str | None = None) -> list[Place]:
-        """Return where one expert is on disk: all of it, or one part (``gate_proj`` of ``gate_up_proj``)."""
-        rows = self.out_features // len(self.parts)
+        """Return where one expert is on disk: all of it, or one part (``gate_proj`` of ``gate_up_proj``).
+
+        Raises:
+            UnsupportedAdapterError: a part of a transposed parameter, which is no run of rows.
+        """
+        rows = self.rows // len(self.parts)
         wanted = self.parts if part is None else (part,)
         if self.fused_key is not None:
-            start = expert * self.out_features * self.in_features
+            start = expert * self.rows * self.columns
             if part is None:
-                return [Place(key=self.fused_key, start=start, rows=self.out_features, offset=0)]
+                return [Place(key=self.fused_key, start=start, rows=self.rows, offset=0)]
+            if self.transposed:
+                raise UnsupportedAdapterError(
+                    f"the adapter has a LoRA for one expert's {part}, and {self.fused_key} is stored transposed; no release of"
+                    " transformers has such Linears, and how halves are interleaved is not assumed."
+                )
             first = self.parts.index(part) * rows
-            return [Place(key=self.fused_key, start=start + first * self.in_features, rows=rows, offset=0)]
+            return [Place(key=self.fused_key, start=start + first * self.columns, rows=rows, offset=0)]
         return [
             Place(
                 key=self.linears[name][expert],
@@ -72,24 +100,43 @@ def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
     return expected
 
 
-def _fused(base: Checkpoint, key: str, parts: tuple[str, ...]) -> Stack:
-    shape = base.info(key).shape
+def _fused(base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...], *, transposed: bool) -> Stack:
+    shape = weights[key].shape
     if len(shape) != 3:  # noqa: PLR2004 - (num_experts, out, in)
         raise UnsupportedBaseError(
-            f"{key} has shape {list(shape)} ({base.info(key).dtype}); expected (num_experts, out, in)."
+            f"{key} has shape {list(shape)} ({weights[key].dtype}); expected (num_experts, out, in)."
         )
     count = base.num_experts
     if count not in {None, shape[0]}:
         raise InconsistentCheckpointError(f"{key} holds {shape[0]} experts, config.json declares {count}.")
-    if shape[1] % len(parts):
-        raise InconsistentCheckpointError(f"{key} has {shape[1]} rows, which {len(parts)} parts cannot share.")
+    out_features = shape[2 if transposed else 1]
+    if out_features % len(parts):
+        raise InconsistentCheckpointError(
+            f"{key} has {out_features} output features, which {len(parts)} parts cannot share."
+        )
     return Stack(
-        num_experts=shape[0], out_features=shape[1], in_features=shape[2], fused_key=key, linears={}, parts=parts
+        num_experts=shape[0],
+        rows=shape[1],
+        columns=shape[2],
+        transposed=transposed,
+        fused_key=key,
+        linears={},
+        parts=parts,
     )
 
 
-def read_stack(base: Checkpoint, path: str, keys: ExpertKeys, parameter: str) -> Stack | None:
+def read_stack(
+    base: Checkpoint, weights: Weights, path: str, keys: ExpertKeys, parameter: str, *, transposed: bool
+) -> Stack | None:
     """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has none.
+
+    Args:
+        base: the checkpoint.
+        weights: its weights.
+        path: the module, for messages.
+        keys: what is stored of it.
+        parameter: which parameter.
+        transposed: whether the family stores fused parameters as (num_experts, in, out).
 
     Raises:
         InconsistentCheckpointError: experts are missing, differ in shape, or are stored twice.
@@ -101,20 +148,21 @@ def read_stack(base: Checkpoint, path: str, keys: ExpertKeys, parameter: str) ->
     if fused is not None and linears:
         raise InconsistentCheckpointError(f"{path} stores {parameter} twice: as {fused} and as one tensor per expert.")
     if fused is not None:
-        return _fused(base, fused, parts)
+        return _fused(base, weights, fused, parts, transposed=transposed)
     if not linears:
         return None
     if len(linears) != len(parts):
         raise InconsistentCheckpointError(f"{path} has only {listed(linears)} of {', '.join(parts)}.")
     counts = {part: _check_count(base, set(by_expert), f"{path}.*.{part}") for part, by_expert in linears.items()}
-    shapes = {base.info(key).shape for by_expert in linears.values() for key in by_expert.values()}
+    shapes = {weights[key].shape for by_expert in linears.values() for key in by_expert.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:  # noqa: PLR2004 - (out, in)
         raise InconsistentCheckpointError(f"the experts of {path} differ in shape: {sorted(shapes)}.")
     rows, columns = next(iter(shapes))
     return Stack(
         num_experts=min(counts.values()),
-        out_features=rows * len(parts),
-        in_features=columns,
+        rows=rows * len(parts),
+        columns=columns,
+        transposed=False,
         fused_key=None,
         linears=linears,
         parts=parts,

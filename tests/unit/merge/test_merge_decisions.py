@@ -12,7 +12,7 @@ from merge_samples import Spec, assert_merged, build
 
 from harness.merge import merge, plan_merge
 from harness.merge.layout import layout_of_peft, parameter_readings
-from harness.merge.names import candidates, kind_of, layer_of, split
+from harness.merge.names import common, kind_of, layer_of
 from harness.merge.patterns import pattern_value, targets_module
 
 
@@ -63,12 +63,25 @@ def test_kinds_and_layers(key: str, kind: str, layer: int | None) -> None:
     assert layer_of(key) == layer
 
 
-def test_prefixes_are_exchanged_in_front_of_the_decoder_only() -> None:
-    assert "model.language_model.layers.0.mlp" in candidates("model.layers.0.mlp")
-    assert "model.layers.0.mlp" in candidates("model.language_model.layers.0.mlp")
-    assert candidates("mtp.layers.0.mlp") == ("mtp.layers.0.mlp",)
-    assert candidates("model.visual.blocks.0.attn") == ("model.visual.blocks.0.attn",)
-    assert split("model.visual.layers.0.x") is None
+@pytest.mark.parametrize(
+    ("path", "spelling"),
+    [
+        ("model.layers.0.mlp.gate", "layers.0.mlp.gate"),
+        ("model.language_model.layers.0.mlp.gate", "layers.0.mlp.gate"),
+        ("model.layers.3.block_sparse_moe.gate.weight", "layers.3.mlp.gate.weight"),
+        ("model.layers.3.block_sparse_moe.experts.11.w1.weight", "layers.3.mlp.experts.11.gate_proj.weight"),
+        ("model.layers.3.block_sparse_moe.experts.11.w3.weight", "layers.3.mlp.experts.11.up_proj.weight"),
+        ("model.layers.3.block_sparse_moe.experts.11.w2", "layers.3.mlp.experts.11.down_proj"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("lm_head", "lm_head"),
+        ("model.embed_tokens.weight", "embed_tokens.weight"),
+        ("mtp.layers.0.mlp", "mtp.layers.0.mlp"),
+        ("model.visual.blocks.0.attn", "model.visual.blocks.0.attn"),
+        ("model.visual.layers.0.x", "model.visual.layers.0.x"),
+    ],
+)
+def test_spellings_are_brought_to_one_inside_the_decoder_only(path: str, spelling: str) -> None:
+    assert common(path) == spelling
 
 
 @pytest.mark.parametrize(

@@ -230,14 +230,15 @@ def test_a_config_that_contradicts_the_experts_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_a_quantised_base(sample: Sample, dtype: torch.dtype) -> None:
+def test_a_base_in_a_format_that_is_not_decoded(sample: Sample, dtype: torch.dtype) -> None:
     key = "model.layers.0.mlp.experts.2.down_proj.weight"
     path = shard_with(sample, key)
     tensors = load_file(path)
     save_file({**tensors, key: tensors[key].to(dtype)}, path)
-    edit_json(sample.base / "config.json", lambda config: config.update(quantization_config={"quant_method": "fp8"}))
+    refuse(sample, errors.UnsupportedBaseError, 5, key, "is stored as")
+    edit_json(sample.base / "config.json", lambda config: config.update(quantization_config={"quant_method": "awq"}))
 
-    refuse(sample, errors.UnsupportedBaseError, 5, key, "quant_method fp8")
+    refuse(sample, errors.UnsupportedBaseError, 5, "'awq'", "bnb_4bit, bnb_8bit, fp8_block, mxfp4")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -272,8 +273,7 @@ def test_an_adapter_that_is_not_finite(sample: Sample, value: float, half: str) 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True), ("lora_bias", True), ("bias", "all"), ("bias", "lora_only"), ("fan_in_fan_out", True),
-        ("modules_to_save", ["lm_head"]), ("trainable_token_indices", [1]), ("layer_replication", [[0, 1]]),
+        ("bias", "some"), ("layer_replication", [[0, 1]]),
         ("peft_type", "LOHA"), ("peft_type", None), ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"),
         ("alora_invocation_tokens", [3]), ("kasa_config", {"beta": 1}),
     ],
@@ -281,28 +281,55 @@ def test_an_adapter_that_is_not_finite(sample: Sample, value: float, half: str) 
 def test_a_feature_that_is_not_merged_is_refused_by_name(sample: Sample, setting: str, value: object) -> None:
     sample.config[setting] = value
     sample.save_adapter()
-    said = {"bias": "biases", "init_lora_weights": str(value)}.get(setting, setting)
+    said = str(value) if setting == "init_lora_weights" else setting
 
     refuse(sample, errors.UnsupportedAdapterError, 5, said)
 
 
 @pytest.mark.parametrize(
-    ("key", "shape", "said"),
+    ("key", "shape", "error", "said"),
     [
-        ("model.embed_tokens.lora_embedding_A", (2, 3), "embedding"),
-        ("model.layers.0.self_attn.q_proj.lora_magnitude_vector", (3,), "DoRA"),
-        ("model.layers.0.self_attn.q_proj.lora_B.bias", (3,), "bias"),
-        ("lm_head.weight", (3, 3), "fully trained modules"),
-        ("model.layers.0.linear_attn.conv1d.lora_A.weight", (2, 3, 4), "convolutions"),
+        ("lm_head.weight", (3, 3), errors.AdapterMismatchError, "[3, 3]"),
+        ("model.layers.0.input_layernorm.weight", (6,), errors.UnsupportedAdapterError, "modules_to_save"),
+        ("model.layers.0.self_attn.q_proj.lora_C.weight", (3, 3), errors.UnsupportedAdapterError, "LoRA variant"),
+        ("model.layers.0.linear_attn.conv1d.lora_A.weight", (2, 3, 4), errors.UnsupportedAdapterError, "convolutions"),
+        ("model.embed_tokens.lora_embedding_A", (2, 3), errors.MalformedAdapterError, "without lora_embedding_B"),
+        ("model.layers.0.self_attn.q_proj.lora_magnitude_vector", (7,), errors.MalformedAdapterError, "use_dora = false"),
+        ("model.layers.0.self_attn.q_proj.lora_B.bias", (7,), errors.MalformedAdapterError, "lora_bias = false"),
+        ("model.layers.0.self_attn.k_proj.lora_B.bias", (3,), errors.MalformedAdapterError, "without lora_A"),
+        ("model.layers.0.self_attn.q_proj.lora_A.other.weight", (2, 6), errors.MalformedAdapterError, "adapter names"),
+        ("model.embed_tokens.token_adapter.trainable_tokens_delta", (2, 6), errors.MalformedAdapterError, "2 trained tokens"),
     ],
-)
-def test_a_tensor_that_is_not_merged_is_refused_by_name(
-    sample: Sample, key: str, shape: tuple[int, ...], said: str
+)  # fmt: skip
+def test_a_tensor_that_does_not_belong_is_refused_by_name(
+    sample: Sample, key: str, shape: tuple[int, ...], error: type[errors.MergeError], said: str
 ) -> None:
     sample.adapter_tensors[f"base_model.model.{key}"] = torch.zeros(shape)
     sample.save_adapter()
 
-    refuse(sample, errors.UnsupportedAdapterError, 5, key, said)
+    refuse(sample, error, 5, said)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error", "said"),
+    [
+        ("use_dora", True, errors.MalformedAdapterError, "lacks the tensors"),
+        ("lora_bias", True, errors.MalformedAdapterError, "lacks the tensors"),
+        ("modules_to_save", ["lm_head"], errors.UncoveredTargetsError, "lm_head"),
+        ("trainable_token_indices", [1], errors.UncoveredTargetsError, "trainable_token_indices"),
+        ("trainable_token_indices", [1, 1], errors.MalformedAdapterError, "twice"),
+        ("trainable_token_indices", {"embed_tokens": "1"}, errors.MalformedAdapterError, "lists of token numbers"),
+        ("bias", "all", errors.UncoveredTargetsError, "e_score_correction_bias"),
+        ("fan_in_fan_out", True, errors.UnsupportedAdapterError, "lora.ParamWrapper does not work with fan_in_fan_out"),
+    ],
+)  # fmt: skip
+def test_a_feature_that_the_file_does_not_hold(
+    sample: Sample, setting: str, value: object, error: type[errors.MergeError], said: str
+) -> None:
+    sample.config[setting] = value
+    sample.save_adapter()
+
+    refuse(sample, error, 5, said)
 
 
 @pytest.mark.parametrize(
@@ -428,15 +455,6 @@ def test_keys_that_match_nothing(sample: Sample) -> None:
     sample.save_adapter()
 
     refuse(sample, errors.AdapterMismatchError, 5, "the base has no model.layers.0.attention.q_proj.weight")
-
-
-def test_tied_embeddings(sample: Sample) -> None:
-    edit_json(sample.base / "config.json", lambda config: config.update(tie_word_embeddings=True))
-    sample.adapter_tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(2, 6)
-    sample.adapter_tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(11, 2)
-    sample.save_adapter()
-
-    refuse(sample, errors.UnsupportedAdapterError, 5, "tie_word_embeddings")
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
