@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.engine import engine_command, run_engine
-from harness.cli.setup import console
+from harness.cli.setup import check_writable, console
 
 PACKAGE = "harness.merge.adapters"
 SHOWN = 10
@@ -44,6 +44,8 @@ def inspect(
 
     Example: [bold]harness adapter inspect adapter --base base[/]
     """
+    if json_file is not None:
+        check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
     arguments = ["inspect", str(adapter.absolute())]
     arguments += ["--base", str(base.absolute())] if base else []
@@ -124,13 +126,23 @@ def _show(facts: dict[str, Any]) -> None:
     )
     stored = ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items())
     screen.print(f"tensors: {facts['tensors']} ({stored}), {facts['parameters']} parameters")
-    zero = facts["zero_deltas"]
-    if zero:
-        more = f" and {len(zero) - SHOWN} more" if len(zero) > SHOWN else ""
-        screen.print(f"zero deltas: {escape(', '.join(zero[:SHOWN]))}{more}", soft_wrap=True)
+    _show_lists(screen, facts)
     for note in facts["notes"]:
         screen.print(f"note: {escape(note)}", soft_wrap=True)
     if facts["fits"] is not None:
         covers = ", ".join(f"{kind} {count}" for kind, count in facts["covers"].items())
         told = f"fits the base: covers {covers}" if facts["fits"] else f"does not fit the base: {facts['misfit']}"
         screen.print(escape(told), soft_wrap=True, style="green" if facts["fits"] else "red")
+
+
+def _show_lists(screen: Console, facts: dict[str, Any]) -> None:
+    """Print what else the adapter holds, each kind in one line that names the first few."""
+    for name, told in (
+        ("features", facts["features"]),
+        ("whole tensors", facts["whole_tensors"]),
+        ("trained tokens", [f"{module} ({count})" for module, count in facts["trained_tokens"].items()]),
+        ("zero deltas", facts["zero_deltas"]),
+    ):
+        if told:
+            more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+            screen.print(f"{name}: {escape(', '.join(told[:SHOWN]))}{more}", soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.engine import engine_command, run_engine
-from harness.cli.setup import console
+from harness.cli.setup import check_writable, console
 
 VERDICTS = ("applied", "indistinguishable", "untouched", "partial", "scrambled", "wrong", "missing")
 FAULTS = ("missing", "wrong", "scrambled", "partial", "untouched", "changed")
@@ -43,6 +43,8 @@ def audit(
 
     Example: [bold]harness audit --base base --adapter adapter --merged merged[/]
     """
+    if json_file is not None:
+        check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
     arguments = ["--base", str(base.absolute()), "--adapter", str(adapter.absolute())]
     arguments += ["--merged", str(merged.absolute())]

@@ -11,12 +11,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.merge.adapter import ADAPTER_CONFIG, ADAPTER_FILE, open_adapter
+from harness.merge.adapter_keys import classify
 from harness.merge.adapters.rewrite import (
     Group,
     Read,
@@ -30,12 +32,13 @@ from harness.merge.adapters.settings import encode, record_layout, record_packin
 from harness.merge.adapters.shape import AdapterForm, ExpertForm, read_form
 from harness.merge.confine import confined, walk_files
 from harness.merge.copying import copy_file, create, sync, write_at, write_file
-from harness.merge.deltas import bytes_of, tensor_of
-from harness.merge.errors import UnsupportedAdapterError, UsageError
+from harness.merge.deltas import bytes_of
+from harness.merge.errors import UnsupportedAdapterError, UsageError, listed
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, IoLayout
 from harness.merge.publish import check_target, publish, working_directory
-from harness.merge.safetensors_file import TensorInfo, encode_header, read_range
+from harness.merge.safetensors_file import DTYPE_BITS, TensorInfo, encode_header, read_range
+from harness.merge.sources import tensor_of
 
 CONVERSION_FILE = "conversion.json"
 RANKED = ("F16", "BF16", "F32")
@@ -105,6 +108,7 @@ def convert_adapter(
     source = open_adapter(adapter)
     form = read_form(source, io_layout=io_layout, b_packing=b_packing)
     wanted = _target(form, to_io_layout, to_b_packing, to_experts)
+    _check_convertible(form, wanted)
     target = check_target(out, overwrite=False, inputs=(source.root,))
     descriptor = os.open(source.file.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -114,6 +118,31 @@ def convert_adapter(
     finally:
         os.close(descriptor)
     return {"from": _state(form), "to": wanted, "notes": notes}
+
+
+def _check_convertible(form: AdapterForm, wanted: State) -> None:
+    """Refuse what the tensors of another layout could not hold.
+
+    Raises:
+        UnsupportedAdapterError: names the feature.
+    """
+    source = form.adapter
+    keys = {key: classify(key) for key in source.file.tensors}
+    if named := {key.name for key in keys.values() if key.name}:
+        raise UnsupportedAdapterError(
+            f"the adapter's keys still carry its name ({listed(named)}).",
+            "Save it with PEFT's save_pretrained, then convert.",
+        )
+    if strange := [key for key in keys if source.file.tensors[key].dtype not in RANKED]:
+        raise UnsupportedAdapterError(f"these tensors of the adapter are not floating point: {listed(strange)}.")
+    if wanted["experts"] != form.experts or form.fused:
+        for there, name in ((source.config.use_dora, "use_dora"), (source.config.lora_bias, "lora_bias")):
+            if there:
+                raise UnsupportedAdapterError(f"the adapter has {name}, which PEFT does not have on fused experts.")
+    if wanted["experts"] != form.experts and (whole := [one.path for one in source.full if ".experts." in one.path]):
+        raise UnsupportedAdapterError(
+            f"the adapter holds whole expert tensors, which are not converted: {listed(whole)}."
+        )
 
 
 def _write(form: AdapterForm, wanted: State, descriptor: int, work: Path) -> list[str]:
@@ -127,14 +156,19 @@ def _write(form: AdapterForm, wanted: State, descriptor: int, work: Path) -> lis
     old, new = (now["io_layout"], now["b_packing"]), (wanted["io_layout"], wanted["b_packing"])
     if wanted["experts"] == now["experts"]:
         rewrite: Rewrite = plan_repacked(form, old, new)  # type: ignore[arg-type]  # both are set where anything is fused
-        kept = [pair.pair for pair in form.linears]
+        moved = {pair.pair.module for pair in form.fused}
     elif wanted["experts"] == "fused":
         rewrite = plan_fused(form, new, read)  # type: ignore[arg-type]  # both are set for fused experts
-        kept = [pair.pair for pair in form.linears if pair.expert is None]
+        moved = {pair.pair.module for pair in form.linears if pair.expert is not None}
     else:
         rewrite = plan_unfused(form, old)  # type: ignore[arg-type]  # both are set where anything is fused
-        kept = [pair.pair for pair in form.linears]
-    groups: list[Group] = [*rewrite.groups, *(copied(pair) for pair in kept)]
+        moved = {pair.pair.module for pair in form.fused}
+    kept = {
+        key: info
+        for key, info in source.file.tensors.items()
+        if (found := classify(key)).role not in {"lora_A", "lora_B"} or found.module not in moved
+    }
+    groups: list[Group] = [*rewrite.groups, *(copied(key, info) for key, info in kept.items())]
     _write_tensors(groups, form, read, work / ADAPTER_FILE)
     notes = _write_settings(form, wanted, rewrite.wanted, rewrite.fused_names, rewrite.expert_linears, work)
     for relative in walk_files(source.root):
@@ -163,7 +197,7 @@ def _write_tensors(groups: list[Group], form: AdapterForm, read: Read, path: Pat
     for name in order:
         offsets[name] = position
         dtype, shape = outputs[name]
-        position += shape[0] * shape[1] * (4 if dtype == "F32" else 2)
+        position += prod(shape) * DTYPE_BITS[dtype] // 8
     descriptor = create(path, what=path.name)
     try:
         write_at(descriptor, header, 0, what=path.name)

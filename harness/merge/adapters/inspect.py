@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,13 +13,13 @@ import torch
 from harness.merge.adapter import ADAPTER_CONFIG, ADAPTER_FILE, Adapter, open_adapter
 from harness.merge.adapters.factors import unpack
 from harness.merge.adapters.shape import AdapterForm, FusedPair, LinearPair, read_form
-from harness.merge.deltas import tensor_of
 from harness.merge.errors import InputRefusedError, MergeError
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, Decision, IoLayout
 from harness.merge.names import KINDS, kind_of, layer_of
 from harness.merge.plan import plan_merge
 from harness.merge.safetensors_file import TensorInfo, read_range
+from harness.merge.sources import tensor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class AdapterFacts:
     """What an adapter holds.
 
     ``zero`` lists modules whose lora_B is zero throughout (``…experts (expert 3)`` for one expert of a fused one): they change nothing.
+    ``whole`` lists tensors that replace the base's, ``tokens`` counts trained tokens by module, ``features`` names what else changes the merge (DoRA, biases).
     ``undecided`` says why the layouts are open, when they are. ``fits`` is None when no base was given, else whether it fits, with ``misfit`` saying why
     it does not.
     """
@@ -56,6 +58,9 @@ class AdapterFacts:
     tensors: int
     parameters: int
     zero: tuple[str, ...]
+    whole: tuple[str, ...]
+    tokens: dict[str, int]
+    features: tuple[str, ...]
     notes: tuple[str, ...]
     fits: bool | None = None
     misfit: str | None = None
@@ -76,6 +81,9 @@ class AdapterFacts:
             "tensors": self.tensors,
             "parameters": self.parameters,
             "zero_deltas": list(self.zero),
+            "whole_tensors": list(self.whole),
+            "trained_tokens": self.tokens,
+            "features": list(self.features),
             "notes": list(self.notes),
             "fits": self.fits,
             "misfit": self.misfit,
@@ -110,6 +118,8 @@ def _zeros(adapter: Adapter, form: AdapterForm | None) -> list[str]:
             return tensor_of(read_range(descriptor, info.start, info.stop, what=ADAPTER_FILE), info.dtype, info.shape)
 
         for pair in adapter.pairs:
+            if pair.magnitude is not None or pair.bias is not None:
+                continue  # they change the weight or the layer's bias, whatever the product is
             item = fused.get(pair.module)
             lora_a, lora_b = read(pair.lora_A), read(pair.lora_B)
             stacks = unpack(lora_a, lora_b, item.rank, packing) if item else (lora_a[None], lora_b[None])
@@ -172,8 +182,12 @@ def inspect_adapter(
         base_model=_base_model(found),
         dtypes=dict(dtypes),
         tensors=len(found.file.tensors),
-        parameters=sum(info.shape[0] * info.shape[1] for info in found.file.tensors.values()),
+        parameters=sum(prod(info.shape) for info in found.file.tensors.values()),
         zero=tuple(_zeros(found, form)),
+        whole=tuple(tensor.path for tensor in found.full),
+        tokens={module: info.shape[0] for module, info in found.tokens.items()},
+        features=tuple(name for name in ("use_dora", "lora_bias", "use_rslora") if getattr(found.config, name))
+        + (() if found.config.bias == "none" else (f"bias = {found.config.bias}",)),
         notes=notes,
         fits=fits,
         misfit=misfit,

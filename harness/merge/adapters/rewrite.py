@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.merge.adapter import LORA_A, LORA_B, PREFIX, LoraPair
+from harness.merge.adapter import LoraPair
+from harness.merge.adapter_keys import PREFIX
 from harness.merge.adapters.factors import Stacks, pack, turn, unpack
 from harness.merge.adapters.shape import DOWN, GATE_UP, AdapterForm, FusedPair, LinearPair, experts_of
 from harness.merge.errors import UnsupportedAdapterError
@@ -43,7 +44,7 @@ class Rewrite:
 
 def keys_of(module: str) -> tuple[str, str]:
     """Return the keys of a module's lora_A and lora_B."""
-    return f"{PREFIX}{module}{LORA_A}", f"{PREFIX}{module}{LORA_B}"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def _outputs(
@@ -53,15 +54,9 @@ def _outputs(
     return {key_a: (dtypes[0], a), key_b: (dtypes[1], b)}
 
 
-def copied(pair: LoraPair) -> Group:
-    """Return the group of a pair that stays as it is."""
-    key_a, key_b = keys_of(pair.module)
-    outputs = _outputs(pair.module, _dtypes(pair), _shape(pair.lora_A), _shape(pair.lora_B))
-    return Group(outputs=outputs, make=lambda read: {key_a: read(pair.lora_A), key_b: read(pair.lora_B)})
-
-
-def _shape(info: TensorInfo) -> tuple[int, int]:
-    return info.shape[0], info.shape[1]
+def copied(key: str, info: TensorInfo) -> Group:
+    """Return the group of a tensor that stays as it is."""
+    return Group(outputs={key: (info.dtype, info.shape)}, make=lambda read: {key: read(info)})
 
 
 def _dtypes(pair: LoraPair) -> tuple[str, str]:

@@ -16,7 +16,15 @@ from typing import Literal
 
 from harness.merge.adapter import Adapter, LoraPair
 from harness.merge.errors import MalformedAdapterError
-from harness.merge.layout import IO_LAYOUTS, BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
+from harness.merge.layout import (
+    IO_LAYOUTS,
+    BPacking,
+    Decision,
+    IoLayout,
+    decide_b_packing,
+    decide_io_layout,
+    layout_of_peft,
+)
 from harness.merge.names import PARTS, expert_module, fused_module
 from harness.merge.patterns import names_suffix, pattern_value
 
@@ -174,8 +182,13 @@ def read_form(adapter: Adapter, *, io_layout: IoLayout | None = None, b_packing:
         possible.append((path, layouts))
     if len({pair.num_experts for pair in fused}) > 1:
         raise MalformedAdapterError("the fused pairs of the adapter have different numbers of experts.")
-    layout = decide_io_layout(possible, peft_version=adapter.config.peft_version, flag=io_layout) if possible else None
-    packing = decide_b_packing(adapter.config.lora_B_layout, b_packing) if possible else None
+    layout: Decision | None = None
+    packing: Decision | None = None
+    if possible:
+        version = adapter.config.peft_version
+        # Without the model, its family is unknown: the version is read as for the families that store (num_experts, out, in).
+        layout = decide_io_layout(possible, peft_version=version, recorded=layout_of_peft(version), flag=io_layout)
+        packing = decide_b_packing(adapter.config.lora_B_layout, b_packing)
     return AdapterForm(adapter=adapter, fused=tuple(fused), linears=tuple(linears), io_layout=layout, b_packing=packing)
 
 

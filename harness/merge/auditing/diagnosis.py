@@ -16,6 +16,7 @@ import torch
 from harness.merge.auditing.measure import Rows, alignment, fitted_scale, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
+from harness.merge.families import family_of
 from harness.merge.records import PairUse
 
 SCREENED = 1 << 18
@@ -152,8 +153,12 @@ class Doctor:
         return windows[0]
 
     def _candidates(self, item: Slice) -> Iterator[Candidate]:
-        """Yield the misreadings that shapes allow for this slice, the expert order apart."""
-        source, use = self._source, self._source.plan.uses[item.use]
+        """Yield the misreadings that shapes allow for this slice, the expert order apart; of a vector there is none."""
+        use = self._source.plan.uses[item.use]
+        return self._misread(item, use) if isinstance(use, PairUse) else iter(())
+
+    def _misread(self, item: Slice, use: PairUse) -> Iterator[Candidate]:
+        source = self._source
 
         def read_as(changed: PairUse, *, mixed_a: bool = False) -> Rows:
             return lambda first, last: source.delta_rows(item, first, last, use=changed, mixed_a=mixed_a)
@@ -161,7 +166,8 @@ class Doctor:
         square = use.pair.features[0] == use.pair.features[1]
         if use.num_experts is not None:
             packing = "rank_major" if use.grouped_by_expert else "grouped_by_expert"
-            layout = "standard" if use.swapped else "swapped"
+            planned = source.plan.io_layout
+            layout = "swapped" if planned is not None and planned.value == "standard" else "standard"
             repacked = replace(use, grouped_by_expert=not use.grouped_by_expert)
             if use.num_experts > 1 and use.rank > 1:
                 yield self._candidate(item, "packing", f"lora_B read as {packing}", delta=read_as(repacked))
@@ -173,15 +179,15 @@ class Doctor:
                 both = replace(repacked, swapped=not use.swapped)
                 told = f"io layout read as {layout} and lora_B as {packing}"
                 yield self._candidate(item, "layout+packing", told, delta=read_as(both))
-            if (half := _half(use, item)) is not None:
+            if (half := self._half(use, item)) is not None:
                 yield self._candidate(
                     item,
                     "halves",
                     "gate and up exchanged",
-                    delta=lambda first, last: source.exchanged(item, half, first, last),
+                    delta=lambda first, last: source.exchanged(item, use, half, first, last),
                 )
         elif square:
-            turned = replace(use, swapped=True)
+            turned = replace(use, swapped=not use.swapped)
             yield self._candidate(item, "transposed", "the delta transposed", delta=read_as(turned))
         if (other := self._siblings.other_half(item)) is not None:
             yield self._candidate(
@@ -193,6 +199,13 @@ class Doctor:
             yield self._candidate(
                 item, "stored", "the weight stored transposed", merged=_turned(source.merged_rows, item)
             )
+
+    def _half(self, use: PairUse, item: Slice) -> int | None:
+        """Return the number of rows of gate_proj when the slice is part of a fused gate_up_proj, whose halves are runs of rows."""
+        if not use.name.endswith("gate_up_proj") or family_of(self._source.plan.base.config).transposed:
+            return None
+        out = use.pair.lora_A.shape[1] if use.swapped else use.pair.lora_B.shape[0]
+        return out // 2 if item.rows in {out, out // 2} else None
 
     def _ranked_siblings(self, item: Slice, window: tuple[int, int]) -> list[tuple[float, Candidate]]:
         """Return the other experts' deltas, and weights, that could be here, with their scores."""
@@ -248,14 +261,6 @@ class Doctor:
 def _aligned(one: Candidate, window: tuple[int, int]) -> float:
     delta = one.delta(*window)
     return alignment(one.base(*window), one.merged(*window), delta)
-
-
-def _half(use: PairUse, item: Slice) -> int | None:
-    """Return the number of rows of gate_proj when the slice is part of a fused gate_up_proj."""
-    if not use.name.endswith("gate_up_proj"):
-        return None
-    out = use.pair.lora_A.shape[1] if use.swapped else use.pair.lora_B.shape[0]
-    return out // 2 if item.rows in {out, out // 2} else None
 
 
 def _turned(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:

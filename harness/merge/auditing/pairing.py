@@ -13,9 +13,12 @@ from math import prod
 
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.checkpoint import Checkpoint
-from harness.merge.names import HEAD_PREFIXES, PARTS, ExpertKeys, candidates, expert_keys, expert_module, split
+from harness.merge.errors import UnsupportedBaseError
+from harness.merge.families import family_of
+from harness.merge.names import PARTS, TEXT_PREFIXES, ExpertKeys, common, expert_keys, expert_module, split
 
 FUSED_NDIM = 3
+HEAD_PREFIXES = ("", "language_model.", "model.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,12 @@ class Pairing:
         return tuple(dict.fromkeys(piece.merged_key for piece in self.pieces))
 
 
+def _prefixed(path: str) -> tuple[str, ...]:
+    """Return a path of the decoder under every text prefix, or any other path as it is."""
+    parts = split(path)
+    return tuple(f"{prefix}{parts[1]}" for prefix in TEXT_PREFIXES) if parts else (path,)
+
+
 def names_of(key: str) -> Iterator[str]:
     """Yield the names that ``key`` may have on disk, itself first."""
     yield key
@@ -57,7 +66,7 @@ def names_of(key: str) -> Iterator[str]:
         if stem.rpartition(".")[2] == "lm_head":
             yield from (f"{prefix}lm_head{suffix}" for prefix in HEAD_PREFIXES)
         else:
-            yield from (f"{candidate}{suffix}" for candidate in candidates(stem))
+            yield from (f"{candidate}{suffix}" for candidate in _prefixed(stem))
         return
 
 
@@ -67,7 +76,8 @@ class Pairer:
     def __init__(self, base: Checkpoint, merged: MergedCheckpoint) -> None:
         self.base = base
         self.merged = merged
-        self.experts: dict[str, ExpertKeys] = expert_keys(merged.shard_of)
+        self.family = family_of(base.config)
+        self.experts: dict[str, ExpertKeys] = expert_keys((common(key, self.family), key) for key in merged.shard_of)
 
     def pair(self, key: str) -> Pairing:
         """Return where the base tensor ``key`` is in the merged checkpoint."""
@@ -88,10 +98,11 @@ class Pairer:
 
     def _expert(self, key: str, shape: tuple[int, ...]) -> Pairing | None:
         """Pair an expert tensor with the other form of storing it."""
-        path, _, parameter = key.rpartition(".")
+        spelling = common(key, self.family)
+        path, _, parameter = spelling.rpartition(".")
         if parameter in PARTS and len(shape) == FUSED_NDIM:
             return self._unfused(path, parameter, shape)
-        single = expert_module(key.removesuffix(".weight")) if key.endswith(".weight") else None
+        single = expert_module(spelling.removesuffix(".weight")) if spelling.endswith(".weight") else None
         if single is None:
             return None
         path, expert, leaf = single
@@ -100,14 +111,23 @@ class Pairer:
                 return self._fused(path, name, expert, parts.index(leaf), shape)
         return None
 
-    def _module(self, path: str) -> ExpertKeys | None:
-        return next((self.experts[name] for name in candidates(path) if name in self.experts), None)
+    def _check_turned(self, name: str) -> None:
+        """Refuse the other form of experts where the fused one is (num_experts, in, out): how halves interleave is not assumed.
+
+        Raises:
+            UnsupportedBaseError: names the tensor.
+        """
+        if self.family.transposed:
+            raise UnsupportedBaseError(
+                f"{name}: this model type stores fused experts transposed, and the audit does not compare them with experts stored one by one."
+            )
 
     def _unfused(self, path: str, parameter: str, shape: tuple[int, ...]) -> Pairing | None:
         """Pair a fused base tensor with one merged Linear per expert and part."""
-        stored, parts = self._module(path), PARTS[parameter]
+        stored, parts = self.experts.get(path), PARTS[parameter]
         if stored is None or not any(part in stored.linears for part in parts):
             return None
+        self._check_turned(f"{path}.{parameter}")
         rows = shape[1] // len(parts)
         pieces: list[Piece] = []
         for expert in range(shape[0]):
@@ -123,10 +143,11 @@ class Pairer:
 
     def _fused(self, path: str, parameter: str, expert: int, part: int, shape: tuple[int, ...]) -> Pairing | None:
         """Pair one base Linear with its slice of a fused merged tensor."""
-        stored = self._module(path)
+        stored = self.experts.get(path)
         name = stored.fused.get(parameter) if stored else None
         if name is None:
             return None
+        self._check_turned(name)
         found, parts = self.merged.info(name).shape, len(PARTS[parameter])
         if len(found) != FUSED_NDIM or found[1:] != (shape[0] * parts, shape[1]) or expert >= found[0]:
             return Pairing(problem=f"{name} has shape {list(found)}")

@@ -1,4 +1,4 @@
-"""The unit of comparison: rows of one base tensor that get one slice of a delta, and where they are in the merged checkpoint.
+"""The unit of comparison: rows of one base tensor that get one slice of a delta (or are replaced by the adapter's), and where they are in the merged checkpoint.
 
 A plan's region and a pairing's piece are both runs of elements of a base tensor; where they overlap, one expert's (or one Linear's) delta meets
 one run of merged elements. Slices of one pair that belong to different experts are each other's siblings: in a merge that mixed up the
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from harness.merge.auditing.pairing import Pairing
-from harness.merge.names import expert_module
-from harness.merge.records import MergePlan, PlanRow
+from harness.merge.names import common, expert_module
+from harness.merge.records import MergePlan, PairUse, PlanRow, Term
 
 Group = tuple[object, ...]
 
@@ -23,7 +23,8 @@ class Slice:
     """``rows`` x ``columns`` elements from ``start`` of base tensor ``key``, at ``merged_start`` of ``merged_key``.
 
     ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None for a Linear's; ``offset``: the first row
-    of that delta; ``number``: which expert of the layer it is, None outside the experts.
+    of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the adapter's rows stand instead
+    of the base's.
     """
 
     key: str
@@ -36,6 +37,12 @@ class Slice:
     number: int | None
     merged_key: str
     merged_start: int
+    replaced: bool = False
+
+    @property
+    def term(self) -> Term:
+        """What the slice is of, as the plan says it."""
+        return Term(use=self.use, expert=self.expert, offset=self.offset)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +56,9 @@ class Gap:
 
 
 def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
-    """Yield the slices of one planned tensor, in the order of its elements."""
+    """Yield the slices of one planned tensor, in the order of its elements; each region has one term or one replacement (``scope``)."""
     for region in row.regions:
+        term = region.replacement or region.terms[0]
         for piece in pairing.pieces:
             start, stop = max(region.start, piece.start), min(region.stop, piece.start + piece.count)
             if start >= stop:
@@ -60,12 +68,13 @@ def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
                 start=start,
                 rows=(stop - start) // region.columns,
                 columns=region.columns,
-                use=region.use,
-                expert=region.expert,
-                offset=region.offset + (start - region.start) // region.columns,
-                number=region.expert if region.expert is not None else row.expert,
+                use=term.use,
+                expert=term.expert,
+                offset=term.offset + (start - region.start) // region.columns,
+                number=term.expert if term.expert is not None else row.expert,
                 merged_key=piece.merged_key,
                 merged_start=piece.merged_start + start - piece.start,
+                replaced=region.replacement is not None,
             )
 
 
@@ -94,14 +103,19 @@ class Siblings:
         self._plan = plan
         self._groups: dict[Group, dict[int, Slice]] = defaultdict(dict)
         for item in slices:
-            if item.number is not None and (group := self._group(item)) is not None:
+            if item.number is not None and not item.replaced and (group := self._group(item)) is not None:
                 self._groups[group][item.number] = item
 
     def _group(self, item: Slice) -> Group | None:
         if item.expert is not None:
             return (item.use, item.offset, item.rows)
-        named = expert_module(self._plan.uses[item.use].pair.module)
+        named = self._single(item)
         return (named[0], named[2], item.rows) if named else None
+
+    def _single(self, item: Slice) -> tuple[str, int, str] | None:
+        """Return (experts path, expert, leaf) of a slice of the pair of one expert's Linear; a bias has no siblings."""
+        use = self._plan.uses[item.use]
+        return expert_module(common(use.module)) if isinstance(use, PairUse) else None
 
     def of(self, item: Slice) -> Mapping[int, Slice]:
         """Return the same part of every other expert of the layer, by expert."""
@@ -111,7 +125,7 @@ class Siblings:
 
     def other_half(self, item: Slice) -> Slice | None:
         """Return the up_proj of a gate_proj that has a LoRA of its own, and the reverse."""
-        named = expert_module(self._plan.uses[item.use].pair.module)
+        named = self._single(item)
         leaf = {"gate_proj": "up_proj", "up_proj": "gate_proj"}.get(named[2]) if named else None
         if named is None or leaf is None or item.expert is not None:
             return None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import ExitStack
 
 import torch
 
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.reading import Reader
 from harness.merge.auditing.slices import Slice
-from harness.merge.deltas import Factors, delta_rows, split_experts, tensor_of
-from harness.merge.records import MergePlan, PairUse
-from harness.merge.safetensors_file import TensorInfo, read_range
+from harness.merge.deltas import delta_rows
+from harness.merge.records import MergePlan, PairUse, TensorUse
+from harness.merge.safetensors_file import TensorInfo
+from harness.merge.sources import AdapterValues, Files, split_experts, tensor_of
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements compared at once: few enough to stay in the processor's cache between the steps of the comparison."""
@@ -21,12 +23,13 @@ KEPT_READINGS = 4
 class Source:
     """Rows of slices. A tensor from ``base_rows`` or ``merged_rows`` is valid until the next call of the same method."""
 
-    def __init__(self, plan: MergePlan, merged: MergedCheckpoint, descriptor: int) -> None:
+    def __init__(self, plan: MergePlan, merged: MergedCheckpoint) -> None:
         self.plan = plan
         self.base_reader = Reader(plan.base)
         self.merged_reader = Reader(merged)
-        self._descriptor = descriptor
-        self._factors = Factors(plan, descriptor)
+        self._open = ExitStack()
+        self._files = self._open.enter_context(Files())
+        self._values = AdapterValues(plan, self._files)
         self._readings: OrderedDict[tuple[PairUse, bool], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def check_finite(self) -> None:
@@ -35,7 +38,14 @@ class Source:
         Raises:
             NonFiniteError: names the module.
         """
-        self._factors.check_finite()
+        self._values.check_finite()
+
+    def close(self) -> int:
+        """Close all files; return how many bytes of checkpoints were read."""
+        self._open.close()
+        self.base_reader.close()
+        self.merged_reader.close()
+        return self.base_reader.bytes_read + self.merged_reader.bytes_read
 
     def chunks(self, item: Slice) -> list[tuple[int, int]]:
         """Return (first row, row after the last) of the pieces that a slice is compared in."""
@@ -63,14 +73,21 @@ class Source:
             use: read the pair in this way instead of as planned.
             mixed_a: take lora_A's rows as rank-major too, which no release of PEFT means.
         """
-        planned = self.plan.uses[item.use]
-        factors = self._factors.of(item.use) if use is None else self._read(use, mixed_a=mixed_a)
-        return delta_rows(factors, use or planned, item.expert or 0, item.offset + first, item.offset + last)
+        planned = use or self.plan.uses[item.use]
+        if isinstance(planned, TensorUse):
+            return self._values.rows(planned, item.term, first, last, item.columns).float().mul_(planned.scaling)
+        factors = self._values.factors(item.use) if use is None else self._read(use, mixed_a=mixed_a)
+        return delta_rows(factors, planned, item.expert or 0, item.offset + first, item.offset + last)
 
-    def exchanged(self, item: Slice, half: int, first: int, last: int) -> torch.Tensor:
-        """Return rows of the slice's delta with the gate and up halves, ``half`` rows each, exchanged."""
+    def replacement_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
+        """Return the adapter's rows that stand instead of the base's, (last - first, columns), in the adapter's dtype."""
         use = self.plan.uses[item.use]
-        factors = self._factors.of(item.use)
+        assert isinstance(use, TensorUse)  # noqa: S101 - the plan makes replacements of tensors only
+        return self._values.rows(use, item.term, first, last, item.columns)
+
+    def exchanged(self, item: Slice, use: PairUse, half: int, first: int, last: int) -> torch.Tensor:
+        """Return rows of the slice's delta with the gate and up halves, ``half`` rows each, exchanged."""
+        factors = self._values.factors(item.use)
         rows = [(item.offset + row + half) % (2 * half) for row in (first, last - 1)]
         if rows[0] <= rows[1]:
             return delta_rows(factors, use, item.expert or 0, rows[0], rows[1] + 1)
@@ -91,5 +108,5 @@ class Source:
         return self._readings[wanted]
 
     def _matrix(self, info: TensorInfo) -> torch.Tensor:
-        data = read_range(self._descriptor, info.start, info.stop, what=self.plan.adapter.file.name)
+        data = self._files.read(self.plan.adapter.file, info.start, info.stop)
         return tensor_of(data, info.dtype, info.shape)

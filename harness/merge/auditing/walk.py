@@ -21,16 +21,18 @@ from harness.merge.auditing.files import missing_files
 from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged import MergedCheckpoint, open_merged
 from harness.merge.auditing.pairing import Pairer, Pairing
+from harness.merge.auditing.replaced import Replaced
 from harness.merge.auditing.report import FAULTS, AuditReport, TensorVerdict, Verdict
+from harness.merge.auditing.scope import check_judgeable
 from harness.merge.auditing.slices import Gap, Siblings, Slice, gaps_of, slices_of
 from harness.merge.auditing.source import CHUNK_ELEMENTS, Source
-from harness.merge.deltas import TORCH_DTYPES, open_adapter_file
 from harness.merge.errors import UnsupportedBaseError
 from harness.merge.layout import BPacking, IoLayout
 from harness.merge.names import expert_module, kind_of, layer_of
 from harness.merge.plan import plan_merge
 from harness.merge.records import MergePlan, PlanRow
 from harness.merge.safetensors_file import DTYPE_BITS
+from harness.merge.sources import TORCH_DTYPES
 
 SEVERITY: tuple[str, ...] = ("indistinguishable", "applied", "untouched", "partial", "scrambled", "wrong", "missing")
 CARE: tuple[str, ...] = ("bit-exact", "bf16-double-rounded", "fp16-double-rounded", "1-ulp", "low-precision")
@@ -56,14 +58,13 @@ class Found:
 class Auditor:
     """Compares tensors one after the other; holds what the comparisons share."""
 
-    def __init__(self, plan: MergePlan, merged: MergedCheckpoint, descriptor: int) -> None:
+    def __init__(self, plan: MergePlan, merged: MergedCheckpoint) -> None:
         self.plan = plan
         self.merged = merged
         self.rows = {row.key: row for row in plan.rows}
         pairer = Pairer(plan.base, merged)
         self.pairings: dict[str, Pairing] = {key: pairer.pair(key) for key in plan.base.shard_of}
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
-        self._descriptor = descriptor
         self._local = threading.local()
         self._sources: list[Source] = []
 
@@ -71,7 +72,7 @@ class Auditor:
     def source(self) -> Source:
         """This thread's files and buffers."""
         if not hasattr(self._local, "source"):
-            self._local.source = Source(self.plan, self.merged, self._descriptor)
+            self._local.source = Source(self.plan, self.merged)
             self._sources.append(self._local.source)
         source: Source = self._local.source
         return source
@@ -84,10 +85,7 @@ class Auditor:
 
     def close(self) -> int:
         """Close all files; return how many bytes of tensors were read."""
-        for source in self._sources:
-            source.base_reader.close()
-            source.merged_reader.close()
-        return sum(source.base_reader.bytes_read + source.merged_reader.bytes_read for source in self._sources)
+        return sum(source.close() for source in self._sources)
 
     def verdict(self, key: str) -> TensorVerdict:
         """Return the verdict on one tensor of the base."""
@@ -103,7 +101,7 @@ class Auditor:
         if strange := {self.merged.info(name).dtype for name in pairing.keys} - TORCH_DTYPES.keys():
             detail = f"stored as {', '.join(sorted(strange))}, which cannot be compared with base + delta"
             return self._row(key, "wrong", pairing, detail=detail, expert=row.expert)
-        found = [self._slice(item) for item in slices_of(row, pairing)]
+        found = [self._replaced(item) if item.replaced else self._slice(item) for item in slices_of(row, pairing)]
         found += self._gaps(row, pairing)
         return self._summed(row, pairing, found)
 
@@ -131,6 +129,15 @@ class Auditor:
             exact=tally.exact,
             elements=tally.elements,
         )
+
+    def _replaced(self, item: Slice) -> Found:
+        """Judge rows that the adapter holds whole: they are its own, or the base's, or neither. Nothing is near enough but equal."""
+        seen = Replaced()
+        for first, last in self.source.chunks(item):
+            wanted = self.source.replacement_rows(item, first, last)
+            seen.add(self.source.base_rows(item, first, last), self.source.merged_rows(item, first, last), wanted)
+        verdict, detail = seen.verdict()
+        return Found(number=item.number, verdict=verdict, detail=detail, exact=seen.exact, elements=seen.elements)
 
     def _gaps(self, row: PlanRow, pairing: Pairing) -> list[Found]:
         """Return a fault for every part of a covered tensor that no delta reaches and that is not the base's."""
@@ -301,17 +308,14 @@ def run_audit(
 ) -> AuditReport:
     """Compare the three directories; see ``harness.merge.audit``."""
     plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
+    check_judgeable(plan)
     found = open_merged(merged)
-    descriptor = open_adapter_file(plan)
+    auditor = Auditor(plan, found)
     try:
-        auditor = Auditor(plan, found, descriptor)
         auditor.source.check_finite()
-        try:
-            rows = _compare(auditor, progress)
-        finally:
-            bytes_read = auditor.close()
+        rows = _compare(auditor, progress)
     finally:
-        os.close(descriptor)
+        bytes_read = auditor.close()
     missing, others = missing_files(plan.base, found)
     pairings = auditor.pairings
     used = {name for pairing in pairings.values() for name in pairing.keys}

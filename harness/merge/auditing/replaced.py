@@ -1,0 +1,56 @@
+"""Rows that the adapter holds whole (a fully trained module, a trained token, a bias) against the merged checkpoint.
+
+There is no arithmetic between them, so the merged values are the adapter's, rounded to the merged dtype, or they are not. An engine that loads
+the model in the base's dtype rounds to that first; both ways count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Replaced:
+    """What was seen over the rows of one slice.
+
+    ``exact`` counts elements that equal the adapter's rounded once. ``right`` and ``through_base``: all of them equal the adapter's, rounded once,
+    or rounded to the base's dtype first. ``kept``: all equal the base's. ``same``: the adapter's are the base's in value; ``vanishes``: they are
+    once rounded, in one way or the other.
+    """
+
+    elements: int = 0
+    exact: int = 0
+    right: bool = True
+    through_base: bool = True
+    kept: bool = True
+    same: bool = True
+    vanishes_once: bool = True
+    vanishes_twice: bool = True
+
+    def add(self, base: torch.Tensor, merged: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Take further rows into account; all three are (rows, columns), each in its own dtype."""
+        kept, once, twice = base.to(merged.dtype), wanted.to(merged.dtype), wanted.to(base.dtype).to(merged.dtype)
+        self.elements += merged.numel()
+        self.exact += int((merged == once).sum())
+        self.right = self.right and torch.equal(merged, once)
+        self.through_base = self.through_base and torch.equal(merged, twice)
+        self.kept = self.kept and torch.equal(merged, kept)
+        self.same = self.same and torch.equal(wanted.double(), base.double())
+        self.vanishes_once = self.vanishes_once and torch.equal(once, kept)
+        self.vanishes_twice = self.vanishes_twice and torch.equal(twice, kept)
+
+    def verdict(self) -> tuple[str, str]:
+        """Return (verdict, detail) as for a slice of a delta."""
+        if self.kept:
+            if self.same:
+                return "indistinguishable", "zero-delta"
+            if self.vanishes_once or self.vanishes_twice:
+                return "indistinguishable", "below-rounding"
+            return "untouched", "still the base"
+        if self.right:
+            return "applied", "bit-exact"
+        if self.through_base:
+            return "applied", "low-precision"
+        return "wrong", "neither the base's values nor those that the adapter holds"
