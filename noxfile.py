@@ -76,6 +76,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("python", "-m", "harness.matrix.schema", "--check")
+    session.run("python", "-m", "harness.cli.reference", "--check")
 
 
 @nox.session
@@ -90,7 +91,7 @@ def matrix(session: nox.Session) -> None:
 def stack(session: nox.Session, stack: str) -> None:
     """The default profile's cells of one stack, ``nox -s "stack(<id>)"``."""
     _install(session)
-    _harness(session, "matrix", "--select", f"*@{stack}", "--select", f"*@{stack}+*", *session.posargs)
+    _harness(session, "matrix", "--select", f"*@{stack}*", *session.posargs)
 
 
 @nox.session(default=False)
@@ -119,7 +120,15 @@ def lock(session: nox.Session) -> None:
     """Compile the hashed locks under requirements/ anew."""
     session.env.update(INDEXES.environment)
     session.install(*INDEXES.options, "uv")
-    common = ["--generate-hashes", "--no-header", "--no-annotate", "--universal", "--python-version", "3.11", "--upgrade"]
+    common = [
+        "--generate-hashes",
+        "--no-header",
+        "--no-annotate",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--upgrade",
+    ]
     compile_ = ["uv", "pip", "compile", *common, *INDEXES.options, "pyproject.toml", "--group", "build"]
     LOCKS.mkdir(exist_ok=True)
     session.run(*compile_, "-o", str(LOCKS / "host.txt"), silent=True)

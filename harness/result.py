@@ -10,9 +10,9 @@ prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.matrix.cell import Cell
 
@@ -99,6 +99,13 @@ class TensorCounts(_Model):
     dropped: int = 0
     wrong: int = 0
 
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        parts = self.applied + self.zero_delta + self.below_rounding + self.dropped + self.wrong
+        if self.attempted != parts:
+            raise ValueError(f"{self.attempted} tensors attempted, but {parts} accounted for")
+        return self
+
 
 class MergeCounts(TensorCounts):
     """The merge as measured from its bytes, beside what the engine itself claims."""
@@ -120,11 +127,13 @@ class AdapterInfo(_Model):
 
 
 class Metrics(_Model):
-    """Numbers of the functional and the tensor gate. KL in nats, means over prompt positions unless the name says more."""
+    """Numbers of the functional and the tensor gate. KL in nats, means over clear positions unless the name says more."""
 
     kl_trained_merged: float | None = None
     kl_trained_merged_p99: float | None = None
     kl_trained_merged_max: float | None = None
+    kl_reference_merged: float | None = None
+    """KL(base + delta rounded once ‖ merged), for dtypes narrower than float32: what the functional gate judges there."""
     kl_trained_adapter: float | None = None
     kl_trained_base: float | None = None
     kl_merged_base: float | None = None
@@ -202,6 +211,49 @@ class CellResult(_Model):
     """The log's path, relative to the output directory."""
     started: str | None = None
     """ISO 8601, UTC."""
+
+    @model_validator(mode="after")
+    def _named_after_its_cell(self) -> Self:
+        if self.cell_id != self.cell.id:
+            raise ValueError(f"cell_id {self.cell_id!r} is not the id of its cell, {self.cell.id!r}")
+        return self
+
+
+NEEDED_CHECKS = frozenset(
+    {
+        "attached", "gradients", "loss", "coverage", "signal", "kl", "logprob", "samples", "applied", "exact",
+        "untouched_bytes", "keys", "dtypes", "files", "adapter_reload", "control:base-copied",
+    }
+)  # fmt: skip
+"""Checks without which nothing has passed, whoever says so."""
+
+
+def missing_evidence(result: CellResult) -> str | None:
+    """Say what a pass lacks to be believed, or None: every stage, every check, a merge, rejected controls, versions."""
+    unfinished = [name for name in STAGES if _stage(result, name) != "pass"]
+    if unfinished:
+        return f"these stages did not pass: {', '.join(unfinished)}"
+    lacking = sorted(NEEDED_CHECKS - {check.name for check in result.checks})
+    if lacking:
+        return f"these checks are not there: {', '.join(lacking)}"
+    failed = sorted({check.name for check in result.checks if not check.passed})
+    if failed:
+        return f"these checks failed: {', '.join(failed)}"
+    merge = result.merge
+    if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
+        return "the merge's counts do not show that everything attempted was applied"
+    accepted = [control.name for control in result.controls if not control.rejected]
+    if accepted or not result.controls:
+        return f"controls that were not rejected: {', '.join(accepted) or 'there are none at all'}"
+    unknown = [name for name in ("transformers", "peft", "trl", "torch") if name not in result.versions]
+    return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
+
+
+def _stage(result: CellResult, name: StageName) -> str:
+    """Return a stage's result; an interpreter that the user gave needs neither resolving nor installing."""
+    if result.cell.unmanaged and name in {"resolve", "install"}:
+        return "pass"
+    return result.stages[name].result if name in result.stages else "not_run"
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.table import Table
+from tabulate import tabulate
 
 from harness.cli.setup import console
 from harness.envs import cache_dir, clean_environments, list_environments
@@ -18,18 +18,17 @@ app = typer.Typer(help="Show and free the environments that stacks run in.", no_
 @app.command("list")
 def list_() -> None:
     """Show every environment: its stack, its size (and what removing it frees), when it was last used."""
-    screen = console()
     found = list_environments()
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "stack", "size", "frees", "last used", "state"):
-        table.add_column(column, no_wrap=True)
+    rows = []
     for item in found:
         state = "in use" if item.in_use else "ready" if item.complete else "half-made"
         used = datetime.fromtimestamp(item.last_used, UTC).strftime("%Y-%m-%d %H:%M")
-        table.add_row(item.id, item.stack or "?", decimal(item.apparent_bytes), decimal(item.real_bytes), used, state)
-    if found:
-        screen.print(table, crop=False, soft_wrap=True)
-    screen.print(f"{len(found)} environments in {cache_dir()}", soft_wrap=True)
+        sizes = (decimal(item.apparent_bytes), decimal(item.real_bytes))
+        rows.append((item.id, item.stack or "?", *sizes, used, state))
+    if rows:
+        headers = ("id", "stack", "size", "frees", "last used", "state")
+        typer.echo(tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True))
+    typer.echo(f"{len(found)} environments in {cache_dir()}")
 
 
 @app.command()

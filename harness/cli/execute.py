@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from harness.execution.finalise import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
 from harness.execution.scheduler import RunInterruptedError, run_cells
+from harness.execution.scratch import scratch_directory
 from harness.execution.services import CellSettings, PreparedEnvironment, Services
 from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Device, Stack
@@ -64,14 +64,14 @@ def execute(
     if python is None:
         check_versions_exist({stack_key(cell.stack): cell.stack for cell in cells}.values())
     at_a_time, threads = setup.config.limits.share(len(os.sched_getaffinity(0)), jobs=jobs)
-    with tempfile.TemporaryDirectory(prefix="moe-lora-harness-") as scratch:
+    with scratch_directory() as scratch:
         services = Services(
             prepare=_preparer(python, device),
             child_environment=child_environment,
             settings=lambda cell: _settings(setup, cell, threads),
             cache=cache_dir(),
-            out=out,
-            scratch=out / "work" if keep else Path(scratch),
+            out=out.absolute(),
+            scratch=out.absolute() / "work" if keep else scratch,
         )
         try:
             ran = run_cells(

@@ -20,7 +20,7 @@ from harness.cli.options import (
     SelectOption,
     ShardOption,
 )
-from harness.cli.setup import choose_device, console, load_setup
+from harness.cli.setup import choose_device, console, installed_stack, load_setup
 from harness.errors import ConfigurationError
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
 
@@ -60,6 +60,7 @@ def matrix(
         shard=parse_shard(shard) if shard else (1, 1),
         device=chosen,
         unmanaged=python is not None,
+        stack=installed_stack(python) if python is not None else None,
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
     code, _ = execute(

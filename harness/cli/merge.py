@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from harness.cli.setup import load_setup
+from harness.cli.setup import check_writable, load_setup
 from harness.envs import cache_dir, ensure_environment
 from harness.errors import HarnessError
 from harness.execution.bundle import publish_bundle
@@ -69,6 +69,8 @@ def merge(
 
     Example: [bold]harness merge --base base --adapter adapter --out merged[/]
     """
+    if json_file is not None:
+        check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
     arguments = ["--base", str(base.absolute())]
     arguments += [word for path in adapter for word in ("--adapter", str(path.absolute()))]
@@ -94,7 +96,7 @@ def _command(screen: Console) -> list[str]:
     if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("safetensors") is not None:
         import sys
 
-        return [sys.executable, "-u", program]
+        return [sys.executable, "-P", "-u", program]
     stack = load_setup().config.declared[0]
     screen.print(f"no torch here: merging in the environment of {stack.id}", soft_wrap=True)
     return [str(ensure_environment(stack).python), "-I", "-u", program]

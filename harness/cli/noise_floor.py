@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,14 @@ def _share(result: CellResult) -> float | None:
     )
 
 
+def _gated_kl(result: CellResult) -> float | None:
+    """The KL that ``kl_max`` is held against: from the trained model, or from the rounded reference of a narrower dtype."""
+    metrics = result.metrics
+    return metrics.kl_trained_merged if metrics.kl_reference_merged is None else metrics.kl_reference_merged
+
+
 QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (
-    ("kl_max", "KL(trained ‖ merged), largest", max, lambda result: result.metrics.kl_trained_merged),
+    ("kl_max", "KL(trained or reference ‖ merged), largest", max, _gated_kl),
     (
         "adapter_reload_kl_max",
         "KL(trained ‖ reloaded adapter), largest",
@@ -51,9 +58,10 @@ def noise_floor(
     right = [result for result in load_results(results) if _bytes_are_right(result)]
     if not right:
         raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
-    for dtype in sorted({result.cell.dtype for result in right}):
-        chosen = [result for result in right if result.cell.dtype == dtype]
-        typer.echo(f"{dtype}: {len(chosen)} cells\n")
+    groups = groupby(sorted(right, key=_group), key=_group)
+    for (dtype, device), members in groups:
+        chosen = list(members)
+        typer.echo(f"{dtype} on {device}: {len(chosen)} cells\n")
         typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
 
 
@@ -67,6 +75,11 @@ def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
             cell = next(cell for cell, found in measured.items() if found == floor)
             lines.append((band, words, f"{floor:.5g}", f"`{cell}`"))
     return lines
+
+
+def _group(result: CellResult) -> tuple[str, str]:
+    """Floors depend on the dtype that is stored and on the device that computes."""
+    return result.cell.dtype, result.cell.device
 
 
 def _bytes_are_right(result: CellResult) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
+from tabulate import tabulate
 
 from harness.cli.options import ConfigOption, DeviceOption, ExpectationsOption, ProfileOption, SelectOption, ShardOption
-from harness.cli.setup import choose_device, console, load_setup
+from harness.cli.setup import choose_device, load_setup
 from harness.matrix.plan import (
     COLUMNS,
     DEFAULT_PROFILE,
@@ -51,12 +51,7 @@ def plan(
     if output == "github":
         typer.echo(github_matrix(cells, selection))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True, overflow="ignore")
-    for row in plan_rows(cells):
-        table.add_row(*(row[column] for column in COLUMNS))
-    screen = console()
-    screen.print(table, crop=False, soft_wrap=True)
+    rows = [[row[column] for column in COLUMNS] for row in plan_rows(cells)]
+    typer.echo(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True))
     stacks = len({cell.stack.id for cell in cells})
-    screen.print(f"{len(cells)} cells on {stacks} stacks")
+    typer.echo(f"{len(cells)} cells on {stacks} stacks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,6 @@ from harness.cli.options import ConfigOption, ExpectationsOption
 from harness.cli.setup import console, load_setup
 from harness.errors import ConfigurationError
 from harness.execution.store import load_results
-from harness.report.table import Row
 from harness.report.terminal import print_table
 from harness.report.write import write_report
 
@@ -32,10 +32,15 @@ def report(
     """
     setup = load_setup(config, expectations)
     loaded = load_results(results)
-    newest: dict[str, Row] = {}
-    for result in sorted(loaded, key=lambda item: item.started or ""):
-        newest[result.cell_id] = row_of(setup, result)
-    rows = list(newest.values())
+    counts = Counter(result.cell_id for result in loaded)
+    twice = [cell_id for cell_id, count in counts.items() if count > 1]
+    if twice:
+        # Choosing one, even the newest, could hide a failure of the other.
+        raise ConfigurationError(
+            f"{len(twice)} cells have more than one result, the first of them {twice[0]}.",
+            remedy="Name the results of one run, or of shards that share no cell.",
+        )
+    rows = [row_of(setup, result) for result in loaded]
     try:
         paths = write_report(rows, out, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     except OSError as error:

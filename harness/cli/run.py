@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from packaging.version import Version
 
 from harness.cli.execute import execute
 from harness.cli.options import (
@@ -17,12 +18,12 @@ from harness.cli.options import (
     OutOption,
     PythonOption,
 )
-from harness.cli.setup import choose_device, console, load_setup
-from harness.envs import newest_release, unmanaged_environment
+from harness.cli.setup import check_writable, choose_device, console, installed_stack, load_setup
+from harness.envs import newest_release
 from harness.errors import ConfigurationError
-from harness.matrix.cell import MAIN_PACKAGES
+from harness.matrix.cell import Stack
 from harness.matrix.plan import one_cell
-from harness.matrix.versions import complete_stack, parse_pin
+from harness.matrix.versions import complete_stack, parse_pin, parse_version
 
 
 def run(
@@ -70,17 +71,19 @@ def run(
     screen = console()
     given = {"transformers": transformers, "peft": peft, "trl": trl}
     if python is not None:
-        given = _installed(python, given)
-    completion = complete_stack(
-        setup.config,
-        given,
-        newest=newest_release,
-        pins=dict(parse_pin(text) for text in pin or []),
-        python=python_version,
-    )
+        stack, sentence = _given_interpreter(python, given, pin, python_version)
+    else:
+        completion = complete_stack(
+            setup.config,
+            given,
+            newest=newest_release,
+            pins=dict(parse_pin(text) for text in pin or []),
+            python=python_version,
+        )
+        stack, sentence = completion.stack, completion.sentence
     cell = one_cell(
         setup.catalogue,
-        completion.stack,
+        stack,
         family=model,
         recipe=recipe,
         geometry=geometry,
@@ -92,13 +95,15 @@ def run(
         b_packing=b_packing,
         unmanaged=python is not None,
     )
-    screen.print(completion.sentence, markup=False, soft_wrap=True)
+    screen.print(sentence, markup=False, soft_wrap=True)
     screen.print(f"cell {cell.id}", markup=False, soft_wrap=True)
+    if json_file is not None:
+        check_writable(json_file, "--json")
     code, rows = execute(
         setup,
         [cell],
         out=out,
-        jobs=1,
+        jobs=None,
         device=chosen,
         python=python,
         resume=False,
@@ -111,26 +116,21 @@ def run(
     if keep:
         screen.print(f"work directory: {out / 'work'}", markup=False, soft_wrap=True)
     if json_file is not None:
-        _copy_result(rows[0].result.model_dump_json(indent=1), json_file)
+        json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)
 
 
-def _installed(python: Path, given: dict[str, str | None]) -> dict[str, str | None]:
-    """Return the versions that an existing interpreter has; one that was asked for and is another there is an error."""
-    versions = unmanaged_environment(python).versions
-    for name in MAIN_PACKAGES:
-        if name not in versions:
-            raise ConfigurationError(f"--python {python}: {name} is not installed there.")
-        if given[name] is not None and given[name] != versions[name]:
+def _given_interpreter(
+    python: Path, given: dict[str, str | None], pins: list[str] | None, python_version: str | None
+) -> tuple[Stack, str]:
+    """Return the stack of an existing interpreter; a version that was asked for and is another there is an error."""
+    if pins or python_version:
+        raise ConfigurationError("--pin and --python-version choose what is installed; --python takes what is there.")
+    stack = installed_stack(python)
+    for name, version in given.items():
+        if version is not None and Version(parse_version(version, f"--{name}")) != Version(getattr(stack, name)):
             raise ConfigurationError(
-                f"--{name} {given[name]}: the interpreter given by --python has {name} {versions[name]}.",
+                f"--{name} {version}: the interpreter given by --python has {name} {getattr(stack, name)}.",
                 remedy=f"Leave out --{name}, or leave out --python.",
             )
-    return {name: versions[name] for name in MAIN_PACKAGES}
-
-
-def _copy_result(text: str, path: Path) -> None:
-    try:
-        path.write_text(text + "\n")
-    except OSError as error:
-        raise ConfigurationError(f"--json {path}: {error.strerror}.") from error
+    return stack, f"Versions of the interpreter given by --python: {stack.id}."

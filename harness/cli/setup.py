@@ -6,14 +6,19 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
 from rich.console import Console
 
+from harness.envs import unmanaged_environment
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import Catalogue, read_catalogue
-from harness.matrix.cell import Device
+from harness.matrix.cell import MAIN_PACKAGES, Device, Stack
 from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.locate import find_config, find_expectations
+
+PINNED = ("torch", "bitsandbytes", "accelerate", "datasets")
+"""Packages beside the three whose versions belong to a stack."""
 
 LOG_WIDTH = 240
 """Columns of a log, which wraps where it is read, not where it is written."""
@@ -67,6 +72,31 @@ def choose_device(text: str, python: Path | None) -> Device:
     except OSError as error:
         raise ConfigurationError(f"--python {python}: {error.strerror}.") from error
     return "cuda" if seen.returncode == 0 else "cpu"
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a file that could not be written, before the work whose result goes there.
+
+    Raises:
+        ConfigurationError: its directory is not there, or it is a directory itself.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{option} {path}: there is no such directory, or it is one.", remedy="Make it first.")
+
+
+def installed_stack(python: Path) -> Stack:
+    """Return the stack that an existing interpreter holds: what is there, not what was declared.
+
+    Raises:
+        ConfigurationError: it is no Python, or one of transformers, peft, trl and torch is not installed there.
+    """
+    versions = unmanaged_environment(python).versions
+    missing = [name for name in (*MAIN_PACKAGES, "torch") if name not in versions]
+    if missing:
+        raise ConfigurationError(f"--python {python}: {', '.join(missing)} is not installed there.")
+    public = {name: Version(versions[name]).public for name in (*MAIN_PACKAGES, *PINNED) if name in versions}
+    pins = {name: version for name, version in public.items() if name not in MAIN_PACKAGES}
+    return Stack.model_validate({**{name: public[name] for name in MAIN_PACKAGES}, "pins": pins})
 
 
 def console() -> Console:

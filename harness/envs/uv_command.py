@@ -186,7 +186,7 @@ def uv_environment(environ: Mapping[str, str], indexes: IndexSettings) -> dict[s
 
 REMEDIES: tuple[tuple[str, str], ...] = (
     (r"No space left on device|Disk quota exceeded|os error 28\b", "The disk is full: free some space (`harness env clean` frees what is not in use) or name another folder in MOE_LORA_HARNESS_CACHE, and UV_CACHE_DIR for uv's own."),
-    (r"Hash mismatch", "An index serves other bytes under the same version than when the lock was made (a rebuilt wheel, a proxy that alters files): `harness env clean` forgets the lock, or choose another index."),
+    (r"Hash mismatch", "An index serves other bytes under the same version than when the lock was made (a rebuilt wheel, a proxy that alters files): `harness env clean --locks` forgets the lock, or choose another index."),
     (r"network was disabled", "uv was told to stay offline (UV_OFFLINE, or `offline` in uv.toml) and its cache does not hold the package: allow the network once."),
     (r"\b40[13]\b|authentication credentials", "An index refused the credentials: check user name, password or token in pip's or uv's settings (`harness doctor` lists them, redacted)."),
     (r"invalid peer certificate|UnknownIssuer|SSL_CERT", "The index's certificate is not trusted here: name your authority's certificate in SSL_CERT_FILE, or in pip's `cert`."),

@@ -22,7 +22,18 @@ from harness.execution.observation import Observation
 from harness.execution.redact import Redactor
 from harness.execution.supervise import SupervisedExit
 from harness.matrix.cell import Cell
-from harness.result import NEEDS, OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
+from harness.result import (
+    NEEDS,
+    OUTCOMES,
+    STAGES,
+    CellResult,
+    Check,
+    Outcome,
+    StageName,
+    StageResult,
+    missing_evidence,
+    worst,
+)
 
 _HOST_STAGES: tuple[StageName, ...] = ("resolve", "install")
 _COMPARED_VERSIONS = ("transformers", "peft", "trl", "torch")
@@ -83,6 +94,8 @@ def finalise(
 
     _believe_checks(result)
     _compare_versions(result, stack)
+    if ended.kernel_oom:
+        _name_memory(result)
     _place_end(result, observation, _verdict(observation, ended, problem, log_tail), problem, redactor)
     _fill_not_run(result)
     _demand_evidence(result)
@@ -149,16 +162,28 @@ def describe_check(check: Check) -> str:
 def _compare_versions(result: CellResult, stack: StackRecord) -> None:
     """What a cell imported must be what its environment was locked to; anything else came from somewhere else."""
     for package in _COMPARED_VERSIONS:
-        locked, seen = stack.versions.get(package), result.versions.get(package)
-        if locked is not None and seen is not None and _public(locked) != _public(seen):
-            reason = f"imported {package} {seen}, but the environment holds {locked}"
-            result.stages["import"] = StageResult(result="error", reason=reason)
+        seen = result.versions.get(package)
+        sources = (
+            (result.cell.stack.version_of(package), "the cell is named after"),
+            (stack.versions.get(package), "the environment holds"),
+        )
+        for wanted, words in sources:
+            if wanted is not None and seen is not None and _public(wanted) != _public(seen):
+                reason = f"imported {package} {seen}, but {words} {wanted}"
+                result.stages["import"] = StageResult(result="error", reason=reason)
 
 
-def _public(version: str) -> str:
-    """The version without its local part (``+cpu``), as far as it is one."""
+def _name_memory(result: CellResult) -> None:
+    """A stage's own process that was killed while the kernel ran out of memory is ``oom``, whatever else it looks like."""
+    for name, stage in result.stages.items():
+        if stage.result == "crash" and "SIGKILL" in (stage.reason or ""):
+            result.stages[name] = stage.model_copy(update={"result": "oom"})
+
+
+def _public(version: str) -> Version | str:
+    """The version without its local part (``+cpu``), as far as it is one; ``5.5`` and ``5.5.0`` are equal."""
     try:
-        return Version(version).public
+        return Version(Version(version).public)
     except InvalidVersion:
         return version
 
@@ -245,20 +270,15 @@ def _cause(result: CellResult, name: StageName) -> StageName | None:
 
 
 def _demand_evidence(result: CellResult) -> None:
-    """A cell without a failed stage must have run all of them and must show a merge; otherwise it has proved nothing."""
+    """A cell without a failed stage must show all that a pass stands for; otherwise it has proved nothing."""
     if any(stage.result not in {"pass", "not_run"} for stage in result.stages.values()):
         return
-    idle = [name for name in STAGES if result.stages[name].result == "not_run"]
-    merge = result.merge
-    if idle:
-        stage, reason = idle[0], f"not run although nothing failed before it: {', '.join(idle)}"
-    elif merge is None or not result.checks:
-        stage, reason = "merge", "the worker reports a pass without merge counts or without checks"
-    elif merge.attempted == 0 or merge.dropped or merge.wrong:
-        counts = f"{merge.attempted} attempted, {merge.dropped} dropped, {merge.wrong} wrong"
-        stage, reason = "merge", f"the worker reports a pass, but its own counts are: {counts}"
-    else:
+    lacking = missing_evidence(result)
+    if lacking is None:
         return
+    last: StageName = "compare"
+    stage = next((name for name in STAGES if result.stages[name].result == "not_run"), last)
+    reason = f"the worker reports no failure, but {lacking}"
     result.stages[stage] = StageResult(result="error", seconds=result.stages[stage].seconds, reason=reason)
 
 

@@ -79,7 +79,7 @@ def closing_line(report: RunReport) -> str:
     """Return a run's last line: how many cells, of which outcomes, in what time."""
     counts = {outcome: sum(result.outcome == outcome for result in report.results) for outcome in reversed(COLOURS)}
     summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    text = f"{len(report.results)} of {len(report.planned)} cells in {duration(report.seconds)}: {summary or 'none'}"
+    text = f"{len(report.results)} of {len(report.planned)} cell{'s' * (len(report.planned) != 1)} in {duration(report.seconds)}: {summary or 'none'}"
     return f"{text} (interrupted)" if report.interrupted else text
 
 
@@ -96,7 +96,7 @@ class PlainProgress:
     def planned(self, cells: Sequence[Cell]) -> None:
         """Remember how many there are to be."""
         self._planned = len(cells)
-        self._line(Text(f"{len(cells)} cells"))
+        self._line(Text(f"{len(cells)} cell{'s' * (len(cells) != 1)}"))
 
     def environment_started(self, stack: Stack) -> None:
         """Show that an environment is being made."""

@@ -46,7 +46,7 @@ class RunInterruptedError(InterruptedByUserError):
         done, planned = len(report.results), len(report.planned)
         super().__init__(
             f"Interrupted: {done} of {planned} cells have a result, which is kept.",
-            remedy="The same command with --resume does the rest.",
+            remedy="`harness matrix` with the same options and --resume does the rest.",
         )
         self.report = report
 

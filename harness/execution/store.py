@@ -94,7 +94,19 @@ class ResultStore:
         Args:
             result: the result.
             resume_key: its fingerprint; None for one that must be made again whenever it is asked for.
+
+        Raises:
+            ConfigurationError: the directory cannot be written to.
         """
+        try:
+            return self._save(result, resume_key)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The result of {result.cell_id} cannot be written to {self.out}: {error.strerror}.",
+                remedy="Make room there, or give another directory with --out; --resume keeps what is there already.",
+            ) from error
+
+    def _save(self, result: CellResult, resume_key: str | None) -> Path:
         path = self.result_path(result.cell)
         content = (result.model_dump_json(indent=2) + "\n").encode()
         running = self.running_log_path(result.cell)
@@ -144,6 +156,8 @@ def load_result(path: Path) -> CellResult:
         raise InputRefusedError(
             f"{path}: not JSON ({error}).", remedy="The file is damaged; remove it and run the cell again."
         ) from error
+    except RecursionError:
+        raise InputRefusedError(f"{path}: nested too deeply to be read.") from None
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         said = "no schema_version" if version is None else f"schema_version {version!r}"

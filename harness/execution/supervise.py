@@ -58,6 +58,7 @@ class SupervisedExit:
         seconds: wall clock.
         peak_rss_mb: the largest sample of the tree's resident memory in MiB; None when it ended before the first.
         stragglers: processes of it that were still there when it had ended and had to be killed.
+        kernel_oom: whether the kernel killed something for want of memory meanwhile, in this machine or control group.
         detail: what a person wants to know beside it: the limit that was passed, why it could not be started.
     """
 
@@ -68,6 +69,7 @@ class SupervisedExit:
     peak_rss_mb: float | None = None
     stragglers: int = 0
     detail: str | None = None
+    kernel_oom: bool = False
 
 
 def run_supervised(
@@ -119,10 +121,18 @@ def run_supervised(
     if ending is not None:
         return SupervisedExit(ending=ending, detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers)
     status = process.returncode
-    if status >= 0:
-        return SupervisedExit(ending="exited", code=status, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers)
     after = memory.kernel_oom_kills()
-    if -status == signal.SIGKILL and oom_kills is not None and after is not None and after > oom_kills:
+    kernel_oom = oom_kills is not None and after is not None and after > oom_kills
+    if status >= 0:
+        return SupervisedExit(
+            ending="exited",
+            code=status,
+            seconds=seconds,
+            peak_rss_mb=peak,
+            stragglers=stragglers,
+            kernel_oom=kernel_oom,
+        )
+    if -status == signal.SIGKILL and kernel_oom:
         detail = "the kernel killed it because the machine or its control group was out of memory"
         return SupervisedExit(
             ending="oom", signal=-status, detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers

@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Dtype, Stack, VersionText
+from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
-from harness.matrix.versions import ConditionText, parse_condition
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
@@ -46,7 +46,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DeclaredStack(_Table):
@@ -133,8 +133,6 @@ class Limits(_Table):
 
     cell_seconds: float = Field(default=300, gt=0)
     """Seconds that a cell's work may take, its environment not counted; then it is stopped: ``timeout``."""
-    environment_seconds: float = Field(default=1800, gt=0)
-    """Seconds that resolving and installing one environment may take."""
     memory_mb: int = Field(default=8192, gt=0)
     """Resident memory of all processes of one cell together, in MiB; above it they are stopped: ``oom``."""
     jobs: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell
+from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.config import MatrixConfig
 from harness.matrix.plan import all_cells
 from harness.matrix.reading import read_model
-from harness.matrix.versions import ConditionText, parse_condition
 from harness.result import StageName, StageResult
 
 FailingOutcome = Literal["crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable"]

@@ -39,6 +39,7 @@ class Selection:
         shard: (I, N): the Ith of N parts, counted from 1.
         device: where the cells run; it is part of their ids.
         unmanaged: True when they run in an interpreter that the user gave.
+        stack: what that interpreter holds: it takes the place of every declared stack, and each cell is there once.
     """
 
     profile: str = DEFAULT_PROFILE
@@ -46,6 +47,7 @@ class Selection:
     shard: tuple[int, int] = (1, 1)
     device: Device = "cpu"
     unmanaged: bool = False
+    stack: Stack | None = None
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -194,14 +196,15 @@ def _profile_cells(config: MatrixConfig, catalogue: Catalogue, selection: Select
         for names in real:
             place = tuple(known.index(name) for known, name in zip(order, names, strict=True))
             found[place] = _cell(stacks, names, selection)
-    return tuple(found[place] for place in sorted(found))
+    cells = {cell.id: cell for cell in (found[place] for place in sorted(found))}
+    return tuple(cells.values())
 
 
 def _cell(stacks: Mapping[str, Stack], names: Sequence[str], selection: Selection) -> Cell:
     stack, family, recipe, geometry, variant, dtype, engine = names
     return Cell.model_validate(
         {
-            "stack": stacks[stack],
+            "stack": selection.stack or stacks[stack],
             "family": family,
             "recipe": recipe,
             "geometry": geometry,

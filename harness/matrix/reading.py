@@ -66,6 +66,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: not valid TOML: {error}.{_quote_line(text, str(error))}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: nested too deeply to be read.") from None
 
 
 def _quote_line(text: str, message: str) -> str:

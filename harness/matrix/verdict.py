@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.matrix.expectations import Expectation
-from harness.result import NEEDS, STAGES, CellResult, StageName, StageResult, worst
+from harness.result import NEEDS, STAGES, CellResult, StageName, StageResult, missing_evidence, worst
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
 
 _HARMLESS = ("pass", "unsupported", "skipped")
+_MAY_LACK: tuple[StageName, ...] = ("import", "load", "attach")
+"""Stages in which a stack may say that it has no such family or feature. Later the same words are a fault: it was there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ def _undeclared(
         outcome = _stage_result(result, stage)
         if outcome.result == "not_run" and not _explained(result, stage):
             return Verdict(status="regression", sentence=f"{stage} was not run, although all it needs passed")
-        if outcome.result not in {*_HARMLESS, "not_run"} and stage not in decided:
+        misplaced = outcome.result == "unsupported" and stage not in _MAY_LACK
+        if (misplaced or outcome.result not in {*_HARMLESS, "not_run"}) and stage not in decided:
             declared = next((item for item in applicable if item.stage == stage), None)
             words = f" with {declared.match!r}" if declared and declared.match else ""
             instead = f" (declared: {declared.outcome}{words})" if declared else ""
@@ -96,6 +99,9 @@ def _undeclared(
             f"the outcome is {result.outcome}, but the stages say {overall}: {result.reason or 'no reason given'}"
         )
         return Verdict(status="regression", sentence=sentence)
+    lacking = missing_evidence(result) if result.outcome == "pass" else None
+    if lacking is not None:
+        return Verdict(status="regression", sentence=f"the result says pass, but {lacking}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Versions: conditions on them, pins on the command line, and the stack that a partial choice means.
+"""Versions on the command line: pins, and the stack that a partial choice means.
 
 ``harness run --peft 0.19.1`` names one version of three. The rest is completed from what the configuration declares,
 because a declared stack is one that people have looked at, and from the newest releases where nothing declared fits. What
@@ -10,66 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from pydantic import AfterValidator
 
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.cell import MAIN_PACKAGES, Stack, canonical_version
-
-if TYPE_CHECKING:
-    from harness.matrix.config import MatrixConfig
-
-_PART = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)?\s*(?P<specifier>(?:~=|==(?!=)|!=|<=|>=|<|>).*)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Condition:
-    """A condition on versions: every package lies in its set.
-
-    ``specifiers`` maps canonical package names to sets of versions, as PEP 440 defines them.
-    """
-
-    specifiers: Mapping[str, SpecifierSet]
-
-    def holds(self, stack: Stack) -> bool:
-        """Say whether ``stack`` pins every package named here to a version in its set; one it does not pin is outside."""
-        versions = {package: stack.version_of(package) for package in self.specifiers}
-        return all(
-            version is not None and self.specifiers[package].contains(version, prereleases=True)
-            for package, version in versions.items()
-        )
-
-
-def parse_condition(text: str) -> Condition:
-    """Parse ``transformers>=5.6.2,<5.9, peft==0.19.1``: a package's name may be left out where it is the one before.
-
-    Raises:
-        ValueError: the text is no such condition.
-    """
-    specifiers: dict[str, SpecifierSet] = {}
-    name: str | None = None
-    for part in (piece.strip() for piece in text.split(",")):
-        found = _PART.fullmatch(part)
-        if found is None or not (name := canonicalize_name(found["name"]) if found["name"] else name):
-            raise ValueError(f"{part!r} is not a condition on a version, such as 'peft>=0.19.1'")
-        try:
-            specifiers[name] = specifiers.get(name, SpecifierSet()) & SpecifierSet(found["specifier"])
-        except InvalidSpecifier:
-            raise ValueError(f"{found['specifier']!r} in {text!r} is not a version specifier (PEP 440)") from None
-    return Condition(specifiers=specifiers)
-
-
-def _checked(text: str) -> str:
-    parse_condition(text)
-    return text
-
-
-ConditionText = Annotated[str, AfterValidator(_checked)]
-"""A condition as it is written in a configuration file."""
+from harness.matrix.config import MatrixConfig
 
 
 def parse_pin(text: str) -> tuple[str, str]:
@@ -86,7 +33,7 @@ def parse_pin(text: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"--pin {text}: {package} has an option of its own.", remedy=f"Use --{package} {version}."
         )
-    return package, _version(version, f"--pin {name}")
+    return package, parse_version(version, f"--pin {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +69,7 @@ def complete_stack(
     for package in given:
         if package not in MAIN_PACKAGES:
             raise UnknownNameError("package", package, MAIN_PACKAGES)
-    asked = {name: _version(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None}
+    asked = {name: parse_version(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None}
     missing = [name for name in MAIN_PACKAGES if name not in asked]
     declared = next((stack for stack in config.declared if _has(stack, asked)), None)
     if declared is not None:
@@ -140,7 +87,7 @@ def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
 
 
 def _with_choices(stack: Stack, pins: Mapping[str, str], python: str | None) -> Stack:
-    chosen = {name: _version(version, f"--pin {name}") for name, version in pins.items()}
+    chosen = {name: parse_version(version, f"--pin {name}") for name, version in pins.items()}
     extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
     fields = stack.model_dump() | {"pins": {**stack.pins, **chosen}, "extra_pins": extra}
     return Stack.model_validate(fields | ({"python": python} if python is not None else {}))
@@ -169,7 +116,12 @@ def _and(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _version(text: str, option: str) -> str:
+def parse_version(text: str, option: str) -> str:
+    """Return a version as PEP 440 writes it.
+
+    Raises:
+        ConfigurationError: it is malformed; the message names the option.
+    """
     try:
         return canonical_version(text)
     except ValueError as error:

@@ -7,7 +7,6 @@ becomes a note, so that a feature invented later is not passed over silently.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +72,21 @@ class AdapterConfig:
     notes: tuple[str, ...]
 
 
-def _number(config: Mapping[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+LARGEST = 2**31
+"""Above any rank or alpha that could be meant, and below where Python's integers stop being floats."""
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise MalformedAdapterError(f"adapter_config.json: {name} should be true or false, not {str(value)[:80]!r}.")
+    return bool(value)
+
+
+def _number(config: Mapping[str, Any], name: str) -> float:
+    value = config.get(name)
+    # Comparisons come first: they hold for integers of any size, and NaN fails them.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
         raise MalformedAdapterError(f"adapter_config.json: {name} should be a number, not {str(value)[:80]!r}.")
     return value
 
@@ -84,7 +95,7 @@ def _pattern(config: Mapping[str, Any], name: str) -> dict[str, float]:
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise MalformedAdapterError(f"adapter_config.json: {name} should map patterns to numbers.")
-    return {key: _number(value, key, 0) for key in value}
+    return {key: _number(value, key) for key in value}
 
 
 def _names(config: Mapping[str, Any], name: str, *, text_allowed: bool) -> str | tuple[str, ...] | None:
@@ -151,7 +162,7 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
         MalformedAdapterError: a value of the wrong type.
     """
     _refuse_unsupported(config)
-    r = _number(config, "r", 8)
+    r = _number(config, "r")
     if type(r) is not int or r < 1:
         raise MalformedAdapterError(f"adapter_config.json: r should be a positive integer, not {r!r}.")
     version = config.get("peft_version")
@@ -161,17 +172,17 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
     )
     return AdapterConfig(
         r=r,
-        lora_alpha=_number(config, "lora_alpha", 8),
-        use_rslora=bool(config.get("use_rslora")),
+        lora_alpha=_number(config, "lora_alpha"),
+        use_rslora=_flag(config, "use_rslora"),
         rank_pattern=_pattern(config, "rank_pattern"),
         alpha_pattern=_pattern(config, "alpha_pattern"),
         target_modules=_names(config, "target_modules", text_allowed=True),
         exclude_modules=_names(config, "exclude_modules", text_allowed=True),
         target_parameters=tuple(parameters or ()),
         layers_to_transform=_layers(config),
-        use_dora=bool(config.get("use_dora")),
-        lora_bias=bool(config.get("lora_bias")),
-        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+        use_dora=_flag(config, "use_dora"),
+        lora_bias=_flag(config, "lora_bias"),
+        fan_in_fan_out=_flag(config, "fan_in_fan_out"),
         bias=config.get("bias", "none"),
         modules_to_save=tuple(_names(config, "modules_to_save", text_allowed=False) or ()),
         trainable_token_indices=_tokens(config),

@@ -9,6 +9,7 @@ A working directory is locked by its process. One that nobody holds was left by 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -16,7 +17,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def _make_parents(path: Path) -> list[Path]:
     return missing
 
 
-@contextmanager
+@contextlib.contextmanager
 def working_directory(target: Target) -> Iterator[Path]:
     """Yield a new, locked directory beside the output; it is gone afterwards unless it was published.
 
@@ -198,6 +198,9 @@ def publish(work: Path, target: Target) -> None:
             raise OutputExistsError(f"the output {target.path.name} appeared while the merge ran; it was left alone.")
         else:
             work.rename(target.path)
-        sync_directory(target.path.parent)
     except OSError as error:
         raise failed(target.path.name, error) from error
+    # From here on the output is there. Making the rename itself durable is all that is left, and a parent directory that
+    # cannot be synced (some network file systems) takes nothing back.
+    with contextlib.suppress(OSError):
+        sync_directory(target.path.parent)

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.merge.checkpoint import Checkpoint
-from harness.merge.errors import InconsistentCheckpointError, UnsupportedAdapterError, UnsupportedBaseError, listed
+from harness.merge.errors import (
+    SHOWN,
+    InconsistentCheckpointError,
+    UnsupportedAdapterError,
+    UnsupportedBaseError,
+    listed,
+)
 from harness.merge.names import PARTS, ExpertKeys
 from harness.merge.weights import Weights
 
@@ -83,10 +89,11 @@ class Stack:
 
 def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
     """Return the number of experts, proved to be 0, 1, … without a hole and what config.json declares."""
-    expected = base.num_experts or len(found)
-    if found != set(range(expected)):
-        missing = [str(expert) for expert in set(range(expected)) - found]
-        extra = [str(expert) for expert in found - set(range(expected))]
+    expected = len(found) if base.num_experts is None else base.num_experts
+    # Counted from what is there: a config that declares a billion experts must not make us list them.
+    if len(found) != expected or max(found, default=-1) >= expected:
+        missing = [str(expert) for expert in range(min(expected, len(found) + SHOWN + 1)) if expert not in found]
+        extra = [str(expert) for expert in found if expert >= expected]
         raise InconsistentCheckpointError(
             f"{what} should have {expected} experts; missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}."
         )

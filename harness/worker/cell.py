@@ -6,6 +6,7 @@ new process. What stages need of each other lies in the work directory; what is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint, build
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.observation import Observation, StageStoppedError, UnsupportedError
+from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request, read_request
@@ -67,15 +68,19 @@ def _import_libraries(request: Request) -> None:
     import torch
 
     torch.set_num_threads(request.threads)
-    # PEFT imports bitsandbytes only when it attaches, which would be once per child.
-    import bitsandbytes  # noqa: F401
+    # On a GPU float32 must mean float32: TF32 convolutions would drown the comparison.
+    torch.backends.cudnn.allow_tf32 = False
     import datasets  # noqa: F401
     import peft
-    import peft.tuners.lora.bnb  # noqa: F401
     import safetensors.torch  # noqa: F401
     import transformers
     from transformers import AutoModelForCausalLM  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
+    # lack it, which is nothing to a recipe that does not quantise.
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        import peft.tuners.lora.bnb  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
     # Keys of the prediction layers are unexpected in every load, by design; the checks say what matters.
@@ -93,18 +98,16 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
-    from harness.worker.stages.load import load_model, load_tokenizer
+    from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
     vocab = _vocab(checkpoint)
     with observation.stage("load"):
-        model = load_model(request.base, request)
+        model = load_base(request)
         tokenizer = load_tokenizer(request.base)
         base_logits = logits_of(model, request, vocab)
     with observation.stage("attach"):
-        if not _kinds_present(checkpoint, plan.kinds):
-            raise UnsupportedError(f"{request.family} has nothing that the recipe {request.recipe} targets")
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
     with observation.stage("train"):
@@ -139,10 +142,11 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
-    from harness.worker.stages.merge import merge_with_engine
+    from harness.worker.stages.merge import ENGINE_REPORT, merge_with_engine
 
     with observation.stage("merge"):
-        merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
+        claims = merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
+        (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -160,8 +164,11 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.compare import compare
     from harness.worker.stages.merge import ENGINE_REPORT
+    from harness.worker.stages.reference import save_reference
 
     with observation.stage("compare"):
+        if request.dtype != "float32":
+            save_reference(request, checkpoint, _vocab(checkpoint))
         engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
         compare(observation, request, checkpoint, engine)
 
@@ -179,10 +186,6 @@ def _check_coverage(observation: Observation, watch: Any) -> None:
     observation.data["training"]["tokens_per_expert_min"] = {phase: count for phase, (count, _) in fewest.items()}
     worst, where = min(fewest.values())
     observation.check("coverage", "train", worst, ">= 1", passed=worst >= 1, detail=f"no token reached {where}")
-
-
-def _kinds_present(checkpoint: Checkpoint, kinds: tuple[str, ...]) -> bool:
-    return any(spec.kind in kinds and spec.module is not None for spec in checkpoint.tensors)
 
 
 def _vocab(checkpoint: Checkpoint) -> int:

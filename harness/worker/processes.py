@@ -15,6 +15,11 @@ from collections.abc import Callable
 
 from harness.worker.observation import Observation, StageStoppedError
 
+ORDER = (
+    "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare", "controls",
+)  # fmt: skip
+"""Stages in the order in which a cell begins them."""
+
 STOPPED = 1
 """Exit code of a child in which a stage ended without a usable result; the record says which and why."""
 
@@ -34,9 +39,11 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
         _child(observation, stages)
     _, status = os.waitpid(pid, 0)
     observation.data = Observation.load(observation.path).data
+    # A child that dies between two stages has finished the first: its end belongs to the one that it never began.
+    next_stage = next((name for name in ORDER if name not in observation.data["stages"]), ORDER[-1])
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        running = observation.data["running"] or "import"
+        running = observation.data["running"] or next_stage
         reason = f"killed by signal {number}"
         if number == 9:  # noqa: PLR2004 — SIGKILL, by its number everywhere
             reason += " (SIGKILL: most often the kernel, when memory runs out)"
@@ -48,7 +55,7 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
     running = observation.data["running"]
     if running is not None or code not in {0, STOPPED}:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
-        observation.data["stages"][running or "import"] = {"result": "error", "seconds": None, "reason": reason}
+        observation.data["stages"][running or next_stage] = {"result": "error", "seconds": None, "reason": reason}
         observation.data["running"] = None
         observation.save()
         return False

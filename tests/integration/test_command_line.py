@@ -95,24 +95,22 @@ def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "harness", "matrix", "--profile", "smoke", "--jobs", "2", "--out", out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "[1/4]" in line:
-            break
-    time.sleep(1)
-    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-    os.kill(process.pid, signal.SIGINT)
-    rest = process.stdout.read()
-    code = process.wait(timeout=60)
+    command = [sys.executable, "-u", "-m", "harness", "matrix", "--profile", "smoke", "--jobs", "2", "--out", out]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "[1/4]" in line:
+                break
+        time.sleep(1)
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        os.kill(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+        code = process.wait(timeout=60)
     finished = list((out / "cells").rglob("*.json"))
     report = json.loads((out / "report.json").read_text())
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.worker.checkpoints.geometry import Geometry
+
 Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other"]
 Init = Literal["random", "ones", "zeros"]
 
@@ -138,3 +140,23 @@ def router(layer: int, num_experts: int, hidden: int, *, disk: str = "model.", e
     return TensorSpec(
         key=f"{disk}layers.{layer}.mlp.gate.weight", shape=(num_experts, hidden), kind="router", exponent=1, extra=extra
     )
+
+
+def prediction_layer(layer: int, g: Geometry, block: list[TensorSpec]) -> list[TensorSpec]:
+    """Return a multi-token-prediction layer as GLM-4.5 and DeepSeek-V3 publish it: a decoder layer with a head of its own.
+
+    Args:
+        layer: its index, which is the number of layers that the model loads.
+        g: sizes.
+        block: the tensors of the decoder layer inside it.
+    """
+    path = f"model.layers.{layer}"
+    return [
+        TensorSpec(key=f"{path}.eh_proj.weight", shape=(g.hidden, 2 * g.hidden), extra=True),
+        TensorSpec(key=f"{path}.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0, extra=True),
+        norm(f"{path}.enorm.weight", g.hidden, extra=True),
+        norm(f"{path}.hnorm.weight", g.hidden, extra=True),
+        *block,
+        TensorSpec(key=f"{path}.shared_head.head.weight", shape=(g.vocab, g.hidden), exponent=2, extra=True),
+        norm(f"{path}.shared_head.norm.weight", g.hidden, extra=True),
+    ]

@@ -129,13 +129,15 @@ def check_attached(observation: Observation, peft_model: Any, targets: dict[str,
     )
 
 
-def kind_of_parameters(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, list[Any]]:
-    """Return the trainable LoRA tensors per targeted kind."""
+def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, dict[str, Any]]:
+    """Return the trainable LoRA tensors per targeted kind: kind → name → parameter."""
     kinds = {target: kind for kind, members in targets.items() for target in members}
-    result: dict[str, list[Any]] = {kind: [] for kind in targets}
-    for target, layer in lora_layers(peft_model).values():
+    result: dict[str, dict[str, Any]] = {kind: {} for kind in targets}
+    for key, (target, layer) in lora_layers(peft_model).items():
         if target in kinds:
-            result[kinds[target]] += [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
+            for part in ("lora_A", "lora_B"):
+                for name, tensor in getattr(layer, part).named_parameters():
+                    result[kinds[target]][f"{key.removeprefix('base_model.model.')}.{part}.{name}"] = tensor
     return result
 
 

@@ -7,77 +7,58 @@ other way round: same shapes, same norms, the engine's own count at 100 %, the w
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import BPacking, Request
-from harness.worker.stages.compare import Truth
-from harness.worker.stages.evaluate import logits_of
-from harness.worker.stages.functional import distance
+from harness.worker.stages.compare import judge
+from harness.worker.stages.evaluate import logits_of, samples_of, save_view
 from harness.worker.stages.load import load_model
 from harness.worker.stages.merge import merge_with_engine
-from harness.worker.stages.tensor_gate import inspect
+
+FUNCTIONAL = frozenset({"kl", "logprob", "samples"})
+"""Checks of the functional gate."""
 
 OTHER_PACKING: dict[str, BPacking] = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Gates:
-    """What the two gates said of a broken merge."""
-
-    kl: float
-    rejected_by: list[str]
-
-
 def run_controls(observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int) -> None:
     """Break the merge on purpose and record whether the gates notice."""
-    truth = Truth(request)
     copy = request.work / "control-base-copied"
     shutil.copytree(request.base, copy)
-    _record(observation, "base-copied", _judge(request, checkpoint, truth, copy, truth.base_logits))
-    shutil.rmtree(copy)
+    _try(observation, request, checkpoint, vocab, copy)
     packing = observation.data["adapter"]["b_packing"]
-    # With one expert or rank one both readings are the same bytes: there is nothing to break.
+    # With one expert both readings are the same bytes: there is nothing to break.
     if packing is None or checkpoint.num_experts == 1 or request.b_packing is not None:
         return
     out = request.work / "control-b-packing"
     merge_with_engine(request, out=out, b_packing=OTHER_PACKING[packing])
-    logits = logits_of(load_model(out, request), request, vocab)
-    _record(observation, "b-packing", _judge(request, checkpoint, truth, out, logits))
-    shutil.rmtree(out)
+    _try(observation, request, checkpoint, vocab, out)
 
 
-def _judge(request: Request, checkpoint: Checkpoint, truth: Truth, merged: Path, logits: Any) -> _Gates:
-    bands = request.bands
-    report = inspect(
-        checkpoint, work=request.work, base=request.base, adapter=request.adapter, merged=merged, ulp_max=bands.ulp_max
-    )
-    seen = distance(truth.logits, logits, truth.clear)
-    rejected = []
-    if report.counts["dropped"] or report.counts["wrong"]:
-        rejected.append("applied")
-    # Written so that NaN rejects.
-    if not seen.kl <= bands.kl_max:
-        rejected.append("kl")
-    if not seen.max_logprob_diff <= bands.logprob_max:
-        rejected.append("logprob")
-    return _Gates(kl=seen.kl, rejected_by=rejected)
+def _try(observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int, broken: Path) -> None:
+    """Reload a broken merge and judge it as the cell's own was judged; remove it afterwards.
 
-
-def _record(observation: Observation, name: str, gates: _Gates) -> None:
-    """A control counts as rejected only when the tensor gate and the functional gate both reject it."""
-    rejected = "applied" in gates.rejected_by and len(gates.rejected_by) > 1
-    observation.data.setdefault("controls", []).append(
-        {"name": name, "rejected": rejected, "by": gates.rejected_by, "value": gates.kl}
-    )
+    It counts as rejected only when the tensor gate and the functional gate both reject it.
+    """
+    model = load_model(broken, request)
+    logits, samples = logits_of(model, request, vocab), samples_of(model, request, vocab)
+    save_view(request.work, broken.name, {"logits": logits}, samples)
+    scratch = Observation(request.work / f"{broken.name}-observation.json")
+    scratch.data["base_sha256"] = observation.data["base_sha256"]
+    print(f"    control {broken.name}: each FAILED below is a fault that was noticed", flush=True)
+    judge(scratch, request, checkpoint, merged=broken, view=broken.name)
+    shutil.rmtree(broken)
+    noticed = [check["name"] for check in scratch.data["checks"] if not check["passed"]]
+    rejected = "applied" in noticed and not FUNCTIONAL.isdisjoint(noticed)
+    name, kl = broken.name.removeprefix("control-"), scratch.data["metrics"]["kl_trained_merged"]
+    observation.data.setdefault("controls", []).append({"name": name, "rejected": rejected, "by": noticed, "value": kl})
     observation.check(
         f"control:{name}",
         "controls",
-        ", ".join(gates.rejected_by) or "nothing",
+        ", ".join(noticed) or "nothing",
         "rejected by both gates",
         passed=rejected,
-        detail=f"KL(trained ‖ control) is {gates.kl:.3g}",
+        detail=f"KL(trained ‖ control) is {kl:.3g}",
     )

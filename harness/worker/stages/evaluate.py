@@ -11,6 +11,9 @@ from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, SAMPLES, evaluation_prompts
 from harness.worker.stages.experts_watch import ExpertWatch
 
+REFERENCE = "reference"
+"""The name of the view that a merge of fewer digits is held against."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -85,6 +88,11 @@ def save_view(directory: Path, name: str, tensors: dict[str, Any], samples: list
 
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / f"{name}.safetensors")
     (directory / f"{name}.json").write_text(json.dumps([asdict(sample) for sample in samples]))
+
+
+def has_view(directory: Path, name: str) -> bool:
+    """Say whether a view of that name was kept."""
+    return (directory / f"{name}.json").exists()
 
 
 def load_view(directory: Path, name: str) -> tuple[dict[str, Any], list[Sample]]:

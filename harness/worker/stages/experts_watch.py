@@ -115,7 +115,7 @@ class ExpertWatch:
 
 
 def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
-    """Return how far each token is from choosing other experts: (tokens,) float32, in selection scores.
+    """Return how far each token is from choosing other experts: (tokens,) float32, in logits for softmax routing, else in selection scores.
 
     The distance between the last expert chosen and the first not chosen; where experts are chosen within the best groups
     (DeepSeek-V3: a group's score is the sum of its two best), the smaller of that and the distance between groups.
@@ -130,9 +130,8 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
 
     logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
     num_experts = logits.shape[-1]
-    scores = (
-        logits.softmax(-1) if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
-    )
+    # Softmax keeps the order of logits, and a sharp one brings every loser near zero: the logits say how far apart they are.
+    scores = logits if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
     infinite = torch.full((logits.shape[0],), float("inf"))
     gap = infinite.to(logits.device)
     if routing.n_group > 1:

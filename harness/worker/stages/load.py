@@ -20,22 +20,32 @@ class WeightsNotLoadedError(RuntimeError):
     """transformers loaded the directory but left parameters at random values or skipped some that do not fit."""
 
 
+def load_base(request: Request) -> Any:
+    """Load the base for the first time, where the stack may say that it has no such family.
+
+    Raises:
+        UnsupportedError: this transformers has no classes for the family, in its own words. From any later stage the same
+            words are an error: the family was there a moment ago.
+        WeightsNotLoadedError: some parameter did not come from the checkpoint.
+    """
+    try:
+        return load_model(request.base, request)
+    except ValueError as error:
+        if any(text in str(error) for text in _NOT_KNOWN_HERE):
+            raise UnsupportedError(" ".join(str(error).split())) from error
+        raise
+
+
 def load_model(directory: Path, request: Request) -> Any:
     """Load a causal language model in float32 on the cell's device, in eval mode.
 
     Raises:
-        UnsupportedError: this transformers has no such family, in its own words.
         WeightsNotLoadedError: some parameter did not come from the checkpoint.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    except ValueError as error:
-        if any(text in str(error) for text in _NOT_KNOWN_HERE):
-            raise UnsupportedError(" ".join(str(error).split())) from error
-        raise
+    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys") if info[name]}
     if wrong:
         raise WeightsNotLoadedError(f"not every parameter came from the checkpoint: {wrong}")

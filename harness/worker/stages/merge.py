@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,4 @@ def merge_with_engine(request: Request, *, out: Path, b_packing: BPacking | None
     from harness.merge import merge, plan_merge
 
     report = merge(plan_merge(request.base, request.adapter, b_packing=b_packing), out)
-    claims = {"engine_applied": report.applied, "attempted": report.attempted, "fallback": None}
-    (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
-    return claims
+    return {"engine_applied": report.applied, "attempted": report.attempted, "fallback": None}

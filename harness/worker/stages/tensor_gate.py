@@ -17,7 +17,9 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 
-IGNORED_FILES = {"merge_manifest.json"}
+INDEX = "model.safetensors.index.json"
+
+OWN_FILES = {"merge_manifest.json"}
 """What an engine may add beside the checkpoint's own files."""
 
 NAMES_SHOWN = 4
@@ -38,9 +40,12 @@ class TensorReport:
             of the largest of |base|, |delta|, |result|.
         not_applied: names of dropped and wrong tensors.
         unpaired: lora pairs of the saved adapter that cover no tensor on disk.
+        idle: tensors, or experts inside a fused tensor, whose delta is zero.
         untouched_changed: names of tensors without a delta whose bytes differ.
         keys_missing, keys_unexpected, dtype_changes, files_missing: differences of the directories.
-        config_changed: JSON and text files whose content differs.
+        files_unexpected: files that the base does not have, and that no engine is known to add.
+        index_wrong: keys that the index puts where they are not, or does not name, and a wrong total size.
+        files_changed: files beside the weights whose content differs (their index apart: the keys say it).
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -51,10 +56,14 @@ class TensorReport:
     unpaired: list[str] = field(default_factory=list)
     untouched_total: int = 0
     untouched_changed: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
     keys_missing: list[str] = field(default_factory=list)
     keys_unexpected: list[str] = field(default_factory=list)
     dtype_changes: list[str] = field(default_factory=list)
     files_missing: list[str] = field(default_factory=list)
+    files_changed: list[str] = field(default_factory=list)
+    files_unexpected: list[str] = field(default_factory=list)
+    index_wrong: list[str] = field(default_factory=list)
 
 
 def read_directory(directory: Path) -> dict[str, Any]:
@@ -128,26 +137,25 @@ def inspect(
     checkpoint: Checkpoint, *, work: Path, base: Path, adapter: Path, merged: Path, ulp_max: float
 ) -> TensorReport:
     """Judge a merged directory, tensor by tensor."""
-    import torch
-
     report = TensorReport()
     before, after = read_directory(base), read_directory(merged)
     deltas, report.unpaired = covered(checkpoint, work, adapter)
     report.keys_missing = sorted(before.keys() - after.keys())
     report.keys_unexpected = sorted(after.keys() - before.keys())
-    names = {path.name for path in base.iterdir() if path.suffix != ".safetensors"}
-    report.files_missing = sorted(names - {path.name for path in merged.iterdir()})
+    _compare_files(report, base, merged)
+    report.index_wrong = _wrong_in_index(merged)
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], after.get(spec.key)
-        if spec.key not in deltas:
-            report.untouched_total += 1
-            if new is None or new.dtype != old.dtype or not _same_bytes(old, new):
-                report.untouched_changed.append(spec.key)
-            continue
         if new is not None and new.dtype != old.dtype:
             report.dtype_changes.append(spec.key)
+        if spec.key not in deltas:
+            report.untouched_total += 1
+            if new is None or not _same_bytes(old, new):
+                report.untouched_changed.append(spec.key)
+            continue
         delta = deltas[spec.key]
+        report.idle += _idle(spec, delta)
         if new is None or new.shape != old.shape:
             verdict = "wrong"
         else:
@@ -164,9 +172,47 @@ def inspect(
             report.not_applied.append(f"{spec.key} ({verdict})")
     if changed_elements:
         report.exact_fraction = exact_elements / changed_elements
-    if not torch.isfinite(torch.tensor(report.max_ulp)):
-        report.max_ulp = float("inf")
     return report
+
+
+def _compare_files(report: TensorReport, base: Path, merged: Path) -> None:
+    """Compare what lies beside the weights: names, and contents but for the index, whose keys are judged one by one."""
+    ours = {path.name for path in base.iterdir()}
+    theirs = {path.name for path in merged.iterdir()}
+    weights = {name for name in ours if name.endswith(".safetensors")}
+    report.files_missing = sorted(ours - theirs - weights)
+    report.files_unexpected = sorted(theirs - ours - OWN_FILES)
+    common = (ours & theirs) - weights - {INDEX}
+    report.files_changed = sorted(name for name in common if (base / name).read_bytes() != (merged / name).read_bytes())
+
+
+def _wrong_in_index(directory: Path) -> list[str]:
+    """Return what the index says that the shards do not: some loaders believe it."""
+    from safetensors import safe_open
+
+    path = directory / INDEX
+    if not path.exists():
+        return []
+    index = json.loads(path.read_text())
+    weight_map: dict[str, str] = index["weight_map"]
+    found: dict[str, str] = {}
+    size = 0
+    for shard in sorted(directory.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 — not a dict
+                found[key] = shard.name
+                size += tensors.get_tensor(key).nbytes
+    wrong = sorted(key for key in weight_map.keys() | found.keys() if weight_map.get(key) != found.get(key))
+    declared = index.get("metadata", {}).get("total_size")
+    return wrong + ([] if declared in {None, size} else [f"total_size {declared} (it is {size})"])
+
+
+def _idle(spec: TensorSpec, delta: Any) -> list[str]:
+    """Return the tensor, or the experts inside it, that training has left without a delta."""
+    if spec.role is not None and spec.expert is None:
+        moved = delta.flatten(1).any(1).tolist()
+        return [f"{spec.key}[{expert}]" for expert, any_ in enumerate(moved) if not any_]
+    return [] if bool(delta.any()) else [spec.key]
 
 
 def _verdict(old: Any, new: Any, rounded: Any, delta: Any, ulps: float, ulp_max: float) -> str:

@@ -17,12 +17,22 @@ from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Device, Stack
 from harness.result import CellResult, StageName
 
+ALL_CHECKS = (
+    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("signal", "compare"),
+    ("kl", "compare"), ("logprob", "compare"), ("samples", "compare"), ("applied", "compare"), ("exact", "compare"),
+    ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
+    ("adapter_reload", "reload-adapter"), ("control:base-copied", "controls"),
+)  # fmt: skip
+"""Every check that a pass needs, with the stage it belongs to."""
+
 WORKER_STAGES = (
     "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare",
     "controls",
 )  # fmt: skip
 
-WORKER = '''
+WORKER = (
+    f"CHECKS = {ALL_CHECKS!r}"
+    '''
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -47,8 +57,9 @@ def reach(stage):
 def finish():
     for name in STAGES:
         seen["stages"].setdefault(name, {"result": "pass", "seconds": 0.01, "reason": None})
-    seen["checks"] = [{"name": "kl", "stage": "compare", "value": 1e-13, "band": "<= 1e-09", "passed": True}]
+    seen["checks"] = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
     seen["merge"] = {"attempted": 6, "applied": 6, "engine_applied": 6}
+    seen["controls"] = [{"name": "base-copied", "rejected": True, "by": ["applied", "kl"], "value": 0.5}]
     seen["running"], seen["done"] = None, True
     write()
 
@@ -111,6 +122,7 @@ os.wait()
 else:
     raise SystemExit(f"unknown behaviour {behaviour}")
 '''
+)
 
 
 def stack(*, peft: str = "0.19.1", pins: Mapping[str, str] | None = None) -> Stack:
@@ -140,10 +152,18 @@ class FakeEnvironment:
     prefix: Path
     python: Path = Path(sys.executable)
     lock_sha256: str | None = "a" * 64
-    versions: Mapping[str, str] = field(default_factory=lambda: {"peft": "0.19.1"})
+    versions: Mapping[str, str] = field(
+        default_factory=lambda: {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0"}
+    )
     python_version: str = "3.11.7"
     seconds_resolve: float | None = 0.5
     seconds_install: float | None = 1.5
+
+
+def fake_environment(folder: Path, wanted: Stack) -> FakeEnvironment:
+    """The environment that holds just what a stack names."""
+    versions = {"transformers": wanted.transformers, "peft": wanted.peft, "trl": wanted.trl, "torch": "2.13.0"}
+    return FakeEnvironment(prefix=folder / "env", versions=versions)
 
 
 def child_environment(*, scratch: Path, threads: int, device: Device, prefix: Path) -> dict[str, str]:
@@ -167,7 +187,7 @@ def services(
         threads=1,
     )
     return Services(
-        prepare=prepare or (lambda _stack: FakeEnvironment(prefix=folder / "env")),
+        prepare=prepare or (lambda wanted: fake_environment(folder, wanted)),
         child_environment=child_environment,
         settings=lambda _cell: settings,
         cache=folder / "cache",

@@ -49,7 +49,7 @@ def test_work_directories_are_removed_unless_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "scratch").iterdir()) == []
 
     run_cells([cell("passes")], services(tmp_path), Recorder(), keep=True)
-    (work,) = (tmp_path / "scratch").iterdir()
+    work = tmp_path / "scratch" / "qwen3_moe" / cell("passes").file_stem
 
     request = json.loads((work / "request.json").read_text())
     assert request["schema"] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from execution_helpers import WORKER_STAGES, cell
+from execution_helpers import ALL_CHECKS, WORKER_STAGES, cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,25 +17,30 @@ from harness.execution.redact import Redactor
 from harness.execution.supervise import SupervisedExit
 from harness.result import NEEDS, OUTCOMES, STAGES, CellResult
 
-STACK = StackRecord(versions={"peft": "0.19.1", "torch": "2.13.0+cpu"}, lock_sha256="b" * 64, python_version="3.11.7")
+VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
+STACK = StackRecord(versions=VERSIONS, lock_sha256="b" * 64, python_version="3.11.7")
 EXITED = SupervisedExit(ending="exited", code=0, seconds=3.25, peak_rss_mb=500.04)
 
 
 def observed(**changes: Any) -> dict[str, Any]:
     """A complete observation of a cell that passed, with ``changes``."""
     stages = {name: {"result": "pass", "seconds": 1.0, "reason": None} for name in WORKER_STAGES}
-    checks = [{"name": "kl", "stage": "compare", "value": 1e-13, "band": "<= 1e-09", "passed": True}]
+    checks = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in ALL_CHECKS]
     merge = {"attempted": 9, "applied": 9}
-    return {"stages": stages, "checks": checks, "merge": merge, "running": None, "done": True} | changes
+    controls = [{"name": "base-copied", "rejected": True, "by": ["applied", "kl"], "value": 0.5}]
+    known = {"stages": stages, "checks": checks, "merge": merge, "controls": controls, "running": None, "done": True}
+    return known | changes
 
 
-def finished(observation: object, ended: SupervisedExit = EXITED, log_tail: str = "") -> CellResult:
+def finished(
+    observation: object, ended: SupervisedExit = EXITED, log_tail: str = "", stack: StackRecord = STACK
+) -> CellResult:
     content = observation if isinstance(observation, bytes) else json.dumps(observation).encode()
     return finalise(
         cell(),
         observation=parse_observation(content),
         ended=ended,
-        stack=STACK,
+        stack=stack,
         redactor=Redactor({"work": Path("/scratch/cell-1"), "home": Path("/home/ann")}),
         log_tail=log_tail,
         log="cells/x.log",
@@ -50,7 +55,7 @@ def test_a_complete_pass() -> None:
     assert list(result.stages) == list(STAGES)
     assert result.peak_rss_mb == 612.5
     assert result.timings == {"cell": 3.25}
-    assert result.versions == {"peft": "0.19.1", "torch": "2.13.0"}
+    assert result.versions == VERSIONS | {"torch": "2.13.0"}
 
 
 def test_peak_memory_is_the_supervisors_where_the_worker_has_none() -> None:
@@ -128,6 +133,15 @@ def test_an_import_of_another_version_than_the_environments_is_an_error() -> Non
 
     assert (result.outcome, result.stage) == ("error", "import")
     assert result.reason == "imported peft 0.21.2, but the environment holds 0.19.1"
+
+
+def test_a_cell_named_after_other_versions_than_were_imported_is_an_error() -> None:
+    """Whatever the environment holds: a row that says 0.19.1 must have been measured on 0.19.1."""
+    other = StackRecord(versions={"peft": "0.21.2"})
+    result = finished(observed(versions={"peft": "0.21.2"}), stack=other)
+
+    assert (result.outcome, result.stage) == ("error", "import")
+    assert result.reason == "imported peft 0.21.2, but the cell is named after 0.19.1"
 
 
 @pytest.mark.parametrize(

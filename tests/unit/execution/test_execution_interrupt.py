@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from execution_helpers import alive, cell, wait_until
+from execution_helpers import ALL_CHECKS, alive, cell, wait_until
 
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
 from harness.execution.store import load_results
@@ -19,7 +19,7 @@ import subprocess, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from execution_helpers import FakeEnvironment, Recorder, cell, services
+from execution_helpers import Recorder, cell, fake_environment, services
 from harness.errors import EnvironmentFailedError, HarnessError
 from harness.execution.scheduler import run_cells
 
@@ -36,7 +36,7 @@ def prepare(stack):
         (folder / "preparing").write_text(str(child.pid))
         if child.wait() != 0:
             raise EnvironmentFailedError("stopped")
-    return FakeEnvironment(prefix=folder / "env", versions={})
+    return fake_environment(folder, stack)
 
 plan = [cell("passes"), cell("hangs"), cell("escapes-and-hangs")]
 if scene == "preparing":
@@ -48,7 +48,9 @@ except HarnessError as error:
     raise SystemExit(error.exit_code)
 """
 
-HANGING_WORKER = """
+HANGING_WORKER = (
+    f"CHECKS = {ALL_CHECKS!r}"
+    """
 import json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -63,9 +65,10 @@ def note(pid):
 if recipe == "passes":
     stages = ["import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged",
               "compare", "controls"]
-    check = {"name": "kl", "stage": "compare", "value": 0.0, "band": "<= 1e-09", "passed": True}
-    seen = {"stages": {name: {"result": "pass"} for name in stages}, "checks": [check],
-            "merge": {"attempted": 6, "applied": 6}, "running": None, "done": True}
+    checks = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
+    seen = {"stages": {name: {"result": "pass"} for name in stages}, "checks": checks,
+            "merge": {"attempted": 6, "applied": 6}, "controls": [{"name": "base-copied", "rejected": True}],
+            "running": None, "done": True}
     Path(request["observation"]).write_text(json.dumps(seen))
     raise SystemExit
 note(os.getpid())
@@ -74,6 +77,7 @@ if recipe == "escapes-and-hangs":
     note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True).pid)
 time.sleep(600)
 """
+)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_plain_lines_have_times_and_no_control_characters() -> None:
     progress.closed()
 
     assert written(target).splitlines() == [
-        "    0.0 s  1 cells",
+        "    0.0 s  1 cell",
         "    0.5 s  environment tf5.5.0-peft0.19.1-trl0.25.1: preparing",
         "    2.5 s  environment tf5.5.0-peft0.19.1-trl0.25.1: ready after 2.0 s",
         f"    2.5 s  started  {cell().id}",

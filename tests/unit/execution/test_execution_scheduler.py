@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from execution_helpers import FakeEnvironment, Recorder, cell, services, stack
+from execution_helpers import FakeEnvironment, Recorder, cell, fake_environment, services, stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ def test_two_cells_of_a_stack_prepare_its_environment_once(tmp_path: Path) -> No
 
     def prepare(wanted: Stack) -> FakeEnvironment:
         prepared.append(wanted.peft)
-        return FakeEnvironment(prefix=tmp_path / "env", versions={})
+        return fake_environment(tmp_path, wanted)
 
     cells = [cell(seed=0), cell(seed=1), cell(peft="0.18.1"), cell(seed=2)]
     report = run_cells(cells, services(tmp_path, prepare=prepare), Recorder(), jobs=2)
@@ -39,7 +39,7 @@ def test_stacks_with_the_same_id_and_other_pins_have_environments_of_their_own(t
 
     def prepare(wanted: Stack) -> FakeEnvironment:
         prepared.append(wanted)
-        return FakeEnvironment(prefix=tmp_path / "env")
+        return fake_environment(tmp_path, wanted)
 
     other = stack(pins={"torch": "2.12.0"}).model_copy(update={"extra_pins": ("torch",)})
     plan = [cell(), cell().model_copy(update={"stack": other})]
@@ -59,7 +59,7 @@ def test_cells_start_while_other_environments_are_still_being_made(tmp_path: Pat
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
             assert first_cell_done.wait(30), "the first stack's cell waited for the second stack's environment"
-        return FakeEnvironment(prefix=tmp_path / "env", versions={})
+        return fake_environment(tmp_path, wanted)
 
     report = run_cells([cell(), cell(peft="0.18.1")], services(tmp_path, prepare=prepare), Watcher())
 
@@ -97,7 +97,7 @@ def test_unresolvable_is_an_outcome_of_every_cell_of_the_stack_in_the_resolvers_
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
             raise Unresolvable(words)
-        return FakeEnvironment(prefix=tmp_path / "env")
+        return fake_environment(tmp_path, wanted)
 
     cells = [cell(peft="0.18.1"), cell(peft="0.18.1", seed=1), cell()]
     report = run_cells(cells, services(tmp_path, prepare=prepare), Recorder())
@@ -120,7 +120,7 @@ def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
             raise error
-        return FakeEnvironment(prefix=tmp_path / "env")
+        return fake_environment(tmp_path, wanted)
 
     recorder = Recorder()
     failing = cell(peft="0.18.1")
@@ -138,7 +138,7 @@ def test_any_other_error_while_preparing_ends_the_run_with_no_child_left(tmp_pat
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
             raise ZeroDivisionError("a fault of ours")
-        return FakeEnvironment(prefix=tmp_path / "env")
+        return fake_environment(tmp_path, wanted)
 
     recorder = Recorder()
     began = time.monotonic()

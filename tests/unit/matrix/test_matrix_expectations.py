@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
@@ -16,10 +17,30 @@ from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import NEEDS, OUTCOMES, STAGES, CellResult, Check, Outcome, StageName, StageResult, worst
+from harness.result import (
+    NEEDS,
+    OUTCOMES,
+    STAGES,
+    CellResult,
+    Check,
+    ControlResult,
+    MergeCounts,
+    Outcome,
+    StageName,
+    StageResult,
+    worst,
+)
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
+
+ALL_CHECKS = (
+    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("signal", "compare"),
+    ("kl", "compare"), ("logprob", "compare"), ("samples", "compare"), ("applied", "compare"), ("exact", "compare"),
+    ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
+    ("adapter_reload", "reload-adapter"), ("control:base-copied", "controls"),
+)  # fmt: skip
+"""Every check that a pass needs, with the stage it belongs to."""
 
 RELOAD = Expectation(
     when="transformers>=5.6.2, peft==0.19.1",
@@ -49,7 +70,22 @@ def result(
         else:
             made[name] = StageResult.model_validate({"result": kind, "reason": reason or None})
     overall = outcome or worst(stage.result for stage in made.values() if stage.result != "not_run")
-    return CellResult(cell=cell, cell_id=cell.id, outcome=overall, stages=made, checks=list(checks))
+    named = {check.name for check in checks}
+    passed = [
+        Check(name=name, stage=stage, value=1, band="any", passed=True)
+        for name, stage in ALL_CHECKS
+        if name not in named
+    ]
+    return CellResult(
+        cell=cell,
+        cell_id=cell.id,
+        outcome=overall,
+        stages=made,
+        checks=[*checks, *passed],
+        merge=MergeCounts(attempted=6, applied=6),
+        controls=[ControlResult(name="base-copied", rejected=True)],
+        versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
+    )
 
 
 def after(stage: StageName, kind: str) -> dict[str, str]:
@@ -310,3 +346,33 @@ def test_an_expectation_must_be_about_pinned_packages(
 
     with pytest.raises(UnknownNameError, match=r"expectation\.0\.when: .* Did you mean 'transformers'"):
         check_expectations(expectations, config, catalogue)
+
+
+@pytest.mark.parametrize("stage", ["reload-merged", "merge", "train", "compare"])
+def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: StageName) -> None:
+    assert judge(result({stage: "unsupported: no such architecture"}), []).status == "regression"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("checks", []),
+        ("merge", None),
+        ("controls", []),
+        ("controls", [ControlResult(name="base-copied", rejected=False)]),
+        ("versions", {}),
+        ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),
+    ],
+)
+def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str, value: object) -> None:
+    verdict = judge(result().model_copy(update={field: value}), [])
+
+    assert verdict.status == "regression"
+    assert verdict.sentence.startswith("the result says pass, but ")
+
+
+def test_counts_that_do_not_add_up_and_a_borrowed_id_are_no_result() -> None:
+    with pytest.raises(ValidationError, match="accounted for"):
+        MergeCounts(attempted=56, applied=1)
+    with pytest.raises(ValidationError, match="is not the id of its cell"):
+        CellResult(cell=CELL, cell_id="alpha/other", outcome="pass")

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.cell import Stack, canonical_version
+from harness.matrix.conditions import parse_condition
 from harness.matrix.config import MatrixConfig
-from harness.matrix.versions import complete_stack, parse_condition, parse_pin
+from harness.matrix.versions import complete_stack, parse_pin
 
 
 def stack(transformers: str = "5.5.0", peft: str = "0.19.1", **pins: str) -> Stack:

@@ -334,7 +334,7 @@ def test_a_feature_that_the_file_does_not_hold(
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("r", 0), ("r", "8"), ("r", True), ("lora_alpha", "big"), ("lora_alpha", -1), ("rank_pattern", [1]),
+    [("r", 0), ("r", "8"), ("r", True), ("lora_alpha", "big"), ("lora_alpha", -1), ("lora_alpha", 10**400), ("lora_alpha", None), ("r", 10**400), ("use_rslora", "false"), ("rank_pattern", [1]),
      ("alpha_pattern", {"a": None}), ("target_modules", 3), ("target_parameters", "experts"), ("layers_to_transform", "0")],
 )  # fmt: skip
 def test_a_setting_of_the_wrong_type(sample: Sample, setting: str, value: object) -> None:

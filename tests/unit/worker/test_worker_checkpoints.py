@@ -17,7 +17,7 @@ PINNED = {
     "qwen3_moe": "b9eb15e29b69a06b",
     "glm4_moe": "cc685459f6ed8d96",
     "deepseek_v3": "75d47ff365e66c86",
-    "qwen3_5_moe": "734ac7742a1d0c52",
+    "qwen3_5_moe": "fe398a2b3db9fd61",
 }
 
 

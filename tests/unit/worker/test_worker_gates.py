@@ -89,7 +89,7 @@ def test_moving_a_score_by_less_than_the_gap_changes_no_choice(seed: int, rule: 
     )
     gap = float(router_gap(hidden, router, routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
-    scores = logits.softmax(-1) if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
+    scores = logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
     before = _choose(scores, n_group, topk_group)
     for expert in range(8):
         # A group's score adds two experts up, so half the gap is the most that is safe there.
@@ -270,6 +270,71 @@ def test_a_changed_untouched_tensor_a_lost_key_and_a_lost_file_are_named(work: P
     assert (report.keys_missing, report.keys_unexpected) == ([Q], ["surplus"])
     assert report.files_missing == ["generation_config.json"]
     assert report.counts["wrong"] == 1
+
+
+def test_a_config_that_was_rewritten_is_named(work: Path) -> None:
+    (work / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
+    report = _judged(work, _right(work))
+
+    assert report.files_changed == ["config.json"]
+
+
+def test_an_expert_that_training_left_without_a_delta_is_named(work: Path) -> None:
+    """Inside a fused tensor one idle expert hides among the others: it is looked for by itself."""
+    fused = TensorSpec(
+        key="model.layers.0.mlp.experts.gate_up_proj",
+        shape=(2, 4, 3),
+        kind="expert",
+        module="model.layers.0.mlp.experts",
+        role="gate_up_proj",
+    )
+    checkpoint = Checkpoint(
+        config={}, tensors=(fused,), routing=CHECKPOINT.routing, layers_with_experts=(0,), num_experts=2
+    )
+    deltas = load_file(work / "deltas.safetensors")
+    deltas["model.layers.0.mlp.experts:gate_up_proj"][1] = 0.0
+    save_file(deltas, work / "deltas.safetensors")
+    base = torch.ones(2, 4, 3)
+    save_file({fused.key: base}, work / "base" / "model.safetensors")
+    merged = (base.double() + deltas["model.layers.0.mlp.experts:gate_up_proj"]).float()
+    save_file({fused.key: merged}, work / "merged" / "model.safetensors")
+    report = inspect(
+        checkpoint, work=work, base=work / "base", adapter=work / "adapter", merged=work / "merged", ulp_max=1.0
+    )
+
+    assert report.idle == ["model.layers.0.mlp.experts.gate_up_proj[1]"]
+    assert report.counts["applied"] == 1, "the tensor as a whole is right, which is why this is looked at apart"
+
+
+def test_an_index_that_does_not_say_what_is_there_is_named(work: Path) -> None:
+    report = _judged(work, _right(work))
+    size = sum(tensor.nbytes for tensor in load_file(work / "merged" / "model.safetensors").values())
+    weight_map = {spec.key: "model.safetensors" for spec in SPECS}
+    index = work / "merged" / "model.safetensors.index.json"
+    seen = []
+    for change, total in (({}, size), ({Q: "other.safetensors"}, size), ({}, 1)):
+        index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map | change}))
+        report = _judged(work, _right(work))
+        seen.append(report.index_wrong)
+
+    assert seen == [[], [Q], [f"total_size 1 (it is {size})"]]
+
+
+def test_weights_that_the_base_does_not_have_are_named(work: Path) -> None:
+    (work / "merged" / "pytorch_model.bin").write_bytes(b"")
+    (work / "merged" / "merge_manifest.json").write_text("{}")
+    report = _judged(work, _right(work))
+
+    assert report.files_unexpected == ["pytorch_model.bin"]
+
+
+def test_a_dtype_that_changed_is_named_with_or_without_a_delta(work: Path) -> None:
+    merged = _right(work)
+    merged["model.norm.weight"] = merged["model.norm.weight"].bfloat16()
+    merged[Q] = merged[Q].bfloat16()
+    report = _judged(work, merged)
+
+    assert report.dtype_changes == [Q, "model.norm.weight"]
 
 
 def test_a_pair_of_the_file_that_the_model_does_not_have_is_named(work: Path) -> None:

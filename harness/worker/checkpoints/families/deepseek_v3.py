@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOfferedError
 from harness.worker.checkpoints.geometry import Geometry
-from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, router
+from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, prediction_layer, router
 
 LAYERS = 3
 DENSE_LAYERS = 1
@@ -31,7 +31,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     tensors += [
         norm("model.norm.weight", g.hidden),
         TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
-        *_prediction_layer(LAYERS, g),
+        *prediction_layer(LAYERS, g, _layer(LAYERS, g, extra=True)),
     ]
     latent = _latent(g)
     config = {
@@ -142,17 +142,4 @@ def _layer(layer: int, g: Geometry, *, extra: bool) -> list[TensorSpec]:
         norm(f"model.{attention}.kv_a_layernorm.weight", latent["kv_rank"], extra=extra),
         norm(f"model.{attention}.q_a_layernorm.weight", latent["q_rank"], extra=extra),
         *(linear(attention, name, *shape, "attention", extra=extra) for name, shape in shapes.items()),
-    ]
-
-
-def _prediction_layer(layer: int, g: Geometry) -> list[TensorSpec]:
-    path = f"model.layers.{layer}"
-    return [
-        TensorSpec(key=f"{path}.eh_proj.weight", shape=(g.hidden, 2 * g.hidden), extra=True),
-        TensorSpec(key=f"{path}.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0, extra=True),
-        norm(f"{path}.enorm.weight", g.hidden, extra=True),
-        norm(f"{path}.hnorm.weight", g.hidden, extra=True),
-        *_layer(layer, g, extra=True),
-        TensorSpec(key=f"{path}.shared_head.head.weight", shape=(g.vocab, g.hidden), exponent=2, extra=True),
-        norm(f"{path}.shared_head.norm.weight", g.hidden, extra=True),
     ]

@@ -18,7 +18,7 @@ from harness.worker.checkpoints.variants import VARIANTS
 LAYER_TYPES = ("linear_attention", "full_attention")
 KEY_HEADS = 2
 VALUE_HEADS = 4
-KEY_HEAD_DIM = 12
+KEY_HEAD_DIM = 14
 VALUE_HEAD_DIM = 16
 CONV_KERNEL = 4
 BLOCKS = 64
@@ -146,7 +146,7 @@ def _mrope_section(half: int) -> list[int]:
 
 def _shared_intermediate(g: Geometry) -> int:
     """The shared expert's width: unlike the routed experts', so that one cannot be taken for the other."""
-    return g.moe_intermediate + (BLOCKS if g.hidden % BLOCKS == 0 else 24)
+    return g.moe_intermediate + (BLOCKS if g.hidden % BLOCKS == 0 else 20)
 
 
 def _linear_attention(g: Geometry) -> dict[str, int]:

@@ -1,0 +1,48 @@
+"""Where cells work: one temporary directory per run, which goes with the run however it ends.
+
+A run that is killed outright cannot clean up after itself. The next one does it: a directory whose lock nobody holds belongs to
+a run that is no more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PREFIX = "moe-lora-harness-"
+LOCK = ".lock"
+GRACE = 60.0
+"""Seconds for which a directory without a holder is left alone: its run may be about to take the lock."""
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Make this run's directory, remove those of dead runs, and remove it at the end."""
+    remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, FileLock(Path(name) / LOCK):
+        yield Path(name)
+
+
+def remove_abandoned(place: Path) -> list[Path]:
+    """Remove our directories under ``place`` that no living run holds; return them."""
+    removed = []
+    for path in sorted(place.glob(f"{PREFIX}*")):
+        try:
+            status = path.lstat()
+            if not path.is_dir() or path.is_symlink() or status.st_uid != os.getuid():
+                continue
+            if time.time() - status.st_mtime < GRACE:
+                continue
+            with FileLock(path / LOCK, timeout=0):
+                shutil.rmtree(path)
+        except (Timeout, FileNotFoundError):
+            continue  # a living run holds it, or another one has just removed it
+        removed.append(path)
+    return removed

@@ -1,0 +1,30 @@
+"""What a right merge of a narrower dtype says: the base with PEFT's deltas, rounded once, in memory.
+
+Made without any merge engine: parameters of the loaded base are replaced one by one by round(base + delta), the delta being
+PEFT's own in float64 (``stages.deltas``). transformers decides which parameter is which, so nothing here knows of files.
+"""
+
+from __future__ import annotations
+
+from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.request import Request
+from harness.worker.stages.deltas import DELTAS
+from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_view
+from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.load import load_model
+
+
+def save_reference(request: Request, checkpoint: Checkpoint, vocab: int) -> None:
+    """Keep the view of the rightly rounded model, with its own router gaps."""
+    import torch
+    from safetensors.torch import load_file
+
+    model = load_model(request.base, request)
+    with torch.no_grad():
+        for name, delta in load_file(request.work / DELTAS).items():
+            path, _, parameter = name.partition(":")
+            weight = getattr(model.get_submodule(path), parameter or "weight")
+            exact = weight.double() + delta.to(weight.device)
+            weight.copy_(exact.to(torch.bfloat16).to(weight.dtype))
+    logits, gaps = near_ties(ExpertWatch(model, checkpoint), model, request, vocab)
+    save_view(request.work, REFERENCE, {"logits": logits, "gaps": gaps}, samples_of(model, request, vocab))

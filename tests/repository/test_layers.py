@@ -1,0 +1,215 @@
+"""Who may import whom: read from the syntax trees of the whole package, so that an import inside a function counts too."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "harness"
+UNDER_TEST = frozenset({
+    "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "numpy", "peft", "safetensors", "tokenizers", "torch",
+    "transformers", "trl",
+})  # fmt: skip
+"""What a cell's environment holds and the host's does not."""
+
+IN_A_CELL = ("worker", "merge", "experts", "engines", "faults")
+
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "result": frozenset({"matrix.cell"}),
+    "matrix": frozenset({"matrix", "matrix.cell", "errors", "result"}),
+    "envs": frozenset({"envs", "matrix.cell", "errors"}),
+    "execution": frozenset({"execution", "envs", "matrix.cell", "errors", "result"}),
+    "report": frozenset({"report", "matrix.cell", "result"}),
+    "merge": frozenset({"merge"}),
+    "worker": frozenset({"worker", "merge", "experts", "engines", "faults"}),
+    "cli": frozenset({"cli", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),
+    "__main__": frozenset({"cli"}),
+}
+"""Package or module of ours to those it may import. ``matrix.cell`` stands apart: everything speaks of cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """One import: the module, the line, whether it happens when the file is imported, and whether only for type checkers."""
+
+    module: str
+    line: int
+    at_import: bool
+    for_types: bool
+
+
+def imports_of(source: str) -> list[Import]:
+    """Return every import of a file; ``from a import b`` counts as ``a``, or ``a.b`` where ``a`` is ``harness`` itself."""
+    return list(_walk(ast.parse(source).body, at_import=True, for_types=False))
+
+
+def _walk(nodes: Iterable[ast.AST], *, at_import: bool, for_types: bool) -> Iterator[Import]:
+    for node in nodes:
+        match node:
+            case ast.Import(names=names):
+                modules = [alias.name for alias in names]
+            case ast.ImportFrom(level=level) if level:
+                modules = ["a relative import"]
+            case ast.ImportFrom(module="harness", names=names):
+                modules = [f"harness.{alias.name}" for alias in names]
+            case ast.ImportFrom(module=str(module)):
+                modules = [module]
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                yield from _walk(ast.iter_child_nodes(node), at_import=False, for_types=for_types)
+                continue
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=orelse):
+                yield from _walk(body, at_import=False, for_types=True)
+                yield from _walk(orelse, at_import=at_import, for_types=for_types)
+                continue
+            case _:
+                yield from _walk(ast.iter_child_nodes(node), at_import=at_import, for_types=for_types)
+                continue
+        for module in modules:
+            yield Import(module=module, line=node.lineno, at_import=at_import, for_types=for_types)
+
+
+def files_of(*parts: str) -> list[Path]:
+    """Return the files of some packages or modules of ours."""
+    found = [path for part in parts for path in (PACKAGE / part).rglob("*.py")]
+    found += [path for part in parts if (path := PACKAGE / f"{part}.py").is_file()]
+    assert found
+    return sorted(found)
+
+
+def layer_of(module: str) -> str | None:
+    """Return what of ours a module belongs to, as the table above names it; None for what is not ours."""
+    parts = module.split(".")
+    if parts[0] != "harness" or parts[1:] in ([], ["__version__"]):
+        return None
+    return "matrix.cell" if parts[1:3] == ["matrix", "cell"] else parts[1]
+
+
+def forbidden(layer: str, source: str) -> list[str]:
+    """Return the imports of ours that a file of ``layer`` has and may not have."""
+    return [
+        f"line {item.line}: {item.module}"
+        for item in imports_of(source)
+        if item.module == "a relative import" or layer_of(item.module) not in {None, *ALLOWED[layer]}
+    ]
+
+
+def third_party(source: str) -> list[Import]:
+    """Return the imports of a file that are neither ours nor the standard library's."""
+    known = {*sys.stdlib_module_names, "harness"}
+    return [item for item in imports_of(source) if item.module.split(".")[0] not in known]
+
+
+def test_every_package_is_in_the_table() -> None:
+    found = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.suffix in {"", ".py"}}
+    assert found - {"__init__", "__pycache__"} - set(IN_A_CELL) <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_lower_packages_never_import_upper_ones(layer: str) -> None:
+    found = {path.relative_to(ROOT).as_posix(): forbidden(layer, path.read_text("utf-8")) for path in files_of(layer)}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_cells_are_the_bottom() -> None:
+    source = (PACKAGE / "matrix" / "cell.py").read_text("utf-8")
+    assert [item.module for item in imports_of(source) if layer_of(item.module)] == []
+
+
+def test_the_table_has_no_cycle() -> None:
+    """``result`` speaks of cells and ``matrix`` judges results, so ``matrix.cell`` has a place of its own below both."""
+    below = {layer: {name for name in names if name != layer} for layer, names in ALLOWED.items()}
+    order: list[str] = ["matrix.cell"]
+    while len(order) <= len(below):
+        ready = [name for name in below if name not in order and below[name] <= {*order, *IN_A_CELL}]
+        assert ready, f"a cycle among {below.keys() - set(order)}"
+        order += ready
+
+
+@pytest.mark.parametrize("layer", ["errors", "result", "matrix", "envs", "execution", "report", "cli", "__main__"])
+def test_the_host_never_imports_what_is_under_test(layer: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{item.line}: {item.module}"
+        for path in files_of(layer)
+        for item in third_party(path.read_text("utf-8"))
+        if item.module.split(".")[0] in UNDER_TEST
+    ]
+    assert found == []
+
+
+def test_the_worker_imports_libraries_only_inside_functions() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{item.line}: {item.module}"
+        for path in files_of("worker")
+        for item in third_party(path.read_text("utf-8"))
+        if item.at_import or item.module.split(".")[0] not in UNDER_TEST
+    ]
+    assert found == []
+
+
+def test_the_merge_engine_needs_torch_alone_and_only_to_merge() -> None:
+    """A plan is made without torch: no module that ``harness.merge`` imports on import may import it, directly or not."""
+    sources = {_module_of(path): path.read_text("utf-8") for path in files_of("merge")}
+    assert {item.module for source in sources.values() for item in third_party(source)} == {"torch"}
+
+    reached = {"harness.merge", "harness.merge.plan", "harness.merge.command"}
+    waiting = list(reached)
+    while waiting:
+        for item in imports_of(sources[waiting.pop()]):
+            if item.at_import and item.module in sources and item.module not in reached:
+                reached.add(item.module)
+                waiting.append(item.module)
+    assert len(reached) > 10, "the search itself must have found something"
+    assert [name for name in sorted(reached) if third_party(sources[name])] == []
+
+
+def _module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("name", ["envs/indexes.py", "execution/deadman.py"])
+def test_files_that_are_started_or_loaded_by_path_stand_alone(name: str) -> None:
+    source = (PACKAGE / name).read_text("utf-8")
+    assert third_party(source) == []
+    assert [item.module for item in imports_of(source) if item.module.startswith("harness")] == []
+
+
+def test_the_bundle_takes_what_the_worker_may_import() -> None:
+    from harness.execution.bundle import WORKER_PACKAGES  # noqa: PLC0415 - the rest of this file imports nothing of ours
+
+    assert set(WORKER_PACKAGES) == set(IN_A_CELL) == {*ALLOWED["worker"], "worker"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "source"),
+    [
+        ("merge", "from harness.errors import HarnessError"),
+        ("merge", "from harness import errors"),
+        ("worker", "import harness.matrix.cell"),
+        ("report", "def f():\n    from harness.execution.store import load_result"),
+        ("envs", "from . import layout"),
+        ("matrix", "if TYPE_CHECKING:\n    from harness.envs import Environment"),
+        ("execution", "class A:\n    from harness.cli import app"),
+    ],
+)
+def test_a_planted_import_is_found(layer: str, source: str) -> None:
+    assert len(forbidden(layer, source)) == 1
+
+
+def test_where_an_import_happens_is_seen() -> None:
+    found = imports_of(
+        "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    import c\nclass D:\n    import d\ntry:\n    import e\nexcept ImportError:\n    pass\n"
+    )
+    assert [(item.module, item.at_import, item.for_types) for item in found] == [
+        ("a", True, False),
+        ("b", False, True),
+        ("c", False, False),
+        ("d", True, False),
+        ("e", True, False),
+    ]

@@ -1,0 +1,274 @@
+"""The parts of stages that need no library under test: targets, options, the record of a cell, processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.matrix.config import Bands as HostBands
+from harness.worker.checkpoints.family import build
+from harness.worker.checkpoints.geometry import geometry
+from harness.worker.observation import Observation, StageStoppedError, UnsupportedError, describe
+from harness.worker.offline import NetworkTouchedError, _hook
+from harness.worker.processes import run_in_child
+from harness.worker.recipes.recipe import recipe
+from harness.worker.request import Bands, Request, read_request
+from harness.worker.stages.attach import expected_targets
+from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
+from harness.worker.stages.train import trainer_options
+
+RECIPES = ("lora", "lora-attention", "lora-experts", "lora-gate-up-only", "lora-down-only")
+
+
+def _request(work: Path, **changes: Any) -> Request:
+    bands = Bands(
+        kl_max=1.0, logprob_max=1.0, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
+        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0,
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "family": "qwen3_moe", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",
+        "device": "cpu", "seed": 0, "engine": "reference", "b_packing": None, "work": work,
+        "observation": work / "observation.json", "threads": 1, "bands": bands,
+    }  # fmt: skip
+    return Request(**{**fields, **changes})
+
+
+def test_bands_of_host_and_worker_have_the_same_names() -> None:
+    assert {field.name for field in dataclasses.fields(Bands)} == set(HostBands.model_fields)
+
+
+def test_a_request_is_read_back(tmp_path: Path) -> None:
+    request = _request(tmp_path)
+    cell = {
+        name: getattr(request, name)
+        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
+    }
+    data = {
+        "cell": cell,
+        "work": str(tmp_path),
+        "observation": str(request.observation),
+        "threads": 1,
+        "bands": dataclasses.asdict(request.bands),
+    }
+    (tmp_path / "request.json").write_text(json.dumps(data))
+
+    assert read_request(tmp_path / "request.json") == request
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"),
+    [
+        ("qwen3_moe", {"attention": 8, "expert": 4}),
+        ("glm4_moe", {"attention": 12, "expert": 4, "shared_expert": 6, "dense": 3}),
+        ("deepseek_v3", {"attention": 15, "expert": 4, "shared_expert": 6, "dense": 3}),
+        ("qwen3_5_moe", {"attention": 9, "expert": 4, "shared_expert": 6}),
+    ],
+)
+def test_targets_on_fused_experts_by_hand(family: str, counts: dict[str, int]) -> None:
+    targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), fused=True)
+
+    assert {kind: len(members) for kind, members in targets.items()} == counts
+
+
+@pytest.mark.parametrize(
+    ("name", "per_layer"), [("lora-experts", 24), ("lora-gate-up-only", 16), ("lora-down-only", 8)]
+)
+def test_targets_on_linears_by_hand(name: str, per_layer: int) -> None:
+    """Eight experts with gate, up and down; gate_up_proj is the first two."""
+    targets = expected_targets(build("qwen3_moe", geometry("distinct"), "published"), recipe(name), fused=False)
+
+    assert {kind: len(members) for kind, members in targets.items()} == {"expert": 2 * per_layer}
+    assert all(parameter is None for _, parameter in targets["expert"])
+
+
+def test_prediction_layers_are_never_targeted() -> None:
+    for family in ("glm4_moe", "deepseek_v3", "qwen3_5_moe"):
+        targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), fused=True)
+        modules = {module for kind in targets.values() for module, _ in kind}
+
+        assert not [module for module in modules if ".layers.3." in module or module.startswith("mtp")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_what_they_are(name: str) -> None:
+    found = recipe(name)
+
+    assert found.summary
+    assert found.kinds
+    assert found.steps >= 4
+    assert set(found.expert_roles) <= {"gate_up_proj", "down_proj"}
+
+
+@dataclasses.dataclass
+class _OldConfig:
+    """An SFTConfig from before ``max_length``."""
+
+    output_dir: str = ""
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_steps: int = -1
+    learning_rate: float = 0.0
+    lr_scheduler_type: str = ""
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = ""
+    bf16: bool = True
+    fp16: bool = False
+    gradient_checkpointing: bool = True
+    max_seq_length: int = 1024
+    packing: bool = False
+    report_to: list[str] = dataclasses.field(default_factory=list)
+    logging_steps: int = 1
+    save_strategy: str = ""
+    disable_tqdm: bool = False
+    dataloader_pin_memory: bool = True
+    dataloader_num_workers: int = 0
+    seed: int = 0
+    data_seed: int = 0
+
+
+def test_a_renamed_option_is_given_under_its_old_name(tmp_path: Path) -> None:
+    options = trainer_options(_OldConfig, _request(tmp_path), recipe("lora"), tmp_path)
+
+    assert options["max_seq_length"] == TRAINING_LENGTH
+    assert "max_length" not in options
+    assert "use_cpu" not in options, "optional, and absent from this release"
+    assert (options["bf16"], options["gradient_checkpointing"]) == (False, False)
+
+
+def test_an_option_that_went_away_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Newer:
+        output_dir: str = ""
+
+    with pytest.raises(TypeError, match="packing"):
+        trainer_options(Newer, _request(tmp_path), recipe("lora"), tmp_path)
+
+
+def test_training_and_evaluation_tokens_are_ordinary_tokens_and_differ() -> None:
+    training, prompts = training_sequences(104, 0), evaluation_prompts(104, 0)
+
+    assert len(training) == TRAINING_SEQUENCES
+    assert {len(sequence) for sequence in training} == {TRAINING_LENGTH}
+    assert all(4 <= token < 104 for sequence in training for token in sequence)
+    assert int(prompts.min()) >= 4
+    assert int(prompts.max()) < 104
+    assert prompts[0, :8].tolist() != training[0][:8]
+
+
+def test_a_stage_that_raises_is_recorded_with_its_cause_and_place(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+    with pytest.raises(StageStoppedError), observation.stage("load"):
+        raise RuntimeError("no weights")
+    stage = Observation.load(tmp_path / "o.json").data["stages"]["load"]
+
+    assert stage["result"] == "error"
+    assert stage["reason"].startswith("RuntimeError: no weights [")
+    assert "test_worker_stages.py" in stage["reason"]
+
+
+def test_unsupported_is_the_library_s_own_word(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+    with pytest.raises(StageStoppedError), observation.stage("load"):
+        raise UnsupportedError("no such architecture")
+
+    assert observation.data["stages"]["load"] == {
+        "result": "unsupported",
+        "reason": "no such architecture",
+        "seconds": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("merge", "failed", "expected"),
+    [
+        ({"attempted": 4, "applied": 4}, (), "pass"),
+        ({"attempted": 4, "applied": 3, "dropped": 1}, ("applied", "kl"), "fail"),
+        ({"attempted": 4, "dropped": 4}, ("applied", "kl"), "noop"),
+        ({"attempted": 4, "zero_delta": 1, "dropped": 3}, ("applied",), "noop"),
+        ({"attempted": 0}, ("applied",), "noop"),
+        ({"attempted": 4, "applied": 4}, ("signal",), "blind"),
+        ({"attempted": 4, "applied": 4}, ("signal", "kl"), "fail"),
+    ],
+)
+def test_the_compare_stage_s_outcome(
+    tmp_path: Path, merge: dict[str, int], failed: tuple[str, ...], expected: str
+) -> None:
+    observation = Observation(tmp_path / "o.json")
+    with observation.stage("compare"):
+        observation.data["merge"] = merge
+        for name in ("signal", "kl", "applied"):
+            observation.check(name, "compare", 1.0, "x", passed=name not in failed)
+
+    assert observation.data["stages"]["compare"]["result"] == expected
+
+
+def test_a_control_that_gets_through_blinds_the_cell(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+    with observation.stage("controls"):
+        observation.check("control:base-copied", "controls", "nothing", "rejected", passed=False)
+
+    assert observation.data["stages"]["controls"]["result"] == "blind"
+
+
+def test_what_a_child_found_is_seen_by_its_parent(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+
+    def stages(seen: Observation) -> None:
+        with seen.stage("build"):
+            seen.data["base_sha256"] = "abc"
+
+    assert run_in_child(observation, stages)
+    assert observation.data["base_sha256"] == "abc"
+    assert observation.data["stages"]["build"]["result"] == "pass"
+
+
+def test_a_child_that_dies_is_a_crash_of_the_stage_it_was_in(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+
+    def stages(seen: Observation) -> None:
+        with seen.stage("build"):
+            pass
+        with seen.stage("load"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert not run_in_child(observation, stages)
+    assert observation.data["stages"]["build"]["result"] == "pass"
+    assert observation.data["stages"]["load"]["result"] == "crash"
+    assert "signal 9 (SIGKILL" in observation.data["stages"]["load"]["reason"]
+
+
+def test_a_child_that_leaves_in_the_middle_of_a_stage_is_an_error(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+
+    def stages(seen: Observation) -> None:
+        with seen.stage("train"):
+            os._exit(0)
+
+    assert not run_in_child(observation, stages)
+    assert observation.data["stages"]["train"]["result"] == "error"
+
+
+def test_an_error_says_where_it_came_from() -> None:
+    try:
+        json.loads("{")
+    except json.JSONDecodeError as error:
+        text = describe(error)
+
+    assert text.startswith("JSONDecodeError: ")
+    assert "decoder.py" in text
+
+
+def test_the_network_hook_lets_local_sockets_through() -> None:
+    with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_INET) as remote:
+        _hook("socket.connect", (local, "/nowhere"))
+        with pytest.raises(NetworkTouchedError, match=r"192\.0\.2\.1"):
+            _hook("socket.connect", (remote, ("192.0.2.1", 80)))
