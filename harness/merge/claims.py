@@ -68,6 +68,18 @@ def _region(claims: Sequence[Claim], start: int, stop: int, uses: Sequence[Use])
     )
 
 
+def _alone(claim: Claim) -> Region:
+    """Return the region of a claim that meets no other."""
+    added = claim.effect == "add"
+    return Region(
+        start=claim.start,
+        rows=claim.rows,
+        columns=claim.columns,
+        terms=(claim.term,) if added else (),
+        replacement=None if added else claim.term,
+    )
+
+
 def _refuse(claims: Sequence[Claim], uses: Sequence[Use]) -> None:
     adapters = {uses[claim.term.use].adapter for claim in claims}
     if len(adapters) > 1:
@@ -90,7 +102,7 @@ def regions_of(claims: Sequence[Claim], uses: Sequence[Use]) -> tuple[Region, ..
     """
     ordered = sorted(claims, key=lambda claim: claim.start)
     if all(before.stop <= after.start for before, after in pairwise(ordered)):
-        return tuple(_region((claim,), claim.start, claim.stop, uses) for claim in ordered)
+        return tuple(_alone(claim) for claim in ordered)
     if len({claim.columns for claim in ordered}) > 1:
         _refuse(ordered, uses)
     cuts = sorted({edge for claim in ordered for edge in (claim.start, claim.stop)})

@@ -12,12 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from harness.merge.families import PLAIN, Family
 
 Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other"]
 KINDS: tuple[Kind, ...] = ("attention", "expert", "shared_expert", "router", "dense", "other")
+
+REMEMBERED = 2**18
+"""Paths whose parts are remembered: planning asks for each several times, and large checkpoints have a hundred thousand."""
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 
@@ -35,6 +39,7 @@ PARTS: dict[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "
 """Which per-expert Linears a fused parameter stacks along its output axis, in that order (transformers 5.x)."""
 
 
+@lru_cache(maxsize=REMEMBERED)
 def split(path: str) -> tuple[str, str] | None:
     """Return (text prefix, stem) of a path in the decoder, or None for a path outside it.
 
@@ -47,6 +52,7 @@ def split(path: str) -> tuple[str, str] | None:
     return None
 
 
+@lru_cache(maxsize=REMEMBERED)
 def common(path: str, family: Family = PLAIN) -> str:
     """Return the spelling that all spellings of a path or key share: no text prefix, common names.
 

@@ -88,12 +88,6 @@ def read_weights(base: Checkpoint) -> Weights:
     from harness.merge.codecs import codecs  # noqa: PLC0415 - the codecs describe what they find with the classes above
 
     declared = base.config.get("quantization_config")
-    weights = {
-        key: Weight(
-            key=key, shape=base.info(key).shape, dtype=base.info(key).dtype, shard=shard, source=Stored(key=key)
-        )
-        for key, shard in base.shard_of.items()
-    }
     found = {name: coded for name, codec in codecs().items() if (coded := codec.find(base))}
     if declared and not found:
         method = declared.get("quant_method") if isinstance(declared, dict) else declared
@@ -102,20 +96,30 @@ def read_weights(base: Checkpoint) -> Weights:
             f" here ({', '.join(codecs())}).",
             "Merge into the 16-bit original of this model.",
         )
-    used: set[str] = set()
+    used = {key for coded in found.values() for source in coded.values() for key in source.keys}
+    weights = {
+        key: Weight(key=key, shape=info.shape, dtype=info.dtype, shard=number, source=Stored(key=key))
+        for number, shard in enumerate(base.shards)
+        for key, info in shard.tensors.items()
+        if key not in used
+    }
+    seen: set[str] = set()
     dtype = _output_dtype(base) if found else ""
     for coded in found.values():
         for key, source in coded.items():
-            if twice := used.intersection(source.keys):
+            if twice := seen.intersection(source.keys):
                 raise UnsupportedBaseError(f"two quantised formats claim {listed(twice)}.")
-            used |= set(source.keys)
+            seen.update(source.keys)
             weights[key] = Weight(
                 key=key, shape=source.shape, dtype=dtype, shard=base.shard_of[next(iter(source.keys))], source=source
             )
     strange = [
         key
         for key, weight in weights.items()
-        if found and key not in used and weight.dtype in PACKED_DTYPES and "weight" in key.rpartition(".")[2]
+        if found
+        and isinstance(weight.source, Stored)
+        and weight.dtype in PACKED_DTYPES
+        and "weight" in key.rpartition(".")[2]
     ]
     if strange:
         raise UnsupportedBaseError(
@@ -125,7 +129,7 @@ def read_weights(base: Checkpoint) -> Weights:
     kept = {key for coded in found.values() for key in coded}
     dropped = frozenset(used - kept)
     return Weights(
-        by_key={key: weight for key, weight in weights.items() if key not in dropped},
+        by_key=weights,
         dropped=dropped,
         formats=tuple(sorted(found)),
     )
