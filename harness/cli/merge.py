@@ -62,6 +62,8 @@ def merge(
     if json_file is not None:
         check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
+    if (base / "merge_manifest.json").exists():
+        screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
     arguments = ["--base", str(base.absolute()), "--adapter", str(adapter.absolute())]
     arguments += ["--out", str(out.absolute())] if out else []
     arguments += ["--dtype", DTYPES[dtype]] if dtype else []
