@@ -19,6 +19,7 @@ from harness.cli.options import (
     PythonOption,
     SelectOption,
     ShardOption,
+    StackOption,
 )
 from harness.cli.setup import choose_device, console, installed_stack, load_setup
 from harness.errors import ConfigurationError
@@ -30,6 +31,7 @@ EXECUTORS = ("local",)
 def matrix(
     profile: ProfileOption = DEFAULT_PROFILE,
     select: SelectOption = None,
+    stack: StackOption = None,
     jobs: JobsOption = None,
     shard: ShardOption = None,
     executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
@@ -56,6 +58,7 @@ def matrix(
     chosen = choose_device(device, python)
     selection = Selection(
         profile=profile,
+        stacks=tuple(stack or ()),
         select=tuple(select or ()),
         shard=parse_shard(shard) if shard else (1, 1),
         device=chosen,

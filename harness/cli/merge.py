@@ -59,6 +59,8 @@ def merge(
     if json_file is not None:
         check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
+    if (base / "merge_manifest.json").exists():
+        screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
     arguments = ["--base", str(base.absolute())]
     arguments += [word for path in adapter for word in ("--adapter", str(path.absolute()))]
     arguments += [word for value in weight or [] for word in ("--weight", str(value))]

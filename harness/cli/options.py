@@ -22,6 +22,10 @@ SelectOption = Annotated[
     list[str] | None,
     typer.Option("--select", help="Only cells whose id matches this glob, as 'qwen3_moe/*@tf5.5*'. Can be repeated."),
 ]
+StackOption = Annotated[
+    list[str] | None,
+    typer.Option("--stack", help="Only these stacks, as 'tf5.5.0-*'. Narrows --select. Can be repeated."),
+]
 ShardOption = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts, to share a run among machines.")
 ]

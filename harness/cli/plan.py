@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 import typer
 from tabulate import tabulate
 
-from harness.cli.options import ConfigOption, DeviceOption, ExpectationsOption, ProfileOption, SelectOption, ShardOption
+from harness.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    ExpectationsOption,
+    ProfileOption,
+    SelectOption,
+    ShardOption,
+    StackOption,
+)
 from harness.cli.setup import choose_device, load_setup
 from harness.matrix.plan import (
     COLUMNS,
@@ -24,6 +32,7 @@ from harness.matrix.plan import (
 def plan(
     profile: ProfileOption = DEFAULT_PROFILE,
     select: SelectOption = None,
+    stack: StackOption = None,
     shard: ShardOption = None,
     device: DeviceOption = "cpu",
     output: Annotated[
@@ -40,6 +49,7 @@ def plan(
     setup = load_setup(config, expectations)
     selection = Selection(
         profile=profile,
+        stacks=tuple(stack or ()),
         select=tuple(select or ()),
         shard=parse_shard(shard) if shard else (1, 1),
         device=choose_device(device, None),

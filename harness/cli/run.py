@@ -114,7 +114,7 @@ def run(
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
-        screen.print(f"work directory: {out / 'work'}", markup=False, soft_wrap=True)
+        screen.print(f"work directory: {out / 'work' / cell.family / cell.file_stem}", markup=False, soft_wrap=True)
     if json_file is not None:
         json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)

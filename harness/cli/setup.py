@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +63,22 @@ def choose_device(text: str, python: Path | None) -> Device:
     """
     if text not in DEVICES:
         raise ConfigurationError(f"--device {text!r} is not one of {', '.join(DEVICES)}.")
-    if text != "auto":
-        return "cuda" if text == "cuda" else "cpu"
-    if python is None:
+    if text == "cpu" or (text == "auto" and python is None):
         return "cpu"
+    if python is None:
+        # Before gigabytes of a CUDA build are installed for nothing.
+        if not Path("/proc/driver/nvidia/version").exists() and shutil.which("nvidia-smi") is None:
+            raise ConfigurationError(
+                "--device cuda: there is no NVIDIA driver on this machine.", remedy="Use --device cpu."
+            )
+        return "cuda"
     probe = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     try:
         seen = subprocess.run([python, "-I", "-c", probe], check=False, capture_output=True, timeout=120)
     except OSError as error:
         raise ConfigurationError(f"--python {python}: {error.strerror}.") from error
+    if seen.returncode != 0 and text == "cuda":
+        raise ConfigurationError(f"--device cuda: the torch of {python} sees no GPU.", remedy="Use --device cpu.")
     return "cuda" if seen.returncode == 0 else "cpu"
 
 
@@ -80,8 +88,10 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         ConfigurationError: its directory is not there, or it is a directory itself.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigurationError(f"{option} {path}: there is no such directory, or it is one.", remedy="Make it first.")
+    if path.is_dir():
+        raise ConfigurationError(f"{option} {path}: this is a directory.", remedy="Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{option} {path}: its directory does not exist.", remedy="Make it first.")
 
 
 def installed_stack(python: Path) -> Stack:
@@ -93,7 +103,10 @@ def installed_stack(python: Path) -> Stack:
     versions = unmanaged_environment(python).versions
     missing = [name for name in (*MAIN_PACKAGES, "torch") if name not in versions]
     if missing:
-        raise ConfigurationError(f"--python {python}: {', '.join(missing)} is not installed there.")
+        raise ConfigurationError(
+            f"--python {python}: not installed there: {', '.join(missing)}.",
+            remedy="Install what is missing, or leave out --python and an environment is made.",
+        )
     public = {name: Version(versions[name]).public for name in (*MAIN_PACKAGES, *PINNED) if name in versions}
     pins = {name: version for name, version in public.items() if name not in MAIN_PACKAGES}
     return Stack.model_validate({**{name: public[name] for name in MAIN_PACKAGES}, "pins": pins})

@@ -16,6 +16,9 @@ from pathlib import Path
 from harness.envs.lock import Device
 
 CUDA_NAMES = ("LD_LIBRARY_PATH",)
+CUDA_SETTINGS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""A cell asks whether there is a GPU before it forks; asked through the driver, no forked child could use it afterwards."""
+
 CUDA_PREFIXES = ("CUDA_", "NVIDIA_")
 NOWHERE = "http://127.0.0.1:9"
 """The discard port, where nothing listens on a machine of this century."""
@@ -77,6 +80,7 @@ def child_environment(
         variables |= {
             name: value for name, value in inherited.items() if name in CUDA_NAMES or name.startswith(CUDA_PREFIXES)
         }
+        variables |= CUDA_SETTINGS
         variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch's deterministic algorithms ask for
     else:
         variables["CUDA_VISIBLE_DEVICES"] = ""

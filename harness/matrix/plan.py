@@ -22,6 +22,7 @@ from harness.errors import ConfigurationError, NothingSelectedError, UnknownName
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell, Device, Stack
 from harness.matrix.config import DTYPES, MatrixConfig, expand_names
+from harness.matrix.names import match_names
 from harness.matrix.reading import describe
 
 DEFAULT_PROFILE = "default"
@@ -35,6 +36,7 @@ class Selection:
 
     Attributes:
         profile: the profile's name.
+        stacks: ``fnmatch`` globs over stack ids; only cells on a stack that one of them matches, all when there is none.
         select: ``fnmatch`` globs over cell ids; a cell is taken when any of them matches, all cells when there is none.
         shard: (I, N): the Ith of N parts, counted from 1.
         device: where the cells run; it is part of their ids.
@@ -43,6 +45,7 @@ class Selection:
     """
 
     profile: str = DEFAULT_PROFILE
+    stacks: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
     device: Device = "cpu"
@@ -77,6 +80,10 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
         ConfigurationError: a block of the profile has no cell.
     """
     cells = _profile_cells(config, catalogue, selection)
+    if selection.stacks:
+        known = tuple(dict.fromkeys(cell.stack.id for cell in cells))
+        wanted = match_names(selection.stacks, known, "stack", "--stack")
+        cells = tuple(cell for cell in cells if cell.stack.id in wanted)
     if selection.select:
         ids = [cell.id for cell in cells]
         chosen: set[str] = set()

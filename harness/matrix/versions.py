@@ -89,6 +89,10 @@ def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
 def _with_choices(stack: Stack, pins: Mapping[str, str], python: str | None) -> Stack:
     chosen = {name: parse_version(version, f"--pin {name}") for name, version in pins.items()}
     extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
+    if python is not None and re.fullmatch(r"3\.\d+", python) is None:
+        raise ConfigurationError(
+            f"--python-version {python!r} is not a Python 3 version.", remedy="Write major.minor, as 3.12."
+        )
     fields = stack.model_dump() | {"pins": {**stack.pins, **chosen}, "extra_pins": extra}
     return Stack.model_validate(fields | ({"python": python} if python is not None else {}))
 

@@ -79,7 +79,8 @@ def _import_libraries(request: Request) -> None:
 
     # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
     # lack it, which is nothing to a recipe that does not quantise.
-    if importlib.util.find_spec("bitsandbytes") is not None:
+    # With a GPU it would start CUDA in the parent, after which no forked child can.
+    if request.device == "cpu" and importlib.util.find_spec("bitsandbytes") is not None:
         import peft.tuners.lora.bnb  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
