@@ -36,6 +36,7 @@ def engine_command(package: str, screen: Console) -> list[str]:
     """Return how the program in ``package`` (``harness.merge.auditing``) is started: here when torch is here, else in a stack's environment."""
     program = str(publish_bundle(cache_dir()).root.joinpath(*package.split("."), "__main__.py"))
     if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("safetensors") is not None:
+        # -P: the folder of the program stays off the path, where its modules could pass for the standard library's.
         return [sys.executable, "-P", "-u", program]
     stack = load_setup().config.declared[0]
     screen.print(f"no torch here: running in the environment of {stack.id}", soft_wrap=True)

@@ -7,7 +7,7 @@ that loses nothing, so that an adapter made with one release works in another. N
 from __future__ import annotations
 
 from harness.merge.adapters.convert import convert_adapter
-from harness.merge.adapters.inspect import AdapterFacts, inspect_adapter
+from harness.merge.adapters.inspection import AdapterFacts, inspect_adapter
 from harness.merge.adapters.shape import ExpertForm
 
 __all__ = ["AdapterFacts", "ExpertForm", "convert_adapter", "inspect_adapter"]

@@ -39,8 +39,12 @@ def _conclusions(report: AuditReport) -> Iterator[str]:
     changed = report.untargeted["changed"]
     if changed:
         absent = sum(row.detail == "absent" for row in report.rows if row.verdict == "changed")
-        told = f"{changed} tensors that the adapter does not cover are not the base's"
-        yield told + (f" ({absent} are absent)" if absent else "")
+        told = f"{changed} tensors that the adapter does not cover are"
+        yield (
+            f"{told} absent"
+            if absent == changed
+            else f"{told} not the base's" + (f" ({absent} absent)" if absent else "")
+        )
     if report.missing_files:
         yield f"missing: {', '.join(report.missing_files)}"
     if report.index_problems:

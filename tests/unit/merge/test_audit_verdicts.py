@@ -377,7 +377,7 @@ def test_missing_changed_and_unexpected_tensors(tmp_path: Path) -> None:
         "model.norm.weight": ("changed", "not the base's values"),
     }
     assert report.unexpected == ("model.layers.0.self_attn.q_proj.base_layer.weight",)
-    assert "2 tensors that the adapter does not cover are not the base's (1 are absent)" in report.sentence
+    assert "2 tensors that the adapter does not cover are not the base's (1 absent)" in report.sentence
 
 
 def refused_form(tensors: dict[str, torch.Tensor], spec: Spec, *, prefix: str, disk: str) -> dict[str, torch.Tensor]:
