@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from harness.merge import AuditReport, InputRefusedError, audit
 from harness.merge.adapters.convert import convert_adapter
-from harness.merge.adapters.inspect import inspect_adapter
+from harness.merge.adapters.inspection import inspect_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
