@@ -72,6 +72,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered", "tests"]))
 
 
+@nox.session(default=False)
+def tests_nightly(session: nox.Session) -> None:
+    """The tests that the suite leaves to the night: merges of every family and audits of real merges."""
+    _install(session, "tests", torch=True)
+    session.run("pytest", "-m", "nightly", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Lint: ruff (check and format), mypy strict, and the generated files that must be up to date."""

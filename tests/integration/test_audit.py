@@ -12,7 +12,7 @@ from real_merges import merge_with_peft
 from real_stacks import LINEARS, NEWEST, STANDARD, SWAPPED, Ran, harness
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
 
 def _audit(base: Path, adapter: Path, merged: Path, *options: str, code: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import harness
 from harness.cli.setup import load_setup
 from harness.envs import ensure_environment
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
 STACKS = (
     "tf4.57.6-peft0.19.1-trl0.25.1",
