@@ -18,7 +18,7 @@ from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
-from harness.execution.services import CellSettings, PreparedEnvironment, Services
+from harness.execution.services import CellSettings, Prepare, PreparedEnvironment, Services
 from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Device, Stack
 from harness.matrix.verdict import judge
@@ -111,7 +111,7 @@ def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
     ]
 
 
-def _preparer(python: Path | None, device: Device):  # type: ignore[no-untyped-def]  # noqa: ANN202 — a Prepare
+def _preparer(python: Path | None, device: Device) -> Prepare:
     def prepare(stack: Stack) -> PreparedEnvironment:
         if python is not None:
             return unmanaged_environment(python)
