@@ -125,7 +125,6 @@ def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
     return CellSettings(
         limits=Limits(seconds=limits.cell_seconds, memory_mb=limits.memory_mb),
         bands=setup.config.bands[cell.dtype].model_dump(),
-        worker_limits={},
         threads=threads,
     )
 

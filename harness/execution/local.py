@@ -80,9 +80,7 @@ class LocalRunner:
             cell=cell,
             work=work,
             bands=settings.bands,
-            limits=settings.worker_limits,
             threads=settings.threads,
-            keep=self.keep,
         )
         try:
             ended = run_supervised(

@@ -29,17 +29,13 @@ class WorkerRequest:
         cell: the cell.
         work: an empty directory of the cell's own, the worker's current directory.
         bands: the bands of the cell's dtype and recipe, JSON values by name.
-        limits: what the worker limits by itself (seconds of a stage's own child, say), by name.
         threads: how many threads each process of the cell may compute with.
-        keep: leave checkpoints and adapters in ``work`` instead of removing them when they are no longer needed.
     """
 
     cell: Cell
     work: Path
     bands: Mapping[str, object] = field(default_factory=dict)
-    limits: Mapping[str, float] = field(default_factory=dict)
     threads: int = 1
-    keep: bool = False
 
     @property
     def observation(self) -> Path:
@@ -56,9 +52,7 @@ class WorkerRequest:
                 "work": str(self.work),
                 "observation": str(self.observation),
                 "bands": dict(self.bands),
-                "limits": dict(self.limits),
                 "threads": self.threads,
-                "keep": self.keep,
             },
             indent=1,
             sort_keys=True,

@@ -75,13 +75,11 @@ class CellSettings:
     Attributes:
         limits: time and memory that the harness enforces.
         bands: the bands the worker holds its values against, JSON values by name.
-        worker_limits: what the worker limits by itself, by name.
         threads: how many threads each process of the cell may compute with.
     """
 
     limits: Limits
     bands: Mapping[str, object]
-    worker_limits: Mapping[str, float]
     threads: int
 
     @property
@@ -89,7 +87,6 @@ class CellSettings:
         """What of it decides a result, for the fingerprint by which a run is resumed: not the threads, which follow --jobs."""
         return {
             "bands": dict(self.bands),
-            "worker_limits": dict(self.worker_limits),
             "seconds": self.limits.seconds,
             "memory_mb": self.limits.memory_mb,
         }

@@ -183,7 +183,6 @@ def services(
     settings = CellSettings(
         limits=limits or Limits(seconds=60, grace=0.3, interval=0.05),
         bands=bands or {"kl_max": 1e-9},
-        worker_limits={},
         threads=1,
     )
     return Services(

@@ -146,7 +146,7 @@ def test_many_at_once_make_one_folder(tmp_path: Path) -> None:
 
 def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
     one = cell("lora", geometry="square-down", b_packing="grouped_by_expert", seed=7)
-    request = WorkerRequest(cell=one, work=tmp_path, bands={"kl_max": 1e-9}, limits={"stage": 60.0}, threads=2)
+    request = WorkerRequest(cell=one, work=tmp_path, bands={"kl_max": 1e-9}, threads=2)
 
     assert json.loads(request.write().read_text()) == {
         "schema": 1,
@@ -164,7 +164,5 @@ def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
         "work": str(tmp_path),
         "observation": str(tmp_path / "observation.json"),
         "bands": {"kl_max": 1e-9},
-        "limits": {"stage": 60.0},
         "threads": 2,
-        "keep": False,
     }

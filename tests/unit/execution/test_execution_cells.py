@@ -55,7 +55,6 @@ def test_work_directories_are_removed_unless_kept(tmp_path: Path) -> None:
     assert request["schema"] == 1
     assert request["cell"]["recipe"] == "passes"
     assert request["bands"] == {"kl_max": 1e-9}
-    assert request["keep"] is True
 
 
 def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path) -> None:
