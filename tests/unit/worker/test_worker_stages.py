@@ -211,6 +211,16 @@ def test_the_compare_stage_s_outcome(
     assert observation.data["stages"]["compare"]["result"] == expected
 
 
+def test_a_cell_without_a_clear_position_is_blind_and_not_a_failed_merge(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+    with observation.stage("compare"):
+        observation.data["merge"] = {"attempted": 4, "applied": 4}
+        for name in ("signal", "kl", "logprob"):
+            observation.check(name, "compare", float("nan"), "x", passed=False)
+
+    assert observation.data["stages"]["compare"]["result"] == "blind"
+
+
 def test_a_control_that_gets_through_blinds_the_cell(tmp_path: Path) -> None:
     observation = Observation(tmp_path / "o.json")
     with observation.stage("controls"):
