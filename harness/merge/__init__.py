@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from harness.merge.auditing import AuditReport, TensorVerdict
 from harness.merge.errors import (
@@ -42,7 +43,15 @@ __all__ = [
 
 
 def merge(
-    plan: MergePlan, out: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+    plan: MergePlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Carry out a plan and publish the merged checkpoint at ``out``.
 
@@ -50,18 +59,26 @@ def merge(
     ``merge_manifest.json`` is added. With a dtype override only tensors that change are converted, and config.json's dtype
     follows. Weights in other formats (.bin, .gguf, …) are not copied: they would still be the base's.
 
+    torch's number of threads is 1 while it runs, and is set back.
+
     Args:
         plan: from ``plan_merge``.
         out: the output directory; its missing parents are made.
         overwrite: replace an existing checkpoint there, in one step.
-        progress: called with (bytes written so far, bytes in all) of the shards.
+        resume: go on with what an unfinished merge of the same inputs to the same output left, each shard verified by its hash; and keep
+            what is finished if this one fails.
+        accumulate: the dtype that base and deltas are summed in, before they are rounded once.
+        device: where the arithmetic is done, as torch names it.
+        threads: how many pieces are worked on at once; by default as many as this process may use cores, at most 16.
+        progress: called in this thread, several times a second, with (bytes written so far, bytes in all) of the shards.
 
     Raises:
         MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
     """
-    from harness.merge.engine import run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
+    from harness.merge.engine import How, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
-    return run_merge(plan, out, overwrite=overwrite, progress=progress)
+    how = How(accumulate=accumulate, device=device, threads=threads)
+    return run_merge(plan, out, overwrite=overwrite, resume=resume, how=how, progress=progress)
 
 
 def audit(

@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,15 +120,25 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove working directories for this output that no process holds any more."""
-    for path in target.parent.glob(f".{glob_escape(target.name)}.partial-*"):
+Keep = Callable[[Path], bool]
+"""Says whether a directory that an unfinished merge left is to be gone on with."""
+
+
+def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
+    """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
+    kept: tuple[Path, int] | None = None
+    for path in sorted(target.parent.glob(f".{glob_escape(target.name)}.partial-*")):
         if path.is_symlink() or not path.is_dir():
             continue
         descriptor = _lock(path)
-        if descriptor is not None:
-            shutil.rmtree(path)
-            os.close(descriptor)
+        if descriptor is None:
+            continue
+        if kept is None and keep is not None and keep(path):
+            kept = path, descriptor
+            continue
+        shutil.rmtree(path)
+        os.close(descriptor)
+    return kept
 
 
 def glob_escape(name: str) -> str:
@@ -143,9 +153,20 @@ def _make_parents(path: Path) -> list[Path]:
     return missing
 
 
+def _new(target: Path) -> tuple[Path, int | None]:
+    """Make a working directory and lock it."""
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    return work, _lock(work)
+
+
 @contextlib.contextmanager
-def working_directory(target: Target) -> Iterator[Path]:
-    """Yield a new, locked directory beside the output; it is gone afterwards unless it was published.
+def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[Path]:
+    """Yield a locked directory beside the output; it is gone afterwards unless it was published.
+
+    Args:
+        target: the output.
+        keep: where given, a directory that an unfinished merge left, and of which this is true, is yielded instead of a new one; and it is
+            kept for the next merge if this one does not finish either.
 
     Raises:
         IncompleteMergeError: the directory cannot be made.
@@ -153,11 +174,9 @@ def working_directory(target: Target) -> Iterator[Path]:
     """
     try:
         made = _make_parents(target.path)
-        _remove_leftovers(target.path)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.path.name}.partial-", dir=target.path.parent))
+        work, descriptor = _leftover(target.path, keep) or _new(target.path)
     except OSError as error:
         raise failed(str(target.path.name), error) from error
-    descriptor = _lock(work)
     try:
         if descriptor is None:
             raise IncompleteMergeError("another merge to the same output started at the same moment.", "Run it again.")
@@ -167,13 +186,33 @@ def working_directory(target: Target) -> Iterator[Path]:
             _check_exchange(work)
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if keep is None or not keep(work):
+            shutil.rmtree(work, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
         if not target.path.exists():
             for parent in made:
                 if not any(parent.iterdir()):
                     parent.rmdir()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a merge that cannot fit. Bytes that are only copied are not counted: some file systems share them.
+
+    Args:
+        folder: where will be written.
+        needed: bytes that will be written anew.
+
+    Raises:
+        IncompleteMergeError: fewer bytes are free.
+    """
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise IncompleteMergeError(
+            f"the output needs at least {needed} bytes, and {free} are free where it would be. Nothing was published.",
+            "Free some space, or choose an output on another file system.",
+        )
 
 
 def _umask() -> int:

@@ -42,7 +42,11 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """The outcome of a published merge. ``by_kind`` has an entry for each kind that the adapter covers."""
+    """The outcome of a published merge.
+
+    ``by_kind`` has an entry for each kind that the adapter covers. ``bytes_written`` counts the shards; ``bytes_decoded`` the bytes of the base
+    that were read as numbers, the rest having been copied unseen.
+    """
 
     by_kind: Mapping[str, Counts]
     io_layout: Decision | None
@@ -50,6 +54,7 @@ class MergeReport:
     notes: tuple[str, ...]
     files_left_out: tuple[str, ...]
     bytes_written: int
+    bytes_decoded: int
 
     @property
     def total(self) -> Counts:
@@ -86,4 +91,5 @@ class MergeReport:
             "notes": list(self.notes),
             "files_left_out": list(self.files_left_out),
             "bytes_written": self.bytes_written,
+            "bytes_decoded": self.bytes_decoded,
         }
