@@ -22,7 +22,7 @@ from harness.merge.errors import (
 from harness.merge.layout import BPacking, Decision, IoLayout
 from harness.merge.plan import plan_merge
 from harness.merge.records import MergePlan
-from harness.merge.report import Counts, MergeReport
+from harness.merge.report import Counts, MergeReport, PartReport
 
 __all__ = [
     "AuditReport",
@@ -34,10 +34,13 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "OutputExistsError",
+    "PartReport",
     "TensorVerdict",
     "UsageError",
+    "assemble",
     "audit",
     "merge",
+    "merge_part",
     "plan_merge",
 ]
 
@@ -79,6 +82,59 @@ def merge(
 
     how = How(accumulate=accumulate, device=device, threads=threads)
     return run_merge(plan, out, overwrite=overwrite, resume=resume, how=how, progress=progress)
+
+
+def merge_part(
+    plan: MergePlan,
+    out: Path,
+    *,
+    part: int,
+    parts: int,
+    overwrite: bool = False,
+    resume: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PartReport:
+    """Write part ``part`` (from 1) of ``parts`` of the output, its share of the shards, and publish it beside ``out``.
+
+    The part is the directory ``OUT.part-I-of-N``. When all are there, ``assemble`` makes the output of them. Everything else is as for ``merge``.
+
+    Raises:
+        MergeError: one of its subclasses; then there is no new part.
+    """
+    from harness.merge.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.parts import run_part  # noqa: PLC0415
+
+    how = How(accumulate=accumulate, device=device, threads=threads)
+    return run_part(plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, how=how, progress=progress)
+
+
+def assemble(
+    plan: MergePlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Check the parts that ``merge_part`` wrote beside ``out``, publish what they make, and remove them.
+
+    Args:
+        plan: the plan that the parts were written from, made again.
+        out: the output directory that was given to them.
+        overwrite: replace an existing checkpoint there, in one step.
+        accumulate: as it was given to them.
+        progress: called with (bytes checked so far, bytes in all).
+
+    Raises:
+        MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written. The parts stay.
+    """
+    from harness.merge.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.parts import run_assemble  # noqa: PLC0415
+
+    return run_assemble(plan, out, overwrite=overwrite, how=How(accumulate=accumulate), progress=progress)
 
 
 def audit(

@@ -15,7 +15,7 @@ from harness.merge.checkpoint import MANIFEST_FILE
 from harness.merge.copying import copy_file, write_file
 from harness.merge.deltas import Merger, Outcome
 from harness.merge.errors import IncompleteMergeError, MergeError, UsageError
-from harness.merge.estimate import estimate
+from harness.merge.estimate import default_threads, estimate
 from harness.merge.ledger import Ledger, entry_of, fingerprint, local_mark
 from harness.merge.manifest import build_manifest, status_of
 from harness.merge.outputs import OutputShard, output_shard
@@ -26,7 +26,7 @@ from harness.merge.report import Counts, MergeReport
 from harness.merge.rewritten import rewritten_files
 from harness.merge.shard import ShardFile, ShardWriter
 from harness.merge.sources import AdapterValues, BaseValues, Files
-from harness.merge.threads import default_threads, one_thread_per_operation
+from harness.merge.threads import one_thread_per_operation
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
@@ -172,7 +172,14 @@ def _report(plan: MergePlan, done: Written) -> MergeReport:
 
 
 def finish(
-    plan: MergePlan, shards: Sequence[OutputShard], done: Written, work: Path, target: Target, ledger: Ledger | None
+    plan: MergePlan,
+    shards: Sequence[OutputShard],
+    done: Written,
+    work: Path,
+    target: Target,
+    *,
+    accumulate: Accumulate,
+    ledger: Ledger | None = None,
 ) -> MergeReport:
     """Complete a directory that holds all shards, and publish it."""
     rewritten = rewritten_files(plan, tuple(shards))
@@ -182,7 +189,7 @@ def finish(
         else:
             copy_file(plan.base.root / relative, work / relative, what=relative)
     report = _report(plan, done)
-    write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes))
+    write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes, accumulate))
     if ledger is not None:
         ledger.remove()
     publish(work, target)
@@ -200,7 +207,7 @@ def run_merge(
     with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
         ledger = None if mark is None else Ledger(work, mark)
         done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
-        return finish(plan, shards, done, work, target, ledger)
+        return finish(plan, shards, done, work, target, accumulate=how.accumulate, ledger=ledger)
 
 
 @contextmanager

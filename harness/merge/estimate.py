@@ -5,6 +5,7 @@ The memory is a bound worked out from the plan; the time is a guess, because the
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ KEPT_BYTES = 384 * 1024 * 1024
 """What the factors of all shards that are written at once should take together; those of one are held whatever they take."""
 MOST_LANES = 4
 """Shards written at once: enough that threads rarely wait for the same file."""
+MOST_THREADS = 16
+"""Beyond this the disk, not the arithmetic, is the limit."""
 PER_THREAD = 24 * 1024 * 1024
 """Buffers of one thread, with room for what torch's operations take for themselves."""
 FIXED = 64 * 1024 * 1024
@@ -30,6 +33,15 @@ class Estimate:
     peak_bytes: int
     seconds: float
 
+    def to_json(self) -> dict[str, object]:
+        """Return JSON-ready values."""
+        return {
+            "threads": self.threads,
+            "shards_at_once": self.lanes,
+            "peak_memory_bytes": self.peak_bytes,
+            "seconds_at_1_gb_per_s": round(self.seconds, 1),
+        }
+
 
 def _largest_layer(plan: MergePlan) -> int:
     """Return the bytes of the factors that the rows of one layer need, where that is most; each is held twice while it is decoded."""
@@ -43,6 +55,11 @@ def _largest_layer(plan: MergePlan) -> int:
             layers.setdefault(row.layer, set()).update(region.uses)
     totals = Counter({layer: sum(sizes[number] for number in numbers) for layer, numbers in layers.items()})
     return max(totals.values(), default=0)
+
+
+def default_threads() -> int:
+    """Return how many threads a merge uses: one for each core that this process may run on, at most ``MOST_THREADS``."""
+    return min(MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def estimate(plan: MergePlan, threads: int) -> Estimate:

@@ -67,7 +67,7 @@ def identity(plan: MergePlan) -> dict[str, object]:
     }
 
 
-def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome]) -> bytes:
+def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome], accumulate: str) -> bytes:
     """Return the manifest's bytes.
 
     Args:
@@ -75,6 +75,7 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         report: what was counted.
         outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
             do not depend on the number of threads.
+        accumulate: what base and deltas were summed in.
     """
     rows = [
         {
@@ -93,6 +94,7 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         "manifest_version": MANIFEST_VERSION,
         "engine": {"name": "reference", "version": ENGINE_VERSION},
         **identity(plan),
+        "accumulate": accumulate,
         "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),
         **{key: value for key, value in report.to_json().items() if key not in {"bytes_written", "bytes_decoded"}},

@@ -14,8 +14,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from pathlib import Path
 from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
 from harness.merge.copying import failed, sync_directory
 from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
+
+PART_FILE = "merge_part.json"
+"""What describes a part of a merge that several machines share (``parts``)."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -66,7 +69,7 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
         raise UnsafeOutputError(
             f"the output {out} is not a directory, so it is not overwritten.", "Remove it yourself."
         )
-    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE)):
+    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE, PART_FILE)):
         raise UnsafeOutputError(
             f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
             "Remove it yourself if it may go.",
@@ -153,12 +156,6 @@ def _make_parents(path: Path) -> list[Path]:
     return missing
 
 
-def _new(target: Path) -> tuple[Path, int | None]:
-    """Make a working directory and lock it."""
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    return work, _lock(work)
-
-
 @contextlib.contextmanager
 def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[Path]:
     """Yield a locked directory beside the output; it is gone afterwards unless it was published.
@@ -172,16 +169,22 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
         IncompleteMergeError: the directory cannot be made.
         OverwriteUnsupportedError: ``target.overwrite``, and the file system cannot exchange directories.
     """
+    work = target.path.parent / f".{target.path.name}.partial-{secrets.token_hex(4)}"
+    made: list[Path] = []
+    descriptor: int | None = None
     try:
-        made = _make_parents(target.path)
-        work, descriptor = _leftover(target.path, keep) or _new(target.path)
-    except OSError as error:
-        raise failed(str(target.path.name), error) from error
-    try:
+        try:
+            made = _make_parents(target.path)
+            found = _leftover(target.path, keep)
+            if found is None:
+                work.mkdir()
+                descriptor = _lock(work)
+            else:
+                work, descriptor = found
+        except OSError as error:
+            raise failed(str(target.path.name), error) from error
         if descriptor is None:
             raise IncompleteMergeError("another merge to the same output started at the same moment.", "Run it again.")
-        # mkdtemp makes a directory that only its owner may enter; a published checkpoint follows the umask.
-        work.chmod(0o777 & ~_umask())
         if target.overwrite:
             _check_exchange(work)
         yield work
@@ -213,12 +216,6 @@ def check_space(folder: Path, needed: int) -> None:
             f"the output needs at least {needed} bytes, and {free} are free where it would be. Nothing was published.",
             "Free some space, or choose an output on another file system.",
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def publish(work: Path, target: Target) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.merge.layout import Decision
 from harness.merge.names import KINDS
@@ -92,4 +93,25 @@ class MergeReport:
             "files_left_out": list(self.files_left_out),
             "bytes_written": self.bytes_written,
             "bytes_decoded": self.bytes_decoded,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartReport:
+    """A published part: its directory, its number of so many, the shards in it, and bytes written."""
+
+    path: Path
+    part: int
+    parts: int
+    shards: tuple[str, ...]
+    bytes_written: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return JSON-ready values."""
+        return {
+            "path": str(self.path),
+            "part": self.part,
+            "parts": self.parts,
+            "shards": list(self.shards),
+            "bytes_written": self.bytes_written,
         }

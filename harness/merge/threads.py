@@ -7,7 +7,6 @@ bytes independent of the number of cores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,17 +15,10 @@ from typing import Generic, TypeVar
 
 import torch
 
-MOST = 16
-"""Threads beyond which the disk, not the arithmetic, is the limit."""
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 
 Item = TypeVar("Item")
 State = TypeVar("State")
-
-
-def default_threads() -> int:
-    """Return how many threads a merge uses: one for each core that this process may run on, at most ``MOST``."""
-    return min(MOST, len(os.sched_getaffinity(0)))
 
 
 @contextmanager
