@@ -59,6 +59,23 @@ class Outcome:
         return math.sqrt(math.fsum(self.squared_norms)) if self.nonzero else 0.0
 
 
+def round_into(result: torch.Tensor, total: torch.Tensor) -> None:
+    """Write ``total`` to ``result``, rounded once to its dtype.
+
+    From float64 torch rounds to float32 first and then again, which misjudges values near a tie. Rounding the first time to odd (towards zero,
+    then the last bit set if anything was lost) makes the second one right: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
+    proved algorithms using rounding to odd", IEEE TC 2008.
+    """
+    if total.dtype == torch.float64 and result.dtype != torch.float32:
+        single = total.to(torch.float32)
+        wide = single.double()
+        bits = single.view(torch.int32)
+        bits -= (wide.abs() > total.abs()).int()
+        bits |= (wide != total).int()
+        total = single
+    result.copy_(total)
+
+
 class Merger:
     """Values of regions: what a writer calls for each piece of a region, in any order and from any thread.
 
@@ -140,7 +157,7 @@ class Merger:
         assert source is not None  # noqa: S101 - a row without a source is replaced in full
         total, norms = self._compute(scratch, source, region, first, last)
         result = scratch.tensor("out", dtype, *shape)
-        result.copy_(total)
+        round_into(result, total)
         if not all_finite(result):
             where = (
                 "the base holds NaN or infinity"
