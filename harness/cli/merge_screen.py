@@ -12,8 +12,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-NARROWEST = 120
-"""Columns of the table where the output is no terminal: lines that wrap cannot be searched."""
+UNLIMITED = 1000
+"""Columns that the table may take where the output is no terminal: lines that wrap cannot be searched."""
 
 # The last column is flush right, so that no line ends in blanks.
 _COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -65,7 +65,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"  about {decimal(expected['peak_memory_bytes'])} of memory on {expected['threads']} threads, and"
         f" {expected['seconds_at_1_gb_per_s']:g} s on a disk that takes 1 GB/s"
     )
-    width = None if Console().is_terminal else NARROWEST
+    width = None if Console().is_terminal else UNLIMITED
     Console(width=width, highlight=False).print(_table(plan))
 
 
