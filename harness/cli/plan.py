@@ -64,4 +64,4 @@ def plan(
     rows = [[row[column] for column in COLUMNS] for row in plan_rows(cells)]
     typer.echo(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True))
     stacks = len({cell.stack.id for cell in cells})
-    typer.echo(f"{len(cells)} cells on {stacks} stacks")
+    typer.echo(f"{len(cells)} cell{'s' * (len(cells) != 1)} on {stacks} stack{'s' * (stacks != 1)}")
