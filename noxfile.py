@@ -88,6 +88,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("python", "-m", "harness.matrix.schema", "--check")
     session.run("python", "-m", "harness.cli.reference", "--check")
+    session.run("python", "-m", "harness.bench.readme", "--check")
 
 
 @nox.session
@@ -130,12 +131,11 @@ def browser(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure the merge engine beside a copy, PEFT, unsloth-zoo and cmp: half an hour on a quiet machine, 40 GB of disk.
 
-    ``nox -s bench -- --quick --out bench-smoke`` is a smoke run. Options of ``harness bench`` after ``--``; README shows what is published.
+    Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what is in reports/bench afterwards.
     """
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)
-    if not session.posargs:
-        session.run("python", "-m", "harness.bench.readme", "--write")
+    session.run("python", "-m", "harness.bench.readme", "--write")
 
 
 @nox.session(default=False)

@@ -15,6 +15,7 @@ from harness.bench.settings import GB, Settings
 from harness.envs import cache_dir
 from harness.errors import ConfigurationError
 
+OUT, QUICK_OUT = Path("reports/bench"), Path("results/bench")
 QUICK_SIZE = GB // 8
 QUICK_PAIRS = 3
 SMALLEST = 0.02
@@ -32,7 +33,12 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this case: copy, others, exactness, audit, plan. Default: all.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where results.json and report.md go.")] = Path("reports/bench"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where results.json and report.md go. Default: reports/bench; with --quick results/bench."
+        ),
+    ] = None,
     workdir: Annotated[
         Path | None, typer.Option("--workdir", help="Where checkpoints lie meanwhile. Default: in the cache directory.")
     ] = None,
@@ -47,7 +53,7 @@ def bench(
     Needs torch and safetensors, half an hour, some 40 GB of disk and a machine that does nothing else. A goal that is not reached is
     reported, and is no error: the exit code is 0.
 
-    Example: [bold]harness bench --quick --out bench-smoke[/]
+    Example: [bold]harness bench --quick[/]
     """
     settings = _settings(size, pairs, quick=quick)
     screen = _Screen(Console(stderr=True, highlight=False))
@@ -60,7 +66,7 @@ def bench(
         written = run_bench(
             settings,
             only=only or (),
-            out=out,
+            out=out or (QUICK_OUT if quick else OUT),
             work=workdir or cache_dir(),
             command=command,
             resume=resume,
