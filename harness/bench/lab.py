@@ -15,7 +15,7 @@ from harness.bench.cache_state import State, cached_share, files_below, prepare
 from harness.bench.checkpoints import write_adapter, write_base
 from harness.bench.pairs import rounds
 from harness.bench.process import MeasurementError, Ran, copy_code, run_measured
-from harness.bench.settings import Settings
+from harness.bench.settings import Settings, size_text
 from harness.envs import Unresolvable, child_environment
 from harness.errors import HarnessError
 
@@ -60,7 +60,7 @@ class Lab:
         """Return the base checkpoint of a size, written when it is first asked for."""
         folder = self.work / f"base-{size}"
         if not folder.exists():
-            self.log(f"writing the base of {size} bytes")
+            self.log(f"writing the base of {size_text(size)}")
             write_base(folder, layouts.qwen3_moe_of(size), seed=self.settings.seed)
         return folder
 

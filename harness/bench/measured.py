@@ -5,7 +5,7 @@ timed. Between the two the process prints ``ready`` and waits for a line on its 
 and let the disk come to rest. Two lines of JSON go to the real standard output; whatever a library prints goes to standard error.
 
 Memory is what the process holds above the moment before ``run``: the high-water mark of resident memory is reset there (``clear_refs``) or, where
-the kernel does not allow that, taken from ``ru_maxrss``, which can only be larger.
+the kernel does not allow that, the one since the start is taken, which can only be larger; the result says which.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from harness.bench.run import run_bench
 from harness.bench.settings import GB, Settings
 from harness.envs import cache_dir
 from harness.errors import ConfigurationError
@@ -55,6 +54,8 @@ def bench(
 
     Example: [bold]harness bench --quick[/]
     """
+    from harness.bench.run import run_bench  # numpy takes its time, and no other command needs it
+
     settings = _settings(size, pairs, quick=quick)
     screen = _Screen(Console(stderr=True, highlight=False))
     words = [word for value in size or [] for word in ("--size", f"{value:g}")]

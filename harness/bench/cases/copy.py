@@ -141,7 +141,7 @@ def section(found: Found, settings: Settings) -> Section:
                 f"{_cold_words(found, settings)}. Warm: every input file read from end to end just before."
             ),
             "Times are medians with the range, ratios medians over pairs with a 95 % bootstrap interval.",
-            "Memory is the high-water mark of resident memory (`VmHWM`, reset after imports) less what was resident after imports.",
+            f"Memory is the high-water mark of resident memory (`VmHWM`{_reset_words(found)}) less what was resident after imports.",
             f"Bytes decoded: {how}.",
         ),
         goals=tuple(goals),
@@ -155,6 +155,21 @@ def section(found: Found, settings: Settings) -> Section:
             ),
         ),
     )
+
+
+def _reset_words(found: Found) -> str:
+    """Say whether the peak is that of the merge alone."""
+    runs = [run for name, step in found.items() if "/command" not in name for run in _runs(step, "reference")]
+    return (
+        ", reset after imports"
+        if all(run["peak_was_reset"] for run in runs)
+        else ", imports included: this kernel does not reset it"
+    )
+
+
+def _runs(step: Any, name: str) -> list[Any]:
+    runs = step.get(name) if isinstance(step, dict) else None
+    return runs if isinstance(runs, list) else []
 
 
 def _cold_words(found: Found, settings: Settings) -> str:

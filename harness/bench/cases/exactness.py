@@ -91,7 +91,7 @@ def section(found: Found, settings: Settings) -> Section:
         tables=(
             Table(
                 title="Changed bf16 elements",
-                head=("contender", "changed", "correctly rounded", "further than 1 ulp", "furthest, ulp"),
+                head=("contender", "changed", "correctly rounded", "further than 1 ulp", "furthest of the others, ulp"),
                 rows=tuple(lines),
             ),
         ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from harness.bench.cases.exactness import share
-from harness.bench.programs.exactness import Counted, Tensors, count, deltas, round_once, ulp
+from harness.bench.programs.exactness import Counted, Tensors, count, deltas, expect, round_once, ulp
 
 
 def bf16(*values: float) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_elements_are_counted() -> None:
     delta = doubles(0, unit, unit, unit, 5 * unit, unit / 8)
     merged = bf16(1, 1 + unit, 1 + 2 * unit, 1 + 3 * unit, 1, 1 + unit)
     found = Counted()
-    count(base, delta, merged, found)
+    count(expect(base, delta), merged, found)
 
     assert (found.changed, found.exact, found.beyond) == (5, 1, 2)
     assert found.largest == 5.0
@@ -79,7 +79,7 @@ def test_elements_are_counted() -> None:
 
 def test_not_a_number_is_beyond_everything() -> None:
     found = Counted()
-    count(bf16(1), doubles(1), bf16(float("nan")), found)
+    count(expect(bf16(1), doubles(1)), bf16(float("nan")), found)
 
     assert (found.changed, found.exact, found.beyond) == (1, 0, 1)
 
@@ -87,7 +87,7 @@ def test_not_a_number_is_beyond_everything() -> None:
 def test_a_large_base_excuses_what_cancels() -> None:
     """1 - 1.0001 is small, and its error of a tiny unit of its own is none of the operands'."""
     found = Counted()
-    count(bf16(1), doubles(-1.0001), bf16(0), found)
+    count(expect(bf16(1), doubles(-1.0001)), bf16(0), found)
 
     assert (found.changed, found.exact, found.beyond) == (1, 0, 0)
 

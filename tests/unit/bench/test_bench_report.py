@@ -32,7 +32,14 @@ SETTINGS = Settings(sizes=(2 * 10**9,), pairs=2)
 
 def runs(*times: float, peak: int = 100 << 20) -> list[dict[str, Any]]:
     return [
-        {"seconds": time, "import_seconds": 3.0, "process_seconds": time + 3, "rss_above": peak, "rss_before": 1 << 20}
+        {
+            "seconds": time,
+            "import_seconds": 3.0,
+            "process_seconds": time + 3,
+            "rss_above": peak,
+            "rss_before": 1 << 20,
+            "peak_was_reset": True,
+        }
         for time in times
     ]
 
