@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from harness.cli.engine import engine_command, run_engine
+from harness.cli.merge_screen import show_outcome
 from harness.cli.setup import check_writable
+from harness.errors import ConfigurationError, HarnessError
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
 
 
+class HookFailedError(HarnessError):
+    """The command of ``--then`` failed."""
+
+    exit_code = 1
+
+
 def merge(
-    base: Annotated[Path, typer.Option("--base", help="Directory of the base checkpoint (safetensors).")],
-    adapter: Annotated[list[Path], typer.Option("--adapter", help="Directory of the PEFT adapter; several add up.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base", help="Directory of the base checkpoint (safetensors), or ORG/NAME@REVISION in the hub's cache."
+        ),
+    ],
+    adapter: Annotated[list[str], typer.Option("--adapter", help="Directory of the PEFT adapter; several add up.")],
     out: Annotated[Path | None, typer.Option("--out", help="Directory to publish; its parents are made.")] = None,
     dtype: Annotated[
         Literal["float32", "bf16", "bfloat16", "fp16", "float16"] | None,
         typer.Option(help="Write changed tensors in this dtype. Default: each keeps its own."),
     ] = None,
+    accumulate: Annotated[
+        Literal["float32", "float64"],
+        typer.Option(help="What base and deltas are summed in before they are rounded once."),
+    ] = "float32",
     b_packing: Annotated[
         Literal["rank_major", "grouped_by_expert"] | None,
         typer.Option(help="How lora_B's flat axis is packed. Default: PEFT's, or what adapter_config.json says."),
@@ -41,12 +61,36 @@ def merge(
     quantization: Annotated[
         str | None, typer.Option(help="The format the base is expected in (nf4, fp4, int8, fp8_block, mxfp4).")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where the arithmetic is done, as torch names it (cpu, cuda, cuda:1).")
+    ] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Pieces worked on at once. Default: the cores, at most 16.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint at --out, in one step.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an unfinished merge to --out, verified by hash; keep what is finished if this one fails.",
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Write part I of N of the output, beside --out: one machine's share."),
+    ] = None,
+    assemble: Annotated[
+        bool, typer.Option("--assemble", help="Check the parts beside --out and publish what they make.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
+    then: Annotated[
+        str | None,
+        typer.Option(metavar="CMD", help="Run this once the output is published; {out} in it is the output's path."),
+    ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the engine's report (or plan) here.")
+        Path | None, typer.Option("--json", help="Also write the engine's report (or the plan, row by row) here.")
     ] = None,
 ) -> None:
     """Merge a LoRA adapter into a checkpoint: streaming, float32 arithmetic rounded once, and all or nothing.
@@ -58,44 +102,66 @@ def merge(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
+    if then is not None and (shard or dry_run):
+        raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
+    hook = _command(then, out)
     screen = Console(stderr=True, highlight=False)
-    if (base / "merge_manifest.json").exists():
+    if (Path(base) / "merge_manifest.json").exists():
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
-    arguments = ["--base", str(base.absolute())]
-    arguments += [word for path in adapter for word in ("--adapter", str(path.absolute()))]
+    arguments = ["--base", base]
+    arguments += [word for path in adapter for word in ("--adapter", path)]
     arguments += [word for value in weight or [] for word in ("--weight", str(value))]
-    arguments += ["--base-as", base_as] if base_as else []
-    arguments += ["--quantization", quantization] if quantization else []
-    arguments += ["--out", str(out.absolute())] if out else []
-    arguments += ["--dtype", DTYPES[dtype]] if dtype else []
-    arguments += ["--b-packing", b_packing] if b_packing else []
-    arguments += ["--io-layout", io_layout] if io_layout else []
-    arguments += ["--overwrite"] if overwrite else []
-    arguments += ["--dry-run"] if dry_run else []
+    values = {
+        "--base-as": base_as,
+        "--quantization": quantization,
+        "--out": out,
+        "--dtype": DTYPES[dtype] if dtype else None,
+        "--accumulate": accumulate,
+        "--b-packing": b_packing,
+        "--io-layout": io_layout,
+        "--device": device,
+        "--threads": threads,
+        "--shard": shard,
+    }
+    arguments += [f"{name}={value}" for name, value in values.items() if value is not None]
+    flags = {"--overwrite": overwrite, "--resume": resume, "--assemble": assemble, "--dry-run": dry_run}
+    arguments += [name for name, on in flags.items() if on]
     outcome = run_engine(engine_command("harness.merge", screen) + arguments, screen, "merging")
-    _show(outcome)
+    show_outcome(outcome)
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
+    if hook is not None:
+        _run_hook(hook)
 
 
-def _show(outcome: dict[str, Any]) -> None:
-    """Print what was done, or would be, as a person reads it."""
-    counts = outcome.get("summary", outcome)
-    if outcome["event"] == "report":
-        done = counts["applied"] + counts["zero_delta"] + counts["below_rounding"]
-        typer.echo(
-            f"applied {counts['applied']}/{counts['attempted']} tensors, {counts['bytes_written']} bytes written"
+def _command(then: str | None, out: Path | None) -> list[str] | None:
+    """Return the words of ``--then`` with the output's path put in.
+
+    Raises:
+        ConfigurationError: quotes that are not closed, or no command in it.
+    """
+    if then is None:
+        return None
+    try:
+        words = shlex.split(then)
+    except ValueError as error:
+        raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
+    if not words or shutil.which(words[0]) is None:
+        raise ConfigurationError(
+            f"--then names no command that is found here: {then!r}.",
+            remedy="No shell is used; for pipes say: sh -c '…'",
         )
-        if done != counts["applied"]:
-            typer.echo(
-                f"  without effect: {counts['zero_delta']} zero deltas, {counts['below_rounding']} below rounding"
-            )
-    else:
-        typer.echo(f"would apply {counts['attempted']} tensors; nothing was written")
-    for kind, entry in counts["by_kind"].items():
-        typer.echo(f"  {kind}: {entry if isinstance(entry, int) else '{applied}/{attempted}'.format(**entry)}")
-    for name in ("io_layout", "b_packing"):
-        if counts.get(name):
-            typer.echo(f"  {name}: {counts[name]['value']} (by {counts[name]['by']})")
-    for note in counts.get("notes", []):
-        typer.echo(f"  note: {note}")
+    return [word.replace("{out}", str(out.absolute() if out else "")) for word in words]
+
+
+def _run_hook(words: list[str]) -> None:
+    """Run the hook, its output shown as it comes.
+
+    Raises:
+        HookFailedError: it failed; the merge stays published.
+    """
+    code = subprocess.run(words, check=False).returncode
+    if code != 0:
+        raise HookFailedError(
+            f"the merge is published, and the command after it ended with code {code}: {shlex.join(words)}"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from harness.merge.auditing import AuditReport, TensorVerdict
 from harness.merge.errors import (
@@ -21,7 +22,7 @@ from harness.merge.errors import (
 from harness.merge.layout import BPacking, Decision, IoLayout
 from harness.merge.plan import plan_merge
 from harness.merge.records import MergePlan
-from harness.merge.report import Counts, MergeReport
+from harness.merge.report import Counts, MergeReport, PartReport
 
 __all__ = [
     "AuditReport",
@@ -33,16 +34,27 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "OutputExistsError",
+    "PartReport",
     "TensorVerdict",
     "UsageError",
+    "assemble",
     "audit",
     "merge",
+    "merge_part",
     "plan_merge",
 ]
 
 
 def merge(
-    plan: MergePlan, out: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+    plan: MergePlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Carry out a plan and publish the merged checkpoint at ``out``.
 
@@ -50,18 +62,79 @@ def merge(
     ``merge_manifest.json`` is added. With a dtype override only tensors that change are converted, and config.json's dtype
     follows. Weights in other formats (.bin, .gguf, …) are not copied: they would still be the base's.
 
+    torch's number of threads is 1 while it runs, and is set back.
+
     Args:
         plan: from ``plan_merge``.
         out: the output directory; its missing parents are made.
         overwrite: replace an existing checkpoint there, in one step.
-        progress: called with (bytes written so far, bytes in all) of the shards.
+        resume: go on with what an unfinished merge of the same inputs to the same output left, each shard verified by its hash; and keep
+            what is finished if this one fails.
+        accumulate: the dtype that base and deltas are summed in, before they are rounded once.
+        device: where the arithmetic is done, as torch names it.
+        threads: how many pieces are worked on at once; by default as many as this process may use cores, at most 16.
+        progress: called in this thread, several times a second, with (bytes written so far, bytes in all) of the shards.
 
     Raises:
         MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
     """
-    from harness.merge.engine import run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
+    from harness.merge.engine import How, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
-    return run_merge(plan, out, overwrite=overwrite, progress=progress)
+    how = How(accumulate=accumulate, device=device, threads=threads)
+    return run_merge(plan, out, overwrite=overwrite, resume=resume, how=how, progress=progress)
+
+
+def merge_part(
+    plan: MergePlan,
+    out: Path,
+    *,
+    part: int,
+    parts: int,
+    overwrite: bool = False,
+    resume: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PartReport:
+    """Write part ``part`` (from 1) of ``parts`` of the output, its share of the shards, and publish it beside ``out``.
+
+    The part is the directory ``OUT.part-I-of-N``. When all are there, ``assemble`` makes the output of them. Everything else is as for ``merge``.
+
+    Raises:
+        MergeError: one of its subclasses; then there is no new part.
+    """
+    from harness.merge.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.parts import run_part  # noqa: PLC0415
+
+    how = How(accumulate=accumulate, device=device, threads=threads)
+    return run_part(plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, how=how, progress=progress)
+
+
+def assemble(
+    plan: MergePlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    accumulate: Literal["float32", "float64"] = "float32",
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Check the parts that ``merge_part`` wrote beside ``out``, publish what they make, and remove them.
+
+    Args:
+        plan: the plan that the parts were written from, made again.
+        out: the output directory that was given to them.
+        overwrite: replace an existing checkpoint there, in one step.
+        accumulate: as it was given to them.
+        progress: called with (bytes checked so far, bytes in all).
+
+    Raises:
+        MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written. The parts stay.
+    """
+    from harness.merge.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.parts import run_assemble  # noqa: PLC0415
+
+    return run_assemble(plan, out, overwrite=overwrite, how=How(accumulate=accumulate), progress=progress)
 
 
 def audit(

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from harness.merge.errors import InconsistentCheckpointError, InputNotFoundError, UnsafePathError
+from harness.merge.hub import find_directory
 from harness.merge.json_file import plain_file_size
 
 
@@ -20,6 +21,7 @@ def open_root(path: Path, what: str) -> Path:
     Raises:
         InputNotFoundError: there is no such directory.
     """
+    path = find_directory(path)
     if not path.is_dir():
         raise InputNotFoundError(
             f"the {what} directory {path} does not exist." if not path.exists() else f"the {what} {path} is a file.",
@@ -56,7 +58,9 @@ def confined(root: Path, relative: str) -> Path:
     try:
         real = (root / relative).resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise InconsistentCheckpointError(f"the file {relative} is missing.", "Download it again.") from error
+        raise InconsistentCheckpointError(
+            f"{root.name} holds no {relative}.", "Give the right directory, or download the file again."
+        ) from error
     blobs = blobs_of(root)
     if not (real.is_relative_to(root) or (blobs is not None and real.parent == blobs)):
         raise UnsafePathError(f"{relative} is a link that leaves its directory.", "Copy the file into the directory.")

@@ -1,4 +1,4 @@
-"""The arithmetic: deltas in float32, added to the base in float32, rounded once.
+"""The arithmetic: deltas added to the base in float32 (or float64), rounded once.
 
 A delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0 to 0.21.2) for fused parameters and
 ``Linear.get_delta_weight`` for the rest, but is never rounded to the weight's dtype before it is added, as PEFT's is. DoRA follows
@@ -7,16 +7,16 @@ A delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 
 from harness.merge.errors import NonFiniteError
+from harness.merge.products import Products
 from harness.merge.records import MergePlan, PairUse, PlanRow, Region, TensorUse, Term
+from harness.merge.scratch import Scratch
 from harness.merge.sources import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
-
-CHUNK_ELEMENTS = 4 * 1024 * 1024
-"""Elements handled at once, so that a large matrix (lm_head) costs no more memory than an expert."""
 
 
 def bytes_of(tensor: torch.Tensor, buffer: bytearray) -> bytearray:
@@ -38,135 +38,159 @@ def delta_rows(
 
 @dataclass
 class Outcome:
-    """What the deltas of one region did: whether any element of them is non-zero, whether any written value differs, their squared norm.
+    """What the deltas did to a tensor: whether any element of them is non-zero, whether any written value differs, and their norm.
 
     For values that an adapter replaces, the delta is the difference to the base's; where the base has none, they count in full.
     """
 
     nonzero: bool = False
     changed: bool = False
-    squared_norm: float = 0.0
+    squared_norms: list[float] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
-        """Take another part of the same tensor into account."""
+        """Take another part of the same tensor into account; in which order does not matter."""
         self.nonzero |= other.nonzero
         self.changed |= other.changed
-        self.squared_norm += other.squared_norm
+        self.squared_norms += other.squared_norms
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the delta, 0 where all of it is zero. The sum is exact, so it does not depend on the order of its parts."""
+        return math.sqrt(math.fsum(self.squared_norms)) if self.nonzero else 0.0
 
 
-def add_delta(base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, key: str) -> tuple[torch.Tensor, Outcome]:
-    """Return ``base + delta`` computed in float32 and rounded once to ``dtype``, and what it did.
+def round_into(result: torch.Tensor, total: torch.Tensor) -> None:
+    """Write ``total`` to ``result``, rounded once to its dtype.
 
-    Where no value changes, the base's own bits are returned: adding zero would turn -0.0 into 0.0.
-
-    Args:
-        base: (rows, columns) as stored.
-        delta: (rows, columns), float32.
-        dtype: what to round to.
-        key: the tensor's name, for messages.
-
-    Raises:
-        NonFiniteError: the base holds NaN or infinity, or the result does not fit ``dtype``.
+    From float64 torch rounds to float32 first and then again, which misjudges values near a tie. Rounding the first time to odd (towards zero,
+    then the last bit set if anything was lost) makes the second one right: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
+    proved algorithms using rounding to odd", IEEE TC 2008.
     """
-    # In float64 the square of no float32 number vanishes, so the norm is zero only where every element is; NaN is not zero.
-    norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    outcome = Outcome(nonzero=norm != 0, squared_norm=norm**2)
-    return _settled(base, (delta + base) if outcome.nonzero else None, outcome, dtype, key)
-
-
-def _settled(
-    base: torch.Tensor, exact: torch.Tensor | None, outcome: Outcome, dtype: torch.dtype, key: str
-) -> tuple[torch.Tensor, Outcome]:
-    """Round new values once, refuse what is not finite, and keep the base's bits where nothing changes."""
-    kept = base.to(dtype)
-    result = kept if exact is None else exact.to(dtype)
-    if not all_finite(result):
-        where = "the base holds NaN or infinity" if not all_finite(base) else f"the result does not fit {dtype}"
-        raise NonFiniteError(f"{key}: {where}.")
-    outcome.changed = exact is not None and not torch.equal(result, kept)
-    return (result if outcome.changed else kept), outcome
-
-
-def chunks(plan: MergePlan, region: Region) -> list[tuple[int, int]]:
-    """Return (first row, row after the last) of the pieces that a region is handled in."""
-    uses = [plan.uses[term.use] for term in region.terms]
-    if any(isinstance(use, PairUse) and use.magnitude and use.swapped for use in uses):
-        return [(0, region.rows)]  # output features are columns, whose norms need every row
-    step = max(1, CHUNK_ELEMENTS // region.columns)
-    return [(first, min(first + step, region.rows)) for first in range(0, region.rows, step)]
-
-
-def convert(base: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
-    """Return ``base`` rounded to ``dtype``: what becomes of the rows of a changed tensor that no delta reaches."""
-    result = base.to(dtype)
-    if not all_finite(result):
-        raise NonFiniteError(f"{key}: the base holds NaN or infinity, or does not fit {dtype}.")
-    return result
+    if total.dtype == torch.float64 and result.dtype != torch.float32:
+        single = total.to(torch.float32)
+        wide = single.double()
+        bits = single.view(torch.int32)
+        bits -= (wide.abs() > total.abs()).int()
+        bits |= (wide != total).int()
+        total = single
+    result.copy_(total)
 
 
 class Merger:
-    """Values of regions: what a writer calls for each piece of a region, in any order."""
+    """Values of regions: what a writer calls for each piece of a region, in any order and from any thread.
 
-    def __init__(self, plan: MergePlan, base: BaseValues, adapters: AdapterValues) -> None:
+    ``accumulate``: the dtype of the sum of base and deltas, float32 or float64.
+    """
+
+    def __init__(
+        self, plan: MergePlan, base: BaseValues, adapters: AdapterValues, products: Products, accumulate: torch.dtype
+    ) -> None:
         self._plan = plan
         self._base = base
         self._adapters = adapters
+        self._products = products
+        self._accumulate = accumulate
 
-    def _term(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
-        """Return what one term adds to rows ``first:last`` of its region, float32."""
+    def _is_pairs(self, region: Region) -> bool:
+        """Return whether a region is the base plus lora pairs and nothing else, as nearly all are."""
+        uses = [self._plan.uses[term.use] for term in region.terms]
+        return region.replacement is None and all(isinstance(use, PairUse) and not use.magnitude for use in uses)
+
+    def _rows(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
+        """Return rows ``first:last`` of a region as one tensor of an adapter has them, as stored."""
+        use = self._plan.uses[term.use]
+        assert isinstance(use, TensorUse)  # noqa: S101 - the caller looked
+        return self._adapters.rows(use, term, first, last, columns)
+
+    def _add_term(self, total: torch.Tensor, region: Region, term: Term, first: int, last: int) -> None:
+        """Add rows ``first:last`` of one term."""
         use = self._plan.uses[term.use]
         if isinstance(use, TensorUse):
-            return self._adapters.rows(use, term, first, last, columns).float().mul_(use.scaling)
-        factors = self._adapters.factors(term.use)
-        return delta_rows(factors, use, term.expert or 0, term.offset + first, term.offset + last)
+            rows = self._rows(term, first, last, region.columns).to(total.device, total.dtype)
+            total.add_(rows, alpha=use.scaling)
+        else:
+            alone = Region(start=region.start, rows=region.rows, columns=region.columns, terms=(term,))
+            self._products.add(total, alone, first, last)
 
-    def _scaled(self, values: torch.Tensor, term: Term, first: int, last: int) -> torch.Tensor:
-        """Return base + delta with each output feature scaled to DoRA's magnitude, float32."""
+    def _scale(self, total: torch.Tensor, term: Term, first: int, last: int) -> None:
+        """Scale each output feature of base + delta to DoRA's magnitude."""
         use = self._plan.uses[term.use]
         assert isinstance(use, PairUse)  # noqa: S101 - only pairs have a magnitude
-        magnitude = self._adapters.magnitude(use)
+        magnitude = self._adapters.magnitude(use).to(total.device, total.dtype)
         if use.swapped:
-            return values * (magnitude / torch.linalg.vector_norm(values, dim=0))
-        part = magnitude[term.offset + first : term.offset + last]
-        return values * (part / torch.linalg.vector_norm(values, dim=1)).unsqueeze(1)
+            total.mul_(magnitude / torch.linalg.vector_norm(total, dim=0))
+        else:
+            part = magnitude[term.offset + first : term.offset + last]
+            total.mul_((part / torch.linalg.vector_norm(total, dim=1)).unsqueeze(1))
 
-    def values(self, row: PlanRow, region: Region, first: int, last: int) -> tuple[bytearray, Outcome]:
+    def _compute(
+        self, scratch: Scratch, source: torch.Tensor, region: Region, first: int, last: int
+    ) -> tuple[torch.Tensor, list[float]]:
+        """Return the exact values of rows ``first:last``, and the squared norms known by then."""
+        total = scratch.work("sum", self._accumulate, *source.shape)
+        total.copy_(source)
+        if self._is_pairs(region):
+            self._products.add(total, region, first, last)
+            # The norm of a whole region costs little, and is counted with its first piece.
+            return total, [self._products.squared_norm(region)] if first == 0 else []
+        for term in region.terms:
+            self._add_term(total, region, term, first, last)
+        for term in region.terms:
+            if isinstance(use := self._plan.uses[term.use], PairUse) and use.magnitude:
+                self._scale(total, term, first, last)
+        return total, []
+
+    def values(
+        self, scratch: Scratch, row: PlanRow, region: Region, first: int, last: int
+    ) -> tuple[memoryview, Outcome]:
         """Return the bytes of rows ``first:last`` of a region of the output tensor ``row``, and what the adapters did to them.
+
+        The bytes are valid until the next call with the same ``scratch``. Where no value changes they are the base's own: adding zero
+        would turn -0.0 into 0.0.
 
         Raises:
             NonFiniteError: NaN or infinity in the base, or a result that does not fit the dtype.
         """
-        dtype, columns = TORCH_DTYPES[row.dtype], region.columns
-        base, buffer = self._base.rows(row, region.start + first * columns, last - first, columns)
-        values = base
-        if region.replacement is not None:
-            use = self._plan.uses[region.replacement.use]
-            assert isinstance(use, TensorUse)  # noqa: S101 - claims make replacements of tensors only
-            values = self._adapters.rows(use, region.replacement, first, last, columns)
-        assert values is not None  # noqa: S101 - a row without a source is replaced in full
-        dora = [
-            term for term in region.terms if isinstance(use := self._plan.uses[term.use], PairUse) and use.magnitude
-        ]
-        if region.replacement is None and not dora:
-            delta = self._term(region.terms[0], first, last, columns)
-            for term in region.terms[1:]:
-                delta += self._term(term, first, last, columns)
-            result, outcome = add_delta(values, delta, dtype, row.key)
-            return bytes_of(result, buffer), outcome
-        exact = values.float()
-        for term in region.terms:
-            exact = exact + self._term(term, first, last, columns)
-        for term in dora:
-            exact = self._scaled(exact, term, first, last)
-        before = torch.zeros_like(exact) if base is None else base
-        norm = float(torch.linalg.vector_norm(exact.double() - before.double()))
-        outcome = Outcome(nonzero=base is None or norm != 0, squared_norm=norm**2)
-        result, outcome = _settled(before, exact, outcome, dtype, row.key)
-        outcome.changed |= base is None
-        return bytes_of(result, buffer), outcome
+        dtype, shape = TORCH_DTYPES[row.dtype], (last - first, region.columns)
+        base = self._base.rows(scratch, row, region.start + first * region.columns, *shape)
+        source = base if region.replacement is None else self._rows(region.replacement, first, last, region.columns)
+        assert source is not None  # noqa: S101 - a row without a source is replaced in full
+        total, norms = self._compute(scratch, source, region, first, last)
+        result = scratch.tensor("out", dtype, *shape)
+        round_into(result, total)
+        if not all_finite(result):
+            where = (
+                "the base holds NaN or infinity"
+                if base is not None and not all_finite(base)
+                else f"the result does not fit {dtype}"
+            )
+            raise NonFiniteError(f"{row.key}: {where}.")
+        kept = None if base is None else base.to(dtype)
+        changed = kept is None or not torch.equal(result, kept)
+        if not self._is_pairs(region):
+            before = torch.zeros_like(total) if base is None else base.to(total.device)
+            norms = [float(torch.linalg.vector_norm(total.double() - before.double())) ** 2]
+        nonzero = changed or (norms != [0.0] if not self._is_pairs(region) else self._any(total, region, first, last))
+        if not changed and kept is not None:
+            result.copy_(kept)
+        return scratch.bytes_of("out", result.numel() * dtype.itemsize), Outcome(nonzero, changed, norms)
 
-    def kept(self, row: PlanRow, start: int, elements: int) -> bytearray:
-        """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, converted to its dtype."""
-        base, buffer = self._base.rows(row, start, elements, 1)
-        assert base is not None  # noqa: S101 - as above
-        return bytes_of(convert(base, TORCH_DTYPES[row.dtype], row.key), buffer)
+    def _any(self, total: torch.Tensor, region: Region, first: int, last: int) -> bool:
+        """Return whether any element of the deltas is non-zero, by computing them into ``total``."""
+        self._products.add(total.zero_(), region, first, last)
+        return bool(total.any())
+
+    def kept(self, scratch: Scratch, row: PlanRow, start: int, elements: int) -> memoryview:
+        """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, converted to its dtype.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the base, or a value that does not fit the dtype.
+        """
+        base = self._base.rows(scratch, row, start, elements, 1)
+        assert base is not None  # noqa: S101 - a row without a source is replaced in full
+        dtype = TORCH_DTYPES[row.dtype]
+        result = scratch.tensor("out", dtype, elements, 1)
+        result.copy_(base)
+        if not all_finite(result):
+            raise NonFiniteError(f"{row.key}: the base holds NaN or infinity, or does not fit {dtype}.")
+        return scratch.bytes_of("out", elements * dtype.itemsize)

@@ -1,95 +1,163 @@
-"""The merge itself, readable top to bottom: check, write each shard, copy the rest, count, publish by one rename."""
+"""The merge itself, readable top to bottom: check, write the shards, copy the rest, count, publish by one rename."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from harness.merge.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
+import torch
+
+from harness.merge.checkpoint import MANIFEST_FILE
 from harness.merge.copying import copy_file, write_file
 from harness.merge.deltas import Merger, Outcome
-from harness.merge.errors import IncompleteMergeError
-from harness.merge.json_file import read_object
+from harness.merge.errors import IncompleteMergeError, MergeError, UsageError
+from harness.merge.estimate import default_threads, estimate
+from harness.merge.ledger import Ledger, entry_of, fingerprint, local_mark
 from harness.merge.manifest import build_manifest, status_of
-from harness.merge.outputs import OutputShard, output_shard, weight_map
-from harness.merge.publish import check_target, publish, working_directory
+from harness.merge.outputs import OutputShard, output_shard
+from harness.merge.products import Products
+from harness.merge.publish import Target, check_space, check_target, publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import Counts, MergeReport
-from harness.merge.shard import write_shard
+from harness.merge.rewritten import rewritten_files
+from harness.merge.shard import ShardFile, ShardWriter
 from harness.merge.sources import AdapterValues, BaseValues, Files
+from harness.merge.threads import one_thread_per_operation
 
 Progress = Callable[[int, int], None]
+Accumulate = Literal["float32", "float64"]
 
 
-def _rewritten(plan: MergePlan, shards: tuple[OutputShard, ...]) -> dict[str, bytes]:
-    """Return the files that change beside the shards: config.json's settings, and the index's sizes and places."""
-    files: dict[str, bytes] = {}
-    if all(shard.header is None for shard in shards) and not plan.config:
-        return files
-    config = _config(plan)
-    if config != plan.base.config:
-        files[CONFIG_FILE] = _json(config)
-    if INDEX_FILE in plan.base.files:
-        index: dict[str, Any] = dict(read_object(plan.base.root / INDEX_FILE))
-        metadata = index.get("metadata")
-        total = sum(shard.data_size for shard in shards)
-        index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
-        places = weight_map(shards)
-        if places != index["weight_map"]:
-            index["weight_map"] = dict(sorted(places.items()))
-        files[INDEX_FILE] = _json(index)
-    return files
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a merge computes: the dtype of sums, where the arithmetic is done, and on how many threads (None: as many as there are cores)."""
+
+    accumulate: Accumulate = "float32"
+    device: str = "cpu"
+    threads: int | None = None
 
 
-def _config(plan: MergePlan) -> dict[str, Any]:
-    """Return config.json with what the merge changes: the dtype that was asked for, and the plan's own settings.
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written: what became of each tensor that an adapter covers, bytes in all, and bytes of the base that were decoded for it."""
 
-    A setting changes in ``text_config`` as well where it stands there; None removes it.
+    outcomes: Mapping[str, Outcome]
+    written: int
+    decoded: int
+
+
+def output_shards(plan: MergePlan) -> tuple[OutputShard, ...]:
+    """Return what each shard of the output will hold."""
+    return tuple(output_shard(plan, number) for number in range(len(plan.base.shards)))
+
+
+def inputs_of(plan: MergePlan) -> tuple[Path, ...]:
+    """Return the directories that are read."""
+    return (plan.base.root, *(part.adapter.root for part in plan.parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A plan with its files open, its adapters proved finite, and its arithmetic ready: all that writing shards needs."""
+
+    plan: MergePlan
+    files: Files
+    merger: Merger
+    products: Products
+    device: torch.device
+    threads: int
+
+
+@contextmanager
+def prepared(plan: MergePlan, how: How) -> Iterator[Prepared]:
+    """Open and check everything that can be checked before something is written.
+
+    Raises:
+        UsageError: there is no such device.
+        NonFiniteError: an adapter holds NaN or infinity.
     """
-    config: dict[str, Any] = dict(plan.base.config)
-    sections = [config]
-    if isinstance(config.get("text_config"), dict):
-        config["text_config"] = dict(config["text_config"])
-        sections.append(config["text_config"])
-    changes: dict[str, object] = dict(plan.config)
-    converted = any(row.dtype != plan.base.info(row.key).dtype for row in plan.rows if row.key in plan.base)
-    if plan.dtype is not None and (converted or plan.quantization):
-        names = {name for section in sections for name in ("torch_dtype", "dtype") if name in section} or {
-            "torch_dtype"
-        }
-        changes |= dict.fromkeys(sorted(names), plan.dtype)
-    for name, value in changes.items():
-        for section in [section for section in sections if name in section] or [config]:
-            if value is None:
-                section.pop(name, None)
-            else:
-                section[name] = value
-    if "tie_word_embeddings" in plan.config:
-        config["tie_word_embeddings"] = plan.config["tie_word_embeddings"]
-    return config
+    try:
+        device = torch.empty(0, device=how.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"torch cannot use the device {how.device!r} here: {str(error).splitlines()[0]}") from error
+    with Files() as files, one_thread_per_operation():
+        adapters = AdapterValues(plan, files)
+        adapters.check_finite()
+        products = Products(plan, adapters, device)
+        accumulate = torch.float64 if how.accumulate == "float64" else torch.float32
+        merger = Merger(plan, BaseValues(plan, files), adapters, products, accumulate)
+        yield Prepared(
+            plan=plan,
+            files=files,
+            merger=merger,
+            products=products,
+            device=device,
+            threads=how.threads or default_threads(),
+        )
 
 
-def _keys(plan: MergePlan) -> list[str]:
-    return [row.key for row in plan.rows]
+def write_shards(
+    ready: Prepared,
+    shards: Sequence[OutputShard],
+    numbers: Sequence[int],
+    work: Path,
+    ledger: Ledger | None,
+    progress: Progress | None,
+) -> Written:
+    """Write some of the output's shards into ``work``; those that the ledger has, and that are what it says, are left as they are."""
+    outcomes: dict[str, Outcome] = {}
+    before = 0
+    if ledger is not None:
+        ledger.start()
+        for entry in ledger.finished([shards[number] for number in numbers]):
+            outcomes |= entry.outcomes
+            before += entry.size
+            numbers = [number for number in numbers if shards[number].name != entry.name]
+        ledger.clear({shard.name for shard in shards} - {shards[number].name for number in numbers})
+    wanted = [(number, shards[number]) for number in numbers]
+    check_space(
+        work,
+        sum(output.stop - output.start for _, shard in wanted for output in shard.outputs if output.row is not None),
+    )
+    ready.products.expect(
+        region
+        for _, shard in wanted
+        for output in shard.outputs
+        if output.row is not None
+        for region in output.row.regions
+    )
+    writer = ShardWriter(ready.plan, ready.files, ready.merger, ready.products, work)
+    total = before + sum(shard.size for _, shard in wanted)
+
+    def finished(file: ShardFile) -> None:
+        outcomes.update(file.outcomes)
+        if ledger is not None:
+            ledger.add(entry_of(file.path, file.outcomes))
+
+    def poll() -> None:
+        if progress is not None:
+            progress(before + writer.written, total)
+
+    lanes = estimate(ready.plan, ready.threads).lanes
+    writer.write(wanted, finished, threads=ready.threads, lanes=lanes, device=ready.device, poll=poll)
+    return Written(outcomes=outcomes, written=before + writer.written, decoded=writer.decoded)
 
 
-def _json(value: Mapping[str, object]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _report(plan: MergePlan, outcomes: Mapping[str, Outcome], written: int) -> MergeReport:
+def _report(plan: MergePlan, done: Written) -> MergeReport:
     """Count what happened; every planned tensor must have been written, and nothing else.
 
     Raises:
         IncompleteMergeError: the count does not add up.
     """
-    if outcomes.keys() != set(_keys(plan)) or len(outcomes) != plan.attempted:
-        raise IncompleteMergeError(f"{plan.attempted} tensors were planned and {len(outcomes)} written.")
+    if done.outcomes.keys() != {row.key for row in plan.rows} or len(done.outcomes) != plan.attempted:
+        raise IncompleteMergeError(f"{plan.attempted} tensors were planned and {len(done.outcomes)} written.")
     by_kind: dict[str, Counts] = {}
     for row in plan.rows:
-        status = status_of(outcomes[row.key])
+        status = status_of(done.outcomes[row.key])
         one = Counts(attempted=1, **{status: 1})
         by_kind[row.kind] = by_kind.get(row.kind, Counts()) + one
     return MergeReport(
@@ -98,38 +166,58 @@ def _report(plan: MergePlan, outcomes: Mapping[str, Outcome], written: int) -> M
         b_packing=plan.b_packing,
         notes=plan.notes,
         files_left_out=plan.base.left_out,
-        bytes_written=written,
+        bytes_written=done.written,
+        bytes_decoded=done.decoded,
     )
 
 
-def run_merge(plan: MergePlan, out: Path, *, overwrite: bool, progress: Progress | None) -> MergeReport:
-    """Carry out a plan; see ``harness.merge.merge``."""
-    base = plan.base
-    target = check_target(out, overwrite=overwrite, inputs=(base.root, *(part.adapter.root for part in plan.parts)))
-    shards = tuple(output_shard(plan, number) for number in range(len(base.shards)))
-    rewritten = _rewritten(plan, shards)
-    total, done = sum(shard.size for shard in shards), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    with Files() as files:
-        adapters = AdapterValues(plan, files)
-        adapters.check_finite()
-        merger = Merger(plan, BaseValues(plan, files), adapters)
-        with working_directory(target) as work:
-            outcomes: dict[str, Outcome] = {}
-            for number, shard in enumerate(shards):
-                outcomes |= write_shard(plan, files, merger, number, shard, work, advance)
-            for relative in base.files:
-                if relative in rewritten:
-                    write_file(work / relative, rewritten[relative])
-                else:
-                    copy_file(base.root / relative, work / relative, what=relative)
-            report = _report(plan, outcomes, done)
-            write_file(work / MANIFEST_FILE, build_manifest(plan, report, outcomes))
-            publish(work, target)
+def finish(
+    plan: MergePlan,
+    shards: Sequence[OutputShard],
+    done: Written,
+    work: Path,
+    target: Target,
+    *,
+    accumulate: Accumulate,
+    ledger: Ledger | None = None,
+) -> MergeReport:
+    """Complete a directory that holds all shards, and publish it."""
+    rewritten = rewritten_files(plan, tuple(shards))
+    for relative in plan.base.files:
+        if relative in rewritten:
+            write_file(work / relative, rewritten[relative])
+        else:
+            copy_file(plan.base.root / relative, work / relative, what=relative)
+    report = _report(plan, done)
+    write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes, accumulate))
+    if ledger is not None:
+        ledger.remove()
+    publish(work, target)
     return report
+
+
+def run_merge(
+    plan: MergePlan, out: Path, *, overwrite: bool, resume: bool, how: How, progress: Progress | None
+) -> MergeReport:
+    """Carry out a plan; see ``harness.merge.merge``."""
+    target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
+    shards = output_shards(plan)
+    mark = local_mark(plan, fingerprint(plan, how.accumulate)) if resume else None
+    keep = None if mark is None else partial(Ledger.belongs_to, mark=mark)
+    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
+        ledger = None if mark is None else Ledger(work, mark)
+        done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
+        return finish(plan, shards, done, work, target, accumulate=how.accumulate, ledger=ledger)
+
+
+@contextmanager
+def kept_work(*, resume: bool) -> Iterator[None]:
+    """Say in an error that what is finished was kept."""
+    try:
+        yield
+    except MergeError as error:
+        if resume:
+            error.remedy = " ".join(
+                filter(None, [error.remedy, "Finished shards were kept: run it again with --resume."])
+            )
+        raise

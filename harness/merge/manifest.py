@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from harness.merge.report import MergeReport
 from harness.merge.weights import Coded
 
 MANIFEST_VERSION = 1
-ENGINE_VERSION = "1.0"
+ENGINE_VERSION = "1.1"
 
 
 def sha256_of(path: Path) -> str:
@@ -50,31 +49,9 @@ def _adapter(part: AdapterPart) -> dict[str, object]:
     }
 
 
-def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome]) -> bytes:
-    """Return the manifest's bytes.
-
-    Args:
-        plan: what was planned.
-        report: what was counted.
-        outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
-            do not depend on the number of threads.
-    """
-    rows = [
-        {
-            "key": row.key,
-            "kind": row.kind,
-            "layer": row.layer,
-            "expert": row.expert,
-            "adapter_keys": sorted({use.module for use in plan.used(row)}),
-            "scaling": sorted({use.scaling for use in plan.used(row)}),
-            "delta_norm": float(f"{math.sqrt(outcomes[row.key].squared_norm):.6g}"),
-            "status": status_of(outcomes[row.key]),
-        }
-        for row in plan.rows
-    ]
-    manifest = {
-        "manifest_version": MANIFEST_VERSION,
-        "engine": {"name": "reference", "version": ENGINE_VERSION},
+def identity(plan: MergePlan) -> dict[str, object]:
+    """Return what was merged into what: adapters by content, shards of the base by size and header, and the options that show in the bytes."""
+    return {
         "adapter": _adapter(plan.parts[0]),
         **({"adapters": [_adapter(part) for part in plan.parts]} if len(plan.parts) > 1 else {}),
         "base": {
@@ -87,9 +64,40 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         "config_changes": dict(plan.config),
         "base_as": plan.base_as,
         "quantization": plan.quantization,
+    }
+
+
+def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome], accumulate: str) -> bytes:
+    """Return the manifest's bytes.
+
+    Args:
+        plan: what was planned.
+        report: what was counted.
+        outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
+            do not depend on the number of threads.
+        accumulate: what base and deltas were summed in.
+    """
+    rows = [
+        {
+            "key": row.key,
+            "kind": row.kind,
+            "layer": row.layer,
+            "expert": row.expert,
+            "adapter_keys": sorted({use.module for use in plan.used(row)}),
+            "scaling": sorted({use.scaling for use in plan.used(row)}),
+            "delta_norm": float(f"{outcomes[row.key].norm:.6g}"),
+            "status": status_of(outcomes[row.key]),
+        }
+        for row in plan.rows
+    ]
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "engine": {"name": "reference", "version": ENGINE_VERSION},
+        **identity(plan),
+        "accumulate": accumulate,
         "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),
-        **{key: value for key, value in report.to_json().items() if key != "bytes_written"},
+        **{key: value for key, value in report.to_json().items() if key not in {"bytes_written", "bytes_decoded"}},
         "rows": rows,
     }
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()

@@ -14,15 +14,18 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
 from harness.merge.copying import failed, sync_directory
 from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
+
+PART_FILE = "merge_part.json"
+"""What describes a part of a merge that several machines share (``parts``)."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -66,7 +69,7 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
         raise UnsafeOutputError(
             f"the output {out} is not a directory, so it is not overwritten.", "Remove it yourself."
         )
-    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE)):
+    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE, PART_FILE)):
         raise UnsafeOutputError(
             f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
             "Remove it yourself if it may go.",
@@ -120,15 +123,25 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove working directories for this output that no process holds any more."""
-    for path in target.parent.glob(f".{glob_escape(target.name)}.partial-*"):
+Keep = Callable[[Path], bool]
+"""Says whether a directory that an unfinished merge left is to be gone on with."""
+
+
+def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
+    """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
+    kept: tuple[Path, int] | None = None
+    for path in sorted(target.parent.glob(f".{glob_escape(target.name)}.partial-*")):
         if path.is_symlink() or not path.is_dir():
             continue
         descriptor = _lock(path)
-        if descriptor is not None:
-            shutil.rmtree(path)
-            os.close(descriptor)
+        if descriptor is None:
+            continue
+        if kept is None and keep is not None and keep(path):
+            kept = path, descriptor
+            continue
+        shutil.rmtree(path)
+        os.close(descriptor)
+    return kept
 
 
 def glob_escape(name: str) -> str:
@@ -144,30 +157,40 @@ def _make_parents(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def working_directory(target: Target) -> Iterator[Path]:
-    """Yield a new, locked directory beside the output; it is gone afterwards unless it was published.
+def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[Path]:
+    """Yield a locked directory beside the output; it is gone afterwards unless it was published.
+
+    Args:
+        target: the output.
+        keep: where given, a directory that an unfinished merge left, and of which this is true, is yielded instead of a new one; and it is
+            kept for the next merge if this one does not finish either.
 
     Raises:
         IncompleteMergeError: the directory cannot be made.
         OverwriteUnsupportedError: ``target.overwrite``, and the file system cannot exchange directories.
     """
+    work = target.path.parent / f".{target.path.name}.partial-{secrets.token_hex(4)}"
+    made: list[Path] = []
+    descriptor: int | None = None
     try:
-        made = _make_parents(target.path)
-        _remove_leftovers(target.path)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.path.name}.partial-", dir=target.path.parent))
-    except OSError as error:
-        raise failed(str(target.path.name), error) from error
-    descriptor = _lock(work)
-    try:
+        try:
+            made = _make_parents(target.path)
+            found = _leftover(target.path, keep)
+            if found is None:
+                work.mkdir()
+                descriptor = _lock(work)
+            else:
+                work, descriptor = found
+        except OSError as error:
+            raise failed(str(target.path.name), error) from error
         if descriptor is None:
             raise IncompleteMergeError("another merge to the same output started at the same moment.", "Run it again.")
-        # mkdtemp makes a directory that only its owner may enter; a published checkpoint follows the umask.
-        work.chmod(0o777 & ~_umask())
         if target.overwrite:
             _check_exchange(work)
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if keep is None or not keep(work):
+            shutil.rmtree(work, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
         if not target.path.exists():
@@ -176,10 +199,23 @@ def working_directory(target: Target) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a merge that cannot fit. Bytes that are only copied are not counted: some file systems share them.
+
+    Args:
+        folder: where will be written.
+        needed: bytes that will be written anew.
+
+    Raises:
+        IncompleteMergeError: fewer bytes are free.
+    """
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise IncompleteMergeError(
+            f"the output needs at least {needed} bytes, and {free} are free where it would be. Nothing was published.",
+            "Free some space, or choose an output on another file system.",
+        )
 
 
 def publish(work: Path, target: Target) -> None:

@@ -218,17 +218,51 @@ class MergePlan:
         }
 
     def to_json(self) -> dict[str, object]:
-        """Return the summary and one entry per changed tensor as JSON-ready values."""
-        rows = [
-            {
-                "key": row.key,
-                "shard": self.base.shards[row.shard].name,
-                "kind": row.kind,
-                "layer": row.layer,
-                "expert": row.expert,
-                "adapter": sorted({use.module for use in self.used(row)}),
-                "scaling": sorted({use.scaling for use in self.used(row)}),
-            }
-            for row in self.rows
-        ]
-        return {**self.summary(), "rows": rows}
+        """Return the summary, every use of an adapter's tensors, and one entry per changed tensor, as JSON-ready values."""
+        return {
+            **self.summary(),
+            "uses": [_use_json(use, self.parts[use.adapter]) for use in self.uses],
+            "rows": [self._row_json(row) for row in self.rows],
+        }
+
+    def _row_json(self, row: PlanRow) -> dict[str, object]:
+        return {
+            "key": row.key,
+            "shard": self.base.shards[row.shard].name,
+            "kind": row.kind,
+            "layer": row.layer,
+            "expert": row.expert,
+            "shape": list(row.shape),
+            "dtype": row.dtype,
+            "adapter": sorted({use.module for use in self.used(row)}),
+            "scaling": sorted({use.scaling for use in self.used(row)}),
+            "regions": [
+                {
+                    "start": region.start,
+                    "rows": region.rows,
+                    "columns": region.columns,
+                    "terms": [
+                        {"use": term.use, "expert": term.expert, "from_row": term.offset} for term in region.terms
+                    ],
+                    "replaced_by": None if region.replacement is None else region.replacement.use,
+                }
+                for region in row.regions
+            ],
+        }
+
+
+def _use_json(use: Use, part: AdapterPart) -> dict[str, object]:
+    """Return how the tensors of an adapter are read; layouts with what decided them, for fused parameters alone."""
+    said: dict[str, object] = {"module": use.module, "adapter": use.adapter, "scaling": use.scaling}
+    if isinstance(use, TensorUse):
+        return {**said, "role": use.role, "shape": list(use.info.shape)}
+    fused = use.num_experts is not None
+    return {
+        **said,
+        "role": "lora pair",
+        "rank": use.rank,
+        "num_experts": use.num_experts,
+        "dora": use.magnitude is not None,
+        "io_layout": part.io_layout.to_json() if fused and part.io_layout else None,
+        "b_packing": part.b_packing.to_json() if fused and part.b_packing else None,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.merge.layout import Decision
 from harness.merge.names import KINDS
@@ -42,7 +43,11 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """The outcome of a published merge. ``by_kind`` has an entry for each kind that the adapter covers."""
+    """The outcome of a published merge.
+
+    ``by_kind`` has an entry for each kind that the adapter covers. ``bytes_written`` counts the shards; ``bytes_decoded`` the bytes of the base
+    that were read as numbers, the rest having been copied unseen.
+    """
 
     by_kind: Mapping[str, Counts]
     io_layout: Decision | None
@@ -50,6 +55,7 @@ class MergeReport:
     notes: tuple[str, ...]
     files_left_out: tuple[str, ...]
     bytes_written: int
+    bytes_decoded: int
 
     @property
     def total(self) -> Counts:
@@ -85,5 +91,27 @@ class MergeReport:
             "b_packing": self.b_packing.to_json() if self.b_packing else None,
             "notes": list(self.notes),
             "files_left_out": list(self.files_left_out),
+            "bytes_written": self.bytes_written,
+            "bytes_decoded": self.bytes_decoded,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartReport:
+    """A published part: its directory, its number of so many, the shards in it, and bytes written."""
+
+    path: Path
+    part: int
+    parts: int
+    shards: tuple[str, ...]
+    bytes_written: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return JSON-ready values."""
+        return {
+            "path": str(self.path),
+            "part": self.part,
+            "parts": self.parts,
+            "shards": list(self.shards),
             "bytes_written": self.bytes_written,
         }

@@ -157,17 +157,15 @@ def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata:
     return struct.pack("<Q", len(text)) + text
 
 
-def read_range(descriptor: int, start: int, stop: int, *, what: str) -> bytearray:
-    """Return the bytes ``[start, stop)`` of an open file.
+def read_into(descriptor: int, view: memoryview, start: int, *, what: str) -> None:
+    """Fill ``view`` with the bytes of an open file from ``start`` on.
 
     Raises:
-        InputChangedError: the file ends before ``stop``, though it did not when it was planned.
+        InputChangedError: the file ends too early, though it did not when it was planned.
         UnreadableInputError: the read itself failed.
     """
-    buffer = bytearray(stop - start)
-    view = memoryview(buffer)
     done = 0
-    while done < len(buffer):
+    while done < len(view):
         try:
             count = os.preadv(descriptor, [view[done:]], start + done)
         except OSError as error:
@@ -175,4 +173,10 @@ def read_range(descriptor: int, start: int, stop: int, *, what: str) -> bytearra
         if count == 0:
             raise InputChangedError(f"{what} became shorter while it was being read.")
         done += count
+
+
+def read_range(descriptor: int, start: int, stop: int, *, what: str) -> bytearray:
+    """Return the bytes ``[start, stop)`` of an open file; raises as ``read_into`` does."""
+    buffer = bytearray(stop - start)
+    read_into(descriptor, memoryview(buffer), start, what=what)
     return buffer

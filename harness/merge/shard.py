@@ -1,4 +1,4 @@
-"""Writing one shard: unchanged bytes copied as they are, changed tensors region by region.
+"""Writing shards: many threads fill them piece by piece, one more makes each durable when its last piece is there.
 
 Where no tensor changes its name, shape or dtype, the output shard has the same header, byte for byte, and every tensor at the same place.
 """
@@ -6,133 +6,208 @@ Where no tensor changes its name, shape or dtype, the output shard has the same 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
+from threading import Lock
+
+import torch
 
 from harness.merge.copying import copy_range, create, sync, write_at
-from harness.merge.deltas import CHUNK_ELEMENTS, Merger, Outcome, chunks
+from harness.merge.deltas import Merger, Outcome
 from harness.merge.errors import IncompleteMergeError
-from harness.merge.outputs import Output, OutputShard
+from harness.merge.outputs import OutputShard
+from harness.merge.pieces import Change, Convert, Copy, Piece, pieces_of, whole_only
+from harness.merge.products import Products
 from harness.merge.records import MergePlan, PlanRow
 from harness.merge.safetensors_file import DTYPE_BITS
+from harness.merge.scratch import Scratch
 from harness.merge.sources import Files
+from harness.merge.threads import Lanes, share_out
 from harness.merge.weights import Stored
 
-Advance = Callable[[int], None]
-"""Called with the number of bytes just written."""
+CHUNK_ELEMENTS = 512 * 1024
+"""Elements handled at once: few enough to stay in the processor's caches from the read to the write (2 MiB in float32)."""
+CODED_ELEMENTS = 2 * CHUNK_ELEMENTS
+FLUSH_BYTES = 256 * 1024 * 1024
+"""How much of a shard is written before the disk is told to begin."""
+
+Finished = Callable[["ShardFile"], None]
+"""Called with a shard that is complete and durable, one at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Open:
-    """One shard being written."""
-
-    plan: MergePlan
-    files: Files
-    merger: Merger
-    target: int
-    name: str
-    advance: Advance
-
-    def copy(self, shard: int, start: int, stop: int, offset: int) -> None:
-        """Copy bytes ``[start, stop)`` of a shard of the base to ``offset``."""
-        if start < stop:
-            source = self.plan.base.shards[shard]
-            copy_range(self.files.of(source), self.target, start, stop, offset, what=source.name)
-            self.advance(stop - start)
-
-    def write(self, data: bytes | bytearray, offset: int) -> None:
-        """Write bytes at ``offset``."""
-        write_at(self.target, data, offset, what=self.name)
-        self.advance(len(data))
+def at_once(row: PlanRow) -> int:
+    """Return how many elements of a row are handled at once: more where they are decoded first, which costs per call."""
+    return CHUNK_ELEMENTS if isinstance(row.source, Stored) else CODED_ELEMENTS
 
 
-def _gaps(row: PlanRow) -> Iterator[tuple[int, int]]:
-    """Yield the runs of elements of a changed tensor that no region covers."""
-    position = 0
-    for region in row.regions:
-        if position < region.start:
-            yield position, region.start
-        position = region.stop
-    if position < prod(row.shape):
-        yield position, prod(row.shape)
+def source_bytes(plan: MergePlan, row: PlanRow, elements: int) -> int:
+    """Return how many bytes of the base are read for some elements of a row."""
+    if row.source is None:
+        return 0
+    stored = sum(plan.base.info(key).nbytes for key in row.source.keys)
+    shape = plan.base.info(row.source.key).shape if isinstance(row.source, Stored) else row.source.shape
+    return stored * elements // prod(shape)
 
 
-def _write_gap(files: _Open, row: PlanRow, offset: int, gap: tuple[int, int]) -> None:
-    """Copy, or where the dtype or format changes convert, elements that keep their values."""
-    size = DTYPE_BITS[row.dtype] // 8
-    if isinstance(row.source, Stored):
-        info = files.plan.base.info(row.source.key)
-        if info.dtype == row.dtype:
-            shard = files.plan.base.shard_of[row.source.key]
-            files.copy(shard, info.start + gap[0] * size, info.start + gap[1] * size, offset + gap[0] * size)
-            return
-    # Whole rows at a time, so that decoding starts where a row does.
-    step = max(1, CHUNK_ELEMENTS // row.shape[-1]) * row.shape[-1]
-    for start in range(gap[0], gap[1], step):
-        files.write(files.merger.kept(row, start, min(start + step, gap[1]) - start), offset + start * size)
+class ShardFile:
+    """One output shard that is being written. ``outcomes``: what became of each tensor that an adapter covers."""
+
+    def __init__(self, number: int, shard: OutputShard, folder: Path, pieces: int) -> None:
+        self.number = number
+        self.shard = shard
+        self.path = folder / shard.name
+        self.outcomes: dict[str, Outcome] = {
+            output.key: Outcome() for output in shard.outputs if output.row is not None and output.row.regions
+        }
+        self.descriptor = create(self.path, what=shard.name)
+        self._left = pieces
+        self.unflushed = 0
+        self._lock = Lock()
+
+    def add(self, key: str, outcome: Outcome) -> None:
+        """Take the outcome of a part of a tensor into account."""
+        with self._lock:
+            self.outcomes[key].add(outcome)
+
+    def done(self) -> bool:
+        """Count a piece; return whether it was the last."""
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
+
+    def check(self) -> None:
+        """Make the file durable and prove that it has its size.
+
+        Raises:
+            IncompleteMergeError: it has not.
+        """
+        sync(self.descriptor, what=self.shard.name)
+        written = os.fstat(self.descriptor).st_size
+        if written != self.shard.size:
+            raise IncompleteMergeError(f"{self.shard.name} should have {self.shard.size} bytes and has {written}.")
 
 
-def _write_row(files: _Open, row: PlanRow, offset: int) -> Outcome:
-    """Write one tensor that is not a copy; return what the adapters did to it."""
-    outcome = Outcome()
-    size = DTYPE_BITS[row.dtype] // 8
-    for gap in _gaps(row):
-        _write_gap(files, row, offset, gap)
-    for region in row.regions:
-        for first, last in chunks(files.plan, region):
-            data, part = files.merger.values(row, region, first, last)
-            files.write(data, offset + (region.start + first * region.columns) * size)
-            outcome.add(part)
-    return outcome
+class ShardWriter:
+    """Writes shards of a plan into a folder.
 
-
-def _copy_runs(files: _Open, number: int, shard: OutputShard) -> None:
-    """Copy everything that stays as it is: runs of neighbours, and the header where it is kept, in one piece each."""
-    base = files.plan.base.shards[number]
-    runs: list[list[int]] = [] if shard.header is not None else [[0, base.data_start, 0]]
-    for output in shard.outputs:
-        if output.row is None:
-            info = base.tensors[output.key]
-            if runs and runs[-1][1] == info.start and runs[-1][2] + runs[-1][1] - runs[-1][0] == output.start:
-                runs[-1][1] = info.stop
-            else:
-                runs.append([info.start, info.stop, output.start])
-    for start, stop, offset in runs:
-        files.copy(number, start, stop, offset)
-
-
-def _fill(files: _Open, number: int, shard: OutputShard) -> dict[str, Outcome]:
-    """Write everything into the new shard; return what became of each tensor that an adapter covers."""
-    if shard.header is not None:
-        files.write(shard.header, 0)
-    _copy_runs(files, number, shard)
-    changed: list[tuple[Output, PlanRow]] = [(output, output.row) for output in shard.outputs if output.row is not None]
-    outcomes = {row.key: (_write_row(files, row, output.start), row) for output, row in changed}
-    written = os.fstat(files.target).st_size
-    if written != shard.size:
-        raise IncompleteMergeError(f"{shard.name} should have {shard.size} bytes and has {written}.")
-    return {key: outcome for key, (outcome, row) in outcomes.items() if row.regions}
-
-
-def write_shard(
-    plan: MergePlan, files: Files, merger: Merger, number: int, shard: OutputShard, folder: Path, advance: Advance
-) -> dict[str, Outcome]:
-    """Write shard ``number`` of the output into ``folder``; return what became of each tensor that an adapter covers.
-
-    Raises:
-        InputChangedError: a shard of the base is not the one that was planned with.
-        UnreadableInputError: it could not be read.
-        NonFiniteError: NaN or infinity in a tensor that changes.
-        IncompleteMergeError: writing failed.
+    ``written`` counts the bytes so far. ``decoded`` counts bytes of the base that were read as numbers; the rest was copied unseen.
     """
-    files.of(plan.base.shards[number])
-    target = create(folder / shard.name, what=shard.name)
-    try:
-        opened = _Open(plan=plan, files=files, merger=merger, target=target, name=shard.name, advance=advance)
-        outcomes = _fill(opened, number, shard)
-        sync(target, what=shard.name)
-    finally:
-        os.close(target)
-    return outcomes
+
+    def __init__(self, plan: MergePlan, files: Files, merger: Merger, products: Products, folder: Path) -> None:
+        self._plan = plan
+        self._files = files
+        self._merger = merger
+        self._products = products
+        self._folder = folder
+        self._lock = Lock()
+        self._open: list[ShardFile] = []
+        self.written = 0
+        self.decoded = 0
+
+    def _count(self, target: ShardFile, written: int, decoded: int = 0) -> None:
+        with self._lock:
+            self.written += written
+            self.decoded += decoded
+            target.unflushed += written
+
+    def _copy(self, target: ShardFile, piece: Copy) -> None:
+        source = self._plan.base.shards[piece.shard]
+        descriptor = self._files.of(source)
+        copy_range(descriptor, target.descriptor, piece.start, piece.stop, piece.offset, what=source.name)
+        self._count(target, piece.stop - piece.start)
+
+    def _change(self, scratch: Scratch, target: ShardFile, piece: Change) -> None:
+        row, region = piece.row, piece.region
+        size, columns = DTYPE_BITS[row.dtype] // 8, region.columns
+        step = region.rows if whole_only(self._plan, region) else max(1, at_once(row) // columns)
+        for first in range(piece.first, piece.last, step):
+            last = min(first + step, piece.last)
+            data, outcome = self._merger.values(scratch, row, region, first, last)
+            write_at(target.descriptor, data, piece.offset + first * columns * size, what=target.shard.name)
+            self._products.done(region, last - first)
+            target.add(row.key, outcome)
+            self._count(target, len(data), source_bytes(self._plan, row, (last - first) * columns))
+
+    def _convert(self, scratch: Scratch, target: ShardFile, piece: Convert) -> None:
+        row, size = piece.row, DTYPE_BITS[piece.row.dtype] // 8
+        step = max(1, at_once(row) // row.shape[-1]) * row.shape[-1]
+        for start in range(piece.start, piece.stop, step):
+            stop = min(start + step, piece.stop)
+            data = self._merger.kept(scratch, row, start, stop - start)
+            write_at(target.descriptor, data, piece.offset + start * size, what=target.shard.name)
+            self._count(target, len(data), source_bytes(self._plan, row, stop - start))
+
+    def _do(self, scratch: Scratch, target: ShardFile, piece: Piece) -> None:
+        if isinstance(piece, Copy):
+            self._copy(target, piece)
+        elif isinstance(piece, Change):
+            self._change(scratch, target, piece)
+        else:
+            self._convert(scratch, target, piece)
+
+    def _pieces(self, number: int, shard: OutputShard) -> Iterator[tuple[ShardFile, Piece]]:
+        """Yield the pieces of a shard, which is opened when the first is asked for."""
+        # A shard that is all header still gets a piece, so that someone finishes it.
+        pieces = list(pieces_of(self._plan, number, shard)) or [Copy(number, 0, 0, 0)]
+        self._files.of(self._plan.base.shards[number])
+        target = ShardFile(number, shard, self._folder, len(pieces))
+        self._open.append(target)
+        if shard.header is not None:
+            write_at(target.descriptor, shard.header, 0, what=shard.name)
+            self._count(target, len(shard.header))
+        for piece in pieces:
+            yield target, piece
+
+    def write(
+        self,
+        shards: Sequence[tuple[int, OutputShard]],
+        finished: Finished,
+        *,
+        threads: int,
+        lanes: int,
+        device: torch.device,
+        poll: Callable[[], None],
+    ) -> None:
+        """Write shards, ``lanes`` of them at once; each is handed to ``finished`` when it is complete and on the disk.
+
+        Raises:
+            InputChangedError: a shard of the base is not the one that was planned with.
+            NonFiniteError: NaN or infinity in a tensor that changes.
+            IncompleteMergeError: writing failed.
+        """
+        flushes: list[Future[None]] = []
+
+        def work(scratch: Scratch, item: tuple[ShardFile, Piece]) -> None:
+            target, piece = item
+            self._do(scratch, target, piece)
+            # In this order: a file is closed after its last piece is done, so no flush can come after that.
+            if target.unflushed >= FLUSH_BYTES:
+                target.unflushed = 0
+                flushes.append(flusher.submit(sync, target.descriptor, what=target.shard.name))
+            if target.done():
+                flushes.append(flusher.submit(self._finish, target, finished))
+
+        def check() -> None:
+            for future in flushes:
+                if future.done():
+                    future.result()
+            poll()
+
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="merge-flush") as flusher:
+                pieces = Lanes((self._pieces(number, shard) for number, shard in shards), lanes)
+                share_out(pieces, work, lambda: Scratch(device), threads=threads, poll=check)
+            check()
+        finally:
+            for target in self._open:
+                if target.descriptor >= 0:
+                    os.close(target.descriptor)
+            self._open.clear()
+
+    def _finish(self, target: ShardFile, finished: Finished) -> None:
+        target.check()
+        os.close(target.descriptor)
+        target.descriptor = -1
+        finished(target)

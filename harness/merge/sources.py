@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from threading import RLock
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,8 @@ from harness.merge.codecs import codecs
 from harness.merge.copying import CHUNK
 from harness.merge.errors import InputChangedError, NonFiniteError, UnreadableInputError
 from harness.merge.records import MergePlan, PairUse, PlanRow, TensorUse, Term
-from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header, read_range
+from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header, read_into, read_range
+from harness.merge.scratch import Scratch
 from harness.merge.weights import Coded, Stored
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -36,14 +38,15 @@ def all_finite(tensor: torch.Tensor) -> bool:
     Either makes the sum non-finite, and a sum is several times quicker than looking at each element; only where the sum
     overflows are the elements looked at.
     """
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 class Files:
-    """Descriptors of input files, opened once, proved to be those that were planned with, closed together."""
+    """Descriptors of input files, opened once, proved to be those that were planned with, closed together; shared by threads."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
+        self._lock = RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -63,17 +66,22 @@ class Files:
             UnreadableInputError: it cannot be opened.
         """
         key = str(file.path)
-        if key not in self._descriptors:
-            now = read_header(file.path, name=file.name)
-            if (now.size, now.header_sha256) != (file.size, file.header_sha256):
-                raise InputChangedError(
-                    f"{file.name} is no longer the file that was planned with.", "Plan and merge again."
-                )
-            try:
-                self._descriptors[key] = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise UnreadableInputError(f"{file.name} cannot be read: {error.strerror or error}.") from error
-        return self._descriptors[key]
+        with self._lock:
+            if key not in self._descriptors:
+                now = read_header(file.path, name=file.name)
+                if (now.size, now.header_sha256) != (file.size, file.header_sha256):
+                    raise InputChangedError(
+                        f"{file.name} is no longer the file that was planned with.", "Plan and merge again."
+                    )
+                try:
+                    self._descriptors[key] = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise UnreadableInputError(f"{file.name} cannot be read: {error.strerror or error}.") from error
+            return self._descriptors[key]
+
+    def read_into(self, file: TensorFile, start: int, view: memoryview) -> None:
+        """Fill ``view`` with the bytes of a file from ``start`` on."""
+        read_into(self.of(file), view, start, what=file.name)
 
     def read(self, file: TensorFile, start: int, stop: int) -> bytearray:
         """Return the bytes ``[start, stop)`` of a file."""
@@ -93,19 +101,21 @@ class BaseValues:
         info = base.info(key)
         return self._files.read(base.shards[base.shard_of[key]], info.start + start, info.start + stop)
 
-    def rows(self, row: PlanRow, start: int, rows: int, columns: int) -> tuple[torch.Tensor | None, bytearray]:
-        """Return ``rows`` x ``columns`` elements of a row's source from element ``start`` on, and the buffer that they lie in.
+    def rows(self, scratch: Scratch, row: PlanRow, start: int, rows: int, columns: int) -> torch.Tensor | None:
+        """Return ``rows`` x ``columns`` elements of a row's source from element ``start`` on; None where the row has no source.
 
-        Values of a plain tensor are as stored, decoded ones float32 (in no buffer); None where the row has no source.
+        Values of a plain tensor are as stored and lie in the buffer ``base`` of ``scratch``, decoded ones are float32 and do not.
         """
         if row.source is None:
-            return None, bytearray()
+            return None
         if isinstance(row.source, Stored):
-            info = self._plan.base.info(row.source.key)
-            size = TORCH_DTYPES[info.dtype].itemsize
-            data = self.read_part(row.source.key, start * size, (start + rows * columns) * size)
-            return tensor_of(data, info.dtype, (rows, columns)), data
-        return self._decoded(row.source, start, rows, columns), bytearray()
+            base = self._plan.base
+            info = base.info(row.source.key)
+            dtype = TORCH_DTYPES[info.dtype]
+            view = scratch.bytes_of("base", rows * columns * dtype.itemsize)
+            self._files.read_into(base.shards[base.shard_of[row.source.key]], info.start + start * dtype.itemsize, view)
+            return scratch.tensor("base", dtype, rows, columns)
+        return self._decoded(row.source, start, rows, columns)
 
     def _decoded(self, coded: Coded, start: int, rows: int, columns: int) -> torch.Tensor:
         width = coded.shape[-1]
@@ -115,7 +125,7 @@ class BaseValues:
 
 
 class AdapterValues:
-    """The adapters' tensors, read when first needed.
+    """The adapters' tensors, read when first needed; shared by threads.
 
     ``factors(use)`` gives ``lora_A`` (num_experts, rank, a_features) and ``lora_B`` (num_experts, b_features, rank) in float32; anything but a
     fused parameter counts as one expert.
@@ -125,8 +135,10 @@ class AdapterValues:
         self._plan = plan
         self._files = files
         self._kept: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._lock = RLock()
 
-    def _read(self, adapter: int, info: TensorInfo) -> torch.Tensor:
+    def read(self, adapter: int, info: TensorInfo) -> torch.Tensor:
+        """Return a tensor of an adapter as it is stored."""
         data = self._files.read(self._plan.parts[adapter].adapter.file, info.start, info.stop)
         return tensor_of(data, info.dtype, info.shape)
 
@@ -149,20 +161,21 @@ class AdapterValues:
 
     def factors(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the two stacks of use ``number`` of the plan, which is a pair."""
-        if number not in self._kept:
-            use = self._plan.uses[number]
-            assert isinstance(use, PairUse)  # noqa: S101 - the caller looked
-            first, second = self._read(use.adapter, use.pair.lora_A), self._read(use.adapter, use.pair.lora_B)
-            self._kept[number] = split_experts(first, second, use)
-            if len(self._kept) > CACHED_PAIRS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+        with self._lock:
+            if number not in self._kept:
+                use = self._plan.uses[number]
+                assert isinstance(use, PairUse)  # noqa: S101 - the caller looked
+                first, second = self.read(use.adapter, use.pair.lora_A), self.read(use.adapter, use.pair.lora_B)
+                self._kept[number] = split_experts(first.float(), second.float(), use)
+                if len(self._kept) > CACHED_PAIRS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(number)
+            return self._kept[number]
 
     def magnitude(self, use: PairUse) -> torch.Tensor:
         """Return DoRA's magnitude vector (out_features,) in float32."""
         assert use.magnitude is not None  # noqa: S101 - the caller looked
-        return self._read(use.adapter, use.magnitude).float()
+        return self.read(use.adapter, use.magnitude).float()
 
     def rows(self, use: TensorUse, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
         """Return rows ``first:last`` of a region as a tensor of the adapter has them, (last - first, columns), as stored there."""
@@ -178,15 +191,15 @@ class AdapterValues:
 
 
 def split_experts(lora_A: torch.Tensor, lora_B: torch.Tensor, use: PairUse) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803 - the field's names
-    """Return float32 ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) from the flat (E*r, a) and (b, E*r).
+    """Return ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) from the flat (E*r, a) and (b, E*r), in the dtypes given.
 
     Expert e's rows of lora_A are consecutive. Its columns of lora_B are every E-th (``rank_major``, PEFT) or
     consecutive (``grouped_by_expert``).
     """
     count = use.num_experts or 1
-    stacked_A = lora_A.float().reshape(count, use.rank, -1)  # noqa: N806
+    stacked_A = lora_A.reshape(count, use.rank, -1)  # noqa: N806
     if use.grouped_by_expert:
-        stacked_B = lora_B.float().reshape(-1, count, use.rank).permute(1, 0, 2)  # noqa: N806
+        stacked_B = lora_B.reshape(-1, count, use.rank).permute(1, 0, 2)  # noqa: N806
     else:
-        stacked_B = lora_B.float().reshape(-1, use.rank, count).permute(2, 0, 1)  # noqa: N806
+        stacked_B = lora_B.reshape(-1, use.rank, count).permute(2, 0, 1)  # noqa: N806
     return stacked_A, stacked_B.contiguous()

@@ -109,4 +109,4 @@ class Source:
 
     def _matrix(self, info: TensorInfo) -> torch.Tensor:
         data = self._files.read(self.plan.adapter.file, info.start, info.stop)
-        return tensor_of(data, info.dtype, info.shape)
+        return tensor_of(data, info.dtype, info.shape).float()

@@ -68,7 +68,7 @@ def test_a_missing_directory(sample: Sample, tmp_path: Path) -> None:
 def test_a_missing_shard(sample: Sample) -> None:
     (sample.base / "model-00002-of-00003.safetensors").unlink()
 
-    refuse(sample, errors.InconsistentCheckpointError, 5, "model-00002-of-00003.safetensors is missing")
+    refuse(sample, errors.InconsistentCheckpointError, 5, "holds no model-00002-of-00003.safetensors")
 
 
 def test_a_truncated_shard(sample: Sample) -> None:

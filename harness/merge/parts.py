@@ -1,0 +1,186 @@
+"""One merge over several machines: each writes some of the output's shards into a part, and one puts the parts together.
+
+A part is a directory beside the output, ``OUT.part-I-of-N``, published as any output is: complete or not at all. What is put together is checked first:
+every part is there, made for the same merge (``ledger.fingerprint``), and every shard still has the bytes that its part says.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from harness.merge.copying import copy_file, failed, write_file
+from harness.merge.engine import (
+    How,
+    Progress,
+    Written,
+    finish,
+    inputs_of,
+    kept_work,
+    output_shards,
+    prepared,
+    write_shards,
+)
+from harness.merge.errors import IncompleteMergeError, UsageError, listed
+from harness.merge.json_file import read_object
+from harness.merge.ledger import Entry, Ledger, entry_from, entry_of, fingerprint, local_mark
+from harness.merge.outputs import OutputShard
+from harness.merge.publish import PART_FILE, check_target, glob_escape, publish, working_directory
+from harness.merge.records import MergePlan
+from harness.merge.report import MergeReport, PartReport
+
+NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What ``link`` says where a file system has no hard links."""
+
+
+def part_path(out: Path, part: int, parts: int) -> Path:
+    """Return the directory of part ``part`` (from 1) of ``parts``."""
+    return out.parent / f"{out.name}.part-{part}-of-{parts}"
+
+
+def shards_of_part(shards: Sequence[OutputShard], part: int, parts: int) -> list[int]:
+    """Return the positions of a part's shards, dealt out in turn: shards of a checkpoint are about equal in size.
+
+    Raises:
+        UsageError: there is no such part, or more parts than shards.
+    """
+    if not 1 <= part <= parts:
+        raise UsageError(f"there is no part {part} of {parts}.", "Count parts from 1: --shard 1/4 to --shard 4/4.")
+    if parts > len(shards):
+        raise UsageError(
+            f"the base has {len(shards)} shards, which cannot be shared out to {parts}.", "Use fewer parts."
+        )
+    return list(range(part - 1, len(shards), parts))
+
+
+def run_part(
+    plan: MergePlan,
+    out: Path,
+    *,
+    part: int,
+    parts: int,
+    overwrite: bool,
+    resume: bool,
+    how: How,
+    progress: Progress | None,
+) -> PartReport:
+    """Write one part; see ``harness.merge.merge_part``."""
+    shards = output_shards(plan)
+    mine = shards_of_part(shards, part, parts)
+    target = check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs_of(plan))
+    mark = fingerprint(plan, how.accumulate)
+    local = local_mark(plan, f"{mark} {part}/{parts}")
+    keep = partial(Ledger.belongs_to, mark=local) if resume else None
+    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
+        ledger = Ledger(work, local) if resume else None
+        done = write_shards(ready, shards, mine, work, ledger, progress)
+        entries = [_entry(shards[number], done, work) for number in mine]
+        said = {"fingerprint": mark, "part": part, "parts": parts, "shards": [entry.to_json() for entry in entries]}
+        write_file(work / PART_FILE, json.dumps(said).encode())
+        if ledger is not None:
+            ledger.remove()
+        publish(work, target)
+    return PartReport(
+        path=target.path,
+        part=part,
+        parts=parts,
+        shards=tuple(entry.name for entry in entries),
+        bytes_written=done.written,
+    )
+
+
+def _entry(shard: OutputShard, done: Written, work: Path) -> Entry:
+    mine = {output.key: done.outcomes[output.key] for output in shard.outputs if output.key in done.outcomes}
+    return entry_of(work / shard.name, mine)
+
+
+def _find(out: Path) -> list[Path]:
+    """Return the directories of all parts, in order.
+
+    Raises:
+        UsageError: none is there, some are missing, or there are parts of two divisions.
+    """
+    pattern = re.compile(re.escape(out.name) + r"\.part-(\d+)-of-(\d+)", re.ASCII)
+    found = [(path, pattern.fullmatch(path.name)) for path in out.parent.glob(f"{glob_escape(out.name)}.part-*")]
+    numbers = {(int(match[2]), int(match[1])): path for path, match in found if match is not None}
+    divisions = sorted({parts for parts, _ in numbers})
+    if len(divisions) != 1:
+        said = f"parts of {listed(str(parts) for parts in divisions)}" if divisions else "no parts"
+        raise UsageError(
+            f"beside {out.name} there are {said}, where those of one division are needed.",
+            "Write them with --shard 1/N to --shard N/N and the same --out, and remove those that are not meant.",
+        )
+    parts = divisions[0]
+    if missing := [part for part in range(1, parts + 1) if (parts, part) not in numbers]:
+        raise UsageError(
+            f"of {parts} parts of {out.name}, these are missing: {listed(str(part) for part in missing)}.",
+            f"Write them with --shard {missing[0]}/{parts} and so on, or copy them here.",
+        )
+    return [numbers[parts, part] for part in range(1, parts + 1)]
+
+
+def _read(folder: Path, mark: str, shards: Sequence[OutputShard]) -> list[Entry]:
+    """Return what a part says it holds.
+
+    Raises:
+        UsageError: it was written for another merge, or says something that cannot be.
+    """
+    said = read_object(folder / PART_FILE)
+    if said.get("fingerprint") != mark:
+        raise UsageError(
+            f"{folder.name} was written from other inputs or with other options than were given now.",
+            "Give the base, the adapter and the options that the parts were written with.",
+        )
+    names = {shard.name: shard for shard in shards}
+    listed_shards = said.get("shards")
+    entries = [entry_from(value, names) for value in listed_shards] if isinstance(listed_shards, list) else []
+    if not entries or None in entries:
+        raise UsageError(f"{folder.name}/{PART_FILE} does not describe shards of this merge.", "Write the part again.")
+    return [entry for entry in entries if entry is not None]
+
+
+def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progress: Progress | None) -> MergeReport:
+    """Check all parts and publish what they make; see ``harness.merge.assemble``."""
+    target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
+    shards = output_shards(plan)
+    folders = _find(target.path)
+    mark = fingerprint(plan, how.accumulate)
+    held = [(folder, entry) for folder in folders for entry in _read(folder, mark, shards)]
+    names = [entry.name for _, entry in held]
+    if sorted(names) != sorted(shard.name for shard in shards):
+        raise UsageError("the parts do not hold every shard of the output once.", "Write the parts again.")
+    total, done = sum(entry.size for _, entry in held), 0
+    with working_directory(target) as work:
+        for folder, entry in held:
+            if not entry.holds(folder):
+                raise IncompleteMergeError(
+                    f"{folder.name}/{entry.name} is not what was written: its size or its hash has changed.",
+                    f"Remove {folder.name} and write or copy that part again.",
+                )
+            _link(folder / entry.name, work / entry.name)
+            done += entry.size
+            if progress is not None:
+                progress(done, total)
+        outcomes = {key: outcome for _, entry in held for key, outcome in entry.outcomes.items()}
+        whole = Written(outcomes=outcomes, written=total, decoded=0)
+        report = finish(plan, shards, whole, work, target, accumulate=how.accumulate)
+    # The output is there; parts that cannot be removed are only in the way.
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or where there are no hard links a copy."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise failed(target.name, error) from error
+        copy_file(source, target, what=source.name)

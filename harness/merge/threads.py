@@ -1,0 +1,97 @@
+"""Pieces of work shared out to threads, which follow the cores: reading, arithmetic and writing of different pieces overlap.
+
+Each of the three releases Python's lock, and is done by whichever thread took the piece. torch's own parallelism is switched off
+meanwhile: threads that wait for each other inside one small product would cost more than they bring, and one thread per product makes the
+bytes independent of the number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import Generic, TypeVar
+
+import torch
+
+POLL_SECONDS = 0.1
+
+Item = TypeVar("Item")
+State = TypeVar("State")
+
+
+@contextmanager
+def one_thread_per_operation() -> Iterator[None]:
+    """Keep torch from splitting single operations over threads; what was set before is set again afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Lanes(Generic[Item]):
+    """Sequences of items that threads take from: each from one of its own while there are enough, and then from whichever has some left.
+
+    A lane is a file: threads that write to the same one wait for each other in the kernel. No more than ``most`` lanes are begun at once.
+    """
+
+    def __init__(self, lanes: Iterable[Iterator[Item]], most: int) -> None:
+        self._coming = iter(lanes)
+        self._open: list[Iterator[Item] | None] = [None] * most
+        self._lock = Lock()
+
+    def take(self, number: int) -> Item | None:
+        """Return the next item for thread ``number``, None when nothing is left."""
+        count = len(self._open)
+        with self._lock:
+            for offset in range(count):
+                place = (number + offset) % count
+                while True:
+                    lane = self._open[place] or next(self._coming, None)
+                    if lane is None:
+                        break
+                    self._open[place] = lane
+                    item = next(lane, None)
+                    if item is not None:
+                        return item
+                    self._open[place] = None
+        return None
+
+
+def share_out(
+    lanes: Lanes[Item],
+    work: Callable[[State, Item], None],
+    state: Callable[[], State],
+    *,
+    threads: int,
+    poll: Callable[[], None],
+) -> None:
+    """Do ``work(state, item)`` for every item of the lanes on ``threads`` threads, each with a state of its own.
+
+    The first exception, from a lane or from ``work``, ends all of them and is raised here. ``poll`` is called several times a second in the
+    calling thread, to show progress; what it raises, or an interrupt, ends the work too.
+    """
+    stop = Event()
+
+    def drain(number: int) -> None:
+        mine = state()
+        try:
+            while not stop.is_set() and (item := lanes.take(number)) is not None:
+                work(mine, item)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+        pending = {pool.submit(drain, number) for number in range(threads)}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
+                poll()
+                for future in done:
+                    future.result()
+        finally:
+            stop.set()

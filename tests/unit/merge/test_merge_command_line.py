@@ -1,0 +1,128 @@
+"""``harness merge`` as it is typed: what it shows, what runs after it, and a merge shared out with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from merge_samples import Sample, assert_merged, build
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    return build(tmp_path)
+
+
+def typed(sample: Sample, *words: str | Path, base: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Type the command in the directory that holds base and adapter."""
+    command = [sys.executable, "-m", "harness", "merge", "--base", base or "base", "--adapter", "adapter"]
+    place = sample.base.parent
+    return subprocess.run(
+        [*command, *map(str, words)],
+        cwd=place,
+        env={**os.environ, "MOE_LORA_HARNESS_CACHE": str(place / "cache"), "COLUMNS": "200"},
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_a_dry_run_shows_each_sort_of_tensor_once(sample: Sample, tmp_path: Path) -> None:
+    done = typed(sample, "--dry-run", "--json", "plan.json")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert (
+        f"would change {len(sample.deltas)} of {len(sample.tensors)} tensors in 3 shards; nothing was written" in lines
+    )
+    down = next(line for line in lines if line.startswith("model.layers.*.mlp.experts.*.down_proj.weight"))
+    assert down.split() == [
+        "model.layers.*.mlp.experts.*.down_proj.weight", "8", "F32", "6x5", "model.layers.*.mlp.experts", "2", "1.5"
+    ]  # fmt: skip
+    assert not any(line.endswith(" ") for line in lines)
+    assert not (tmp_path / "out").exists()
+
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    row = next(row for row in plan["rows"] if row["key"] == "model.layers.1.mlp.experts.2.down_proj.weight")
+    (region,) = row["regions"]
+    (term,) = region["terms"]
+    use = plan["uses"][term["use"]]
+    assert (region["start"], region["rows"], region["columns"]) == (0, 6, 5)
+    assert (term["expert"], term["from_row"]) == (2, 0)
+    assert (use["module"], use["rank"], use["scaling"]) == ("model.layers.1.mlp.experts", 2, 1.5)
+    assert use["io_layout"] == {"value": "standard", "by": "shape"}
+    assert use["b_packing"] == {"value": "rank_major", "by": "peft-default"}
+    assert plan["estimate"]["peak_memory_bytes"] > 0
+
+
+def test_what_follows_a_merge_runs_once_it_is_published(sample: Sample, tmp_path: Path) -> None:
+    done = typed(sample, "--out", "out", "--then", "sh -c 'ls \"$1\" > seen' hook {out}")
+
+    assert done.returncode == 0, done.stderr
+    assert set((tmp_path / "seen").read_text().split()) == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_what_follows_a_merge_may_fail_and_the_merge_stays(sample: Sample, tmp_path: Path) -> None:
+    done = typed(sample, "--out", "out", "--then", "sh -c 'exit 7'")
+
+    assert done.returncode == 1
+    assert "the merge is published" in done.stderr
+    assert "code 7" in done.stderr
+    assert_merged(sample, tmp_path / "out")
+
+
+def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> None:
+    (sample.base / "model-00001-of-00003.safetensors").unlink()
+    done = typed(sample, "--out", "out", "--then", "touch ran")
+
+    assert done.returncode == 5
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--then", "no-such-program {out}"), "names no command"),
+        (("--then", "'"), "cannot be read as a command"),
+        (("--then", "true", "--dry-run"), "goes with neither"),
+        (("--then", "true", "--shard", "1/2"), "goes with neither"),
+        (("--shard", "half"), "not of the form I/N"),
+        (("--shard", "1/2", "--assemble"), "goes with neither"),
+        (("--device", "warp:9"), "cannot use the device 'warp:9'"),
+        (("--threads", "0"), "--threads"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_any_work(
+    sample: Sample, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    done = typed(sample, "--out", "out", *words)
+
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"base", "adapter", "cache"}
+
+
+def test_a_merge_is_shared_out_and_put_together(sample: Sample, tmp_path: Path) -> None:
+    first = typed(sample, "--out", "out", "--shard", "1/2")
+    early = typed(sample, "--out", "out", "--assemble")
+    second = typed(sample, "--out", "out", "--shard", "2/2", "--resume")
+    whole = typed(sample, "--out", "out", "--assemble")
+
+    assert "part 1 of 2: 2 shards" in first.stdout
+    assert (early.returncode, "missing: 2" in early.stderr) == (2, True)
+    assert (second.returncode, whole.returncode) == (0, 0)
+    assert f"applied {len(sample.deltas)}/{len(sample.deltas)} tensors" in whole.stdout
+    assert_merged(sample, tmp_path / "out")
+
+
+def test_swapped_directories_are_named(sample: Sample) -> None:
+    done = typed(sample, "--out", "out", base="adapter")
+
+    assert done.returncode == 5
+    assert "adapter holds no config.json" in done.stderr
