@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Reads:
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._starts: dict[str, int] = {}
+        self._lock = threading.Lock()
         self.count = 0
 
     def _data_start(self, path: str) -> int:
@@ -38,7 +40,8 @@ class Reads:
         """Take a read of ``count`` bytes at ``offset`` into account."""
         path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         if path.startswith(self._root + os.sep) and path.endswith(".safetensors"):
-            self.count += max(0, offset + count - max(offset, self._data_start(path)))
+            with self._lock:
+                self.count += max(0, offset + count - max(offset, self._data_start(path)))
 
     def wrap(self) -> None:
         """Replace the functions of ``os`` that read, and ``mmap.mmap``."""
