@@ -88,6 +88,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("python", "-m", "harness.matrix.schema", "--check")
     session.run("python", "-m", "harness.cli.reference", "--check")
+    session.run("python", "-m", "harness.bench.readme", "--check")
 
 
 @nox.session
@@ -127,6 +128,17 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure the merge engine beside a copy, PEFT, unsloth-zoo and cmp: half an hour on a quiet machine, 40 GB of disk.
+
+    Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what is in reports/bench afterwards.
+    """
+    _install(session, "bench", torch=True)
+    _harness(session, "bench", *session.posargs)
+    session.run("python", "-m", "harness.bench.readme", "--write")
+
+
+@nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Compile the hashed locks under requirements/ anew."""
     session.env.update(INDEXES.environment)
@@ -143,6 +155,6 @@ def lock(session: nox.Session) -> None:
     compile_ = ["uv", "pip", "compile", *common, *INDEXES.options, "pyproject.toml", "--group", "build"]
     LOCKS.mkdir(exist_ok=True)
     session.run(*compile_, "-o", str(LOCKS / "host.txt"), silent=True)
-    for group in ("tests", "lint", "browser"):
+    for group in ("tests", "lint", "bench", "browser"):
         constraint = ["--constraints", str(LOCKS / "host.txt")]
         session.run(*compile_, *constraint, "--group", group, "-o", str(LOCKS / f"{group}.txt"), silent=True)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from harness import __version__
 from harness.cli.adapter import app as adapter_app
 from harness.cli.audit import audit
+from harness.cli.bench import bench
 from harness.cli.doctor import doctor
 from harness.cli.env import app as env_app
 from harness.cli.matrix import matrix
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, matrix, plan, report, merge, audit, noise_floor, doctor):
+for command in (run, matrix, plan, report, merge, audit, bench, noise_floor, doctor):
     app.command(command.__name__.replace("_", "-"), epilog=EPILOG)(command)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(env_app, name="env")

@@ -29,7 +29,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "report": frozenset({"report", "matrix.cell", "result"}),
     "merge": frozenset({"merge"}),
     "worker": frozenset({"worker", "merge", "experts", "engines", "faults"}),
-    "cli": frozenset({"cli", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),
+    "bench": frozenset({"bench", "merge", "envs", "matrix", "matrix.cell", "errors"}),
+    "cli": frozenset({"cli", "bench", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),
     "__main__": frozenset({"cli"}),
 }
 """Package or module of ours to those it may import. ``matrix.cell`` stands apart: everything speaks of cells."""
@@ -151,6 +152,36 @@ def test_the_worker_imports_libraries_only_inside_functions() -> None:
         if item.at_import or item.module.split(".")[0] not in UNDER_TEST
     ]
     assert found == []
+
+
+def test_the_bench_imports_what_it_measures_only_inside_functions() -> None:
+    """Measured processes of foreign environments import the same files; numpy, which pandas brings, makes the checkpoints."""
+    found = [
+        f"{path.relative_to(ROOT)}:{item.line}: {item.module}"
+        for path in files_of("bench")
+        for item in third_party(path.read_text("utf-8"))
+        if item.module.split(".")[0] in UNDER_TEST - {"numpy"} and item.at_import
+    ]
+    assert found == []
+
+
+def test_what_runs_in_a_foreign_environment_imports_the_standard_library_alone() -> None:
+    """A contender's file, and whatever of ours it imports, is loaded where only the contender is installed."""
+    sources = {_module_of(path): path.read_text("utf-8") for path in files_of("bench")}
+    reached = {"harness.bench.measured", *(name for name in sources if ".contenders." in name or ".programs." in name)}
+    waiting = list(reached)
+    while waiting:
+        for item in imports_of(sources[waiting.pop()]):
+            if item.at_import and item.module in sources and item.module not in reached:
+                reached.add(item.module)
+                waiting.append(item.module)
+    assert "harness.bench.durable" in reached
+    assert [name for name in sorted(reached) if any(item.at_import for item in third_party(sources[name]))] == []
+
+
+def test_the_judge_of_exactness_never_sees_the_engine() -> None:
+    source = (PACKAGE / "bench" / "programs" / "exactness.py").read_text("utf-8")
+    assert [item.module for item in imports_of(source) if item.module.startswith("harness")] == []
 
 
 def test_the_merge_engine_needs_torch_alone_and_only_to_merge() -> None:
