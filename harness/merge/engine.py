@@ -84,9 +84,10 @@ def prepared(plan: MergePlan, how: How) -> Iterator[Prepared]:
         device = torch.empty(0, device=how.device).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"torch cannot use the device {how.device!r} here: {str(error).splitlines()[0]}") from error
+    threads = how.threads or default_threads()
     with Files() as files, one_thread_per_operation():
         adapters = AdapterValues(plan, files)
-        adapters.check_finite()
+        adapters.check_finite(threads)
         products = Products(plan, adapters, device)
         accumulate = torch.float64 if how.accumulate == "float64" else torch.float32
         merger = Merger(plan, BaseValues(plan, files), adapters, products, accumulate)
@@ -96,7 +97,7 @@ def prepared(plan: MergePlan, how: How) -> Iterator[Prepared]:
             merger=merger,
             products=products,
             device=device,
-            threads=how.threads or default_threads(),
+            threads=threads,
         )
 
 

@@ -17,9 +17,10 @@ import torch
 from harness.merge.codecs import codecs
 from harness.merge.copying import CHUNK
 from harness.merge.errors import InputChangedError, NonFiniteError, UnreadableInputError
-from harness.merge.records import MergePlan, PairUse, PlanRow, TensorUse, Term
+from harness.merge.records import MergePlan, PairUse, PlanRow, TensorUse, Term, Use
 from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header, read_into, read_range
 from harness.merge.scratch import Scratch
+from harness.merge.threads import Lanes, share_out
 from harness.merge.weights import Coded, Stored
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -142,22 +143,29 @@ class AdapterValues:
         data = self._files.read(self._plan.parts[adapter].adapter.file, info.start, info.stop)
         return tensor_of(data, info.dtype, info.shape)
 
-    def check_finite(self) -> None:
+    def check_finite(self, threads: int = 1) -> None:
         """Read every tensor that is used once and refuse NaN and infinity.
 
         Raises:
-            NonFiniteError: names the first module that has one.
+            NonFiniteError: names a module that has one.
         """
-        for use in self._plan.uses:
-            file = self._plan.parts[use.adapter].adapter.file
-            for role, info in use.tensors.items():
-                for start in range(info.start, info.stop, CHUNK):
-                    data = self._files.read(file, start, min(start + CHUNK, info.stop))
-                    if not all_finite(torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype])):
-                        raise NonFiniteError(
-                            f"the adapter's {role} of {use.module} holds NaN or infinity.",
-                            "The training diverged or the file is damaged; nothing was merged.",
-                        )
+        pieces = [
+            (use, role, info, start)
+            for use in self._plan.uses
+            for role, info in use.tensors.items()
+            for start in range(info.start, info.stop, CHUNK)
+        ]
+        share_out(Lanes([iter(pieces)], 1), self._check_piece, lambda: None, threads=threads, poll=lambda: None)
+
+    def _check_piece(self, _state: None, piece: tuple[Use, str, TensorInfo, int]) -> None:
+        use, role, info, start = piece
+        file = self._plan.parts[use.adapter].adapter.file
+        data = self._files.read(file, start, min(start + CHUNK, info.stop))
+        if not all_finite(torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype])):
+            raise NonFiniteError(
+                f"the adapter's {role} of {use.module} holds NaN or infinity.",
+                "The training diverged or the file is damaged; nothing was merged.",
+            )
 
     def factors(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the two stacks of use ``number`` of the plan, which is a pair."""
