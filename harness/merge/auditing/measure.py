@@ -15,6 +15,8 @@ from math import sqrt
 
 import torch
 
+from harness.merge.auditing.equality import identical, same
+
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
@@ -23,6 +25,8 @@ CORRECTIONS = 6
 """Steps in which a fitted scale is corrected for rounding."""
 Rows = Callable[[int, int], torch.Tensor]
 """Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
+Right = Callable[[int, torch.Tensor, torch.dtype], torch.Tensor]
+"""Base + delta, rounded once, from (first row, the base's rows, dtype)."""
 
 ACCUMULATION = 16 * 2.0**-24
 """What accumulating a delta in float32 may lose, relative to its largest element."""
@@ -38,7 +42,7 @@ DOUBLE_SHARE = 0.97
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over the elements of one slice, added up chunk by chunk.
+    """Counts over the elements of one slice, added up piece by piece.
 
     ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
     does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
@@ -62,6 +66,12 @@ class Tally:
     bias: float = 0.0
     noise: float = 0.0
     reach: float = 0.0
+
+    def add_exact(self, count: int) -> None:
+        """Count a piece that is not the base and equals base + delta in every bit, so that the delta is not zero."""
+        self.elements += count
+        self.exact += count
+        self.moved = self.nonzero = True
 
     @property
     def unbiased(self) -> bool:
@@ -108,69 +118,75 @@ def ulp(magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def measure(
-    chunks: Iterable[tuple[int, int]], base: Rows, merged: Rows, delta: Rows, *, scale: float = 1.0
+    pieces: Iterable[tuple[int, int]],
+    base: Rows,
+    merged: Rows,
+    delta: Rows,
+    *,
+    right: Right | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tally, torch.dtype]:
-    """Compare a slice chunk by chunk; return what was counted and the merged dtype.
+    """Compare a slice piece by piece; return what was counted and the merged dtype.
 
-    A chunk that still holds the base is only looked into further when another chunk does not: then the slice was written, and
-    what stayed behind counts against it.
+    A piece that equals base + delta in every bit, and not the base, needs no further look. One that still holds the base is only looked into
+    further when another does not: then the slice was written, and what stayed behind counts against it.
 
     Args:
-        chunks: (first row, row after the last) of each.
+        pieces: (first row, row after the last) of each.
         base: rows of the base, in any float dtype.
         merged: rows of the merged checkpoint, in any float dtype.
         delta: rows of the scaled delta, float32.
+        right: base + delta, rounded once, when there is a quicker way to it than through ``delta``.
         scale: a further factor on the delta.
     """
     tally, still = Tally(), Tally()
     waiting: list[tuple[int, int]] = []
     dtype = torch.float32
 
-    def add(chunk: tuple[int, int], *, everything: bool) -> None:
-        nonlocal dtype
-        values = delta(*chunk)
-        found = merged(*chunk)
-        dtype = found.dtype
-        started = base(*chunk)
-        if scale != 1.0:
-            values = values * scale
-        kept = started if started.dtype == dtype else started.to(dtype)
-        expected = started.to(torch.float32, copy=True).add_(values).to(dtype)
-        if everything or not _same(found, kept):
-            _add(tally, started, kept, found, values, expected)
-        else:
-            waiting.append(chunk)
-            _add_still(still, kept, values, expected)
+    def values(first: int, last: int) -> torch.Tensor:
+        return delta(first, last) if scale == 1.0 else delta(first, last) * scale
 
-    for chunk in chunks:
-        add(chunk, everything=tally.moved)
+    def add(first: int, last: int) -> None:
+        nonlocal dtype
+        found, started = merged(first, last), base(first, last)
+        dtype = found.dtype
+        kept = started if started.dtype == dtype else started.to(dtype)
+        unmoved = same(found, kept)
+        if right is not None and not tally.telling:
+            expected = right(first, started, dtype)
+            if not unmoved and identical(found, expected):
+                tally.add_exact(found.numel())
+                return
+            if unmoved and not tally.moved:
+                waiting.append((first, last))
+                _add_still(still, kept, lambda rows: values(first, first + rows), expected)
+                return
+        change = values(first, last)
+        expected = (change + started).to(dtype)
+        if unmoved and not tally.moved:
+            waiting.append((first, last))
+            _add_still(still, kept, lambda rows: change[:rows], expected)
+        else:
+            _add(tally, started, kept, found, change, expected)
+
+    for piece in pieces:
+        add(*piece)
     if tally.moved:
-        for chunk in waiting:
-            add(chunk, everything=True)
+        for piece in waiting:
+            add(*piece)
         return tally, dtype
     return still, dtype
 
 
-def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits of a tensor as the widest integers that divide it."""
-    flat = tensor.reshape(-1)
-    size = flat.numel() * flat.element_size()
-    return flat.view(torch.int64 if size % 8 == 0 else torch.int32 if flat.element_size() == 4 else torch.int16)  # noqa: PLR2004 - bytes
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same numbers. Bits are compared first, because that is several times quicker; 0.0 and -0.0 are one number."""
-    return bool(torch.equal(_words(one), _words(other)) or torch.equal(one, other))
-
-
 def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return, per element, whether the bits differ."""
+    """Return, per element, 1 where the bits differ and 0 where not, in integers of the elements' size: several times quicker than booleans."""
     kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
-    return one.reshape(-1).view(kind) != other.reshape(-1).view(kind)
+    bits = one.reshape(-1).view(kind)
+    return torch.ne(bits, other.reshape(-1).view(kind), out=torch.empty_like(bits))
 
 
 def _count(mask: torch.Tensor) -> int:
-    return int(torch.count_nonzero(mask))
+    return int(mask.sum(dtype=torch.int32))
 
 
 def _nonzero(delta: torch.Tensor) -> bool:
@@ -178,19 +194,26 @@ def _nonzero(delta: torch.Tensor) -> bool:
     return bool(delta[0].any()) or bool(delta.any())
 
 
-def _add_still(tally: Tally, kept: torch.Tensor, delta: torch.Tensor, expected: torch.Tensor) -> None:
-    """Count a chunk that holds the base."""
-    count = kept.numel()
+def _rounded_twice(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Return base + delta with the delta rounded to the base's dtype before it is added."""
+    return base.to(torch.float32, copy=True).add_(delta.to(base.dtype)).to(base.dtype)
+
+
+def _add_still(tally: Tally, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor) -> None:
+    """Count a piece that holds the base; ``delta`` gives its first rows."""
+    count, rows = kept.numel(), kept.shape[0]
     tally.elements += count
-    if _same(expected, kept):
+    if same(expected, kept):
         tally.exact += count
-        tally.nonzero = tally.nonzero or _nonzero(delta)
+        tally.nonzero = tally.nonzero or _nonzero(delta(rows))
         return
     tally.nonzero = tally.expected_move = True
     tally.exact += count - _count(_differs(expected, kept))
     if not tally.double_move:
-        double = kept.to(torch.float32, copy=True).add_(delta.to(kept.dtype)).to(kept.dtype)
-        tally.double_move = not _same(double, kept)
+        # A few rows nearly always tell.
+        tally.double_move = any(
+            not same(_rounded_twice(kept[:some], delta(some)), kept[:some]) for some in (min(rows, 8), rows)
+        )
 
 
 def _add(
@@ -201,28 +224,33 @@ def _add(
     delta: torch.Tensor,
     expected: torch.Tensor,
 ) -> None:
-    """Count a chunk of a slice that was written."""
+    """Count a piece of a slice that was written."""
     count = merged.numel()
     tally.elements += count
     tally.moved = True
-    if torch.equal(_words(merged), _words(expected)):
-        tally.exact += count
-        tally.nonzero = tally.nonzero or _nonzero(delta)
-        return
     tally.nonzero = tally.nonzero or _nonzero(delta)
+    if identical(merged, expected):
+        tally.exact += count
+        return
     dtype = merged.dtype
     if base.dtype != dtype:
         # An engine that loads in the merged dtype rounds the base first.
         other = kept.to(torch.float32, copy=True).add_(delta).to(dtype)
         if _count(_differs(merged, other)) < _count(_differs(merged, expected)):
             expected = other
-    double = kept.to(torch.float32, copy=True).add_(delta.to(dtype)).to(dtype)
-    inexact, undouble = _differs(merged, expected), _differs(merged, double)
-    telling = _differs(merged, kept) | _differs(expected, kept)
-    tally.exact += count - _count(inexact)
-    tally.telling += _count(telling)
-    tally.telling_exact += _count(telling & ~inexact)
-    tally.telling_double += _count(telling & ~undouble)
+    inexact = _differs(merged, expected)
+    # Where merged is not what is expected, one of them is not the base.
+    seen = _differs(merged, kept) | _differs(expected, kept)
+    telling, wrong = _count(seen), _count(inexact)
+    tally.exact += count - wrong
+    tally.telling += telling
+    tally.telling_exact += telling - wrong
+    double = _rounded_twice(kept, delta)
+    if identical(merged, double):
+        tally.telling_double += telling
+        return
+    undouble = _differs(merged, double)
+    tally.telling_double += telling - _count(seen & undouble)
     places = (inexact & undouble).nonzero().squeeze(1)
     if places.numel():
         parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]
