@@ -115,7 +115,8 @@ class Judge:
             source.pieces(item),
             lambda first, last: source.base_rows(item, first, last),
             lambda first, last: source.merged_rows(item, first, last),
-            lambda first, last: source.delta_rows(item, first, last),
+            lambda first, last: source.change_rows(item, first, last),
+            work=source.work,
             right=lambda first, base, dtype: source.right_rows(item, first, base, dtype),
         )
         scale: float | None = None

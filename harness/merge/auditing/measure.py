@@ -16,6 +16,7 @@ from math import sqrt
 import torch
 
 from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.right import Workspace, count
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
@@ -123,6 +124,7 @@ def measure(
     merged: Rows,
     delta: Rows,
     *,
+    work: Workspace | None = None,
     right: Right | None = None,
     scale: float = 1.0,
 ) -> tuple[Tally, torch.dtype]:
@@ -136,12 +138,14 @@ def measure(
         base: rows of the base, in any float dtype.
         merged: rows of the merged checkpoint, in any float dtype.
         delta: rows of the scaled delta, float32.
+        work: buffers to use.
         right: base + delta, rounded once, when there is a quicker way to it than through ``delta``.
         scale: a further factor on the delta.
     """
     tally, still = Tally(), Tally()
     waiting: list[tuple[int, int]] = []
     dtype = torch.float32
+    work = work or Workspace()
 
     def values(first: int, last: int) -> torch.Tensor:
         return delta(first, last) if scale == 1.0 else delta(first, last) * scale
@@ -159,15 +163,15 @@ def measure(
                 return
             if unmoved and not tally.moved:
                 waiting.append((first, last))
-                _add_still(still, kept, lambda rows: values(first, first + rows), expected)
+                _add_still(still, work, kept, lambda rows: values(first, first + rows), expected)
                 return
         change = values(first, last)
-        expected = (change + started).to(dtype)
+        expected = work.once(started, change, dtype)
         if unmoved and not tally.moved:
             waiting.append((first, last))
-            _add_still(still, kept, lambda rows: change[:rows], expected)
+            _add_still(still, work, kept, lambda rows: change[:rows], expected)
         else:
-            _add(tally, started, kept, found, change, expected)
+            _add(tally, work, started, kept, found, change, expected)
 
     for piece in pieces:
         add(*piece)
@@ -178,46 +182,32 @@ def measure(
     return still, dtype
 
 
-def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return, per element, 1 where the bits differ and 0 where not, in integers of the elements' size: several times quicker than booleans."""
-    kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
-    bits = one.reshape(-1).view(kind)
-    return torch.ne(bits, other.reshape(-1).view(kind), out=torch.empty_like(bits))
-
-
-def _count(mask: torch.Tensor) -> int:
-    return int(mask.sum(dtype=torch.int32))
-
-
 def _nonzero(delta: torch.Tensor) -> bool:
     """Return whether any element is not zero; the first row nearly always tells."""
     return bool(delta[0].any()) or bool(delta.any())
 
 
-def _rounded_twice(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Return base + delta with the delta rounded to the base's dtype before it is added."""
-    return base.to(torch.float32, copy=True).add_(delta.to(base.dtype)).to(base.dtype)
-
-
-def _add_still(tally: Tally, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor) -> None:
+def _add_still(
+    tally: Tally, work: Workspace, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor
+) -> None:
     """Count a piece that holds the base; ``delta`` gives its first rows."""
-    count, rows = kept.numel(), kept.shape[0]
-    tally.elements += count
+    elements, rows = kept.numel(), kept.shape[0]
+    tally.elements += elements
     if same(expected, kept):
-        tally.exact += count
+        tally.exact += elements
         tally.nonzero = tally.nonzero or _nonzero(delta(rows))
         return
     tally.nonzero = tally.expected_move = True
-    tally.exact += count - _count(_differs(expected, kept))
+    tally.exact += elements - count(work.differs("inexact", expected, kept))
     if not tally.double_move:
         # A few rows nearly always tell.
-        tally.double_move = any(
-            not same(_rounded_twice(kept[:some], delta(some)), kept[:some]) for some in (min(rows, 8), rows)
-        )
+        some = (min(rows, 8), rows)
+        tally.double_move = any(not same(work.twice(kept[:first], delta(first)), kept[:first]) for first in some)
 
 
 def _add(
     tally: Tally,
+    work: Workspace,
     base: torch.Tensor,
     kept: torch.Tensor,
     merged: torch.Tensor,
@@ -225,32 +215,31 @@ def _add(
     expected: torch.Tensor,
 ) -> None:
     """Count a piece of a slice that was written."""
-    count = merged.numel()
-    tally.elements += count
+    elements = merged.numel()
+    tally.elements += elements
     tally.moved = True
     tally.nonzero = tally.nonzero or _nonzero(delta)
     if identical(merged, expected):
-        tally.exact += count
+        tally.exact += elements
         return
-    dtype = merged.dtype
-    if base.dtype != dtype:
+    inexact = work.differs("inexact", merged, expected)
+    if base.dtype != merged.dtype:
         # An engine that loads in the merged dtype rounds the base first.
-        other = kept.to(torch.float32, copy=True).add_(delta).to(dtype)
-        if _count(_differs(merged, other)) < _count(_differs(merged, expected)):
-            expected = other
-    inexact = _differs(merged, expected)
+        other = kept.to(torch.float32, copy=True).add_(delta).to(merged.dtype)
+        if count(work.differs("other", merged, other)) < count(inexact):
+            expected, inexact = other, work.differs("inexact", merged, other)
     # Where merged is not what is expected, one of them is not the base.
-    seen = _differs(merged, kept) | _differs(expected, kept)
-    telling, wrong = _count(seen), _count(inexact)
-    tally.exact += count - wrong
+    seen = work.differs("moved", merged, kept).bitwise_or_(inexact)
+    telling, wrong = count(seen), count(inexact)
+    tally.exact += elements - wrong
     tally.telling += telling
     tally.telling_exact += telling - wrong
-    double = _rounded_twice(kept, delta)
+    double = work.twice(kept, delta)
     if identical(merged, double):
         tally.telling_double += telling
         return
-    undouble = _differs(merged, double)
-    tally.telling_double += telling - _count(seen & undouble)
+    undouble = work.differs("undouble", merged, double)
+    tally.telling_double += telling - count(seen & undouble)
     places = (inexact & undouble).nonzero().squeeze(1)
     if places.numel():
         parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]

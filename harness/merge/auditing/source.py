@@ -158,13 +158,21 @@ class Source:
         factors = self.adapter.factors(item.use) if use is None else self.adapter.misread(use, mixed_a=mixed_a)
         return delta_rows(factors, planned, item.expert or 0, item.offset + first, item.offset + last)
 
+    def change_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
+        """Return what ``delta_rows`` does, as planned, in a buffer."""
+        use = self.plan.uses[item.use]
+        if isinstance(use, TensorUse):
+            return self.delta_rows(item, first, last)
+        factors = self.adapter.factors(item.use)
+        return self.work.delta(factors, use, item.expert or 0, item.offset + first, last - first, item.columns)
+
     def right_rows(self, item: Slice, first: int, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return ``base`` (the slice's rows from ``first`` on) plus the delta, rounded once to ``dtype``."""
         use = self.plan.uses[item.use]
         if isinstance(use, TensorUse):
-            return (self.delta_rows(item, first, first + base.shape[0]) + base).to(dtype)
+            return self.work.once(base, self.delta_rows(item, first, first + base.shape[0]), dtype)
         factors = self.adapter.factors(item.use)
-        return self.work.rounded(self.work.added(base, factors, use, item.expert or 0, item.offset + first), dtype)
+        return self.work.added(base, factors, use, item.expert or 0, item.offset + first, dtype)
 
     def replacement_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
         """Return the adapter's rows that stand instead of the base's, (last - first, columns), in the adapter's dtype."""
