@@ -26,9 +26,13 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return identical(one, other) or (torch.equal(one[0], other[0]) and torch.equal(one, other))
 
 
-def decoded_alike(decoded: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether ``other`` is what ``decoded`` (float32) rounds to, give or take two roundings in float32: scales multiply in any order."""
+def decoded_alike(decoded: torch.Tensor, other: torch.Tensor, load: torch.dtype) -> bool:
+    """Return whether ``other`` is what a quantised weight decodes to, in anybody's arithmetic.
+
+    That is: what ``decoded`` (float32) rounds to, give or take two roundings in float32, because scales multiply in any order; or by way of the
+    dtype that the model is loaded in.
+    """
     slack = decoded.abs() * 2.0**-22
     wide = other.float()
     low, high = (decoded - slack).to(other.dtype).float(), (decoded + slack).to(other.dtype).float()
-    return bool(((low <= wide) & (wide <= high)).all())
+    return bool(((low <= wide) & (wide <= high)).all()) or torch.equal(decoded.to(load).to(other.dtype), other)

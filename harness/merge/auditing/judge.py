@@ -73,7 +73,7 @@ class Judge:
         strange = dtypes - TORCH_DTYPES.keys() if output.row is not None else set()
         if (not pairing.found or strange) and (form := self._as_in_base(output)) is not None:
             detail = f"still the base{form}" if covered else None
-            return row_of(key, "untouched" if covered else "same", pairing, detail=detail, dtypes=dtypes, expert=expert)
+            return row_of(key, "untouched" if covered else "same", pairing, detail=detail, expert=expert)
         if not pairing.found:
             absent: Verdict = "missing" if pairing.problem is None else "wrong"
             detail = pairing.problem or "absent"
@@ -120,7 +120,7 @@ class Judge:
             right=lambda first, base, dtype: source.right_rows(item, first, base, dtype),
         )
         scale: float | None = None
-        if tally.moved and tally.applied(dtype) is None and self._decoded_only(item):
+        if tally.moved and tally.applied(dtype) is None and self._decoded_only(row, item):
             tally, _ = measure(
                 source.pieces(item),
                 lambda first, last: source.base_rows(item, first, last),
@@ -147,13 +147,14 @@ class Judge:
             elements=tally.elements,
         )
 
-    def _decoded_only(self, item: Slice) -> bool:
+    def _decoded_only(self, row: PlanRow, item: Slice) -> bool:
         """Return whether a slice of a quantised weight holds what that decodes to, in somebody else's arithmetic."""
         if not isinstance(item.source, Coded) or item.below is not None:
             return False
+        source, load = self.source, TORCH_DTYPES[row.dtype]
         return all(
-            decoded_alike(self.source.base_rows(item, *rows), self.source.merged_rows(item, *rows))
-            for rows in self.source.pieces(item)
+            decoded_alike(source.base_rows(item, *rows), source.merged_rows(item, *rows), load)
+            for rows in source.pieces(item)
         )
 
     def _through_load(self, row: PlanRow, item: Slice, dtype: torch.dtype) -> bool:
@@ -228,10 +229,11 @@ class Judge:
             count = min(PIECE_ELEMENTS, run.count - start)
             merged = self.source.merged_reader.elements(run.merged_key, run.merged_start + start, 1, count)
             base = self.source.values(source, run.start + start, 1, count)
-            loaded = base.to(TORCH_DTYPES[output.dtype]).to(merged.dtype)
-            if isinstance(source, Coded) and (decoded_alike(base, merged) or torch.equal(loaded, merged)):
-                continue
-            if not torch.equal(base.to(merged.dtype), merged):
+            if isinstance(source, Coded):
+                alike = decoded_alike(base, merged, TORCH_DTYPES[output.dtype])
+            else:
+                alike = torch.equal(base.to(merged.dtype), merged)
+            if not alike:
                 return False
         return True
 

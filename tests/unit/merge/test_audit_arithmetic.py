@@ -85,13 +85,15 @@ def test_the_same_numbers_and_the_same_bytes() -> None:
 
 
 def test_decoded_values_give_way_to_two_roundings_and_no_more() -> None:
-    value = torch.tensor([[0.7, -0.3, 0.0]])
+    value, load = torch.tensor([[0.7, -0.3, 0.0]]), torch.bfloat16
 
-    assert decoded_alike(value, value * (1 + 2.0**-23))
-    assert decoded_alike(value, value.bfloat16())
-    assert not decoded_alike(value, value * (1 + 2.0**-20))
-    assert not decoded_alike(value, value * torch.nan)
-    assert not decoded_alike(value, (value * 1.01).bfloat16())
+    assert decoded_alike(value, value * (1 + 2.0**-23), load)
+    assert decoded_alike(value, value.bfloat16(), load)
+    assert decoded_alike(value, value.bfloat16().float(), load)
+    assert not decoded_alike(value, value.half().float(), load)
+    assert not decoded_alike(value, value * (1 + 2.0**-20), load)
+    assert not decoded_alike(value, value * torch.nan, load)
+    assert not decoded_alike(value, (value * 1.01).bfloat16(), load)
 
 
 @pytest.fixture

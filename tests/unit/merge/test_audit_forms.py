@@ -112,7 +112,7 @@ def test_a_copy_of_a_quantised_base(tmp_path: Path, numbers: Numbers, form: str)
         f"{O_PROJ}.weight": ("same", None),
         "model.norm.weight": ("same", None),
     }
-    assert (report.unexpected, report.config_problems) == ((), ())
+    assert (report.unexpected, report.config_problems, report.dtype_changes) == ((), (), ())
     assert report.sentence.endswith("→ the whole adapter was dropped: this is the base")
 
 
@@ -143,7 +143,9 @@ def test_values_that_were_loaded_in_bfloat16_and_merged_in_float32(tmp_path: Pat
     loaded, other = (torch.tensor(one).bfloat16().double() for one in (case.values, case.other_values))
 
     report = case.audit(loaded + torch.tensor(case.delta), other, torch.float32)
+    dropped = case.audit(loaded, other, torch.float32)
 
+    assert verdicts(dropped)[f"{Q}.weight"] == ("untouched", "still the base")
     assert verdicts(report)[f"{Q}.weight"] == ("applied", "low-precision")
     assert verdicts(report)[f"{O_PROJ}.weight"] == ("same", None)
 
