@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.merge.auditing.measure import Rows, alignment, fitted_scale, measure, tolerable
+from harness.merge.auditing.fitting import alignment, fitted_scale
+from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
 from harness.merge.families import family_of

@@ -22,8 +22,6 @@ MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
 
-CORRECTIONS = 6
-"""Steps in which a fitted scale is corrected for rounding."""
 Rows = Callable[[int, int], torch.Tensor]
 """Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
 Right = Callable[[int, torch.Tensor, torch.dtype], torch.Tensor]
@@ -282,30 +280,3 @@ def tolerable(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> 
     """Return, per element, whether merged is base + delta to one unit in the last place (and float32 accumulation)."""
     distance, unit = _distance(base, merged, delta)
     return distance <= unit + ACCUMULATION * float(delta.abs().max())
-
-
-def alignment(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the cosine between what moved and what this delta would have moved, both rounded; 0 where either is nothing."""
-    kept = base.to(merged.dtype).float()
-    moved = (merged.float() - kept).double().flatten()
-    expected = ((delta + base).to(merged.dtype).float() - kept).double().flatten()
-    size = float(moved.norm() * expected.norm())
-    return float(moved @ expected) / size if size and torch.isfinite(torch.tensor(size)) else 0.0
-
-
-def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the least-squares factor of ``delta`` in ``merged - base``.
-
-    Rounding biases the plain quotient where deltas are below the dtype's spacing, so it is corrected until the rounded
-    prediction has the same projection.
-    """
-    kept = base.to(merged.dtype).float()
-    wide = delta.double()
-    moved = float(((merged.float() - kept).double() * wide).sum())
-    scale = moved / max(float((wide * wide).sum()), 1e-300)
-    for _ in range(CORRECTIONS):
-        reached = float((((delta * scale + base).to(merged.dtype).float() - kept).double() * wide).sum())
-        if reached == 0 or moved == 0:
-            return scale
-        scale *= moved / reached
-    return scale
