@@ -76,6 +76,7 @@ def _show(report: dict[str, Any]) -> None:
     for heading, key in (
         ("missing file", "missing_files"),
         ("index", "index_problems"),
+        ("config.json", "config_problems"),
         ("stored otherwise", "equivalents"),
         ("dtype", "dtype_changes"),
         ("note", "notes"),

@@ -25,10 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def program() -> int:
         options = _parser().parse_args(argv)
-        import torch  # noqa: PLC0415 - a mistake in the options is reported without waiting for torch
-
-        # The audit works on several tensors at a time, which uses the cores better than several threads on one.
-        torch.set_num_threads(1)
         report = audit(
             options.base,
             options.adapter,

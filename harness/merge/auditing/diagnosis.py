@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.merge.auditing.measure import Rows, alignment, fitted_scale, measure, tolerable
+from harness.merge.auditing.fitting import alignment, fitted_scale
+from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
 from harness.merge.families import family_of
@@ -122,7 +123,7 @@ class Doctor:
         )
 
     def _explains(self, one: Candidate, item: Slice, scale: float) -> str | None:
-        tally, dtype = measure(self._source.chunks(item), one.base, one.merged, one.delta, scale=scale)
+        tally, dtype = measure(self._source.pieces(item), one.base, one.merged, one.delta, scale=scale)
         return tally.applied(dtype) if tally.nonzero and tally.moved else None
 
     def _scaled(self, one: Candidate, item: Slice) -> Diagnosis | None:
@@ -241,7 +242,7 @@ class Doctor:
         """Say what is known of a slice that nothing explains."""
         rows_kept = rows_right = 0
         finite = True
-        for first, last in self._source.chunks(item):
+        for first, last in self._source.pieces(item):
             delta, merged = own.delta(first, last), own.merged(first, last)
             base = own.base(first, last)
             finite = finite and bool(torch.isfinite(merged.float()).all())

@@ -15,14 +15,17 @@ from math import sqrt
 
 import torch
 
+from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.right import Workspace, count
+
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
 
-CORRECTIONS = 6
-"""Steps in which a fitted scale is corrected for rounding."""
 Rows = Callable[[int, int], torch.Tensor]
 """Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
+Right = Callable[[int, torch.Tensor, torch.dtype], torch.Tensor]
+"""Base + delta, rounded once, from (first row, the base's rows, dtype)."""
 
 ACCUMULATION = 16 * 2.0**-24
 """What accumulating a delta in float32 may lose, relative to its largest element."""
@@ -38,7 +41,7 @@ DOUBLE_SHARE = 0.97
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over the elements of one slice, added up chunk by chunk.
+    """Counts over the elements of one slice, added up piece by piece.
 
     ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
     does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
@@ -62,6 +65,12 @@ class Tally:
     bias: float = 0.0
     noise: float = 0.0
     reach: float = 0.0
+
+    def add_exact(self, count: int) -> None:
+        """Count a piece that is not the base and equals base + delta in every bit, so that the delta is not zero."""
+        self.elements += count
+        self.exact += count
+        self.moved = self.nonzero = True
 
     @property
     def unbiased(self) -> bool:
@@ -108,69 +117,67 @@ def ulp(magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def measure(
-    chunks: Iterable[tuple[int, int]], base: Rows, merged: Rows, delta: Rows, *, scale: float = 1.0
+    pieces: Iterable[tuple[int, int]],
+    base: Rows,
+    merged: Rows,
+    delta: Rows,
+    *,
+    work: Workspace | None = None,
+    right: Right | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tally, torch.dtype]:
-    """Compare a slice chunk by chunk; return what was counted and the merged dtype.
+    """Compare a slice piece by piece; return what was counted and the merged dtype.
 
-    A chunk that still holds the base is only looked into further when another chunk does not: then the slice was written, and
-    what stayed behind counts against it.
+    A piece that equals base + delta in every bit, and not the base, needs no further look. One that still holds the base is only looked into
+    further when another does not: then the slice was written, and what stayed behind counts against it.
 
     Args:
-        chunks: (first row, row after the last) of each.
+        pieces: (first row, row after the last) of each.
         base: rows of the base, in any float dtype.
         merged: rows of the merged checkpoint, in any float dtype.
         delta: rows of the scaled delta, float32.
+        work: buffers to use.
+        right: base + delta, rounded once, when there is a quicker way to it than through ``delta``.
         scale: a further factor on the delta.
     """
     tally, still = Tally(), Tally()
     waiting: list[tuple[int, int]] = []
     dtype = torch.float32
+    work = work or Workspace()
 
-    def add(chunk: tuple[int, int], *, everything: bool) -> None:
+    def values(first: int, last: int) -> torch.Tensor:
+        return delta(first, last) if scale == 1.0 else delta(first, last) * scale
+
+    def add(first: int, last: int) -> None:
         nonlocal dtype
-        values = delta(*chunk)
-        found = merged(*chunk)
+        found, started = merged(first, last), base(first, last)
         dtype = found.dtype
-        started = base(*chunk)
-        if scale != 1.0:
-            values = values * scale
         kept = started if started.dtype == dtype else started.to(dtype)
-        expected = started.to(torch.float32, copy=True).add_(values).to(dtype)
-        if everything or not _same(found, kept):
-            _add(tally, started, kept, found, values, expected)
+        unmoved = same(found, kept)
+        if right is not None and not tally.telling:
+            expected = right(first, started, dtype)
+            if not unmoved and identical(found, expected):
+                tally.add_exact(found.numel())
+                return
+            if unmoved and not tally.moved:
+                waiting.append((first, last))
+                _add_still(still, work, kept, lambda rows: values(first, first + rows), expected)
+                return
+        change = values(first, last)
+        expected = work.once(started, change, dtype)
+        if unmoved and not tally.moved:
+            waiting.append((first, last))
+            _add_still(still, work, kept, lambda rows: change[:rows], expected)
         else:
-            waiting.append(chunk)
-            _add_still(still, kept, values, expected)
+            _add(tally, work, started, kept, found, change, expected)
 
-    for chunk in chunks:
-        add(chunk, everything=tally.moved)
+    for piece in pieces:
+        add(*piece)
     if tally.moved:
-        for chunk in waiting:
-            add(chunk, everything=True)
+        for piece in waiting:
+            add(*piece)
         return tally, dtype
     return still, dtype
-
-
-def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits of a tensor as the widest integers that divide it."""
-    flat = tensor.reshape(-1)
-    size = flat.numel() * flat.element_size()
-    return flat.view(torch.int64 if size % 8 == 0 else torch.int32 if flat.element_size() == 4 else torch.int16)  # noqa: PLR2004 - bytes
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same numbers. Bits are compared first, because that is several times quicker; 0.0 and -0.0 are one number."""
-    return bool(torch.equal(_words(one), _words(other)) or torch.equal(one, other))
-
-
-def _differs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return, per element, whether the bits differ."""
-    kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
-    return one.reshape(-1).view(kind) != other.reshape(-1).view(kind)
-
-
-def _count(mask: torch.Tensor) -> int:
-    return int(torch.count_nonzero(mask))
 
 
 def _nonzero(delta: torch.Tensor) -> bool:
@@ -178,51 +185,59 @@ def _nonzero(delta: torch.Tensor) -> bool:
     return bool(delta[0].any()) or bool(delta.any())
 
 
-def _add_still(tally: Tally, kept: torch.Tensor, delta: torch.Tensor, expected: torch.Tensor) -> None:
-    """Count a chunk that holds the base."""
-    count = kept.numel()
-    tally.elements += count
-    if _same(expected, kept):
-        tally.exact += count
-        tally.nonzero = tally.nonzero or _nonzero(delta)
+def _add_still(
+    tally: Tally, work: Workspace, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor
+) -> None:
+    """Count a piece that holds the base; ``delta`` gives its first rows."""
+    elements, rows = kept.numel(), kept.shape[0]
+    tally.elements += elements
+    if same(expected, kept):
+        tally.exact += elements
+        tally.nonzero = tally.nonzero or _nonzero(delta(rows))
         return
     tally.nonzero = tally.expected_move = True
-    tally.exact += count - _count(_differs(expected, kept))
+    tally.exact += elements - count(work.differs("inexact", expected, kept))
     if not tally.double_move:
-        double = kept.to(torch.float32, copy=True).add_(delta.to(kept.dtype)).to(kept.dtype)
-        tally.double_move = not _same(double, kept)
+        # A few rows nearly always tell.
+        some = (min(rows, 8), rows)
+        tally.double_move = any(not same(work.twice(kept[:first], delta(first)), kept[:first]) for first in some)
 
 
 def _add(
     tally: Tally,
+    work: Workspace,
     base: torch.Tensor,
     kept: torch.Tensor,
     merged: torch.Tensor,
     delta: torch.Tensor,
     expected: torch.Tensor,
 ) -> None:
-    """Count a chunk of a slice that was written."""
-    count = merged.numel()
-    tally.elements += count
+    """Count a piece of a slice that was written."""
+    elements = merged.numel()
+    tally.elements += elements
     tally.moved = True
-    if torch.equal(_words(merged), _words(expected)):
-        tally.exact += count
-        tally.nonzero = tally.nonzero or _nonzero(delta)
-        return
     tally.nonzero = tally.nonzero or _nonzero(delta)
-    dtype = merged.dtype
-    if base.dtype != dtype:
+    if identical(merged, expected):
+        tally.exact += elements
+        return
+    inexact = work.differs("inexact", merged, expected)
+    if base.dtype != merged.dtype:
         # An engine that loads in the merged dtype rounds the base first.
-        other = kept.to(torch.float32, copy=True).add_(delta).to(dtype)
-        if _count(_differs(merged, other)) < _count(_differs(merged, expected)):
-            expected = other
-    double = kept.to(torch.float32, copy=True).add_(delta.to(dtype)).to(dtype)
-    inexact, undouble = _differs(merged, expected), _differs(merged, double)
-    telling = _differs(merged, kept) | _differs(expected, kept)
-    tally.exact += count - _count(inexact)
-    tally.telling += _count(telling)
-    tally.telling_exact += _count(telling & ~inexact)
-    tally.telling_double += _count(telling & ~undouble)
+        other = kept.to(torch.float32, copy=True).add_(delta).to(merged.dtype)
+        if count(work.differs("other", merged, other)) < count(inexact):
+            expected, inexact = other, work.differs("inexact", merged, other)
+    # Where merged is not what is expected, one of them is not the base.
+    seen = work.differs("moved", merged, kept).bitwise_or_(inexact)
+    telling, wrong = count(seen), count(inexact)
+    tally.exact += elements - wrong
+    tally.telling += telling
+    tally.telling_exact += telling - wrong
+    double = work.twice(kept, delta)
+    if identical(merged, double):
+        tally.telling_double += telling
+        return
+    undouble = work.differs("undouble", merged, double)
+    tally.telling_double += telling - count(seen & undouble)
     places = (inexact & undouble).nonzero().squeeze(1)
     if places.numel():
         parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]
@@ -265,30 +280,3 @@ def tolerable(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> 
     """Return, per element, whether merged is base + delta to one unit in the last place (and float32 accumulation)."""
     distance, unit = _distance(base, merged, delta)
     return distance <= unit + ACCUMULATION * float(delta.abs().max())
-
-
-def alignment(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the cosine between what moved and what this delta would have moved, both rounded; 0 where either is nothing."""
-    kept = base.to(merged.dtype).float()
-    moved = (merged.float() - kept).double().flatten()
-    expected = ((delta + base).to(merged.dtype).float() - kept).double().flatten()
-    size = float(moved.norm() * expected.norm())
-    return float(moved @ expected) / size if size and torch.isfinite(torch.tensor(size)) else 0.0
-
-
-def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the least-squares factor of ``delta`` in ``merged - base``.
-
-    Rounding biases the plain quotient where deltas are below the dtype's spacing, so it is corrected until the rounded
-    prediction has the same projection.
-    """
-    kept = base.to(merged.dtype).float()
-    wide = delta.double()
-    moved = float(((merged.float() - kept).double() * wide).sum())
-    scale = moved / max(float((wide * wide).sum()), 1e-300)
-    for _ in range(CORRECTIONS):
-        reached = float((((delta * scale + base).to(merged.dtype).float() - kept).double() * wide).sum())
-        if reached == 0 or moved == 0:
-            return scale
-        scale *= moved / reached
-    return scale

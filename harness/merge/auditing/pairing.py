@@ -7,7 +7,7 @@ elements (``Piece``), contiguous on both sides, so that the comparison itself kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -71,17 +71,18 @@ def names_of(key: str) -> Iterator[str]:
 
 
 class Pairer:
-    """The keys of both checkpoints, indexed once."""
+    """The keys that a right merge would have, with their shapes, and those of the merged checkpoint, indexed once."""
 
-    def __init__(self, base: Checkpoint, merged: MergedCheckpoint) -> None:
+    def __init__(self, base: Checkpoint, shapes: Mapping[str, tuple[int, ...]], merged: MergedCheckpoint) -> None:
         self.base = base
+        self.shapes = shapes
         self.merged = merged
         self.family = family_of(base.config)
         self.experts: dict[str, ExpertKeys] = expert_keys((common(key, self.family), key) for key in merged.shard_of)
 
     def pair(self, key: str) -> Pairing:
-        """Return where the base tensor ``key`` is in the merged checkpoint."""
-        shape = self.base.info(key).shape
+        """Return where the tensor ``key`` is in the merged checkpoint."""
+        shape = self.shapes[key]
         for name in names_of(key):
             if name in self.merged:
                 return self._whole(key, name, shape)
@@ -160,9 +161,9 @@ class Pairer:
         if not key.endswith("lm_head.weight") or not self.base.ties_word_embeddings:
             return None
         embedding = next((name for name in self.merged.shard_of if name.endswith("embed_tokens.weight")), None)
-        if embedding is None or self.merged.info(embedding).shape != self.base.info(key).shape:
+        if embedding is None or self.merged.info(embedding).shape != self.shapes[key]:
             return None
-        count = prod(self.base.info(key).shape)
+        count = prod(self.shapes[key])
         piece = Piece(start=0, count=count, merged_key=embedding, merged_start=0)
         return Pairing(pieces=(piece,), rename="tied lm_head.weight left out")
 

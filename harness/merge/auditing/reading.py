@@ -85,6 +85,10 @@ class Reader:
         self.bytes_read += size
         return view
 
+    def bytes(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Return bytes ``[start, stop)`` of a tensor as ``raw`` does, for torch."""
+        return torch.frombuffer(self.raw(key, start, stop), dtype=torch.uint8)
+
     def elements(self, key: str, start: int, rows: int, columns: int) -> torch.Tensor:
         """Return ``rows * columns`` elements from ``start`` of a floating-point tensor, as (rows, columns) in its own dtype."""
         dtype = self._checkpoint.info(key).dtype

@@ -1,7 +1,7 @@
 """Rows that the adapter holds whole (a fully trained module, a trained token, a bias) against the merged checkpoint.
 
 There is no arithmetic between them, so the merged values are the adapter's, rounded to the merged dtype, or they are not. An engine that loads
-the model in the base's dtype rounds to that first; both ways count.
+the model in another dtype rounds to that first; both ways count.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ import torch
 class Replaced:
     """What was seen over the rows of one slice.
 
-    ``exact`` counts elements that equal the adapter's rounded once. ``right`` and ``through_base``: all of them equal the adapter's, rounded once,
-    or rounded to the base's dtype first. ``kept``: all equal the base's. ``same``: the adapter's are the base's in value; ``vanishes``: they are
-    once rounded, in one way or the other.
+    ``load`` is the dtype that the model is loaded in. ``exact`` counts elements that equal the adapter's rounded once. ``right`` and ``through_load``:
+    all of them equal the adapter's, rounded once, or rounded to ``load`` first. ``kept``: all equal the base's. ``same``: the adapter's are the base's
+    in value; ``vanishes``: they are once rounded, in one way or the other.
     """
 
+    load: torch.dtype
     elements: int = 0
     exact: int = 0
     right: bool = True
-    through_base: bool = True
+    through_load: bool = True
     kept: bool = True
     same: bool = True
     vanishes_once: bool = True
     vanishes_twice: bool = True
 
-    def add(self, base: torch.Tensor, merged: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Take further rows into account; all three are (rows, columns), each in its own dtype."""
-        kept, once, twice = base.to(merged.dtype), wanted.to(merged.dtype), wanted.to(base.dtype).to(merged.dtype)
+    def add(self, base: torch.Tensor | None, merged: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Take further rows into account; all are (rows, columns), each in its own dtype. The base may have none: a resized vocabulary."""
+        once, twice = wanted.to(merged.dtype), wanted.to(self.load).to(merged.dtype)
         self.elements += merged.numel()
         self.exact += int((merged == once).sum())
         self.right = self.right and torch.equal(merged, once)
-        self.through_base = self.through_base and torch.equal(merged, twice)
+        self.through_load = self.through_load and torch.equal(merged, twice)
+        if base is None:
+            self.kept = False
+            return
+        kept = base.to(merged.dtype)
         self.kept = self.kept and torch.equal(merged, kept)
         self.same = self.same and torch.equal(wanted.double(), base.double())
         self.vanishes_once = self.vanishes_once and torch.equal(once, kept)
@@ -51,6 +56,6 @@ class Replaced:
             return "untouched", "still the base"
         if self.right:
             return "applied", "bit-exact"
-        if self.through_base:
+        if self.through_load:
             return "applied", "low-precision"
         return "wrong", "neither the base's values nor those that the adapter holds"

@@ -112,6 +112,7 @@ class AuditReport:
         missing_files: what the merged directory lacks and a user of it needs, in words (``generation_config.json``,
             ``the chat template``).
         index_problems: where the merged checkpoint's index and shards disagree.
+        config_problems: where its config.json and its tensors disagree.
         unexpected: tensors of the merged checkpoint that the base has under no name.
         equivalents: key renames that mean the same, with counts.
         dtype_changes: ``base -> merged`` dtypes with counts.
@@ -125,6 +126,7 @@ class AuditReport:
     rows: tuple[TensorVerdict, ...]
     missing_files: tuple[str, ...] = ()
     index_problems: tuple[str, ...] = ()
+    config_problems: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     equivalents: tuple[str, ...] = ()
     dtype_changes: tuple[str, ...] = ()
@@ -155,8 +157,8 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every tensor is what it should be, no file is missing and the index agrees with the shards."""
-        return not (self.faults or self.missing_files or self.index_problems)
+        """Whether every tensor is what it should be, no file is missing, and index and config.json agree with the tensors."""
+        return not (self.faults or self.missing_files or self.index_problems or self.config_problems)
 
     @property
     def exit_code(self) -> int:
@@ -179,6 +181,7 @@ class AuditReport:
             "untargeted": dict(self.untargeted),
             "missing_files": list(self.missing_files),
             "index_problems": list(self.index_problems),
+            "config_problems": list(self.config_problems),
             "unexpected_tensors": list(self.unexpected),
             "equivalents": list(self.equivalents),
             "dtype_changes": list(self.dtype_changes),

@@ -49,6 +49,8 @@ def _conclusions(report: AuditReport) -> Iterator[str]:
         yield f"missing: {', '.join(report.missing_files)}"
     if report.index_problems:
         yield "the index and the shards disagree"
+    if report.config_problems:
+        yield "config.json and the tensors disagree"
 
 
 def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:

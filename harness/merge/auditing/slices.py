@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.merge.auditing.pairing import Pairing
 from harness.merge.names import common, expert_module
 from harness.merge.records import MergePlan, PairUse, PlanRow, Term
+from harness.merge.weights import Coded, Stored
 
 Group = tuple[object, ...]
 
@@ -22,12 +23,13 @@ Group = tuple[object, ...]
 class Slice:
     """``rows`` x ``columns`` elements from ``start`` of base tensor ``key``, at ``merged_start`` of ``merged_key``.
 
-    ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None for a Linear's; ``offset``: the first row
-    of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the adapter's rows stand instead
-    of the base's.
+    ``source``: what the base has there, None where it has nothing. ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None
+    for a Linear's; ``offset``: the first row of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the
+    adapter's rows stand instead of the base's. ``below``: they do, and the delta goes on top of them.
     """
 
     key: str
+    source: Stored | Coded | None
     start: int
     rows: int
     columns: int
@@ -38,6 +40,7 @@ class Slice:
     merged_key: str
     merged_start: int
     replaced: bool = False
+    below: Term | None = None
 
     @property
     def term(self) -> Term:
@@ -56,25 +59,31 @@ class Gap:
 
 
 def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
-    """Yield the slices of one planned tensor, in the order of its elements; each region has one term or one replacement (``scope``)."""
+    """Yield the slices of one planned tensor, in the order of its elements; one adapter gives a region one delta, one replacement, or both."""
     for region in row.regions:
-        term = region.replacement or region.terms[0]
+        replacement = region.replacement
+        term = (*region.terms, *((replacement,) if replacement else ()))[0]
         for piece in pairing.pieces:
             start, stop = max(region.start, piece.start), min(region.stop, piece.start + piece.count)
             if start >= stop:
                 continue
+            skipped = (start - region.start) // region.columns
             yield Slice(
                 key=row.key,
+                source=row.source,
                 start=start,
                 rows=(stop - start) // region.columns,
                 columns=region.columns,
                 use=term.use,
                 expert=term.expert,
-                offset=term.offset + (start - region.start) // region.columns,
+                offset=term.offset + skipped,
                 number=term.expert if term.expert is not None else row.expert,
                 merged_key=piece.merged_key,
                 merged_start=piece.merged_start + start - piece.start,
-                replaced=region.replacement is not None,
+                replaced=not region.terms,
+                below=replace(replacement, offset=replacement.offset + skipped)
+                if replacement and region.terms
+                else None,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from contextlib import ExitStack
 
@@ -9,52 +10,130 @@ import torch
 
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.reading import Reader
+from harness.merge.auditing.right import Factors, Workspace
 from harness.merge.auditing.slices import Slice
+from harness.merge.codecs import codecs
 from harness.merge.deltas import delta_rows
-from harness.merge.records import MergePlan, PairUse, TensorUse
+from harness.merge.errors import NonFiniteError
+from harness.merge.records import MergePlan, PairUse, TensorUse, Term, Use
 from harness.merge.safetensors_file import TensorInfo
-from harness.merge.sources import AdapterValues, Files, split_experts, tensor_of
+from harness.merge.sources import AdapterValues, Files, all_finite, split_experts, tensor_of
+from harness.merge.weights import Coded, Stored
 
-CHUNK_ELEMENTS = 1 << 20
+PIECE_ELEMENTS = 1 << 19
 """Elements compared at once: few enough to stay in the processor's cache between the steps of the comparison."""
 KEPT_READINGS = 4
 
 
-class Source:
-    """Rows of slices. A tensor from ``base_rows`` or ``merged_rows`` is valid until the next call of the same method."""
+class Adapter:
+    """The adapter's tensors, read once for all threads; NaN and infinity in them are refused by name."""
 
-    def __init__(self, plan: MergePlan, merged: MergedCheckpoint) -> None:
-        self.plan = plan
-        self.base_reader = Reader(plan.base)
-        self.merged_reader = Reader(merged)
+    def __init__(self, plan: MergePlan) -> None:
+        self._plan = plan
         self._open = ExitStack()
         self._files = self._open.enter_context(Files())
         self._values = AdapterValues(plan, self._files)
-        self._readings: OrderedDict[tuple[PairUse, bool], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._readings: OrderedDict[tuple[PairUse, bool], Factors] = OrderedDict()
+        self._finite: set[int] = set()
+        self._lock = threading.Lock()
 
-    def check_finite(self) -> None:
-        """Refuse an adapter that holds NaN or infinity.
+    def close(self) -> None:
+        """Close the files."""
+        self._open.close()
+
+    def factors(self, number: int) -> Factors:
+        """Return the float32 factors of use ``number`` of the plan, by expert.
 
         Raises:
-            NonFiniteError: names the module.
+            NonFiniteError: they hold NaN or infinity.
         """
-        self._values.check_finite()
+        with self._lock:
+            factors = self._values.factors(number)
+            if number not in self._finite:
+                for role, factor in zip(("lora_A", "lora_B"), factors, strict=True):
+                    _check_finite(factor, self._plan.uses[number], role)
+                self._finite.add(number)
+            return factors
+
+    def magnitude(self, use: PairUse) -> torch.Tensor:
+        """Return DoRA's magnitude vector in float32."""
+        with self._lock:
+            return _check_finite(self._values.magnitude(use), use, "lora_magnitude_vector")
+
+    def rows(self, use: TensorUse, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
+        """Return rows of a tensor that the adapter holds as it is, (last - first, columns), in its dtype."""
+        with self._lock:
+            return _check_finite(self._values.rows(use, term, first, last, columns), use, use.role)
+
+    def misread(self, use: PairUse, *, mixed_a: bool) -> Factors:
+        """Return factors read in another way than planned; with ``mixed_a``, lora_A's rows too are taken as rank-major."""
+        wanted = (use, mixed_a)
+        with self._lock:
+            if wanted not in self._readings:
+                lora_a, lora_b = self._matrix(use.pair.lora_A), self._matrix(use.pair.lora_B)
+                if mixed_a:
+                    count = use.num_experts or 1
+                    lora_a = lora_a.reshape(use.rank, count, -1).transpose(0, 1).reshape(lora_a.shape)
+                self._readings[wanted] = split_experts(lora_a, lora_b, use)
+                if len(self._readings) > KEPT_READINGS:
+                    self._readings.popitem(last=False)
+            self._readings.move_to_end(wanted)
+            return self._readings[wanted]
+
+    def _matrix(self, info: TensorInfo) -> torch.Tensor:
+        data = self._files.read(self._plan.adapter.file, info.start, info.stop)
+        return tensor_of(data, info.dtype, info.shape).float()
+
+
+def _check_finite(values: torch.Tensor, use: Use, role: str) -> torch.Tensor:
+    if not all_finite(values):
+        raise NonFiniteError(
+            f"the adapter's {role} of {use.module} holds NaN or infinity.",
+            "The training diverged or the file is damaged; there is nothing to compare with.",
+        )
+    return values
+
+
+class Source:
+    """Rows of slices, for one thread. What a method returns may lie in a buffer that its next call uses again."""
+
+    def __init__(self, plan: MergePlan, merged: MergedCheckpoint, adapter: Adapter) -> None:
+        self.plan = plan
+        self.adapter = adapter
+        self.base_reader = Reader(plan.base)
+        self.merged_reader = Reader(merged)
+        self.work = Workspace()
 
     def close(self) -> int:
         """Close all files; return how many bytes of checkpoints were read."""
-        self._open.close()
         self.base_reader.close()
         self.merged_reader.close()
         return self.base_reader.bytes_read + self.merged_reader.bytes_read
 
-    def chunks(self, item: Slice) -> list[tuple[int, int]]:
-        """Return (first row, row after the last) of the pieces that a slice is compared in."""
-        step = max(1, CHUNK_ELEMENTS // item.columns)
+    def pieces(self, item: Slice) -> list[tuple[int, int]]:
+        """Return (first row, row after the last) of the pieces that a slice is compared in, of one size: a GEMM of a few rows adds in another order."""
+        count = -(-item.rows * item.columns // PIECE_ELEMENTS)
+        step = max(1, -(-item.rows // count))
         return [(first, min(first + step, item.rows)) for first in range(0, item.rows, step)]
 
+    def values(self, source: Stored | Coded, start: int, rows: int, columns: int) -> torch.Tensor:
+        """Return ``rows`` x ``columns`` elements of a weight of the base from element ``start`` on: as stored, or decoded to float32."""
+        if isinstance(source, Stored):
+            return self.base_reader.elements(source.key, start, rows, columns)
+        width, stop = source.shape[-1], start + rows * columns
+        first, last = start // width, -(-stop // width)
+        decoded = codecs()[source.codec].rows(source, self._part, first, last)
+        return decoded.reshape(-1)[start - first * width : stop - first * width].reshape(rows, columns)
+
+    def _part(self, key: str, start: int, stop: int) -> bytearray:
+        return bytearray(self.base_reader.raw(key, start, stop))
+
     def base_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
-        """Return rows of the base, (last - first, columns), in its dtype."""
-        return self.base_reader.elements(item.key, item.start + first * item.columns, last - first, item.columns)
+        """Return what the delta goes onto, (last - first, columns): the base's rows, or those that the adapter puts in their place."""
+        if item.below is not None:
+            return self._replacement(item, item.below, first, last)
+        assert item.source is not None  # noqa: S101 - the plan replaces what has no source
+        return self.values(item.source, item.start + first * item.columns, last - first, item.columns)
 
     def merged_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
         """Return rows of the merged checkpoint, (last - first, columns), in its dtype."""
@@ -75,38 +154,40 @@ class Source:
         """
         planned = use or self.plan.uses[item.use]
         if isinstance(planned, TensorUse):
-            return self._values.rows(planned, item.term, first, last, item.columns).float().mul_(planned.scaling)
-        factors = self._values.factors(item.use) if use is None else self._read(use, mixed_a=mixed_a)
+            return self.adapter.rows(planned, item.term, first, last, item.columns).float().mul_(planned.scaling)
+        factors = self.adapter.factors(item.use) if use is None else self.adapter.misread(use, mixed_a=mixed_a)
         return delta_rows(factors, planned, item.expert or 0, item.offset + first, item.offset + last)
+
+    def change_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
+        """Return what ``delta_rows`` does, as planned, in a buffer."""
+        use = self.plan.uses[item.use]
+        if isinstance(use, TensorUse):
+            return self.delta_rows(item, first, last)
+        factors = self.adapter.factors(item.use)
+        return self.work.delta(factors, use, item.expert or 0, item.offset + first, last - first, item.columns)
+
+    def right_rows(self, item: Slice, first: int, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return ``base`` (the slice's rows from ``first`` on) plus the delta, rounded once to ``dtype``."""
+        use = self.plan.uses[item.use]
+        if isinstance(use, TensorUse):
+            return self.work.once(base, self.delta_rows(item, first, first + base.shape[0]), dtype)
+        factors = self.adapter.factors(item.use)
+        return self.work.added(base, factors, use, item.expert or 0, item.offset + first, dtype)
 
     def replacement_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
         """Return the adapter's rows that stand instead of the base's, (last - first, columns), in the adapter's dtype."""
-        use = self.plan.uses[item.use]
+        return self._replacement(item, item.term, first, last)
+
+    def _replacement(self, item: Slice, term: Term, first: int, last: int) -> torch.Tensor:
+        use = self.plan.uses[term.use]
         assert isinstance(use, TensorUse)  # noqa: S101 - the plan makes replacements of tensors only
-        return self._values.rows(use, item.term, first, last, item.columns)
+        return self.adapter.rows(use, term, first, last, item.columns)
 
     def exchanged(self, item: Slice, use: PairUse, half: int, first: int, last: int) -> torch.Tensor:
         """Return rows of the slice's delta with the gate and up halves, ``half`` rows each, exchanged."""
-        factors = self._values.factors(item.use)
+        factors = self.adapter.factors(item.use)
         rows = [(item.offset + row + half) % (2 * half) for row in (first, last - 1)]
         if rows[0] <= rows[1]:
             return delta_rows(factors, use, item.expert or 0, rows[0], rows[1] + 1)
         upper = delta_rows(factors, use, item.expert or 0, rows[0], 2 * half)
         return torch.cat([upper, delta_rows(factors, use, item.expert or 0, 0, rows[1] + 1)])
-
-    def _read(self, use: PairUse, *, mixed_a: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = (use, mixed_a)
-        if wanted not in self._readings:
-            lora_a, lora_b = self._matrix(use.pair.lora_A), self._matrix(use.pair.lora_B)
-            if mixed_a:
-                count = use.num_experts or 1
-                lora_a = lora_a.reshape(use.rank, count, -1).transpose(0, 1).reshape(lora_a.shape)
-            self._readings[wanted] = split_experts(lora_a, lora_b, use)
-            if len(self._readings) > KEPT_READINGS:
-                self._readings.popitem(last=False)
-        self._readings.move_to_end(wanted)
-        return self._readings[wanted]
-
-    def _matrix(self, info: TensorInfo) -> torch.Tensor:
-        data = self._files.read(self.plan.adapter.file, info.start, info.stop)
-        return tensor_of(data, info.dtype, info.shape).float()
