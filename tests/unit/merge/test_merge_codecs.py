@@ -1,6 +1,6 @@
 """Quantised bases: decoded values against decoders that go value by value in Python, and bases that are broken.
 
-The encoders here pack random codes, so that every code, scale and edge occurs; nothing is quantised, nothing of the engine is used.
+The encoders (``quantised_samples``) pack random codes, so that every code, scale and edge occurs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from format_samples import Numbers, config_of, exact, merged, pair, write_adapte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_samples import QUICK
+from quantised_samples import e4m3, eight_bit, four_bit, mxfp4
 from safetensors.torch import load_file, save_file
 
 from harness.merge import errors, plan_merge
 from harness.merge.checkpoint import open_checkpoint
 from harness.merge.codecs import codecs
-from harness.merge.codecs.bnb_4bit import FP4, NF4
+from harness.merge.codecs.bnb_4bit import FP4
 from harness.merge.weights import Coded, read_weights
 
 Q, O_PROJ, EXPERTS = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.experts"
@@ -44,53 +45,6 @@ def decode(base: Path, key: str, first: int | None = None, last: int | None = No
 
 
 # --- bitsandbytes, 4 bits -------------------------------------------------------------------------------------------
-
-
-def four_bit(
-    key: str,
-    shape: tuple[int, ...],
-    *,
-    seed: int = 0,
-    kind: str = "nf4",
-    nested: bool = False,
-    blocksize: int = 64,
-    dtype: str = "float32",
-) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """The tensors of a 4-bit weight with random codes, and its float64 values."""
-    random = np.random.default_rng(seed)
-    elements = prod(shape)
-    blocks, table = -(-elements // blocksize), {"nf4": NF4, "fp4": FP4}[kind]
-    codes = [int(code) for code in random.integers(0, 16, elements)]
-    padded = [*codes, 0] if elements % 2 else codes
-    packed = [padded[i] * 16 + padded[i + 1] for i in range(0, len(padded), 2)]
-    state: dict[str, object] = {"quant_type": kind, "blocksize": blocksize, "dtype": dtype, "shape": list(shape)}
-    tensors = {
-        key: torch.tensor(packed, dtype=torch.uint8).reshape(-1, 1),
-        f"{key}.quant_map": torch.tensor(table, dtype=torch.float32),
-    }
-    if nested:
-        inner = random.integers(0, 256, blocks)
-        outer = random.random(-(-blocks // 4)).astype(np.float32)
-        mapped = np.sort(random.random(256)).astype(np.float32)
-        state |= {"nested_blocksize": 4, "nested_dtype": "float32", "nested_offset": 0.125}
-        tensors |= {
-            f"{key}.absmax": torch.tensor(inner, dtype=torch.uint8),
-            f"{key}.nested_absmax": torch.tensor(outer),
-            f"{key}.nested_quant_map": torch.tensor(mapped),
-        }
-        scales = [
-            float(np.float32(np.float32(mapped[inner[i]] * outer[i // 4]) + np.float32(0.125))) for i in range(blocks)
-        ]
-    else:
-        absmax = random.random(blocks).astype(np.float32)
-        tensors[f"{key}.absmax"] = torch.tensor(absmax)
-        scales = [float(value) for value in absmax]
-    text = json.dumps(state).encode()
-    tensors[f"{key}.quant_state.bitsandbytes__{kind}"] = torch.tensor(list(text), dtype=torch.uint8)
-    values = [
-        float(np.float32(np.float32(table[codes[i]]) * np.float32(scales[i // blocksize]))) for i in range(elements)
-    ]
-    return tensors, np.array(values).reshape(shape)
 
 
 @settings(max_examples=60, deadline=None)
@@ -183,19 +137,6 @@ def test_a_four_bit_base_becomes_a_plain_one(tmp_path: Path, dtype: str | None) 
 # --- bitsandbytes, 8 bits -------------------------------------------------------------------------------------------
 
 
-def eight_bit(key: str, shape: tuple[int, int], seed: int = 0) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """The tensors of an 8-bit Linear, and its float64 values."""
-    random = np.random.default_rng(seed)
-    codes = random.integers(-127, 128, shape)
-    scales = random.random(shape[0]).astype(np.float32)
-    tensors = {
-        f"{key}.weight": torch.tensor(codes, dtype=torch.int8),
-        f"{key}.SCB": torch.tensor(scales),
-        f"{key}.weight_format": torch.tensor(0, dtype=torch.uint8),
-    }
-    return tensors, codes * scales.astype(np.float64)[:, None] / 127
-
-
 def test_eight_bit_weights_are_rows_over_127(tmp_path: Path) -> None:
     tensors, values = eight_bit(Q, (7, 6))
     numbers = Numbers()
@@ -212,12 +153,6 @@ def test_eight_bit_weights_are_rows_over_127(tmp_path: Path) -> None:
 
 
 # --- FP8 ------------------------------------------------------------------------------------------------------------
-
-
-def e4m3(code: int) -> float:
-    """The value of an E4M3 code (OFP8, no infinities), from its bits."""
-    sign, exponent, mantissa = -1.0 if code >= 128 else 1.0, (code >> 3) & 15, code & 7
-    return sign * (mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
 
 
 @settings(max_examples=60, deadline=None)
@@ -301,22 +236,6 @@ def test_an_fp8_base_merges_into_experts_stored_one_by_one(tmp_path: Path) -> No
 
 
 # --- MXFP4 ----------------------------------------------------------------------------------------------------------
-
-
-def mxfp4(count: int, inner: int, out: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Blocks, scales, and the float64 parameter (num_experts, in, out)."""
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (count, out, inner // 32, 16))
-    scales = random.integers(120, 132, (count, out, inner // 32))
-    table = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    values = np.empty((count, inner, out))
-    for e in range(count):
-        for o in range(out):
-            for i in range(inner):
-                byte = int(blocks[e, o, i // 32, i % 32 // 2])
-                code = byte & 15 if i % 2 == 0 else byte >> 4
-                values[e, i, o] = (-1 if code & 8 else 1) * table[code & 7] * 2.0 ** (int(scales[e, o, i // 32]) - 127)
-    return torch.tensor(blocks, dtype=torch.uint8), torch.tensor(scales, dtype=torch.uint8), values
 
 
 @settings(max_examples=40, deadline=None)
