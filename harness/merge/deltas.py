@@ -7,6 +7,7 @@ A delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +161,8 @@ class Merger:
             exact = self._scaled(exact, term, first, last)
         before = torch.zeros_like(exact) if base is None else base
         norm = float(torch.linalg.vector_norm(exact.double() - before.double()))
+        if not math.isfinite(norm) and not all_finite(before):
+            raise NonFiniteError(f"{row.key}: the base holds NaN or infinity.")
         outcome = Outcome(nonzero=base is None or norm != 0, squared_norm=norm**2)
         result, outcome = _settled(before, exact, outcome, dtype, row.key)
         outcome.changed |= base is None
