@@ -144,9 +144,11 @@ def _pairs(found: Mapping[Role, Mapping[str, TensorInfo]]) -> tuple[LoraPair, ..
 def _check_features(config: AdapterConfig, pairs: tuple[LoraPair, ...]) -> None:
     """Hold DoRA's and lora_bias's tensors against the configuration; they must be there for all pairs or none."""
     for name, wanted, role in (("use_dora", config.use_dora, "magnitude"), ("lora_bias", config.lora_bias, "bias")):
-        odd = [pair.module for pair in pairs if (getattr(pair, role) is not None) != wanted]
-        if name == "lora_bias":
-            odd = [module for module in odd if not next(pair for pair in pairs if pair.module == module).embedding]
+        odd = [
+            pair.module
+            for pair in pairs
+            if (getattr(pair, role) is not None) != wanted and not (role == "bias" and pair.embedding)
+        ]
         if odd:
             raise MalformedAdapterError(
                 f"adapter_config.json has {name} = {str(wanted).lower()}, but the adapter"

@@ -44,7 +44,7 @@ _PATTERNS = tuple(
     for role, front, back in _PARTS
 )
 _WRAPPED = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.base_layer\.(?P<leaf>weight|bias)")
-_SPARE = re.compile(r".+\.(?:original_module|modules_to_save)\.(?:.+\.)?[^.]+")
+_SPARE = re.compile(r".+?\.(?:original_module|modules_to_save)\..++(?<!\.)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ from harness.merge.errors import InconsistentCheckpointError, InputNotFoundError
 from harness.merge.hub import find_directory
 from harness.merge.json_file import plain_file_size
 
+MAX_DEPTH = 32
+"""Directories within one another; a checkpoint has one or two levels."""
+
 
 def open_root(path: Path, what: str) -> Path:
     """Return the real path of an input directory.
@@ -68,15 +71,24 @@ def confined(root: Path, relative: str) -> Path:
     return real
 
 
+def _is_text(name: str) -> bool:
+    """Return whether a file name can be written down: Python stands surrogates for bytes that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def walk_files(root: Path) -> list[str]:
     """Return the relative paths of all files below ``root``, sorted; version control and download caches are left out.
 
     Raises:
-        UnsafePathError: a directory is a link.
+        UnsafePathError: a directory is a link, or far too deep, or a name is not text.
     """
     found: list[str] = []
     for folder, directories, files in os.walk(root):
         directories[:] = [name for name in directories if name not in {".git", ".cache"}]
+        if len(Path(folder).parts) - len(root.parts) > MAX_DEPTH:
+            raise UnsafePathError(f"directories are nested more than {MAX_DEPTH} deep in {root.name}.", "Remove them.")
+        if strange := [name for name in (*directories, *files) if not _is_text(name)]:
+            raise UnsafePathError(f"the name of {strange[0]!a} in {root.name} is not UTF-8.", "Rename the file.")
         for name in directories:
             if Path(folder, name).is_symlink():
                 raise UnsafePathError(f"{Path(folder, name).relative_to(root)} is a link to a directory.")

@@ -170,6 +170,8 @@ class Merger:
         if not self._is_pairs(region):
             before = torch.zeros_like(total) if base is None else base.to(total.device)
             norms = [float(torch.linalg.vector_norm(total.double() - before.double())) ** 2]
+            if not math.isfinite(norms[0]) and not all_finite(before):
+                raise NonFiniteError(f"{row.key}: the base holds NaN or infinity.")
         nonzero = changed or (norms != [0.0] if not self._is_pairs(region) else self._any(total, region, first, last))
         if not changed and kept is not None:
             result.copy_(kept)

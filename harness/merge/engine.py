@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from harness.merge.deltas import Merger, Outcome
 from harness.merge.errors import IncompleteMergeError, MergeError, UsageError
 from harness.merge.estimate import default_threads, estimate
 from harness.merge.ledger import Ledger, entry_of, fingerprint, local_mark
-from harness.merge.manifest import build_manifest, status_of
+from harness.merge.manifest import build_manifest, identity, status_of
 from harness.merge.outputs import OutputShard, output_shard
 from harness.merge.products import Products
 from harness.merge.publish import Target, check_space, check_target, publish, working_directory
@@ -180,6 +181,7 @@ def finish(
     target: Target,
     *,
     accumulate: Accumulate,
+    facts: Mapping[str, object],
     ledger: Ledger | None = None,
 ) -> MergeReport:
     """Complete a directory that holds all shards, and publish it."""
@@ -190,7 +192,7 @@ def finish(
         else:
             copy_file(plan.base.root / relative, work / relative, what=relative)
     report = _report(plan, done)
-    write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes, accumulate))
+    write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes, accumulate=accumulate, facts=facts))
     if ledger is not None:
         ledger.remove()
     publish(work, target)
@@ -203,12 +205,16 @@ def run_merge(
     """Carry out a plan; see ``harness.merge.merge``."""
     target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
     shards = output_shards(plan)
-    mark = local_mark(plan, fingerprint(plan, how.accumulate)) if resume else None
-    keep = None if mark is None else partial(Ledger.belongs_to, mark=mark)
-    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
-        ledger = None if mark is None else Ledger(work, mark)
-        done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
-        return finish(plan, shards, done, work, target, accumulate=how.accumulate, ledger=ledger)
+    with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as background:
+        facts = background.submit(identity, plan)
+        mark = local_mark(plan, fingerprint(plan, how.accumulate, facts.result())) if resume else None
+        keep = None if mark is None else partial(Ledger.belongs_to, mark=mark)
+        with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
+            ledger = None if mark is None else Ledger(work, mark)
+            done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
+            return finish(
+                plan, shards, done, work, target, accumulate=how.accumulate, facts=facts.result(), ledger=ledger
+            )
 
 
 @contextmanager

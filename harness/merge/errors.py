@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST_MESSAGE = 4000
+"""Characters of a message. Names and values out of a hostile file can be megabytes long, and stand in what is said of them."""
 SHOWN = 8
 """How many names a message lists before it says how many more there are."""
 
@@ -34,6 +36,9 @@ class MergeError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half + 3 :]}"
         super().__init__(message)
         self.message = message
         self.remedy = remedy

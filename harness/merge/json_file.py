@@ -7,6 +7,7 @@ hostile file can neither exhaust memory nor mean two things at once.
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 
 from harness.merge.errors import CorruptFileError, UnreadableInputError, UnsafePathError
 
+MAX_DEPTH = 100
+"""Levels of nesting. No published file has more than ten; what is read must be possible to write again."""
 MAX_JSON_BYTES = 100_000_000
 """No published index or header is near this; the same limit as the safetensors format sets for its headers."""
 
@@ -31,6 +34,33 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond every number that can be held")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for one in level:
+            inner += [
+                item for item in (one.values() if isinstance(one, dict) else one) if isinstance(item, dict | list)
+            ]
+        if not inner:
+            return
+        level = inner
+    raise RecursionError
+
+
+def _check_text(text: str, value: Any) -> None:
+    """Refuse halves of surrogate pairs, which JSON can spell and no file, name or terminal can hold."""
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+
+
 def parse_object(data: bytes, what: str, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in ``data``.
 
@@ -40,12 +70,19 @@ def parse_object(data: bytes, what: str, *, constants: bool = False) -> dict[str
         constants: accept ``NaN`` and ``Infinity``, which published config.json files do contain.
 
     Raises:
-        CorruptFileError: not UTF-8, not JSON, nested too deeply, a repeated key, or not an object.
+        CorruptFileError: not UTF-8, not JSON, nested too deeply, text that is not Unicode, a repeated key, or not an object.
     """
     try:
+        text = data.decode("utf-8")
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_no_repeats, parse_constant=None if constants else _no_constant
+            text,
+            object_pairs_hook=_no_repeats,
+            parse_constant=None if constants else _no_constant,
+            parse_float=None if constants else _finite,
         )
+        if isinstance(value, dict):
+            _check_depth(value)
+            _check_text(text, value)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CorruptFileError(f"{what} is not valid JSON: {reason}.") from None

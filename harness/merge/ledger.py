@@ -18,20 +18,23 @@ from harness.merge.copying import create, sync, write_at
 from harness.merge.deltas import Outcome
 from harness.merge.errors import MergeError
 from harness.merge.json_file import parse_object
-from harness.merge.manifest import ENGINE_VERSION, identity, sha256_of
+from harness.merge.manifest import ENGINE_VERSION, sha256_of
 from harness.merge.outputs import OutputShard
 from harness.merge.records import MergePlan
 
 LEDGER_FILE = ".merge-ledger.jsonl"
 
 
-def fingerprint(plan: MergePlan, accumulate: str) -> str:
-    """Return what a merge is, in one hash: every input by content (the base's data by size and header) and every option that shows in the bytes."""
+def fingerprint(plan: MergePlan, accumulate: str, identified: Mapping[str, object]) -> str:
+    """Return what a merge is, in one hash: every input by content (the base's data by size and header) and every option that shows in the bytes.
+
+    ``identified``: ``manifest.identity`` of the plan.
+    """
     facts = {
         "engine": ENGINE_VERSION,
         "accumulate": accumulate,
         "config": plan.base.config,
-        **identity(plan),
+        **identified,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -67,7 +67,14 @@ def identity(plan: MergePlan) -> dict[str, object]:
     }
 
 
-def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, Outcome], accumulate: str) -> bytes:
+def build_manifest(
+    plan: MergePlan,
+    report: MergeReport,
+    outcomes: Mapping[str, Outcome],
+    *,
+    accumulate: str,
+    facts: Mapping[str, object],
+) -> bytes:
     """Return the manifest's bytes.
 
     Args:
@@ -76,6 +83,7 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
         outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
             do not depend on the number of threads.
         accumulate: what base and deltas were summed in.
+        facts: ``identity`` of the plan.
     """
     rows = [
         {
@@ -93,7 +101,7 @@ def build_manifest(plan: MergePlan, report: MergeReport, outcomes: Mapping[str, 
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "engine": {"name": "reference", "version": ENGINE_VERSION},
-        **identity(plan),
+        **facts,
         "accumulate": accumulate,
         "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),

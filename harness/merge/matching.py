@@ -10,7 +10,13 @@ import math
 from dataclasses import dataclass
 
 from harness.merge.adapter import Adapter, LoraPair
-from harness.merge.errors import AdapterMismatchError, MalformedAdapterError, UnsupportedAdapterError, listed
+from harness.merge.errors import (
+    AdapterMismatchError,
+    MalformedAdapterError,
+    UnsupportedAdapterError,
+    UsageError,
+    listed,
+)
 from harness.merge.index import Index
 from harness.merge.layout import Decision, IoLayout, parameter_readings
 from harness.merge.names import PARTS, expert_module, fused_module, fused_parameter
@@ -40,6 +46,10 @@ class Match:
     columns: int = 0
     swapped: bool = False
     bias: Weight | None = None
+
+
+LARGEST_SCALE = 3.4e38
+"""What sums in float32 can be scaled by."""
 
 
 class Matcher:
@@ -95,7 +105,7 @@ class Matcher:
         self.refuse_extras(pair)
         stacks = self.stacks(pair, path)
         if parameter is not None:
-            stacks = {parameter: stacks[parameter]}
+            stacks = {name_: stack for name_, stack in stacks.items() if name_ == parameter}
         shapes = {key: (stack.out_features, stack.in_features) for key, stack in stacks.items()}
         readings = parameter_readings(pair.features, shapes)
         parameters = {key for key, _ in readings}
@@ -226,6 +236,7 @@ class Matcher:
 
         Raises:
             MalformedAdapterError: the rank in the shapes is not the configured one, so the scale cannot be trusted.
+            UsageError: the adapter's weight makes the scale infinite.
         """
         num_experts = match.stack.num_experts if match.stack else None
         rank = match.pair.columns // (num_experts or 1)
@@ -242,12 +253,17 @@ class Matcher:
             faces_input = self.named("standard") == (io_layout.value if io_layout else "standard")
             # The stored matrix is (out, in), or with a transposed family (in, out): lora_B @ lora_A fits where lora_A faces its columns.
             swapped = faces_input == match.stack.transposed
+        scaling = weight * (alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank)
+        if not abs(scaling) <= LARGEST_SCALE:
+            raise UsageError(
+                f"{match.pair.module}: the weight {weight:g} times its scale, {scaling:g}, is no finite float32 number."
+            )
         return PairUse(
             pair=match.pair,
             name=match.name,
             adapter=adapter,
             rank=rank,
-            scaling=weight * (alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank),
+            scaling=scaling,
             num_experts=num_experts,
             swapped=swapped,
             grouped_by_expert=num_experts is not None

@@ -30,6 +30,7 @@ from harness.merge.engine import (
 from harness.merge.errors import IncompleteMergeError, UsageError, listed
 from harness.merge.json_file import read_object
 from harness.merge.ledger import Entry, Ledger, entry_from, entry_of, fingerprint, local_mark
+from harness.merge.manifest import identity
 from harness.merge.outputs import OutputShard
 from harness.merge.publish import PART_FILE, check_target, glob_escape, publish, working_directory
 from harness.merge.records import MergePlan
@@ -74,7 +75,7 @@ def run_part(
     shards = output_shards(plan)
     mine = shards_of_part(shards, part, parts)
     target = check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs_of(plan))
-    mark = fingerprint(plan, how.accumulate)
+    mark = fingerprint(plan, how.accumulate, identity(plan))
     local = local_mark(plan, f"{mark} {part}/{parts}")
     keep = partial(Ledger.belongs_to, mark=local) if resume else None
     with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
@@ -150,7 +151,8 @@ def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progr
     target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
     shards = output_shards(plan)
     folders = _find(target.path)
-    mark = fingerprint(plan, how.accumulate)
+    facts = identity(plan)
+    mark = fingerprint(plan, how.accumulate, facts)
     held = [(folder, entry) for folder in folders for entry in _read(folder, mark, shards)]
     names = [entry.name for _, entry in held]
     if sorted(names) != sorted(shard.name for shard in shards):
@@ -169,7 +171,7 @@ def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progr
                 progress(done, total)
         outcomes = {key: outcome for _, entry in held for key, outcome in entry.outcomes.items()}
         whole = Written(outcomes=outcomes, written=total, decoded=0)
-        report = finish(plan, shards, whole, work, target, accumulate=how.accumulate)
+        report = finish(plan, shards, whole, work, target, accumulate=how.accumulate, facts=facts)
     # The output is there; parts that cannot be removed are only in the way.
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

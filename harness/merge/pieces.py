@@ -64,9 +64,12 @@ def _copies(shard: int, start: int, stop: int, offset: int) -> Iterator[Copy]:
 
 
 def _gap(plan: MergePlan, row: PlanRow, offset: int, start: int, stop: int) -> Iterator[Piece]:
-    """Yield what copies, or where the dtype or format changes converts, elements that keep their values."""
+    """Yield what copies elements that keep their values, or converts them where the dtype or format changes.
+
+    In a tensor that changes elsewhere they go through memory, because NaN anywhere in it is refused.
+    """
     size = DTYPE_BITS[row.dtype] // 8
-    if isinstance(row.source, Stored):
+    if isinstance(row.source, Stored) and not row.regions:
         info = plan.base.info(row.source.key)
         if info.dtype == row.dtype:
             shard = plan.base.shard_of[row.source.key]

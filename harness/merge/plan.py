@@ -7,7 +7,7 @@ what is targeted but not reached are errors that list names.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -99,7 +99,7 @@ class _Planner:
                     scaling=use.scaling,
                 )
                 self.uses.append(bias)
-                mine.append(claim_bias(match, len(self.uses) - 1))
+                mine.append(claim_bias(self.index, match, len(self.uses) - 1))
         mine += claim_rest(self.index, adapter, position, self.uses, self.resized)
         self.claims += mine
         self.reached.append(frozenset(stem for match in matches for stem in match.stems))
@@ -163,8 +163,9 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
     """
     if weights is None:
         return [1.0] * len(adapters)
-    if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
-        raise UsageError(f"{len(adapters)} adapters need as many finite weights, not {list(weights)}.")
+    # The comparison holds for integers of any size, and NaN and infinity fail it.
+    if len(weights) != len(adapters) or not all(abs(weight) <= sys.float_info.max for weight in weights):
+        raise UsageError(f"{len(adapters)} adapters need as many finite weights, not {str(list(weights))[:200]}.")
     for adapter, weight in zip(adapters, weights, strict=True):
         if weight != 1 and (adapter.full or adapter.tokens or adapter.config.use_dora):
             raise UnsupportedAdapterError(

@@ -90,7 +90,8 @@ class Products:
         for term in region.terms:
             product, expert = self.of(term.use), term.expert or 0
             rows = product.left[expert, term.offset : term.offset + region.rows]
-            lefts.append(rows.double() * product.scaling)
+            lefts.append(rows.double().mul_(product.scaling))
             rights.append(product.right[expert].double())
-        left, right = torch.cat(lefts, dim=1), torch.cat(rights)
+        several = len(lefts) > 1
+        left, right = (torch.cat(lefts, dim=1), torch.cat(rights)) if several else (lefts[0], rights[0])
         return max(0.0, float(((left.mT @ left) * (right @ right.mT)).sum()))

@@ -158,15 +158,25 @@ def claim_tokens(
     ]
 
 
-def claim_bias(match: Match, use: int) -> Claim:
+def claim_bias(index: Index, match: Match, use: int) -> Claim:
     """Return the claim of a bias on lora_B, which PEFT adds to the layer's own bias.
 
     Raises:
         UnsupportedAdapterError: the layer has none; in PEFT's words.
+        AdapterMismatchError: it has one of another length.
+        UnsupportedBaseError: it is not floating point.
     """
     if match.bias is None:
         raise UnsupportedAdapterError(
             f"{match.pair.module}: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
+        )
+    index.check_dtype(match.bias)
+    added = match.pair.bias
+    if added is None or match.bias.shape != added.shape:
+        raise AdapterMismatchError(
+            f"{match.pair.module}: the bias on lora_B has shape {list(added.shape) if added else None}, the base's"
+            f" {match.bias.key} {list(match.bias.shape)}.",
+            NOT_THIS_BASE,
         )
     term = Term(use=use, expert=None, offset=0)
     return Claim(key=match.bias.key, start=0, rows=prod(match.bias.shape), columns=1, term=term, effect="add")

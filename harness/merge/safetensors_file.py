@@ -22,6 +22,8 @@ from harness.merge.errors import CorruptFileError, InputChangedError, Unreadable
 from harness.merge.json_file import MAX_JSON_BYTES, parse_object, plain_file_size
 
 LENGTH_BYTES = 8
+MAX_NAME = 1000
+"""Characters of a tensor's name; published ones have up to a hundred and a half, and every name is matched against patterns."""
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**48
 
@@ -68,7 +70,9 @@ class TensorFile:
 
 def _entry(name: str, value: Any, *, what: str, data_start: int) -> TensorInfo:
     """Return one header entry as a ``TensorInfo``; anything unexpected about it is a ``CorruptFileError``."""
-    bad = f"{what}: tensor {name!r}"
+    bad = f"{what}: tensor {name[:200]!r}"
+    if len(name) > MAX_NAME:
+        raise CorruptFileError(f"{bad} has a name of {len(name)} characters; more than {MAX_NAME} is not read.")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFileError(f"{bad} should have exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -20,6 +20,9 @@ from harness.merge.errors import (
 from harness.merge.names import PARTS, ExpertKeys
 from harness.merge.weights import Weights
 
+MAX_EXPERTS = 65536
+"""A plan names every expert; published models have up to some hundreds, and a header can say anything."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -106,6 +109,8 @@ def _fused(base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...],
         raise UnsupportedBaseError(
             f"{key} has shape {list(shape)} ({weights[key].dtype}); expected (num_experts, out, in)."
         )
+    if shape[0] > MAX_EXPERTS:
+        raise UnsupportedBaseError(f"{key} holds {shape[0]} experts; more than {MAX_EXPERTS} are not merged.")
     count = base.num_experts
     if count not in {None, shape[0]}:
         raise InconsistentCheckpointError(f"{key} holds {shape[0]} experts, config.json declares {count}.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from harness.merge.claims import Claim
-from harness.merge.errors import MalformedAdapterError
+from harness.merge.errors import InconsistentCheckpointError, MalformedAdapterError
 from harness.merge.index import Index
 from harness.merge.weights import Weight
 
@@ -44,6 +44,7 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
 
     Raises:
         MalformedAdapterError: embedding and head would have different numbers of rows.
+        InconsistentCheckpointError: the base ties two tensors that cannot be one.
     """
     embedding, head = index.embedding, index.find("lm_head.weight")
     claimed = {claim.key for claim in claims}
@@ -55,6 +56,12 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
         stored = head is not index.head
         if stored or head.key in claimed:
             mirrored = _mirrored(embedding, head, claims)
+            if mirrored and head.shape != embedding.shape:
+                raise InconsistentCheckpointError(
+                    f"config.json ties {head.key} {list(head.shape)} to {embedding.key} {list(embedding.shape)}, whose shape is another."
+                )
+            if mirrored:
+                index.check_dtype(head)
         tokens_only = all(claim.effect == "tokens" for claim in claims if claim.key == embedding.key)
         if head.key in claimed or (embedding.key in claimed and not tokens_only):
             config["tie_word_embeddings"] = False
@@ -66,7 +73,7 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
         rows = {
             weight.key: resized.get(weight.key, weight.shape)[0]
             for weight in (embedding, head)
-            if weight is not None and (weight is not index.head or new)
+            if weight is not None and weight.shape and (weight is not index.head or new)
         }
         rows |= {key: shape[0] for key, shape in resized.items()}
         if len(set(rows.values())) > 1:

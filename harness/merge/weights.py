@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from harness.merge.checkpoint import Checkpoint
-from harness.merge.errors import UnsupportedBaseError, listed
+from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError, listed
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 PACKED_DTYPES = frozenset(
@@ -109,6 +109,8 @@ def read_weights(base: Checkpoint) -> Weights:
         for key, source in coded.items():
             if twice := seen.intersection(source.keys):
                 raise UnsupportedBaseError(f"two quantised formats claim {listed(twice)}.")
+            if key in weights and key not in source.keys:
+                raise InconsistentCheckpointError(f"the base stores {key} twice: as it is, and quantised.")
             seen.update(source.keys)
             weights[key] = Weight(
                 key=key, shape=source.shape, dtype=dtype, shard=base.shard_of[next(iter(source.keys))], source=source
@@ -139,6 +141,6 @@ def _output_dtype(base: Checkpoint) -> str:
     """Return the dtype that dequantised weights are written in: config.json's, else bfloat16, as the libraries load them."""
     for section in (base.text_config, base.config):
         for name in ("dtype", "torch_dtype"):
-            if section.get(name) in OUTPUT_DTYPES:
-                return OUTPUT_DTYPES[str(section[name])]
+            if isinstance(dtype := section.get(name), str) and dtype in OUTPUT_DTYPES:
+                return OUTPUT_DTYPES[dtype]
     return "BF16"

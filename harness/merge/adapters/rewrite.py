@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -15,7 +16,7 @@ from harness.merge.adapter import LoraPair
 from harness.merge.adapter_keys import PREFIX
 from harness.merge.adapters.factors import Stacks, pack, turn, unpack
 from harness.merge.adapters.shape import DOWN, GATE_UP, AdapterForm, FusedPair, LinearPair, experts_of
-from harness.merge.errors import UnsupportedAdapterError
+from harness.merge.errors import SHOWN, UnsupportedAdapterError
 from harness.merge.layout import BPacking, IoLayout
 from harness.merge.names import PARTS
 from harness.merge.safetensors_file import TensorInfo
@@ -97,6 +98,8 @@ def unfused(item: FusedPair, layout: IoLayout, packing: BPacking) -> tuple[Group
     parts = PARTS[item.parameter]
     inner, outer = item.pair.features if layout == "standard" else item.pair.features[::-1]
     dtypes = _dtypes(item.pair) if layout == "standard" else (item.pair.lora_B.dtype, item.pair.lora_A.dtype)
+    if outer % len(parts):
+        raise UnsupportedAdapterError(f"{item.pair.module}: {outer} output features cannot be {' and '.join(parts)}.")
     rows = outer // len(parts)
     modules = [f"{item.path}.{expert}.{part}" for expert in range(item.num_experts) for part in parts]
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -166,10 +169,11 @@ def _collect(form: AdapterForm, read: Read) -> list[_Parameter]:
 def _parameter(path: str, parameter: str, leaves: Mapping[str, Mapping[int, LinearPair]], read: Read) -> _Parameter:
     count = max(max(by_expert) for by_expert in leaves.values()) + 1
     for leaf, by_expert in leaves.items():
-        if set(by_expert) != set(range(count)):
-            missing = sorted(set(range(count)) - set(by_expert))
+        # Counted from what is there: a key that names expert 999999999 must not make us list the others.
+        if len(by_expert) != count:
+            missing = list(islice((expert for expert in range(count) if expert not in by_expert), SHOWN))
             raise UnsupportedAdapterError(
-                f"{path}: experts {missing[:8]} have no LoRA on {leaf}; a fused LoRA covers all experts."
+                f"{path}: experts {missing} have no LoRA on {leaf}; a fused LoRA covers all experts."
             )
     pairs = [pair for by_expert in leaves.values() for pair in by_expert.values()]
     kinds = {(one.rank, one.alpha, one.pair.features, _dtypes(one.pair)) for one in pairs}

@@ -27,6 +27,7 @@ from harness.merge.layout import (
 )
 from harness.merge.names import PARTS, expert_module, fused_module
 from harness.merge.patterns import names_suffix, pattern_value
+from harness.merge.stacks import MAX_EXPERTS
 
 ExpertForm = Literal["fused", "per-expert", "mixed", "none"]
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
@@ -147,6 +148,8 @@ def _fused(adapter: Adapter, path: str, parameter: str, pair: LoraPair) -> Fused
         raise MalformedAdapterError(
             f"{pair.module}: {pair.shapes} is not a number of experts times the configured rank {rank}."
         )
+    if pair.columns // rank > MAX_EXPERTS:
+        raise MalformedAdapterError(f"{pair.module}: {pair.shapes} would be {pair.columns // rank} experts.")
     return FusedPair(
         pair=pair, path=path, parameter=parameter, rank=rank, alpha=alpha, num_experts=pair.columns // rank
     )

@@ -6,11 +6,13 @@ as tokenizer.json or in the older form it was made from. What counts is whether 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Checkpoint
+from harness.merge.confine import confined
+from harness.merge.errors import InputRefusedError
+from harness.merge.json_file import read_object
 
 NEEDED = (
     CONFIG_FILE, "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
@@ -42,10 +44,10 @@ def _has_template(root: Path, files: frozenset[str]) -> bool:
     if "tokenizer_config.json" not in files:
         return False
     try:
-        config = json.loads((root / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
-        return False  # unreadable settings hold no template that anybody could use
-    return isinstance(config, dict) and bool(config.get("chat_template"))
+        config = read_object(confined(root, "tokenizer_config.json"), constants=True)
+    except InputRefusedError:
+        return False  # settings that cannot be read safely hold no template that anybody could use
+    return bool(config.get("chat_template"))
 
 
 def missing_files(base: Checkpoint, merged: MergedCheckpoint) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -17,7 +17,7 @@ from harness.merge.checkpoint import Checkpoint
 from harness.merge.codecs import ReadBytes
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError
 from harness.merge.json_file import parse_object
-from harness.merge.safetensors_file import read_range
+from harness.merge.safetensors_file import MAX_DIMENSIONS, read_range
 from harness.merge.weights import Coded
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 NESTED = ("nested_absmax", "nested_quant_map")
 MAX_STATE = 65536
 MAP_ENTRIES = 256
+LARGEST_OFFSET = 3.4e38
+"""About the largest float32; the offset is a mean of scales."""
 
 
 def _state(base: Checkpoint, key: str) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def find(base: Checkpoint) -> dict[str, Coded]:
         shape = state.get("shape")
         if (
             not isinstance(shape, list)
-            or not shape
+            or not 0 < len(shape) <= MAX_DIMENSIONS
             or not all(type(size) is int and 0 < size < 2**31 for size in shape)
         ):
             raise InconsistentCheckpointError(f"{state_key}: shape is {str(shape)[:60]!r}.")
@@ -109,9 +111,11 @@ def find(base: Checkpoint) -> dict[str, Coded]:
         wanted = {"absmax": ("U8" if nested else "F32", blocks), "quant_map": ("F32", len(NF4))}
         if nested:
             outer, offset = _count(state, "nested_blocksize", state_key), state.get("nested_offset")
+            # The comparison holds for integers of any size, and NaN and infinity fail it.
             if (
                 isinstance(offset, bool)
                 or not isinstance(offset, int | float)
+                or not abs(offset) <= LARGEST_OFFSET
                 or state.get("nested_dtype") != "float32"
             ):
                 raise UnsupportedBaseError(
@@ -161,6 +165,6 @@ def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     packed = torch.frombuffer(read(coded.parts["weight"], start // 2, -(-stop // 2)), dtype=torch.uint8).long()
     codes = torch.stack((packed >> 4, packed & 0xF), dim=-1).reshape(-1)[start % 2 :][: stop - start]
     low, high = start // blocksize, -(-stop // blocksize)
-    scales = _scales(coded, read, low, high).repeat_interleave(blocksize)[start - low * blocksize :][: stop - start]
+    scales = _scales(coded, read, low, high)[torch.arange(start, stop) // blocksize - low]
     values = (table[codes] * scales).to(getattr(torch, str(coded.options["dtype"])))
     return values.float().reshape(last - first, width)

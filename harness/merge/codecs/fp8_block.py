@@ -52,7 +52,9 @@ def find(base: Checkpoint) -> dict[str, Coded]:
                 f" {', '.join(SCALES)} scales are decoded."
             )
         rows, columns = weight.shape[-2:]
-        block = (rows, columns) if prod(scales.shape) == 1 else _block_size(base, key)
+        # A block larger than the matrix is the matrix: config.json may say anything.
+        size = (rows, columns) if prod(scales.shape) == 1 else _block_size(base, key)
+        block = (min(size[0], rows), min(size[1], columns))
         expected = (*weight.shape[:-2], -(-rows // block[0]), -(-columns // block[1]))
         if prod(scales.shape) != 1 and scales.shape != expected:
             raise InconsistentCheckpointError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from quantised_samples import SETTINGS, can_quantise, quantise
 from safetensors.torch import load_file, save_file
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,11 +22,16 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - private folders are made in it
 QUICK = MEMORY if MEMORY.is_dir() else None
 """A folder where fsync costs nothing, for tests that merge hundreds of times; None for the default."""
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
+SMALLEST_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to build. ``disk`` is how the base stores experts, ``memory`` how the adapter saw them."""
+    """What to build. ``disk`` is how the base stores experts, ``memory`` how the adapter saw them.
+
+    ``family``: ``plain``, ``mixtral`` (other names on disk) or ``gpt_oss`` (fused experts the other way round). ``base_format``: how most of the
+    base's matrices are stored, one of ``quantised_samples.FORMATS``; ``dtype`` is then what config.json names.
+    """
 
     experts: int = 4
     rank: int = 2
@@ -55,6 +61,8 @@ class Spec:
     zero_experts: tuple[int, ...] = ()
     strength: float = 1.0
     seed: int = 0
+    family: str = "plain"
+    base_format: str = "plain"
 
 
 @dataclass
@@ -67,6 +75,8 @@ class Sample:
     deltas: dict[str, np.ndarray] = field(default_factory=dict)
     adapter_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     config: dict[str, object] = field(default_factory=dict)
+    decoded: dict[str, torch.dtype] = field(default_factory=dict)
+    """Weights that are stored quantised, and the dtype they are to be written in; ``tensors`` holds their values in float64."""
 
     def save_adapter(self) -> None:
         """Write ``adapter_tensors`` and ``config`` (again, after a test has changed them)."""
@@ -150,13 +160,24 @@ class _Builder:
                 self.expert_deltas(stem, parameter, deltas)
 
     def expert_weights(self, stem: str, parameter: str, out: int, wide: int) -> None:
-        prefix = self.spec.disk_prefix + stem
+        prefix = self.on_disk(stem)
         if self.spec.disk == "fused":
-            self.weight(f"{prefix}.{parameter}", self.spec.experts, out, wide)
+            shape = (wide, out) if self.spec.family == "gpt_oss" else (out, wide)
+            self.weight(f"{prefix}.{parameter}", self.spec.experts, *shape)
             return
         for e in range(self.spec.experts):
             for leaf in leaves(parameter):
-                self.weight(f"{prefix}.{e}.{leaf}.weight", out // len(leaves(parameter)), wide)
+                self.weight(f"{prefix}.{e}.{self.leaf(leaf)}.weight", out // len(leaves(parameter)), wide)
+
+    def on_disk(self, stem: str) -> str:
+        """The path of an experts module in the files."""
+        path = stem.replace(".mlp.experts", ".block_sparse_moe.experts") if self.spec.family == "mixtral" else stem
+        return self.spec.disk_prefix + path
+
+    def leaf(self, leaf: str) -> str:
+        """What an expert's Linear is called in the files."""
+        names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"} if self.spec.family == "mixtral" else {}
+        return names.get(leaf, leaf)
 
     def fused_pair(self, stem: str, parameter: str, out: int, wide: int) -> list[np.ndarray]:
         spec = self.spec
@@ -186,15 +207,16 @@ class _Builder:
         return deltas
 
     def expert_deltas(self, stem: str, parameter: str, deltas: list[np.ndarray]) -> None:
-        prefix = self.spec.disk_prefix + stem
+        prefix = self.on_disk(stem)
         if self.spec.disk == "fused":
-            self.sample.deltas[f"{prefix}.{parameter}"] = np.stack(deltas)
+            turned = self.spec.family == "gpt_oss"
+            self.sample.deltas[f"{prefix}.{parameter}"] = np.stack([delta.T if turned else delta for delta in deltas])
             return
         parts = leaves(parameter)
         for e, delta in enumerate(deltas):
             rows = delta.shape[0] // len(parts)
             for i, leaf in enumerate(parts):
-                self.sample.deltas[f"{prefix}.{e}.{leaf}.weight"] = delta[i * rows : (i + 1) * rows]
+                self.sample.deltas[f"{prefix}.{e}.{self.leaf(leaf)}.weight"] = delta[i * rows : (i + 1) * rows]
 
     def layer(self, number: int, *, adapted: bool) -> None:
         spec, stem = self.spec, f"layers.{number}"
@@ -221,10 +243,32 @@ class _Builder:
         self.weight("mtp.layers.0.self_attn.q_proj.weight", spec.hidden + 1, spec.hidden)
         self.weight(f"{spec.disk_prefix}norm.weight", spec.hidden)
         self.weight("lm_head.weight", 11, spec.hidden)
-        write_base(self.sample.base, self.sample.tensors, spec)
+        stored, settings = self.quantised()
+        write_base(self.sample.base, stored, spec, **settings)
         self.sample.config = adapter_config(spec)
         self.sample.save_adapter()
         return self.sample
+
+    def quantised(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """Return what the files hold and what config.json says of it; most of the decoder's matrices are replaced by quantised ones."""
+        spec, sample = self.spec, self.sample
+        if spec.base_format == "plain":
+            return sample.tensors, {}
+        stored = dict(sample.tensors)
+        fitting = [
+            key
+            for key, value in stored.items()
+            if "layers." in key and can_quantise(spec.base_format, key, value.shape)
+        ]
+        chosen = [key for key in fitting if self.random.random() < 0.7] or fitting[:1]
+        for key in chosen:
+            parts, values = quantise(
+                spec.base_format, key, tuple(stored.pop(key).shape), seed=int(self.random.integers(2**31))
+            )
+            stored |= parts
+            sample.tensors[key] = torch.tensor(values, dtype=torch.float64)
+            sample.decoded[key] = TORCH[spec.dtype]
+        return stored, {"quantization_config": SETTINGS[spec.base_format]}
 
 
 def leaves(parameter: str) -> tuple[str, ...]:
@@ -261,7 +305,7 @@ def adapter_config(spec: Spec) -> dict[str, object]:
     return config
 
 
-def write_base(folder: Path, tensors: Mapping[str, torch.Tensor], spec: Spec) -> None:
+def write_base(folder: Path, tensors: Mapping[str, torch.Tensor], spec: Spec, **settings: object) -> None:
     """Write tensors round robin over shards, so that experts and their halves are torn apart, with the usual other files."""
     folder.mkdir(parents=True)
     if spec.shards == 1:
@@ -276,8 +320,8 @@ def write_base(folder: Path, tensors: Mapping[str, torch.Tensor], spec: Spec) ->
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {
-        "model_type": "made_up", "num_hidden_layers": spec.layers, "n_routed_experts": spec.experts,
-        "torch_dtype": spec.dtype, "tie_word_embeddings": False,
+        "model_type": "made_up" if spec.family == "plain" else spec.family, "num_hidden_layers": spec.layers, "n_routed_experts": spec.experts,
+        "torch_dtype": spec.dtype, "tie_word_embeddings": False, **settings,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=4))
     (folder / "generation_config.json").write_text('{"temperature": 0.6}')
@@ -308,14 +352,16 @@ def assert_merged(sample: Sample, out: Path, *, dtype: torch.dtype | None = None
     assert merged.keys() == sample.tensors.keys()
     for key, tensor in merged.items():
         base = sample.tensors[key]
-        if key not in sample.deltas:
+        if key not in sample.deltas and key not in sample.decoded:
             assert torch.equal(bits(tensor), bits(base)), key
             assert tensor.dtype == base.dtype, key
             continue
-        assert tensor.dtype == (dtype or base.dtype), key
-        exact = base.double().numpy() + sample.deltas[key]
-        scale = np.abs(base.double().numpy()) + np.abs(sample.deltas[key]).max()
-        half_ulp = 2.0 ** (np.floor(np.log2(np.abs(exact) + 1e-300)) - MANTISSA[tensor.dtype] - 1)
+        assert tensor.dtype == (dtype or sample.decoded.get(key, base.dtype)), key
+        delta = sample.deltas.get(key, np.zeros(1))
+        exact = base.double().numpy() + delta
+        scale = np.abs(base.double().numpy()) + np.abs(delta).max()
+        exponent = np.maximum(np.floor(np.log2(np.abs(exact) + 1e-300)), SMALLEST_EXPONENT[tensor.dtype])
+        half_ulp = 2.0 ** (exponent - MANTISSA[tensor.dtype] - 1)
         # Half a unit for the one rounding, and the error of a short float32 sum before it.
         band = half_ulp * (1 + 1e-3) + scale * 2.0**-21
         assert (np.abs(tensor.double().numpy() - exact) <= band).all(), key

@@ -1,4 +1,7 @@
-"""Quantised weights from random codes, with their values worked out code by code in Python; nothing of the engine is used but its tables of codes."""
+"""Quantised weights packed from random codes, so that every code, scale and edge occurs, with their float64 values.
+
+Nothing is quantised and nothing of the engine is used but the two published tables of 4-bit codes, which a test holds against their definition.
+"""
 
 from __future__ import annotations
 
@@ -91,3 +94,60 @@ def mxfp4(count: int, inner: int, out: int, seed: int = 0) -> tuple[torch.Tensor
                 code = byte & 15 if i % 2 == 0 else byte >> 4
                 values[e, i, o] = (-1 if code & 8 else 1) * table[code & 7] * 2.0 ** (int(scales[e, o, i // 32]) - 127)
     return torch.tensor(blocks, dtype=torch.uint8), torch.tensor(scales, dtype=torch.uint8), values
+
+
+# --- any of them ----------------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "fp4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [3, 4]},
+    "mxfp4": {"quant_method": "mxfp4"},
+}
+"""What config.json says of each format."""
+FORMATS = tuple(SETTINGS)
+
+
+def can_quantise(kind: str, key: str, shape: tuple[int, ...]) -> bool:
+    """Whether a format can hold a weight of this name and shape."""
+    if kind == "mxfp4":
+        return len(shape) == 3 and shape[1] % 32 == 0
+    if kind == "int8":
+        return len(shape) == 2 and key.endswith(".weight")
+    return len(shape) >= 2
+
+
+def quantise(kind: str, key: str, shape: tuple[int, ...], *, seed: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """The tensors of a weight with random codes in a format, and its float64 values."""
+    random = np.random.default_rng(seed)
+    if kind == "int8":
+        return eight_bit(key.removesuffix(".weight"), (shape[0], shape[1]), seed)
+    if kind == "fp8":
+        return fp8(key, shape, (3, 4), seed)
+    if kind == "mxfp4":
+        blocks, scales, values = mxfp4(*shape, seed=seed)
+        return {f"{key}_blocks": blocks, f"{key}_scales": scales}, values
+    dtype = ("float32", "bfloat16")[seed % 2]
+    nested, blocksize = bool(random.integers(2)), int(random.choice([4, 16, 64]))
+    tensors, values = four_bit(key, shape, seed=seed, kind=kind, nested=nested, blocksize=blocksize, dtype=dtype)
+    # What training saw was rounded to the dtype that the weight had before.
+    rounded = torch.tensor(values, dtype=torch.float32).to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    return tensors, rounded.double().numpy()
+
+
+def fp8(
+    key: str, shape: tuple[int, ...], block: tuple[int, int], seed: int = 0
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """The tensors of an FP8 weight with a scale per block, and its float64 values."""
+    random = np.random.default_rng(seed)
+    codes = random.choice([code for code in range(256) if code & 127 != 127], shape)
+    scales = random.random((*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))).astype(np.float32)
+    values = np.empty(shape)
+    for at in np.ndindex(*shape):
+        scale = scales[(*at[:-2], at[-2] // block[0], at[-1] // block[1])]
+        values[at] = np.float32(np.float32(e4m3(int(codes[at]))) * scale)
+    return {
+        key: torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        f"{key}_scale_inv": torch.tensor(scales),
+    }, values

@@ -1,6 +1,6 @@
 """Quantised bases: decoded values against decoders that go value by value in Python, and bases that are broken.
 
-The encoders here pack random codes, so that every code, scale and edge occurs; nothing is quantised, nothing of the engine is used.
+The encoders (``quantised_samples``) pack random codes, so that every code, scale and edge occurs.
 """
 
 from __future__ import annotations
