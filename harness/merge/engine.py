@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -31,15 +31,28 @@ from harness.merge.threads import one_thread_per_operation
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How a merge computes: the dtype of sums, where the arithmetic is done, and on how many threads (None: as many as there are cores)."""
+    """How a merge computes: the dtype of sums, where the arithmetic is done, and on how many threads (None: as many as there are cores).
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
 
     accumulate: Accumulate = "float32"
     device: str = "cpu"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate not in get_args(Accumulate):
+            raise UsageError(f"sums are made in {' or '.join(get_args(Accumulate))}, not in {self.accumulate!r}.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"a merge needs a thread or more, not {self.threads}.")
+        if self.device.partition(":")[0] not in DEVICES:
+            raise UsageError(f"the arithmetic is done on {' or '.join(DEVICES)}, not on {self.device!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ class Entry:
     def holds(self, folder: Path) -> bool:
         """Return whether the file in ``folder`` is the one that was finished."""
         path = folder / self.name
-        return path.is_file() and path.stat().st_size == self.size and sha256_of(path) == self.sha256
+        plain = path.is_file() and not path.is_symlink()
+        return plain and path.stat().st_size == self.size and sha256_of(path) == self.sha256
 
 
 def entry_of(path: Path, outcomes: Mapping[str, Outcome]) -> Entry:

@@ -106,6 +106,8 @@ def build_manifest(
         "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),
         **{key: value for key, value in report.to_json().items() if key not in {"bytes_written", "bytes_decoded"}},
-        "rows": rows,
     }
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    # A line for each tensor: there can be tens of thousands, and indented JSON is slow to write and long.
+    head = json.dumps(manifest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return f'{head},\n "rows": [\n  {lines}\n ]\n}}\n'.encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import torch
@@ -16,8 +16,11 @@ import torch
 from harness.merge.records import MergePlan, PairUse, Region
 from harness.merge.sources import AdapterValues, split_experts
 
+TOGETHER = 32
+"""Experts whose norms are worked out in one operation."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """One pair in the coordinates of the stored tensor: the delta of expert e is ``scaling * left[e] @ right[e]``.
 
@@ -27,6 +30,25 @@ class Product:
     left: torch.Tensor
     right: torch.Tensor
     scaling: float
+    _norms: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+
+    def squared_norms(self, offset: int, rows: int) -> list[float]:
+        """Return, for each expert, the squared Frobenius norm of some rows of its delta, in float64 and without making them.
+
+        ``||L R||² = sum((LᵀL) ∘ (RRᵀ))``. All experts at once, because one by one it would cost as much as adding the deltas.
+        """
+        if (offset, rows) not in self._norms:
+            parts = zip(self.left[:, offset : offset + rows].split(TOGETHER), self.right.split(TOGETHER), strict=True)
+            grams = [(_gram(left.mT), _gram(right)) for left, right in parts]
+            norms = torch.cat([(first * second).sum((1, 2)) for first, second in grams]) * self.scaling**2
+            self._norms[offset, rows] = norms.clamp_(min=0).tolist()
+        return self._norms[offset, rows]
+
+
+def _gram(stack: torch.Tensor) -> torch.Tensor:
+    """Return the products of the rows of each matrix with each other, (experts, rank, rank), float64."""
+    wide = stack.double()
+    return wide @ wide.mT
 
 
 class Products:
@@ -70,6 +92,8 @@ class Products:
         assert isinstance(use, PairUse)  # noqa: S101 - the caller looked
         first, second = (self._adapters.read(use.adapter, info) for info in (use.pair.lora_A, use.pair.lora_B))
         lora_a, lora_b = (stack.to(self._device) for stack in split_experts(first, second, use))
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # other threads use them in streams of their own
         if use.swapped:
             return Product(left=lora_a.mT, right=lora_b.mT, scaling=use.scaling)
         return Product(left=lora_b, right=lora_a, scaling=use.scaling)
@@ -82,16 +106,20 @@ class Products:
             total.addmm_(left, product.right[expert].to(total.dtype), alpha=product.scaling)
 
     def squared_norm(self, region: Region) -> float:
-        """Return the squared Frobenius norm of the sum of a region's deltas, in float64, without making them.
+        """Return the squared Frobenius norm of the sum of a region's deltas, in float64.
 
-        ``||L R||² = sum((LᵀL) ∘ (RRᵀ))``, and a sum of products is the product of the factors side by side.
+        A sum of products is the product of the factors side by side.
         """
+        if len(region.terms) == 1:
+            (term,) = region.terms
+            product = self.of(term.use)
+            with self._lock:
+                return product.squared_norms(term.offset, region.rows)[term.expert or 0]
         lefts, rights = [], []
         for term in region.terms:
             product, expert = self.of(term.use), term.expert or 0
             rows = product.left[expert, term.offset : term.offset + region.rows]
-            lefts.append(rows.double().mul_(product.scaling))
+            lefts.append(rows.double() * product.scaling)
             rights.append(product.right[expert].double())
-        several = len(lefts) > 1
-        left, right = (torch.cat(lefts, dim=1), torch.cat(rights)) if several else (lefts[0], rights[0])
-        return max(0.0, float(((left.mT @ left) * (right @ right.mT)).sum()))
+        side_by_side = Product(left=torch.cat(lefts, dim=1)[None], right=torch.cat(rights)[None], scaling=1.0)
+        return side_by_side.squared_norms(0, region.rows)[0]

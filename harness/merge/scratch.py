@@ -7,6 +7,7 @@ files are read into and written from are pinned, so that transfers run beside th
 from __future__ import annotations
 
 import ctypes
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -20,6 +21,7 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._host: dict[str, tuple[torch.Tensor, memoryview]] = {}
         self._work: dict[str, torch.Tensor] = {}
 
@@ -31,6 +33,10 @@ class Scratch:
             view = memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
             found = self._host[role] = (tensor, view)
         return found
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Return a context in which this thread's transfers and arithmetic wait for no other thread's: on a GPU, a stream of its own."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def bytes_of(self, role: str, size: int) -> memoryview:
         """Return ``size`` bytes of host memory; what they hold is whatever was there."""

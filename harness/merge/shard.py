@@ -5,18 +5,16 @@ Where no tensor changes its name, shape or dtype, the output shard has the same 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from threading import Lock
 
 import torch
 
-from harness.merge.copying import copy_range, create, sync, write_at
+from harness.merge.copying import copy_range, create, write_at
 from harness.merge.deltas import Merger, Outcome
-from harness.merge.errors import IncompleteMergeError
+from harness.merge.flushing import Flusher, OpenFile
 from harness.merge.outputs import OutputShard
 from harness.merge.pieces import Change, Convert, Copy, Piece, pieces_of, whole_only
 from harness.merge.products import Products
@@ -29,8 +27,6 @@ from harness.merge.weights import Stored
 
 CHUNK_ELEMENTS = 1024 * 1024
 """Elements handled at once: few enough to stay in the processor's caches from the read to the write (4 MiB in float32)."""
-FLUSH_BYTES = 64 * 1024 * 1024
-"""How much of a shard is written before the disk is told to begin."""
 
 Finished = Callable[["ShardFile"], None]
 """Called with a shard that is complete and durable, one at a time."""
@@ -45,42 +41,21 @@ def source_bytes(plan: MergePlan, row: PlanRow, elements: int) -> int:
     return stored * elements // prod(shape)
 
 
-class ShardFile:
+class ShardFile(OpenFile):
     """One output shard that is being written. ``outcomes``: what became of each tensor that an adapter covers."""
 
-    def __init__(self, number: int, shard: OutputShard, folder: Path, pieces: int) -> None:
-        self.number = number
-        self.shard = shard
+    def __init__(self, shard: OutputShard, folder: Path, pieces: int) -> None:
         self.path = folder / shard.name
+        super().__init__(shard.name, create(self.path, what=shard.name), shard.size, pieces)
         self.outcomes: dict[str, Outcome] = {
             output.key: Outcome() for output in shard.outputs if output.row is not None and output.row.regions
         }
-        self.descriptor = create(self.path, what=shard.name)
-        self._left = pieces
-        self.unflushed = 0
-        self._lock = Lock()
+        self._outcome_lock = Lock()
 
     def add(self, key: str, outcome: Outcome) -> None:
         """Take the outcome of a part of a tensor into account."""
-        with self._lock:
+        with self._outcome_lock:
             self.outcomes[key].add(outcome)
-
-    def done(self) -> bool:
-        """Count a piece; return whether it was the last."""
-        with self._lock:
-            self._left -= 1
-            return self._left == 0
-
-    def check(self) -> None:
-        """Make the file durable and prove that it has its size.
-
-        Raises:
-            IncompleteMergeError: it has not.
-        """
-        sync(self.descriptor, what=self.shard.name)
-        written = os.fstat(self.descriptor).st_size
-        if written != self.shard.size:
-            raise IncompleteMergeError(f"{self.shard.name} should have {self.shard.size} bytes and has {written}.")
 
 
 class ShardWriter:
@@ -104,7 +79,7 @@ class ShardWriter:
         with self._lock:
             self.written += written
             self.decoded += decoded
-            target.unflushed += written
+        target.wrote(written)
 
     def _copy(self, target: ShardFile, piece: Copy) -> None:
         source = self._plan.base.shards[piece.shard]
@@ -122,7 +97,7 @@ class ShardWriter:
         for first in range(piece.first, piece.last, step):
             last = min(first + step, piece.last)
             data, outcome = self._merger.values(scratch, row, region, first, last)
-            write_at(target.descriptor, data, piece.offset + first * columns * size, what=target.shard.name)
+            write_at(target.descriptor, data, piece.offset + first * columns * size, what=target.name)
             self._products.done(region, last - first)
             target.add(row.key, outcome)
             self._count(target, len(data), source_bytes(self._plan, row, (last - first) * columns))
@@ -133,7 +108,7 @@ class ShardWriter:
         for start in range(piece.start, piece.stop, step):
             stop = min(start + step, piece.stop)
             data = self._merger.kept(scratch, row, start, stop - start)
-            write_at(target.descriptor, data, piece.offset + start * size, what=target.shard.name)
+            write_at(target.descriptor, data, piece.offset + start * size, what=target.name)
             self._count(target, len(data), source_bytes(self._plan, row, stop - start))
 
     def _do(self, scratch: Scratch, target: ShardFile, piece: Piece) -> None:
@@ -149,7 +124,7 @@ class ShardWriter:
         # A shard that is all header still gets a piece, so that someone finishes it.
         pieces = list(pieces_of(self._plan, number, shard)) or [Copy(number, 0, 0, 0)]
         self._files.of(self._plan.base.shards[number])
-        target = ShardFile(number, shard, self._folder, len(pieces))
+        target = ShardFile(shard, self._folder, len(pieces))
         self._open.append(target)
         if shard.header is not None:
             write_at(target.descriptor, shard.header, 0, what=shard.name)
@@ -174,37 +149,23 @@ class ShardWriter:
             NonFiniteError: NaN or infinity in a tensor that changes.
             IncompleteMergeError: writing failed.
         """
-        flushes: list[Future[None]] = []
 
         def work(scratch: Scratch, item: tuple[ShardFile, Piece]) -> None:
             target, piece = item
-            self._do(scratch, target, piece)
-            # In this order: a file is closed after its last piece is done, so no flush can come after that.
-            if target.unflushed >= FLUSH_BYTES:
-                target.unflushed = 0
-                flushes.append(flusher.submit(sync, target.descriptor, what=target.shard.name))
-            if target.done():
-                flushes.append(flusher.submit(self._finish, target, finished))
+            with scratch.stream():
+                self._do(scratch, target, piece)
+            flusher.piece_done(target)
 
         def check() -> None:
-            for future in flushes:
-                if future.done():
-                    future.result()
+            flusher.check()
             poll()
 
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="merge-flush") as flusher:
+            with Flusher(finished, lanes) as flusher:
                 pieces = Lanes((self._pieces(number, shard) for number, shard in shards), lanes)
                 share_out(pieces, work, lambda: Scratch(device), threads=threads, poll=check)
-            check()
+            poll()
         finally:
             for target in self._open:
-                if target.descriptor >= 0:
-                    os.close(target.descriptor)
+                target.close()
             self._open.clear()
-
-    def _finish(self, target: ShardFile, finished: Finished) -> None:
-        target.check()
-        os.close(target.descriptor)
-        target.descriptor = -1
-        finished(target)

@@ -6,6 +6,7 @@ asked for, is held.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from threading import RLock
@@ -39,7 +40,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
     Either makes the sum non-finite, and a sum is several times quicker than looking at each element; only where the sum
     overflows are the elements looked at.
     """
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 class Files:

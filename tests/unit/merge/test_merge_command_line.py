@@ -93,7 +93,8 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
         (("--shard", "half"), "not of the form I/N"),
         (("--shard", "1/2", "--assemble"), "goes with neither"),
-        (("--device", "warp:9"), "cannot use the device 'warp:9'"),
+        (("--device", "warp:9"), "not on 'warp:9'"),
+        (("--device", "cuda:99"), "cannot use the device 'cuda:99'"),
         (("--threads", "0"), "--threads"),
     ],
 )

@@ -74,6 +74,12 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _move_and_link(path: Path) -> None:
+    elsewhere = path.parents[2] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 def _edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -94,6 +100,7 @@ def _twice(folder: Path) -> None:
         (lambda folder: (folder / PART).rename(folder / "out.part-3-of-3"), "parts of 2, 3"),
         (lambda folder: _flip(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),
         (lambda folder: (folder / PART / "model-00002-of-00005.safetensors").unlink(), "is not what was written"),
+        (lambda folder: _move_and_link(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),
         (lambda folder: (folder / PART / "merge_part.json").unlink(), "merge_part.json"),
         (lambda folder: (folder / PART / "merge_part.json").write_text("[]"), "JSON object"),
         (

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from merge_samples import Sample, assert_merged, build
@@ -100,6 +101,17 @@ def test_the_manifest_names_every_change_and_nothing_of_the_machine(sample: Samp
     assert row["scaling"] == [1.5]
     assert manifest["io_layout"] == {"value": "standard", "by": "shape"}
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": "bfloat16"}, {"threads": 0}, {"device": "meta"}, {"device": "cuda:99"}]
+)
+def test_a_merge_that_cannot_be_computed_so_is_refused(sample: Sample, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        merge(plan_merge(sample.base, sample.adapter), tmp_path / "out", **options)
+
+    assert caught.value.exit_code == 2
+    assert names(tmp_path) == {"base", "adapter"}
 
 
 def test_an_existing_output_is_refused_and_untouched(sample: Sample, tmp_path: Path) -> None:
