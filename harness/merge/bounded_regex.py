@@ -103,8 +103,12 @@ def _branching(nodes: Iterable[Node]) -> tuple[int, int]:
         NotImplementedError: a construct that sets cannot follow, named.
     """
     repeats = choices = 0
-    for code, value in nodes:
+    sequence = list(nodes)
+    for place, (code, value) in enumerate(sequence):
+        following = sequence[place + 1] if place + 1 < len(sequence) else None
         inner: list[Iterable[Node]] = []
+        if code in {op.MAX_REPEAT, op.MIN_REPEAT} and _ends_by_itself(value[2], following):
+            continue
         if code in {op.MAX_REPEAT, op.MIN_REPEAT}:
             found = _branching(value[2])
             # What repeats more than one character may go on differently within, or match nothing a billion times.
@@ -124,6 +128,16 @@ def _branching(nodes: Iterable[Node]) -> tuple[int, int]:
             found = _branching(one)
             repeats, choices = repeats + found[0], choices + found[1]
     return repeats, choices
+
+
+def _ends_by_itself(repeated: Iterable[Node], following: Node | None) -> bool:
+    """Return whether a repeat of one character can end at one place only: where the letter after it stands, which it does not take (``[0-9]+[.]``)."""
+    (code, value), *more = repeated
+    if more or code not in CHARACTERS - {op.ANY} or following is None or following[0] is not op.LITERAL:
+        return False
+    letter = chr(following[1])
+    # Flags may stand anywhere in a pattern; about an ASCII letter only the one that ignores case can make a difference.
+    return letter.isascii() and not any(_accepts(code, value, letter, flags) for flags in (0, re.IGNORECASE))
 
 
 def _exclusive(branches: Iterable[Iterable[Node]]) -> bool:

@@ -17,9 +17,9 @@ MOST_LANES = 4
 """Shards written at once: enough that threads rarely wait for the same file."""
 MOST_THREADS = 16
 """Beyond this the disk, not the arithmetic, is the limit."""
-PER_THREAD = 24 * 1024 * 1024
+PER_THREAD = 40 * 1024 * 1024
 """Buffers of one thread, with room for what torch's operations take for themselves."""
-FIXED = 64 * 1024 * 1024
+FIXED = 96 * 1024 * 1024
 BYTES_PER_SECOND = 1.0e9
 """Written bytes per second of a fast local disk; see reports/bench."""
 
