@@ -200,16 +200,29 @@ class AdapterValues:
 
 
 def split_experts(lora_A: torch.Tensor, lora_B: torch.Tensor, use: PairUse) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803 - the field's names
-    """Return ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) from the flat (E*r, a) and (b, E*r), in the dtypes given.
+    """Return ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) of a use from the flat (E*r, a) and (b, E*r), in the dtypes given."""
+    return split_stacks(
+        lora_A, lora_B, count=use.num_experts or 1, rank=use.rank, grouped_by_expert=use.grouped_by_expert
+    )
 
-    Expert e's rows of lora_A are consecutive. Its columns of lora_B are every E-th (``rank_major``, PEFT) or
+
+def split_stacks(
+    lora_A: torch.Tensor,  # noqa: N803 - the field's names
+    lora_B: torch.Tensor,  # noqa: N803
+    *,
+    count: int,
+    rank: int,
+    grouped_by_expert: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``lora_A`` (count, rank, a) and ``lora_B`` (count, b, rank) from the flat (count*rank, a) and (b, count*rank).
+
+    Expert e's rows of lora_A are consecutive. Its columns of lora_B are every count-th (``rank_major``, PEFT) or
     consecutive (``grouped_by_expert``).
     """
-    count = use.num_experts or 1
-    stacked_A = lora_A.reshape(count, use.rank, -1)  # noqa: N806
-    if use.grouped_by_expert:
-        stacked_B = lora_B.reshape(-1, count, use.rank)  # noqa: N806
+    stacked_A = lora_A.reshape(count, rank, -1)  # noqa: N806
+    if grouped_by_expert:
+        stacked_B = lora_B.reshape(-1, count, rank)  # noqa: N806
     else:
         # In two steps, each of which moves runs of neighbours: half the time of one.
-        stacked_B = lora_B.reshape(-1, use.rank, count).transpose(1, 2).contiguous()  # noqa: N806
+        stacked_B = lora_B.reshape(-1, rank, count).transpose(1, 2).contiguous()  # noqa: N806
     return stacked_A, stacked_B.permute(1, 0, 2).contiguous()

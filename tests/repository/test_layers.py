@@ -28,6 +28,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "execution": frozenset({"execution", "envs", "matrix.cell", "errors", "result"}),
     "report": frozenset({"report", "matrix.cell", "result"}),
     "merge": frozenset({"merge"}),
+    "experts": frozenset({"experts", "merge"}),
     "worker": frozenset({"worker", "merge", "experts", "engines", "faults"}),
     "bench": frozenset({"bench", "merge", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset({"cli", "bench", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),

@@ -1,0 +1,11 @@
+"""What the expert runtime refuses: one class per condition, each with what happened."""
+
+from __future__ import annotations
+
+
+class ExpertsError(Exception):
+    """A condition under which the expert runtime does nothing rather than something wrong."""
+
+
+class UnrecognisedLoraError(ExpertsError):
+    """A LoRA that is not understood in full, so that extracting it could lose a part."""

@@ -1,0 +1,140 @@
+"""LoRA extraction: the factors of a LoRA on fused experts, one pair of small matrices for each expert, ready for grouped matrix products.
+
+PEFT keeps the LoRA of a fused parameter as two flat Linears and multiplies them out to a delta as large as the parameter. Kept apart, a token of expert
+e costs ``x @ first[e] @ second[e] * scaling`` and nothing is multiplied out. Which side of the parameter lora_A faces and how lora_B is packed is decided
+where merges decide it (``harness.merge.layout``, ``harness.merge.sources.split_experts``), from what PEFT itself recorded in the live wrapper:
+``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.experts.errors import UnrecognisedLoraError
+from harness.merge.errors import MergeError
+from harness.merge.layout import IoLayout, decide_io_layout, parameter_readings
+from harness.merge.sources import split_stacks
+
+TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
+"""Experts modules that store (num_experts, in, out) and lack the attribute ``is_transposed`` by which transformers says so."""
+ATTRIBUTES = ("parameter_name", "get_param", "get_base_layer", "num_experts", "lora_A", "lora_B", "scaling", "r")
+FUSED = 3
+"""Dimensions of a fused experts parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertLora:
+    """A LoRA on fused experts, factored: expert e adds ``x @ first[e] @ second[e] * scaling`` to its output.
+
+    ``first``: (num_experts, in, rank), ``second``: (num_experts, rank, out), in the dtype and on the device of the LoRA's weights, and part of their autograd
+    graph. ``io_layout``: which side lora_A faces, ``standard`` (the input) or ``swapped``.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    scaling: float
+    num_experts: int
+    io_layout: IoLayout
+
+
+def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool | None = None) -> ExpertLora:
+    """Return the LoRA that a PEFT ``ParamWrapper`` holds for a fused experts parameter.
+
+    Args:
+        wrapper: the wrapper of one parameter, (num_experts, out, in), or (num_experts, in, out) where the experts module is transposed.
+        adapter: which adapter; the only active one by default.
+        transposed: whether the parameter is (num_experts, in, out); by default what the module's ``is_transposed`` says, or the list above.
+
+    Raises:
+        UnrecognisedLoraError: anything about the wrapper, the adapter or the shapes that is not understood: a wrapper of another kind, several active
+            adapters, a bias, dropout, a LoRA variant, shapes that fit no reading.
+    """
+    missing = [name for name in ATTRIBUTES if not hasattr(wrapper, name)]
+    if missing:
+        raise UnrecognisedLoraError(
+            f"{type(wrapper).__name__} is no PEFT ParamWrapper: it has no {', '.join(missing)}."
+        )
+    name = _adapter(wrapper, adapter)
+    parameter = wrapper.get_param()
+    if parameter.ndim != FUSED or parameter.shape[0] != wrapper.num_experts:
+        raise UnrecognisedLoraError(
+            f"{wrapper.parameter_name} has shape {tuple(parameter.shape)}, which is not (num_experts, …) for {wrapper.num_experts} experts."
+        )
+    lora_a, lora_b = wrapper.lora_A[name], wrapper.lora_B[name]
+    _check_plain(wrapper, name, lora_a, lora_b)
+    count, rank = wrapper.num_experts, wrapper.r[name]
+    if lora_a.weight.shape[0] != count * rank or lora_b.weight.shape[1] != count * rank:
+        raise UnrecognisedLoraError(
+            f"lora_A {tuple(lora_a.weight.shape)} and lora_B {tuple(lora_b.weight.shape)} are not those of {count} experts of rank {rank}."
+        )
+    turned = _transposed(wrapper) if transposed is None else transposed
+    layout = _io_layout(wrapper, lora_a.weight, lora_b.weight, turned)
+    stack_a, stack_b = split_stacks(lora_a.weight, lora_b.weight, count=count, rank=rank, grouped_by_expert=False)
+    first, second = (stack_a.mT, stack_b.mT) if layout == "standard" else (stack_b, stack_a)
+    return ExpertLora(
+        first=first, second=second, scaling=float(wrapper.scaling[name]), num_experts=count, io_layout=layout
+    )
+
+
+def _adapter(wrapper: Any, adapter: str | None) -> str:
+    """Return the adapter that is meant, which the wrapper must hold."""
+    if adapter is None:
+        active = [name for name in wrapper.active_adapters if name in wrapper.lora_A]
+        if len(active) != 1:
+            raise UnrecognisedLoraError(
+                f"{len(active)} adapters are active on {wrapper.parameter_name}; name the one to extract."
+            )
+        return str(active[0])
+    if adapter not in wrapper.lora_A:
+        raise UnrecognisedLoraError(
+            f"{wrapper.parameter_name} has no adapter {adapter!r}, but {', '.join(wrapper.lora_A)}."
+        )
+    return adapter
+
+
+def _check_plain(wrapper: Any, name: str, lora_a: Any, lora_b: Any) -> None:
+    """Refuse what the two factors and a scale do not say."""
+    if lora_a.bias is not None or lora_b.bias is not None:
+        raise UnrecognisedLoraError(f"the LoRA of {wrapper.parameter_name} has a bias.")
+    if not isinstance(wrapper.lora_dropout[name], torch.nn.Identity):
+        raise UnrecognisedLoraError(
+            f"the LoRA of {wrapper.parameter_name} has dropout, which cannot be kept apart from its factors."
+        )
+    if getattr(wrapper, "use_dora", {}).get(name) or name in getattr(wrapper, "lora_variant", {}):
+        raise UnrecognisedLoraError(f"the LoRA of {wrapper.parameter_name} is a variant (DoRA, say), not plain.")
+    if name in wrapper.merged_adapters:
+        raise UnrecognisedLoraError(f"the adapter {name!r} is merged into {wrapper.parameter_name}; unmerge it first.")
+
+
+def _transposed(wrapper: Any) -> bool:
+    """Return whether the parameter is stored (num_experts, in, out)."""
+    experts = wrapper.get_base_layer()
+    return bool(getattr(experts, "is_transposed", type(experts).__name__ in TRANSPOSED_WITHOUT_SAYING))
+
+
+def _io_layout(wrapper: Any, lora_a: torch.Tensor, lora_b: torch.Tensor, transposed: bool) -> IoLayout:
+    """Decide which side of the parameter lora_A faces: by its shape, and where that is square by what PEFT does with it.
+
+    ``get_delta_weight`` multiplies B A in the coordinates of the parameter where ``_did_swap_in_out_features`` is set (0.19.1 on) or there is one expert, and
+    takes the transpose otherwise.
+    """
+    _, rows, columns = wrapper.get_param().shape
+    outward, inward = (columns, rows) if transposed else (rows, columns)
+    readings = parameter_readings((lora_a.shape[1], lora_b.shape[0]), {wrapper.parameter_name: (outward, inward)})
+    as_it_is = wrapper.num_experts == 1 or getattr(wrapper, "_did_swap_in_out_features", False)
+    recorded: IoLayout = "standard" if as_it_is != transposed else "swapped"
+    possible = frozenset(layout for _, layout in readings)
+    if not possible:
+        raise UnrecognisedLoraError(
+            f"lora_A {tuple(lora_a.shape)} and lora_B {tuple(lora_b.shape)} fit {wrapper.parameter_name} {tuple(wrapper.get_param().shape)} in no way."
+        )
+    try:
+        decision = decide_io_layout(
+            [(wrapper.parameter_name, possible)], peft_version="in memory", recorded=recorded, flag=None
+        )
+    except MergeError as error:
+        raise UnrecognisedLoraError(error.message) from error
+    return "standard" if decision.value == "standard" else "swapped"
