@@ -42,6 +42,27 @@ class Model(torch.nn.Module):
         return self.experts(x)
 
 
+def spoil(wrapper: Any, how: str | None) -> tuple[Any, str | None]:
+    """Return what to extract from, and which adapter, with one thing about it that is not understood."""
+    if how == "another module":
+        return torch.nn.Linear(2, 2), None
+    if how == "no such adapter":
+        return wrapper, "other"
+    if how == "bias":
+        wrapper.lora_B["default"].bias = torch.nn.Parameter(torch.zeros(wrapper.lora_B["default"].weight.shape[0]))
+    if how == "dropout":
+        wrapper.lora_dropout["default"] = torch.nn.Dropout(0.1)
+    if how == "merged":
+        wrapper.merge()
+    if how == "rank":
+        wrapper.r["default"] += 1
+    if how == "variant":
+        wrapper.use_dora["default"] = True
+    if how == "inactive":
+        wrapper._active_adapter = []
+    return wrapper, None
+
+
 def answer(case: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(case["seed"])
     count, inward, outward = case["experts"], case["in"], case["out"]
@@ -59,8 +80,9 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
         layers["default"].weight.data = torch.randn_like(layers["default"].weight, dtype=torch.float64)
     delta = wrapper.get_delta_weight("default")
     fits = delta.shape[-2:] == shape[1:]
+    spoilt, name = spoil(wrapper, case.get("spoil"))
     try:
-        lora = extract_expert_lora(wrapper)
+        lora = extract_expert_lora(spoilt, name)
     except UnrecognisedLoraError as error:
         return {"refused": str(error), "peft_can": fits}
     x = torch.randn(count, 5, inward, dtype=torch.float64)

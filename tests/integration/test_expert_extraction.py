@@ -56,13 +56,33 @@ def answers(stack_id: str, given: list[dict[str, Any]], scratch: Path) -> list[d
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("stack_id", SWAPPING)
-def test_the_factors_give_what_pefts_own_delta_gives(stack_id: str, tmp_path: Path) -> None:
-    given = cases()
-    found = answers(stack_id, given, tmp_path)
+REFUSED = {
+    "another module": "is no PEFT ParamWrapper",
+    "no such adapter": "has no adapter 'other'",
+    "bias": "has a bias",
+    "dropout": "has dropout",
+    "merged": "is merged into",
+    "rank": "are not those of 3 experts of rank 3",
+    "variant": "is a variant",
+    "inactive": "0 adapters are active",
+}
+PLAIN = {"experts": 3, "in": 6, "out": 8, "rank": 2, "alpha": 3, "rslora": False, "transposed": False, "seed": 1}
 
-    assert len(found) == len(given)
-    for case, said in zip(given, found, strict=True):
+Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", params=SWAPPING)
+def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pairs]:
+    """A stack, and what was said there of every case, in one process."""
+    given = [*cases(), *({**PLAIN, "spoil": how} for how in REFUSED)]
+    found = answers(request.param, given, tmp_path_factory.mktemp("extraction"))
+    return request.param, list(zip(given, found, strict=True))
+
+
+def test_the_factors_give_what_pefts_own_delta_gives(answered: tuple[str, Pairs]) -> None:
+    stack_id, pairs = answered
+    drawn = [(case, said) for case, said in pairs if "spoil" not in case]
+    for case, said in drawn:
         if "refused" in said:
             # With one expert PEFT multiplies the factors in the parameter's own coordinates, whichever way round they are: not a delta.
             assert case["experts"] == 1, (case, said)
@@ -74,7 +94,18 @@ def test_the_factors_give_what_pefts_own_delta_gives(stack_id: str, tmp_path: Pa
         ], case
         assert said["error"] < 1e-12, (case, said)
         assert said["gradients"], case
-    many = [said for case, said in zip(given, found, strict=True) if case["experts"] > 1 and not case["transposed"]]
-    assert {said["io_layout"] for said in many} == {SWAPPING[stack_id]}
-    turned = [said for case, said in zip(given, found, strict=True) if case["experts"] > 1 and case["transposed"]]
-    assert {said["io_layout"] for said in turned} == {"standard"}
+    layouts = {
+        transposed: {
+            said["io_layout"] for case, said in drawn if case["experts"] > 1 and case["transposed"] is transposed
+        }
+        for transposed in (False, True)
+    }
+    assert layouts == {False: {SWAPPING[stack_id]}, True: {"standard"}}
+
+
+def test_what_is_not_understood_is_refused_by_name(answered: tuple[str, Pairs]) -> None:
+    refused = {case["spoil"]: said["refused"] for case, said in answered[1] if "spoil" in case}
+
+    assert refused.keys() == REFUSED.keys()
+    for how, words in REFUSED.items():
+        assert words in refused[how]
