@@ -109,7 +109,8 @@ def bitsandbytes_case(folder: Path, **settings: Any) -> dict[str, Any]:
         elif type(weight).__name__ == "Int8Params":
             theirs[f"{name}.weight"] = bnb.int8_vectorwise_dequant(on_disk[f"{name}.weight"], on_disk[f"{name}.SCB"])
     trained = adapt(quantised, folder / "adapter2", zero=False, target_modules=["q_proj", "down_proj"])
-    truth = logits(trained)
+    # As in training: on processors with AVX512-BF16 bitsandbytes' layers multiply in bfloat16 once they are in eval mode.
+    truth = logits(trained.train())
     merge(plan_merge(folder / "base", folder / "adapter2", dtype="float32", base_as="quantized"), folder / "merged2")
     ours = AutoModelForCausalLM.from_pretrained(folder / "merged2", dtype=torch.float32).eval()
     onto = AutoModelForCausalLM.from_pretrained(folder / "original", dtype=torch.float32).eval()
