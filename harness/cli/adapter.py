@@ -48,7 +48,7 @@ def inspect(
         check_writable(json_file, "--json")
     screen = Console(stderr=True, highlight=False)
     arguments = ["inspect", str(adapter.absolute())]
-    arguments += ["--base", str(base.absolute())] if base else []
+    arguments += ["--base", str(base)] if base else []
     arguments += _settled(io_layout, b_packing)
     facts = run_engine(engine_command(PACKAGE, screen) + arguments, screen, "reading")
     if json_file is not None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from harness.cli.engine import engine_command, run_engine
 from harness.cli.setup import check_writable, console
+from harness.errors import ConfigurationError
 
 VERDICTS = ("applied", "indistinguishable", "untouched", "partial", "scrambled", "wrong", "missing")
 FAULTS = ("missing", "wrong", "scrambled", "partial", "untouched", "changed")
@@ -21,9 +22,14 @@ SHOWN = 10
 
 
 def audit(
-    base: Annotated[Path, typer.Option("--base", help="Directory of the base checkpoint (safetensors).")],
-    adapter: Annotated[Path, typer.Option("--adapter", help="Directory of the PEFT adapter.")],
-    merged: Annotated[Path, typer.Option("--merged", help="Directory of the merged checkpoint, made by any engine.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base", help="Directory of the base checkpoint (safetensors), or ORG/NAME@REVISION in the hub's cache."
+        ),
+    ],
+    adapter: Annotated[list[str], typer.Option("--adapter", help="Directory of the PEFT adapter; one.")],
+    merged: Annotated[str, typer.Option("--merged", help="Directory of the merged checkpoint, made by any engine.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the report here, with a row for every tensor.")
     ] = None,
@@ -45,9 +51,10 @@ def audit(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
+    if len(adapter) > 1:
+        raise ConfigurationError(f"a merge is audited for one adapter, and {len(adapter)} were given.")
     screen = Console(stderr=True, highlight=False)
-    arguments = ["--base", str(base.absolute()), "--adapter", str(adapter.absolute())]
-    arguments += ["--merged", str(merged.absolute())]
+    arguments = ["--base", base, "--adapter", adapter[0], "--merged", merged]
     arguments += ["--io-layout", io_layout] if io_layout else []
     arguments += ["--b-packing", b_packing] if b_packing else []
     report = run_engine(engine_command("harness.merge.auditing", screen) + arguments, screen, "auditing")

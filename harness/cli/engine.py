@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from harness.cli.setup import load_setup
 from harness.envs import cache_dir, ensure_environment
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InterruptedByUserError
 from harness.execution.bundle import publish_bundle
 
 RESULTS = frozenset({0, 1})
@@ -43,6 +45,10 @@ def engine_command(package: str, screen: Console) -> list[str]:
     return [str(ensure_environment(stack).python), "-I", "-u", program]
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any]:
     """Run a program, show its progress, and return its last event.
 
@@ -56,6 +62,8 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
         subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process,
     ):
         task = progress.add_task(label, total=None)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
         assert process.stdout is not None  # noqa: S101 - Popen was asked for a pipe
         try:
             for line in process.stdout:
@@ -67,7 +75,7 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
-            raise
+            raise InterruptedByUserError("interrupted; nothing was published.") from None
     if last.get("event") == "error":
         raise EngineFailedError(last["message"], last["remedy"], last["exit_code"])
     if process.returncode not in RESULTS or not last:

@@ -110,7 +110,7 @@ def merge(
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
     arguments = ["--base", base]
     arguments += [word for path in adapter for word in ("--adapter", path)]
-    arguments += [word for value in weight or [] for word in ("--weight", str(value))]
+    arguments += [f"--weight={value}" for value in weight or []]
     values = {
         "--base-as": base_as,
         "--quantization": quantization,
@@ -128,6 +128,8 @@ def merge(
     arguments += [name for name, on in flags.items() if on]
     outcome = run_engine(engine_command("harness.merge", screen) + arguments, screen, "merging")
     show_outcome(outcome)
+    if outcome["event"] == "report" and out is not None:
+        typer.echo(f"published: {out.absolute()}")
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
     if hook is not None:
@@ -160,7 +162,12 @@ def _run_hook(words: list[str]) -> None:
     Raises:
         HookFailedError: it failed; the merge stays published.
     """
-    code = subprocess.run(words, check=False).returncode
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except OSError as error:
+        raise HookFailedError(
+            f"the merge is published, and the command after it cannot be started: {error}."
+        ) from error
     if code != 0:
         raise HookFailedError(
             f"the merge is published, and the command after it ended with code {code}: {shlex.join(words)}"

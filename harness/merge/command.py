@@ -80,7 +80,7 @@ def _run(argv: Sequence[str] | None) -> int:
     common: dict[str, Any] = {"overwrite": options.overwrite, "accumulate": options.accumulate, "progress": progress()}
     how: dict[str, Any] = {"resume": options.resume, "device": options.device, "threads": options.threads}
     if options.dry_run:
-        expected = estimate(plan, options.threads or default_threads())
+        expected = estimate(plan, options.threads or default_threads(), options.accumulate)
         say("plan", {**plan.to_json(), "estimate": expected.to_json()})
     elif options.assemble:
         say("report", assemble(plan, options.out, **common).to_json())

@@ -61,8 +61,12 @@ def confined(root: Path, relative: str) -> Path:
     try:
         real = (root / relative).resolve(strict=True)
     except (OSError, RuntimeError) as error:
+        swapped = relative == "config.json" and (root / "adapter_config.json").exists()
         raise InconsistentCheckpointError(
-            f"{root.name} holds no {relative}.", "Give the right directory, or download the file again."
+            f"{root.name} holds no {relative}.",
+            "It looks like an adapter: are the base and the adapter exchanged?"
+            if swapped
+            else "Give the right directory, or download the file again.",
         ) from error
     blobs = blobs_of(root)
     if not (real.is_relative_to(root) or (blobs is not None and real.parent == blobs)):

@@ -195,7 +195,6 @@ def finish(
     *,
     accumulate: Accumulate,
     facts: Mapping[str, object],
-    ledger: Ledger | None = None,
 ) -> MergeReport:
     """Complete a directory that holds all shards, and publish it."""
     rewritten = rewritten_files(plan, tuple(shards))
@@ -206,8 +205,6 @@ def finish(
             copy_file(plan.base.root / relative, work / relative, what=relative)
     report = _report(plan, done)
     write_file(work / MANIFEST_FILE, build_manifest(plan, report, done.outcomes, accumulate=accumulate, facts=facts))
-    if ledger is not None:
-        ledger.remove()
     publish(work, target)
     return report
 
@@ -220,14 +217,12 @@ def run_merge(
     shards = output_shards(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as background:
         facts = background.submit(identity, plan)
-        mark = local_mark(plan, fingerprint(plan, how.accumulate, facts.result())) if resume else None
+        mark = local_mark(plan, fingerprint(plan, how.accumulate, how.device, facts.result())) if resume else None
         keep = None if mark is None else partial(Ledger.belongs_to, mark=mark)
         with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
             ledger = None if mark is None else Ledger(work, mark)
             done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
-            return finish(
-                plan, shards, done, work, target, accumulate=how.accumulate, facts=facts.result(), ledger=ledger
-            )
+            return finish(plan, shards, done, work, target, accumulate=how.accumulate, facts=facts.result())
 
 
 @contextmanager

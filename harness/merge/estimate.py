@@ -18,6 +18,8 @@ MOST_LANES = 4
 MOST_THREADS = 16
 """Beyond this the disk, not the arithmetic, is the limit."""
 PER_THREAD = 40 * 1024 * 1024
+WIDE = 2
+"""How many times that it is where values are float64, decoded or scaled."""
 """Buffers of one thread, with room for what torch's operations take for themselves."""
 FIXED = 96 * 1024 * 1024
 BYTES_PER_SECOND = 1.0e9
@@ -62,7 +64,12 @@ def default_threads() -> int:
     return min(MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
-def estimate(plan: MergePlan, threads: int) -> Estimate:
+def _is_wide(plan: MergePlan, accumulate: str) -> bool:
+    scaled = any(isinstance(use, PairUse) and use.magnitude for use in plan.uses)
+    return accumulate == "float64" or plan.quantization is not None or scaled
+
+
+def estimate(plan: MergePlan, threads: int, accumulate: str = "float32") -> Estimate:
     """Return what a merge on ``threads`` threads will take, and how many shards it should write at once."""
     layer = _largest_layer(plan)
     lanes = max(1, min(threads, MOST_LANES, len(plan.base.shards), KEPT_BYTES // max(1, layer)))
@@ -70,6 +77,6 @@ def estimate(plan: MergePlan, threads: int) -> Estimate:
     return Estimate(
         threads=threads,
         lanes=lanes,
-        peak_bytes=FIXED + threads * PER_THREAD + (lanes + 1) * layer,
+        peak_bytes=FIXED + threads * PER_THREAD * (WIDE if _is_wide(plan, accumulate) else 1) + (lanes + 1) * layer,
         seconds=size / BYTES_PER_SECOND,
     )

@@ -16,23 +16,45 @@ from pathlib import Path
 
 from harness.merge.copying import create, sync, write_at
 from harness.merge.deltas import Outcome
-from harness.merge.errors import MergeError
+from harness.merge.errors import MergeError, UnreadableInputError
 from harness.merge.json_file import parse_object
 from harness.merge.manifest import ENGINE_VERSION, sha256_of
 from harness.merge.outputs import OutputShard
+from harness.merge.publish import LEDGER_FILE
 from harness.merge.records import MergePlan
+from harness.merge.safetensors_file import TensorFile
 
-LEDGER_FILE = ".merge-ledger.jsonl"
+SAMPLE_BYTES = 16 * 1024
+SAMPLES = 256
+"""Blocks of so many bytes that stand for a shard of the base: 4 MiB of it."""
+LARGEST_NORM = 1e250
+"""Squared norms beyond this cannot be those of tensors, and could not be added up."""
 
 
-def fingerprint(plan: MergePlan, accumulate: str, identified: Mapping[str, object]) -> str:
-    """Return what a merge is, in one hash: every input by content (the base's data by size and header) and every option that shows in the bytes.
+def _sample(shard: TensorFile) -> str:
+    """Return a hash of blocks spread over a shard's data: two fine-tunes of a model differ in nothing else, and reading all of it would cost a merge."""
+    digest = hashlib.sha256()
+    step = max(SAMPLE_BYTES, (shard.size - shard.data_start) // SAMPLES)
+    try:
+        with shard.path.open("rb") as file:
+            for position in range(shard.data_start, shard.size, step):
+                file.seek(position)
+                digest.update(file.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise UnreadableInputError(f"{shard.name} cannot be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def fingerprint(plan: MergePlan, accumulate: str, device: str, identified: Mapping[str, object]) -> str:
+    """Return what a merge is, in one hash: every input by content (the base by its headers and a sample of its data) and every option that shows in the bytes.
 
     ``identified``: ``manifest.identity`` of the plan.
     """
     facts = {
         "engine": ENGINE_VERSION,
         "accumulate": accumulate,
+        "device": device,
+        "samples": [_sample(shard) for shard in plan.base.shards],
         "config": plan.base.config,
         **identified,
     }
@@ -41,7 +63,10 @@ def fingerprint(plan: MergePlan, accumulate: str, identified: Mapping[str, objec
 
 def local_mark(plan: MergePlan, mark: str) -> str:
     """Return a fingerprint that changes as well when a file of the base was written since: on one machine that can be told without reading it."""
-    times = [shard.path.stat().st_mtime_ns for shard in plan.base.shards]
+    try:
+        times = [shard.path.stat().st_mtime_ns for shard in plan.base.shards]
+    except OSError as error:
+        raise UnreadableInputError(f"{error.filename} cannot be read: {error.strerror}.") from error
     return hashlib.sha256(json.dumps([mark, times]).encode()).hexdigest()
 
 
@@ -93,7 +118,7 @@ def entry_from(value: object, expected: Mapping[str, OutputShard]) -> Entry | No
 def _outcome(value: object) -> Outcome | None:
     if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], list):  # noqa: PLR2004 - as written above
         return None
-    if not all(isinstance(norm, float | int) for norm in value[2]):
+    if not all(type(norm) in {float, int} and 0 <= norm <= LARGEST_NORM for norm in value[2]):
         return None
     return Outcome(nonzero=value[0] is True, changed=value[1] is True, squared_norms=[float(norm) for norm in value[2]])
 
@@ -148,17 +173,12 @@ class Ledger:
         finally:
             os.close(descriptor)
 
-    def remove(self) -> None:
-        """Remove the ledger: what follows is the publication."""
-        (self._folder / LEDGER_FILE).unlink(missing_ok=True)
-
 
 def _lines(path: Path) -> list[dict[str, object]]:
     """Return the complete lines of a ledger; one that a kill cut short is as good as absent."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if not path.is_file() or path.is_symlink():
         return []
+    raw = path.read_bytes()
     lines = []
     for line in raw.split(b"\n"):
         if line.strip():

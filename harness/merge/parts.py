@@ -75,7 +75,7 @@ def run_part(
     shards = output_shards(plan)
     mine = shards_of_part(shards, part, parts)
     target = check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs_of(plan))
-    mark = fingerprint(plan, how.accumulate, identity(plan))
+    mark = fingerprint(plan, how.accumulate, how.device, identity(plan))
     local = local_mark(plan, f"{mark} {part}/{parts}")
     keep = partial(Ledger.belongs_to, mark=local) if resume else None
     with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
@@ -84,8 +84,6 @@ def run_part(
         entries = [_entry(shards[number], done, work) for number in mine]
         said = {"fingerprint": mark, "part": part, "parts": parts, "shards": [entry.to_json() for entry in entries]}
         write_file(work / PART_FILE, json.dumps(said).encode())
-        if ledger is not None:
-            ledger.remove()
         publish(work, target)
     return PartReport(
         path=target.path,
@@ -101,15 +99,17 @@ def _entry(shard: OutputShard, done: Written, work: Path) -> Entry:
     return entry_of(work / shard.name, mine)
 
 
-def _find(out: Path) -> list[Path]:
+def _find(out: Path, shards: int) -> list[Path]:
     """Return the directories of all parts, in order.
 
     Raises:
         UsageError: none is there, some are missing, or there are parts of two divisions.
     """
-    pattern = re.compile(re.escape(out.name) + r"\.part-(\d+)-of-(\d+)", re.ASCII)
+    pattern = re.compile(re.escape(out.name) + r"\.part-([1-9]\d{0,8})-of-([1-9]\d{0,8})", re.ASCII)
     found = [(path, pattern.fullmatch(path.name)) for path in out.parent.glob(f"{glob_escape(out.name)}.part-*")]
-    numbers = {(int(match[2]), int(match[1])): path for path, match in found if match is not None}
+    numbers = {
+        (int(match[2]), int(match[1])): path for path, match in found if match is not None and not path.is_symlink()
+    }
     divisions = sorted({parts for parts, _ in numbers})
     if len(divisions) != 1:
         said = f"parts of {listed(str(parts) for parts in divisions)}" if divisions else "no parts"
@@ -118,6 +118,8 @@ def _find(out: Path) -> list[Path]:
             "Write them with --shard 1/N to --shard N/N and the same --out, and remove those that are not meant.",
         )
     parts = divisions[0]
+    if parts > shards:
+        raise UsageError(f"the base has {shards} shards, which cannot have been shared out to {parts}.")
     if missing := [part for part in range(1, parts + 1) if (parts, part) not in numbers]:
         raise UsageError(
             f"of {parts} parts of {out.name}, these are missing: {listed(str(part) for part in missing)}.",
@@ -150,9 +152,9 @@ def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progr
     """Check all parts and publish what they make; see ``harness.merge.assemble``."""
     target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
     shards = output_shards(plan)
-    folders = _find(target.path)
+    folders = _find(target.path, len(shards))
     facts = identity(plan)
-    mark = fingerprint(plan, how.accumulate, facts)
+    mark = fingerprint(plan, how.accumulate, how.device, facts)
     held = [(folder, entry) for folder in folders for entry in _read(folder, mark, shards)]
     names = [entry.name for _, entry in held]
     if sorted(names) != sorted(shard.name for shard in shards):

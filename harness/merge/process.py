@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,12 +19,18 @@ from harness.merge.errors import MergeError, UsageError
 
 INTERRUPTED = 130
 STEPS = 100
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def say(event: str, values: dict[str, object]) -> None:
     """Write one event to standard output."""
-    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever asked for this is gone, and with it the reason to go on. What is left unwritten goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise KeyboardInterrupt from None
 
 
 def progress() -> Callable[[int, int], None]:
@@ -49,12 +56,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # A terminal's Ctrl-C comes from the terminal and from the caller; only the first may interrupt, or cleaning up would be.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def run(program: Callable[[], int]) -> int:
     """Run a program and return its exit code: its own, or that of the error that ended it (1, 2, 5), or 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         return program()
     except MergeError as error:

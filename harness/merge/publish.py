@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
 from harness.merge.copying import failed, sync_directory
 from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
 
+LEDGER_FILE = ".merge-ledger.jsonl"
+"""What is finished of a merge (``ledger``); it is kept until the output is there."""
 PART_FILE = "merge_part.json"
 """What describes a part of a merge that several machines share (``parts``)."""
 
@@ -37,6 +40,8 @@ class Target:
 
     path: Path
     overwrite: bool
+    inode: int | None = None
+    """What is to be replaced, so that nothing else is."""
 
 
 def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
@@ -74,7 +79,7 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
             f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
             "Remove it yourself if it may go.",
         )
-    return Target(path=path, overwrite=True)
+    return Target(path=path, overwrite=True, inode=path.stat().st_ino)
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -94,7 +99,7 @@ def exchange(first: Path, second: Path) -> None:
 
 def _check_exchange(work: Path) -> None:
     """Try the exchange on two empty directories."""
-    first, second = work / "first", work / "second"
+    first, second = (work / f".exchange-{secrets.token_hex(4)}" for _ in range(2))
     first.mkdir()
     second.mkdir()
     try:
@@ -131,7 +136,8 @@ def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
     """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
     kept: tuple[Path, int] | None = None
     for path in sorted(target.parent.glob(f".{glob_escape(target.name)}.partial-*")):
-        if path.is_symlink() or not path.is_dir():
+        ours = re.fullmatch(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}", path.name)
+        if not ours or path.is_symlink() or not path.is_dir() or path.stat().st_uid != os.geteuid():
             continue
         descriptor = _lock(path)
         if descriptor is None:
@@ -228,12 +234,15 @@ def publish(work: Path, target: Target) -> None:
     try:
         for folder, _, _ in os.walk(work):
             sync_directory(Path(folder))
-        if target.overwrite and target.path.exists():
+        if target.inode is not None and os.path.lexists(target.path) and target.path.lstat().st_ino == target.inode:
             exchange(work, target.path)
+            # What was there is in the working directory now, which nobody is to go on with.
+            (target.path / LEDGER_FILE).unlink(missing_ok=True)
         elif os.path.lexists(target.path):
             raise OutputExistsError(f"the output {target.path.name} appeared while the merge ran; it was left alone.")
         else:
             work.rename(target.path)
+            (target.path / LEDGER_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise failed(target.path.name, error) from error
     # From here on the output is there. Making the rename itself durable is all that is left, and a parent directory that

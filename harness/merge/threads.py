@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Event, Lock
+from threading import Condition, Event, Lock
 from typing import Generic, TypeVar
 
 import torch
@@ -74,24 +74,39 @@ def share_out(
     The first exception, from a lane or from ``work``, ends all of them and is raised here. ``poll`` is called several times a second in the
     calling thread, to show progress; what it raises, or an interrupt, ends the work too.
     """
-    stop = Event()
+    stop, idle, running = Event(), Condition(), 0
 
     def drain(number: int) -> None:
-        mine = state()
+        nonlocal running
+        with idle:
+            if stop.is_set():
+                return
+            running += 1
         try:
+            mine = state()
             while not stop.is_set() and (item := lanes.take(number)) is not None:
                 work(mine, item)
         except BaseException:
             stop.set()
             raise
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
-        pending = {pool.submit(drain, number) for number in range(threads)}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
-                poll()
-                for future in done:
-                    future.result()
         finally:
+            with idle:
+                running -= 1
+                idle.notify_all()
+
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+            try:
+                pending = {pool.submit(drain, number) for number in range(threads)}
+                while pending:
+                    done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
+                    poll()
+                    for future in done:
+                        future.result()
+            finally:
+                stop.set()
+    finally:
+        # An interrupt while a thread starts leaves one that the pool does not know of; nobody may go on writing after this.
+        with idle:
             stop.set()
+            idle.wait_for(lambda: running == 0)

@@ -17,6 +17,7 @@ import torch
 
 from harness.merge.auditing.equality import identical, same
 from harness.merge.auditing.right import Workspace, count
+from harness.merge.sources import all_finite
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
@@ -156,7 +157,7 @@ def measure(
         unmoved = same(found, kept)
         if right is not None and not tally.telling:
             expected = right(first, started, dtype)
-            if not unmoved and identical(found, expected):
+            if not unmoved and identical(found, expected) and all_finite(found):
                 tally.add_exact(found.numel())
                 return
             if unmoved and not tally.moved:

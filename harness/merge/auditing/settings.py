@@ -18,7 +18,7 @@ def config_problems(plan: MergePlan, merged: MergedCheckpoint, pairings: Mapping
     """Return the contradictions in words; a tensor that was not changed contradicts no setting that was not changed either."""
     if not plan.config or CONFIG_FILE not in merged.files:
         return ()
-    config = read_object(confined(merged.root, CONFIG_FILE))
+    config = read_object(confined(merged.root, CONFIG_FILE), constants=True)
     text = config.get("text_config")
     given = {**(text if isinstance(text, dict) else {}), **config}
     return tuple(_problems(plan, merged, pairings, given))

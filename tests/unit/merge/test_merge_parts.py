@@ -168,3 +168,33 @@ def test_a_part_is_written_again_only_when_asked(sample: Sample, tmp_path: Path)
     assemble(plan, tmp_path / "out")
 
     assert_merged(sample, tmp_path / "out")
+
+
+def test_parts_of_two_bases_that_differ_in_values_alone_do_not_become_an_output(sample: Sample, tmp_path: Path) -> None:
+    """Two fine-tunes of one model have the same names, sizes, headers and configuration."""
+    merge_part(plan_merge(sample.base, sample.adapter), tmp_path / "out", part=1, parts=2)
+    for shard in sample.base.glob("*.safetensors"):
+        _flip(shard)
+    merge_part(plan_merge(sample.base, sample.adapter), tmp_path / "out", part=2, parts=2)
+
+    with pytest.raises(errors.UsageError, match="other inputs"):
+        assemble(plan_merge(sample.base, sample.adapter), tmp_path / "out")
+
+
+@pytest.mark.parametrize("norm", [10**400, -1.0, 1.7e308, True, "1", None])
+def test_a_part_with_a_norm_that_cannot_be_is_refused(sample: Sample, tmp_path: Path, norm: object) -> None:
+    write_parts(sample, tmp_path / "out", 2)
+    said = json.loads((tmp_path / PART / "merge_part.json").read_text())
+    key = next(iter(said["shards"][0]["outcomes"]))
+    said["shards"][0]["outcomes"][key][2] = [norm, norm]
+    (tmp_path / PART / "merge_part.json").write_text(json.dumps(said))
+
+    with pytest.raises(errors.UsageError, match="does not describe"):
+        assemble(plan_merge(sample.base, sample.adapter), tmp_path / "out")
+
+
+def test_a_number_of_parts_that_cannot_be_takes_no_time(sample: Sample, tmp_path: Path) -> None:
+    (tmp_path / "out.part-1-of-999999999").mkdir()
+
+    with pytest.raises(errors.UsageError, match="cannot have been shared out"):
+        assemble(plan_merge(sample.base, sample.adapter), tmp_path / "out")

@@ -265,3 +265,50 @@ def test_another_merges_working_directory_is_left_alone(sample: Sample, tmp_path
 
         assert (held / "half.safetensors").exists()
     assert_merged(sample, tmp_path / "out")
+
+
+def test_a_directory_that_only_looks_like_a_leftover_is_left_alone(sample: Sample, tmp_path: Path) -> None:
+    notes = tmp_path / ".out.partial-notes"
+    notes.mkdir()
+    (notes / "thesis.txt").write_text("years of work")
+
+    merge(plan_merge(sample.base, sample.adapter), tmp_path / "out")
+
+    assert (notes / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_took_the_outputs_place_meanwhile_is_not_overwritten(sample: Sample, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+
+    def another(_done: int, _total: int) -> None:
+        if not (tmp_path / "old").exists():
+            out.rename(tmp_path / "old")
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(errors.OutputExistsError):
+        merge(plan_merge(sample.base, sample.adapter), out, overwrite=True, progress=another)
+
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert names(tmp_path) == {"base", "adapter", "out", "old"}
+
+
+def test_finished_shards_outlive_a_publication_that_fails(sample: Sample, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(_done: int, _total: int) -> None:
+        out.mkdir(exist_ok=True)
+
+    plan = plan_merge(sample.base, sample.adapter)
+    with pytest.raises(errors.OutputExistsError) as caught:
+        merge(plan, out, resume=True, progress=appear)
+    left = list(tmp_path.glob(".out.partial-*"))
+    out.rmdir()
+    merge(plan, out, resume=True)
+
+    assert "--resume" in str(caught.value.remedy)
+    assert len(left) == 1
+    assert names(tmp_path) == {"base", "adapter", "out"}
+    assert not any(name.startswith(".") for name in names(out))
