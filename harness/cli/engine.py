@@ -63,7 +63,8 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
     ):
         task = progress.add_task(label, total=None)
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+                signal.signal(number, _interrupt)
         assert process.stdout is not None  # noqa: S101 - Popen was asked for a pipe
         try:
             for line in process.stdout:

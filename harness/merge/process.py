@@ -65,7 +65,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def run(program: Callable[[], int]) -> int:
     """Run a program and return its exit code: its own, or that of the error that ended it (1, 2, 5), or 130."""
     for number in SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
     try:
         return program()
     except MergeError as error:
