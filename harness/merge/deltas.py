@@ -19,10 +19,9 @@ from harness.merge.scratch import Scratch
 from harness.merge.sources import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
 
 
-def bytes_of(tensor: torch.Tensor, buffer: bytearray) -> bytearray:
-    """Return the bytes of a tensor, in ``buffer`` where they fit exactly: usually that of the base it was computed from."""
-    size = tensor.numel() * tensor.element_size()
-    target = buffer if len(buffer) == size else bytearray(size)
+def bytes_of(tensor: torch.Tensor) -> bytearray:
+    """Return the bytes of a tensor."""
+    target = bytearray(tensor.numel() * tensor.element_size())
     torch.frombuffer(target, dtype=tensor.dtype).copy_(tensor.reshape(-1))
     return target
 

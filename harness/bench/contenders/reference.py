@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -28,21 +27,11 @@ def load() -> dict[str, str]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Merge; ``accumulate`` is passed on where it is asked for.
-
-    Raises:
-        NotImplementedError: the engine has no such option.
-    """
+    """Merge; ``accumulate`` is passed on where it is asked for."""
     from harness.merge import merge, plan_merge
 
-    settings: list[dict[str, Any]] = [{}, {}]
-    if "accumulate" in request:
-        offered = ["accumulate" in inspect.signature(function).parameters for function in (plan_merge, merge)]
-        if not any(offered):
-            raise NotImplementedError("this engine offers no --accumulate")
-        settings[offered.index(True)]["accumulate"] = request["accumulate"]
     started = time.perf_counter()
-    plan = plan_merge(Path(request["base"]), Path(request["adapter"]), **settings[0])
+    plan = plan_merge(Path(request["base"]), Path(request["adapter"]))
     planned = time.perf_counter() - started
-    report = merge(plan, Path(request["out"]), **settings[1])
+    report = merge(plan, Path(request["out"]), accumulate=request.get("accumulate", "float32"))
     return {"plan_seconds": round(planned, 4), "applied": report.applied, "attempted": report.attempted}

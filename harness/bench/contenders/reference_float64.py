@@ -23,9 +23,5 @@ def load() -> dict[str, str]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Merge.
-
-    Raises:
-        NotImplementedError: the engine has no such option.
-    """
+    """Merge."""
     return reference.run({**request, "accumulate": "float64"})

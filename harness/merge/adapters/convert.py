@@ -203,7 +203,7 @@ def _write_tensors(groups: list[Group], form: AdapterForm, read: Read, path: Pat
         write_at(descriptor, header, 0, what=path.name)
         for group in groups:
             for name, tensor in group.make(read).items():
-                write_at(descriptor, bytes_of(tensor.contiguous(), bytearray()), offsets[name], what=path.name)
+                write_at(descriptor, bytes_of(tensor), offsets[name], what=path.name)
         sync(descriptor, what=path.name)
     finally:
         os.close(descriptor)
