@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM and a closed terminal become one event; and what is left of making environments is ended.
 
-While cells run, the signals raise nothing: a handler sets an event and the scheduler winds up in its own time. So a second
+While cells run, the signals raise nothing: a handler has an event set and the scheduler winds up in its own time. So a second
 Ctrl-C (terminals send it to the whole group, nox passes it on again, people press it twice) cannot strike in the middle of
 cleaning up.
 """
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 
 import psutil
@@ -31,10 +32,18 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
         yield
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        # Safe in a handler as long as the main thread itself never waits on the event, only asks it.
-        cancelled.set()
+    received: SimpleQueue[bool] = SimpleQueue()
 
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        # Not the event itself: a second signal in the middle of set() would wait for ever for the lock that the first holds.
+        received.put(True)
+
+    def relay() -> None:
+        if received.get():
+            cancelled.set()
+
+    relaying = threading.Thread(target=relay, name="signals", daemon=True)
+    relaying.start()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -44,6 +53,8 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        received.put(False)
+        relaying.join()
 
 
 def children() -> set[psutil.Process]:

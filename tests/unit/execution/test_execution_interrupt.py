@@ -116,6 +116,28 @@ def test_a_signal_ends_children_keeps_results_and_exits_130(folder: Path, number
     assert not list((folder / "out").rglob("*.running"))
 
 
+STORM = """
+import os, subprocess, sys, threading
+from harness.execution.interrupt import signals_set
+
+cancelled = threading.Event()
+with signals_set(cancelled):
+    sender = subprocess.Popen([sys.executable, "-c", f"import os\\nfor _ in range(50_000): os.kill({os.getpid()}, 15)"])
+    while sender.poll() is None:  # as the scheduler does: between two looks, any number of signals
+        pass
+    assert cancelled.wait(10)
+"""
+
+
+def test_signals_that_interrupt_each_other_do_not_wait_for_each_other() -> None:
+    """Setting an event takes a lock: a second signal while the first was at it used to wait for ever."""
+    process = subprocess.Popen([sys.executable, "-c", STORM])
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+
+
 def test_ctrl_c_also_ends_what_is_making_an_environment(folder: Path) -> None:
     driver = start(folder, "preparing")
     results = folder / "out" / "cells" / "qwen3_moe"
