@@ -5,7 +5,18 @@ Runs in a stack's environment; needs torch, and whatever of transformers, peft a
 
 from __future__ import annotations
 
-from harness.experts.errors import ExpertsError, UnrecognisedLoraError
+from harness.experts.errors import ExpertsError, IneligibleError, NothingToEnableError, UnrecognisedLoraError
 from harness.experts.extraction import ExpertLora, extract_expert_lora
+from harness.experts.grouped import BlockReport, GroupedForward, enable_grouped_forward
 
-__all__ = ["ExpertLora", "ExpertsError", "UnrecognisedLoraError", "extract_expert_lora"]
+__all__ = [
+    "BlockReport",
+    "ExpertLora",
+    "ExpertsError",
+    "GroupedForward",
+    "IneligibleError",
+    "NothingToEnableError",
+    "UnrecognisedLoraError",
+    "enable_grouped_forward",
+    "extract_expert_lora",
+]

@@ -9,3 +9,11 @@ class ExpertsError(Exception):
 
 class UnrecognisedLoraError(ExpertsError):
     """A LoRA that is not understood in full, so that extracting it could lose a part."""
+
+
+class IneligibleError(ExpertsError):
+    """A block for which the library's own forward must run: the reason is the message."""
+
+
+class NothingToEnableError(ExpertsError):
+    """A model without any experts, or one that is enabled already."""

@@ -16,6 +16,12 @@ from typing import Any
 
 import pytest
 
+import harness as package
+from harness.envs import child_environment, ensure_environment
+from harness.matrix.catalogue import read_catalogue
+from harness.matrix.config import load_config
+from harness.matrix.locate import find_config
+
 LINEARS = "tf4.57.6-peft0.19.1-trl0.25.1"
 SWAPPED = "tf5.5.0-peft0.18.1-trl0.25.1"
 STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
@@ -75,6 +81,22 @@ def harness(
         text=True,
         stdin=subprocess.DEVNULL,
     )
+
+
+def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path) -> list[Any]:
+    """Run a program of these tests in a stack's environment: a line of JSON for each case in, one out."""
+    config = load_config(find_config(), read_catalogue())
+    environment = ensure_environment(next(stack for stack in config.declared if stack.id == stack_id))
+    done = subprocess.run(
+        [environment.python, "-I", str(program), str(Path(package.__file__).parents[1])],
+        input="\n".join(json.dumps(case) for case in cases),
+        env=child_environment(scratch=scratch, prefix=environment.prefix),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import NEWEST, STANDARD, SWAPPED
-
-import harness
-from harness.envs import child_environment, ensure_environment
-from harness.matrix.catalogue import read_catalogue
-from harness.matrix.config import load_config
-from harness.matrix.locate import find_config
+from real_stacks import NEWEST, STANDARD, SWAPPED, ask
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -41,21 +33,6 @@ def cases() -> list[dict[str, Any]]:
     return [{**case, "seed": seed} for seed, case in enumerate(drawn)]
 
 
-def answers(stack_id: str, given: list[dict[str, Any]], scratch: Path) -> list[dict[str, Any]]:
-    config = load_config(find_config(), read_catalogue())
-    environment = ensure_environment(next(stack for stack in config.declared if stack.id == stack_id))
-    done = subprocess.run(
-        [environment.python, "-I", str(PROGRAM), str(Path(harness.__file__).parents[1])],
-        input="\n".join(json.dumps(case) for case in given),
-        env=child_environment(scratch=scratch, prefix=environment.prefix),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 REFUSED = {
     "another module": "is no PEFT ParamWrapper",
     "no such adapter": "has no adapter 'other'",
@@ -75,7 +52,7 @@ Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pairs]:
     """A stack, and what was said there of every case, in one process."""
     given = [*cases(), *({**PLAIN, "spoil": how} for how in REFUSED)]
-    found = answers(request.param, given, tmp_path_factory.mktemp("extraction"))
+    found = ask(request.param, PROGRAM, given, tmp_path_factory.mktemp("extraction"))
     return request.param, list(zip(given, found, strict=True))
 
 

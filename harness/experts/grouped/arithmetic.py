@@ -1,0 +1,170 @@
+"""Grouped products: every row times the matrix of its own expert, rows sorted by expert.
+
+One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored, packed where it is packed, and the rows
+only where the weight is trained. A packed weight is unpacked one expert at a time, in forward and again in backward, and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from harness.experts.extraction import ExpertLora
+
+ALIGNMENT = 16
+"""Bytes that ``torch.nn.functional.grouped_mm`` wants rows and addresses to be a multiple of (2.13; 2.10 also on CPU)."""
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GROUPED_CAPABILITY = (8, 0)
+"""The CUDA compute capability from which ``grouped_mm`` runs (``transformers.integrations.moe._can_use_grouped_mm``, 5.23)."""
+
+Way = Literal["grouped_mm", "loop"]
+Projection = Callable[[torch.Tensor, "Groups"], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows belong to which expert: those of expert e end before ``ends[e]``, where those of expert e + 1 begin. (num_experts,) int32."""
+
+    ends: torch.Tensor
+
+    @cached_property
+    def bounds(self) -> list[tuple[int, int]]:
+        """First row and end of each expert; waits for the device."""
+        ends: list[int] = self.ends.tolist()
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each expert."""
+        return [end - start for start, end in self.bounds]
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(expert, first row, end) of each expert that has rows."""
+        return [(expert, start, end) for expert, (start, end) in enumerate(self.bounds) if start < end]
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored packed: a tensor subclass of which ``weight[e]`` unpacks expert e, as its ``dequantize_expert`` says."""
+    return hasattr(type(weight), "dequantize_expert")
+
+
+def way(*operands: torch.Tensor) -> Way:
+    """Return how a product of these runs: ``grouped_mm`` where torch has it for their device, dtypes and strides, else a loop over experts."""
+    takes = hasattr(torch.nn.functional, "grouped_mm") and all(_grouped_mm_takes(operand) for operand in operands)
+    return "grouped_mm" if takes else "loop"
+
+
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """Return ``x[i] @ weight[e].T`` for each row i of expert e.
+
+    Args:
+        x: (rows, in), sorted by expert, in the dtype of the weight.
+        weight: (num_experts, out, in), plain or packed.
+        groups: where each expert's rows end; the last ends with the rows.
+    """
+    product: torch.Tensor = _GroupedLinear.apply(x, weight, groups)
+    return product
+
+
+def grouped_lora(base: torch.Tensor, x: torch.Tensor, lora: ExpertLora | None, groups: Groups) -> torch.Tensor:
+    """Return base (rows, out) plus what the LoRA adds for x (rows, in), in the dtype of x; the delta is never multiplied out.
+
+    The small factors are cast to the dtype of x, as PEFT 0.21 casts them to the parameter's (``ParamWrapper.get_delta_factors``).
+    """
+    if lora is None:
+        return base
+    inner = grouped_linear(x, lora.first.mT.to(x.dtype), groups)
+    return torch.add(base, grouped_linear(inner, lora.second.mT.to(x.dtype), groups), alpha=lora.scaling)
+
+
+def routed(
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    *,
+    num_experts: int,
+    expert: Projection,
+) -> torch.Tensor:
+    """Return the weighted sum of what each token's experts make of it, (tokens, hidden).
+
+    Args:
+        hidden_states: (tokens, hidden).
+        top_k_index: (tokens, top_k) experts. ``num_experts`` and above adds nothing: transformers 5 marks another device's experts so.
+        top_k_weights: (tokens, top_k).
+        num_experts: experts here.
+        expert: takes rows sorted by expert, (tokens * top_k, hidden), and their groups.
+    """
+    tokens, top_k = top_k_index.shape
+    ids, order = torch.sort(top_k_index.reshape(-1).clamp(max=num_experts - 1))
+    ends = torch.searchsorted(ids, torch.arange(num_experts, device=ids.device), right=True, out_int32=True)
+    out = expert(hidden_states[order // top_k], Groups(ends))
+    weights = top_k_weights.masked_fill(top_k_index >= num_experts, 0).reshape(-1)
+    weighted = out * weights[order].unsqueeze(-1)
+    return weighted[torch.argsort(order)].view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+
+
+class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is not followed
+    """``grouped_linear`` with a backward that unpacks again instead of keeping."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, groups: Groups) -> torch.Tensor:
+        """Save only what backward needs: for a frozen weight that is the weight itself."""
+        ctx.groups = groups
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        return _multiply(x, weight, groups, across=False)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        """Gradients of the rows, and of the weight where it is trained."""
+        weight, x = ctx.saved_tensors
+        grad = grad.contiguous()  # the gradient of a sum has strides of 0
+        grad_x = _multiply(grad, weight, ctx.groups, across=True) if ctx.needs_input_grad[0] else None
+        grad_weight = _outer(grad, x, ctx.groups, weight) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor, groups: Groups, *, across: bool) -> torch.Tensor:
+    """Return x times each expert's (out, in) matrix, or its transpose unless ``across``; in the dtype of x, whatever autocast says."""
+    if way(x, weight) == "grouped_mm":
+        product: torch.Tensor = torch.nn.functional.grouped_mm(x, weight if across else weight.mT, offs=groups.ends)
+        return product
+    out = x.new_empty(x.shape[0], weight.shape[2] if across else weight.shape[1])
+    with torch.autocast(x.device.type, enabled=False):
+        for expert, start, end in groups.spans:
+            matrix = weight[expert]
+            torch.mm(x[start:end], matrix if across else matrix.mT, out=out[start:end])
+    return out
+
+
+def _outer(grad: torch.Tensor, x: torch.Tensor, groups: Groups, weight: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of the weight, (num_experts, out, in)."""
+    if way(grad, x) == "grouped_mm":
+        product: torch.Tensor = torch.nn.functional.grouped_mm(grad.mT, x, offs=groups.ends)
+        return product
+    out = grad.new_zeros(weight.shape)
+    with torch.autocast(grad.device.type, enabled=False):
+        for expert, start, end in groups.spans:
+            torch.mm(grad[start:end].mT, x[start:end], out=out[expert])
+    return out
+
+
+def _grouped_mm_takes(operand: torch.Tensor) -> bool:
+    """Whether ``grouped_mm`` has a kernel for this operand; a packed one has none."""
+    if type(operand) not in (torch.Tensor, torch.nn.Parameter) or operand.dtype not in GROUPED_DTYPES:
+        return False
+    if operand.device.type == "cuda":
+        if torch.cuda.get_device_capability(operand.device) < GROUPED_CAPABILITY:
+            return False
+    elif operand.device.type != "cpu":
+        return False
+    *leading, rows, columns = operand.stride()
+    long = [*leading, rows] if columns == 1 else [*leading, columns]
+    aligned = all(stride > 0 and stride * operand.element_size() % ALIGNMENT == 0 for stride in long)
+    return 1 in (rows, columns) and aligned and operand.numel() > 0 and operand.data_ptr() % ALIGNMENT == 0

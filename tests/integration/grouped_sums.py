@@ -1,0 +1,161 @@
+"""Scenarios of ``grouped_cells``: is it the same function with the same gradients, and what is kept for backward."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import Any
+
+import torch
+import transformers
+from grouped_models import IDS, ROLES, apart, base_model, calls, fill, logits, lora, lora_model, reasons, states
+from packed_experts import Packed
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from harness.experts import enable_grouped_forward
+
+
+def steps(case: dict[str, Any]) -> dict[str, Any]:
+    """Three steps of training, plain and grouped side by side: logits and every gradient at each."""
+    plain = lora_model(case)
+    ours = copy.deepcopy(plain)
+    grouped = enable_grouped_forward(ours)
+    report = {"states": states(grouped), "reasons": reasons(grouped), "blocks": len(grouped.blocks)}
+    differences, gradients, same_tensors = [], [], True
+    first = logits(plain)
+    for _ in range(3):
+        both = []
+        for model in (plain, ours):
+            model.train()
+            model.zero_grad(set_to_none=True)
+            out = model(input_ids=IDS, labels=IDS)
+            out.loss.backward()
+            both.append(
+                (out.logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            )
+        (theirs, their_gradients), (mine, my_gradients) = both
+        differences.append(apart(mine, theirs))
+        same_tensors &= my_gradients.keys() == their_gradients.keys()
+        gradients += [apart(my_gradients[name], gradient) for name, gradient in their_gradients.items()]
+        for model, step in ((plain, their_gradients), (ours, my_gradients)):
+            for name, gradient in step.items():
+                model.get_parameter(name).data -= 0.05 * gradient / gradient.abs().max()
+    return {
+        **report,
+        "calls": calls(grouped),
+        "logits": max(differences),
+        "gradients": max(gradients),
+        "same_tensors": same_tensors,
+        "moved": apart(logits(plain), first),
+    }
+
+
+def single(case: dict[str, Any]) -> dict[str, Any]:
+    """One expert: as PEFT, where PEFT can."""
+    try:
+        logits(lora_model(case))
+    except RuntimeError as error:
+        model = lora_model(case)
+        grouped = enable_grouped_forward(model)
+        try:
+            logits(model)
+        except RuntimeError as ours:
+            return {"theirs": str(error), "ours": str(ours), "states": states(grouped)}
+        return {"theirs": str(error), "ours": "ran", "states": states(grouped)}
+    return steps(case)
+
+
+def saved(case: dict[str, Any]) -> dict[str, Any]:
+    """Elements of the largest stack of matrices that autograd keeps for backward, the model's own parameters aside; plain PEFT's and ours."""
+    plain, ours = lora_model(case), lora_model(case)
+    enable_grouped_forward(ours)
+    weights = [module for module in plain.modules() if hasattr(module, "act_fn") and hasattr(module, "num_experts")]
+    return {
+        "plain": _largest_saved(plain, weights[0].num_experts),
+        "ours": _largest_saved(ours, weights[0].num_experts),
+        "weight": min(getattr(weights[0], role).numel() for role in ROLES),
+        "lora": max(p.numel() for n, p in plain.named_parameters() if "lora_" in n),
+    }
+
+
+def _largest_saved(model: Any, num_experts: int) -> int:
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes = [0]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        stacked = tensor.ndim == 3 and tensor.shape[0] == num_experts and tensor.is_floating_point()
+        if stacked and tensor.untyped_storage().data_ptr() not in own:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=IDS[:, :4], labels=IDS[:, :4]).loss.backward()
+    return max(sizes)
+
+
+def packed(case: dict[str, Any]) -> dict[str, Any]:
+    """Experts packed: the same numbers, one expert unpacked at a time, in forward and again in backward, and nothing unpacked kept."""
+    plain, ours = lora_model(case), lora_model(case)
+    weights = []
+    for module in ours.modules():
+        if all(isinstance(vars(module).get("_parameters", {}).get(role), torch.nn.Parameter) for role in ROLES):
+            for role in ROLES:
+                weights.append(Packed.of(module._parameters[role].data))
+                module._parameters[role] = torch.nn.Parameter(weights[-1], requires_grad=False)
+    grouped = enable_grouped_forward(ours)
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(any(not isinstance(tensor, Packed) and tensor.shape == w.shape[1:] for w in weights))
+        return tensor
+
+    results = []
+    for model in (plain, ours):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(input_ids=IDS, labels=IDS)
+        forward = [len(w.unpacked) for w in weights]
+        out.loss.backward()
+        results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    theirs, mine = results
+    return {
+        "gradients": max(apart(mine[name], theirs[name]) for name in theirs),
+        "forward": forward,
+        "both": [len(w.unpacked) for w in weights],
+        "kept": any(kept),
+        "reasons": reasons(grouped),
+        "calls": calls(grouped),
+    }
+
+
+def quantised(case: dict[str, Any]) -> dict[str, Any]:
+    """QLoRA as users make it: experts in 4 bits by bitsandbytes, a LoRA on each Linear, in training mode."""
+    # A router of Linear4bit is quantised too, and then asserts on its shape.
+    routers = [f"model.layers.{layer}.mlp.gate" for layer in range(2)]
+    options = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["lm_head", *routers],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        base_model(case).save_pretrained(folder)
+        plain = AutoModelForCausalLM.from_pretrained(folder, quantization_config=options, dtype=torch.float32)
+    plain = fill(get_peft_model(plain, lora(case))).train()
+    kinds = sorted({type(m).__name__ for n, m in plain.named_modules() if n.endswith("experts.0.up_proj.base_layer")})
+
+    def gradients() -> dict[str, torch.Tensor]:
+        plain.zero_grad(set_to_none=True)
+        plain(input_ids=IDS, labels=IDS).loss.backward()
+        return {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+
+    theirs = gradients()
+    with enable_grouped_forward(plain) as grouped:
+        mine = gradients()
+    return {
+        "kinds": kinds,
+        "calls": calls(grouped),
+        "same_tensors": mine.keys() == theirs.keys(),
+        "gradients": max(apart(mine[name], theirs[name]) for name in theirs),
+    }

@@ -1,0 +1,145 @@
+"""The arithmetic of the grouped forward against sums written out by hand, a token and an expert at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from packed_experts import Packed
+
+from harness.experts.extraction import ExpertLora
+from harness.experts.grouped.arithmetic import Groups, grouped_linear, grouped_lora, routed, way
+
+ENDS = [0, 3, 3, 4, 9]
+"""Five experts; the first and the third have no rows."""
+
+
+def groups() -> Groups:
+    return Groups(torch.tensor(ENDS, dtype=torch.int32))
+
+
+def expert_of(row: int) -> int:
+    return next(expert for expert, end in enumerate(ENDS) if row < end)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def lora(dtype: torch.dtype = torch.float64, *, rank: int = 4) -> ExpertLora:
+    first, second = draw(5, 8, rank, dtype=dtype, seed=3), draw(5, rank, 16, dtype=dtype, seed=4)
+    return ExpertLora(first=first, second=second, scaling=0.75, num_experts=5, io_layout="standard")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "expected", "tolerance"),
+    [
+        (torch.float64, 4, "loop", 1e-14),
+        (torch.float32, 4, "grouped_mm", 1e-6),
+        (torch.float32, 3, "grouped_mm", 1e-6),
+        (torch.bfloat16, 8, "grouped_mm", 3e-2),
+    ],
+)
+def test_each_row_meets_its_own_experts_matrix_and_lora(
+    dtype: torch.dtype, rank: int, expected: str, tolerance: float
+) -> None:
+    x, weight, adapter = draw(9, 8, dtype=dtype, seed=1), draw(5, 16, 8, dtype=dtype, seed=2), lora(dtype, rank=rank)
+
+    found = grouped_lora(grouped_linear(x, weight, groups()), x, adapter, groups())
+
+    by_hand = torch.empty(9, 16, dtype=torch.float64)
+    for row in range(9):
+        e = expert_of(row)
+        delta = 0.75 * (adapter.first[e].double() @ adapter.second[e].double())
+        by_hand[row] = x[row].double() @ (weight[e].double().T + delta)
+    assert found.dtype == dtype
+    assert way(x, weight.mT) == expected
+    assert float((found.double() - by_hand).abs().max() / by_hand.abs().max()) < tolerance
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    x, weight = draw(9, 8, seed=1).requires_grad_(), draw(5, 16, 8, seed=2).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda *given: grouped_linear(*given, groups()), (x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_of_a_sum_reach_the_factors(dtype: torch.dtype) -> None:
+    """The gradient of a plain sum has strides of 0, which grouped_mm does not take."""
+    x, adapter = draw(9, 8, dtype=dtype, seed=1), lora(dtype)
+    for factor in (adapter.first, adapter.second):
+        factor.requires_grad_()
+
+    grouped_lora(torch.zeros(9, 16, dtype=dtype), x, adapter, groups()).sum().backward()
+
+    for e in range(5):
+        rows = x[[row for row in range(9) if expert_of(row) == e]].double()
+        ones = torch.ones(len(rows), 16, dtype=torch.float64)
+        of_second = 0.75 * (rows @ adapter.first[e].detach().double()).T @ ones
+        torch.testing.assert_close(adapter.second.grad[e].double(), of_second, rtol=1e-5, atol=1e-5)
+        of_first = 0.75 * rows.T @ ones @ adapter.second[e].detach().double().T
+        torch.testing.assert_close(adapter.first.grad[e].double(), of_first, rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_weight_is_unpacked_for_the_experts_with_rows_alone_and_never_kept() -> None:
+    full, x = draw(5, 16, 8, seed=2), draw(9, 8, seed=1).requires_grad_()
+    weight = Packed.of(full)
+    kept: list[torch.Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = grouped_linear(x, weight, groups())
+    in_forward = list(weight.unpacked)
+    found.backward(torch.ones_like(found))
+
+    plain = x.detach().clone().requires_grad_()
+    expected = grouped_linear(plain, full, groups())
+    expected.backward(torch.ones_like(expected))
+    assert in_forward == [1, 3, 4]
+    assert weight.unpacked == [1, 3, 4, 1, 3, 4]
+    assert [type(tensor) for tensor in kept] == [Packed]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, plain.grad, rtol=0, atol=0)
+
+
+def test_tokens_are_summed_over_their_experts_and_absent_experts_add_nothing() -> None:
+    """Index 3 of three experts is another device's, as transformers 5 marks it."""
+    x, weight = draw(4, 8, seed=1), draw(3, 8, 8, seed=2)
+    index = torch.tensor([[0, 2], [2, 0], [3, 1], [3, 3]])
+    weights = draw(4, 2, seed=3).requires_grad_()
+
+    found = routed(x, index, weights, num_experts=3, expert=lambda rows, of: grouped_linear(rows, weight, of))
+    found.sum().backward()
+
+    by_hand = torch.zeros(4, 8, dtype=torch.float64)
+    for token in range(4):
+        for place in range(2):
+            if index[token, place] < 3:
+                by_hand[token] += weights[token, place].detach() * (weight[index[token, place]] @ x[token])
+    torch.testing.assert_close(found, by_hand, rtol=1e-13, atol=1e-13)
+    assert (weights.grad[index == 3] == 0).all()
+    assert (weights.grad[index < 3] != 0).all()
+
+
+def test_autocast_does_not_change_the_dtype_of_a_product() -> None:
+    x, weight = draw(9, 8, dtype=torch.float32, seed=1).requires_grad_(), draw(5, 16, 8, dtype=torch.float64, seed=2)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = grouped_linear(x.double(), weight, groups())
+        found.sum().backward()
+
+    torch.testing.assert_close(found, grouped_linear(x.double(), weight, groups()), rtol=0, atol=0)
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("operand", "expected"),
+    [
+        (torch.zeros(4, 8), "grouped_mm"),
+        (torch.zeros(4, 7), "loop"),
+        (torch.zeros(4, 8, dtype=torch.float64), "loop"),
+        (torch.zeros(0, 8), "loop"),
+        (torch.zeros(33)[1:].view(4, 8), "loop"),
+        (Packed.of(torch.zeros(2, 4, 8)), "loop"),
+    ],
+)
+def test_grouped_mm_is_used_where_its_kernel_takes_the_operand(operand: torch.Tensor, expected: str) -> None:
+    assert way(operand) == expected
