@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 sys.path.extend([sys.argv[1], str(Path(__file__).parent), str(Path(__file__).parents[1])])
-from grouped_life import again, callables, compiled, copied, hooked, life, mixed, refused
-from grouped_sums import packed, quantised, saved, single, steps
+from grouped_life import again, callables, compiled, copied, hooked, life, mixed, refused, wrapped
+from grouped_sums import halves, packed, quantised, saved, single, steps
 
 SCENARIOS = {
     one.__name__: one
     for one in (
         steps,
         single,
+        halves,
         saved,
         packed,
         quantised,
@@ -29,6 +30,7 @@ SCENARIOS = {
         copied,
         compiled,
         hooked,
+        wrapped,
         mixed,
         refused,
     )

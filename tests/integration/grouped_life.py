@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from typing import Any
 
@@ -164,6 +165,30 @@ def hooked(case: dict[str, Any]) -> dict[str, Any]:
     for handle in handles:
         handle.remove()
     return {**found, "then": states(grouped)}
+
+
+def wrapped(case: dict[str, Any]) -> dict[str, Any]:
+    """Somebody wraps forwards on instances, as accelerate does to move weights about: before enabling, and after."""
+
+    def wrap(model: Any) -> None:
+        for name, module in model.named_modules():
+            if name.endswith("mlp.experts" if FUSED else "mlp"):
+                for method in {"forward", "moe"} & set(dir(module)):
+                    setattr(module, method, functools.partial(_call, getattr(module, method)))
+
+    plain, before, after = lora_model(case), lora_model(case), lora_model(case)
+    wrap(before)
+    with enable_grouped_forward(before) as grouped:
+        found = {"before": [apart(logits(before), logits(plain)), states(grouped), reasons(grouped)]}
+    with enable_grouped_forward(after) as grouped:
+        wrap(after)
+        found["after"] = [apart(logits(after), logits(plain)), calls(grouped)]
+    found["over"] = [apart(logits(after), logits(plain)), calls(grouped)]
+    return found
+
+
+def _call(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
 
 
 def mixed(case: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     """The largest difference, relative to the largest value."""
-    return float((left - right).abs().max() / right.abs().max())
+    return float((left - right).detach().abs().max() / right.detach().abs().max())
 
 
 def states(grouped: Any) -> list[str]:

@@ -129,6 +129,40 @@ def packed(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def halves(case: dict[str, Any]) -> list[list[float]]:
+    """One block's experts on given tokens and routing, in bfloat16 in every way people train: the error of plain PEFT's and of ours, of the largest value."""
+    model = lora_model({**case, "dtype": "float32"})
+    torch.manual_seed(3)
+    hidden, index = torch.randn(40, 48), torch.randint(8, (40, 2))
+    weights = torch.rand(40, 2)
+    exact = _experts(copy.deepcopy(model).double(), "float64")(hidden.double(), index, weights.double())
+    seen = []
+    for base, adapter, autocast in (
+        ("bfloat16", "bfloat16", False),
+        ("bfloat16", "float32", False),
+        ("float32", "float32", True),
+    ):
+        halved = copy.deepcopy(model).to(getattr(torch, base))
+        for name, parameter in halved.named_parameters():
+            if "lora_" in name:
+                parameter.data = model.get_parameter(name).data.to(getattr(torch, adapter))
+        given = (hidden.to(getattr(torch, base)), index, weights.to(getattr(torch, base)))
+        errors = []
+        for enable in (False, True):
+            grouped = enable_grouped_forward(halved) if enable else None
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                errors.append(apart(_experts(halved, "float32")(*given).double(), exact))
+        seen.append([*errors, calls(grouped)[0]])
+    return seen
+
+
+def _experts(model: Any, dtype: str) -> Any:
+    """The first block's experts, eager in float64."""
+    module = model.base_model.model.model.layers[0].mlp
+    module.experts.get_base_layer().config._experts_implementation = "eager" if dtype == "float64" else "grouped_mm"
+    return module.experts
+
+
 def quantised(case: dict[str, Any]) -> dict[str, Any]:
     """QLoRA as users make it: experts in 4 bits by bitsandbytes, a LoRA on each Linear, in training mode."""
     # A router of Linear4bit is quantised too, and then asserts on its shape.

@@ -59,6 +59,7 @@ class Block:
     read: Callable[[Any], Experts]
     grouped_calls: int = field(default=0, init=False)
     library_calls: int = field(default=0, init=False)
+    enabled: bool = field(default=False, init=False)
     replacement: Replacement | None = field(default=None, init=False)
     handle: Any = field(default=None, init=False)
 
@@ -68,14 +69,15 @@ class Block:
         Raises:
             IneligibleError: the method has been replaced on the instance by somebody else.
         """
-        if self.method in vars(self.standing):
-            raise IneligibleError(f"{type(self.standing).__name__} has a {self.method} of its own")
+        self._check_free()
+        self.enabled = True
         if self.child is not None:
             self.handle = self.owner.register_forward_pre_hook(self._follow)
         self._attach()
 
     def disable(self) -> None:
         """Undo: nothing of ours stays on any module. Where somebody has since wrapped our forward (accelerate, say), the original is behind it."""
+        self.enabled = False
         self._detach()
         if self.handle is not None:
             self.handle.remove()
@@ -85,11 +87,12 @@ class Block:
         """What would happen if the block were called now."""
         state: State = "grouped"
         try:
+            if not self.enabled:
+                raise IneligibleError("disabled")
+            self._check_free()
             reason = self.read(self.standing).ways()
         except ExpertsError as error:
             state, reason = "library", str(error)
-        if self.replacement is None:
-            state, reason = "library", "disabled"
         return BlockReport(
             name=self.name,
             state=state,
@@ -114,6 +117,12 @@ class Block:
         if self.method not in vars(self.standing):
             self.replacement = Replacement(self, self.standing)
             setattr(self.standing, self.method, self.replacement)
+
+    def _check_free(self) -> None:
+        """Refuse to cover, or to speak for, a method that somebody else put on the instance (accelerate's offloading does)."""
+        ours = self.replacement is not None and self.replacement.module is self.standing
+        if not ours and self.method in vars(self.standing):
+            raise IneligibleError(f"{type(self.standing).__name__} has a {self.method} of its own")
 
     def _detach(self) -> None:
         replacement, self.replacement = self.replacement, None

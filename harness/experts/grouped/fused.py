@@ -110,7 +110,10 @@ def read_fused(outermost: Any) -> FusedExperts:
     if not loras:
         raise IneligibleError("no LoRA is active")
     for role in ROLES:
-        check_weight(role, getattr(experts, role), experts.num_experts)
+        weight = getattr(experts, role)
+        check_weight(role, weight, experts.num_experts)
+        if role in loras and loras[role].first.device != weight.device:
+            raise IneligibleError(f"the LoRA on {role} is on another device")
     return FusedExperts(experts, loras)
 
 
