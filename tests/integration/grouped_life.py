@@ -86,15 +86,20 @@ def life(case: dict[str, Any]) -> list[Any]:
 
 
 def again(case: dict[str, Any]) -> dict[str, Any]:
-    """A base that is enabled, and then an adapter loaded onto it from disk."""
+    """An adapter loaded from disk onto a base that is enabled, and its block called past the hook that would have noticed."""
     plain = lora_model(case)
     base = base_model(case)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
         with enable_grouped_forward(base) as grouped:
             ours = PeftModel.from_pretrained(base, folder)
-            found = {"logits": apart(logits(ours), logits(plain)), "calls": calls(grouped)}
-    return {**found, "traces": traces(ours), "states": states(grouped)}
+            x = torch.randn(1, 5, 48, dtype=torch.float64)
+            mine, theirs = (model.base_model.model.model.layers[0].mlp.forward(x) for model in (ours, plain))
+            past = apart(*(out[0] if isinstance(out, tuple) else out for out in (mine, theirs)))
+            before = calls(grouped)
+            found = {"past": past, "logits": apart(logits(ours), logits(plain)), "calls": calls(grouped)}
+    ran = [now - then for now, then in zip(found["calls"], before, strict=True)]
+    return {**found, "calls": ran, "traces": traces(ours), "states": states(grouped)}
 
 
 def callables(case: dict[str, Any]) -> dict[str, Any]:

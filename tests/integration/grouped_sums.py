@@ -19,6 +19,9 @@ from harness.experts import enable_grouped_forward
 def steps(case: dict[str, Any]) -> dict[str, Any]:
     """Three steps of training, plain and grouped side by side: logits and every gradient at each."""
     plain = lora_model(case)
+    if "reentrant" in case:
+        plain.enable_input_require_grads()
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": case["reentrant"]})
     ours = copy.deepcopy(plain)
     grouped = enable_grouped_forward(ours)
     report = {"states": states(grouped), "reasons": reasons(grouped), "blocks": len(grouped.blocks)}

@@ -29,6 +29,7 @@ STEPS: list[dict[str, Any]] = [
     {"geometry": "square-down"},
     {"roles": ["gate_up_proj"]},
     {"roles": ["down_proj"]},
+    *({"reentrant": reentrant} for reentrant in (False, True)),
 ]
 # 4.57 itself adds float64 to float32 in glm4_moe and deepseek_v3, which torch refuses; and it has no qwen3_5_moe.
 STEPS_OF_LINEARS: list[dict[str, Any]] = [
@@ -37,6 +38,7 @@ STEPS_OF_LINEARS: list[dict[str, Any]] = [
     {"roles": ["gate_up_proj"]},
     {"roles": ["down_proj"]},
     {"geometry": "single"},
+    *({"reentrant": reentrant} for reentrant in (False, True)),
 ]
 OTHERS: list[dict[str, Any]] = [
     *({"scenario": name} for name in ("life", "again", "callables", "copied", "hooked", "wrapped", "mixed", "refused")),
@@ -77,7 +79,8 @@ def test_logits_and_gradients_are_those_of_pefts_own_forward(said: Answers) -> N
         assert found["gradients"] < tolerance, case
         assert found["same_tensors"], case
         assert found["moved"] > 0.01, case
-        assert found["calls"] == [3 * found["blocks"], 0], case
+        forwards = 6 if "reentrant" in case else 3  # gradient checkpointing runs each forward once more
+        assert found["calls"] == [forwards * found["blocks"], 0], case
 
 
 def test_the_report_says_which_products_are_grouped(said: Answers) -> None:
@@ -139,6 +142,7 @@ def test_whatever_peft_does_to_the_model_is_seen_at_the_next_call(said: Answers)
 def test_an_adapter_loaded_onto_an_enabled_base_is_not_hidden(said: Answers) -> None:
     found = said.of["again"]
 
+    assert found["past"] < EXACT
     assert found["logits"] < EXACT
     assert found["calls"] == GROUPED
     assert found["traces"] == []
@@ -241,7 +245,7 @@ def test_packed_experts_are_unpacked_one_at_a_time_and_again_in_backward(said: A
 
 
 def test_in_half_precision_errors_stay_those_of_half_precision(said: Answers) -> None:
-    """bf16 throughout, float32 LoRA on bf16, autocast over float32: against float64, no further off than plain PEFT's three times. Dropping a LoRA is 0.3 off."""
+    """bf16 throughout, float32 LoRA on bf16, autocast over float32: against float64, no further off than plain PEFT's three times. Dropping one of the two LoRAs is 0.66 off."""
     if said.linears:
         pytest.skip("each product is as PEFT's own there")
 
