@@ -70,6 +70,8 @@ def life(case: dict[str, Any]) -> list[Any]:
         both("switched", lambda model: model.set_adapter("other"))
         both("two", lambda model: model.base_model.set_adapter(["default", "other"]))
         both("one", lambda model: model.set_adapter("default"))
+        both("other merged", lambda model: model.merge_adapter(["other"]))
+        both("other unmerged", lambda model: model.unmerge_adapter())
         both("deleted", lambda model: model.delete_adapter("other"))
     with ours.disable_adapter(), plain.disable_adapter():
         look("disabled")
