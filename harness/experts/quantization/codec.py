@@ -58,6 +58,8 @@ def decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dt
     """Return one expert's weight, (out, in) in ``dtype``, by bitsandbytes' kernels."""
     from bitsandbytes import functional  # noqa: PLC0415 - only who quantises needs it
 
+    if dtype == torch.float64:  # no kernel decodes to it
+        return decode(scheme, parts, shape, torch.float32).double()
     if scheme.code == "int8":
         dense: torch.Tensor = functional.int8_vectorwise_dequant(parts["codes"], parts["scales"])
         return dense.to(dtype)
