@@ -25,7 +25,7 @@ from harness.experts.quantization.report import Count, quantization_report
 from harness.experts.quantization.tensor import QuantizedExperts
 
 if TYPE_CHECKING:
-    from harness.experts.quantization.quantizer import ExpertQuantizationConfig
+    from harness.experts.quantization.config import ExpertQuantizationConfig
 
 __all__ = [
     "Count",

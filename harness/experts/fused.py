@@ -13,7 +13,7 @@ FUSED = 3
 
 def is_fused_experts(module: torch.nn.Module, leaf: str) -> bool:
     """Say whether ``module.leaf`` is a fused experts parameter."""
-    weights = module._parameters.get(leaf)
+    weights = dict(module.named_parameters(recurse=False)).get(leaf)
     return (
         weights is not None
         and weights.ndim == FUSED
@@ -25,6 +25,6 @@ def is_fused_experts(module: torch.nn.Module, leaf: str) -> bool:
 def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield every fused experts parameter of ``model`` with its name."""
     for name, module in model.named_modules():
-        for leaf in module._parameters:
+        for leaf, weights in module.named_parameters(recurse=False):
             if is_fused_experts(module, leaf):
-                yield f"{name}.{leaf}" if name else leaf, module._parameters[leaf]
+                yield f"{name}.{leaf}" if name else leaf, weights

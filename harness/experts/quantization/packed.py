@@ -67,7 +67,9 @@ def pack(weights: torch.Tensor, scheme: Scheme, name: str) -> PackedExperts:
         expert = encode(scheme, weights[number])
         check_decode(scheme, expert, (out, inward), weights.dtype, f"{name}[{number}]")
         if not parts:
-            parts = {key: part if key in SHARED else part.new_empty((count, *part.shape)) for key, part in expert.items()}
+            parts = {
+                key: part if key in SHARED else part.new_empty((count, *part.shape)) for key, part in expert.items()
+            }
         for key in expert.keys() - SHARED:
             parts[key][number] = expert[key]
     return PackedExperts(scheme, (count, out, inward), parts)

@@ -16,8 +16,9 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from harness.experts.errors import ExpertsLeftUnquantizedError
+from harness.experts.errors import ExpertsLeftUnquantizedError, WrongDecodeError
 from harness.experts.fused import fused_experts, is_fused_experts
+from harness.experts.quantization.codec import check_packable
 from harness.experts.quantization.config import METHOD_4BIT, METHOD_8BIT, ExpertQuantizationConfig
 from harness.experts.quantization.packed import pack
 from harness.experts.quantization.tensor import QuantizedExperts, wrap
@@ -29,9 +30,10 @@ SMALLEST_OUTPUT = 2
 class QuantizeExperts(ConversionOps):  # type: ignore[misc]
     """Quantises what is a fused experts parameter; leaves the rest to the operation for Linears."""
 
-    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps) -> None:
+    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[WrongDecodeError]) -> None:
         self.config = config
         self.linears = linears
+        self.wrong = wrong
 
     def convert(
         self, input_dict: dict[str, Any], model: torch.nn.Module | None = None, **options: Any
@@ -44,8 +46,12 @@ class QuantizeExperts(ConversionOps):  # type: ignore[misc]
                 converted |= self.linears.convert({name: given}, model=model, **options)
                 continue
             values = given[0] if isinstance(given, list) else given
-            packed = pack(values, self.config.experts, name)
-            converted[name] = torch.nn.Parameter(wrap(packed, values.dtype), requires_grad=False)
+            try:
+                values = wrap(pack(values, self.config.experts, name), values.dtype)
+            except WrongDecodeError as error:
+                # Raised here it would drown in transformers' report of what could not be converted; it is once all is loaded.
+                self.wrong.append(error)
+            converted[name] = torch.nn.Parameter(values, requires_grad=False)
         return converted
 
 
@@ -54,14 +60,18 @@ class _FusedExperts:
 
     quantization_config: ExpertQuantizationConfig
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._wrong: list[WrongDecodeError] = []
+
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
         """Say whether a parameter is quantised: of a Linear, or of fused experts."""
         module, leaf = get_module_from_name(model, param_name)
-        return is_fused_experts(module, leaf) or super().param_needs_quantization(model, param_name, **options)  # type: ignore[misc,no-any-return]
+        return is_fused_experts(module, leaf) or super().param_needs_quantization(model, param_name, **options)  # type: ignore[misc]
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return the operation for one parameter."""
-        return QuantizeExperts(self.quantization_config, super().get_quantize_ops())  # type: ignore[misc]
+        return QuantizeExperts(self.quantization_config, super().get_quantize_ops(), self._wrong)  # type: ignore[misc]
 
     def get_modules_to_not_convert(self, model: Any, *args: Any, **options: Any) -> list[str]:
         """Return patterns of Linears that stay: transformers', and gates."""
@@ -73,7 +83,14 @@ class _FusedExperts:
         ]
         return [*kept, *gates]
 
+    def _process_model_before_weight_loading(self, model: Any, *args: Any, **options: Any) -> Any:
+        for name, weights in fused_experts(model):
+            check_packable(self.quantization_config.experts, tuple(weights.shape), name)
+        return super()._process_model_before_weight_loading(model, *args, **options)  # type: ignore[misc]
+
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        if self._wrong:
+            raise self._wrong[0]
         left = [name for name, weights in fused_experts(model) if not isinstance(weights, QuantizedExperts)]
         if left:
             raise ExpertsLeftUnquantizedError(

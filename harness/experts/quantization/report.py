@@ -33,11 +33,11 @@ def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
     found = {kind: [0, 0, 0, 0] for kind in KINDS}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        for leaf, weights in module._parameters.items():
-            if weights is None or id(weights) in seen:
+        for leaf, weights in module.named_parameters(recurse=False):
+            if id(weights) in seen:
                 continue
             seen.add(id(weights))
-            quantized, count, stored, itemsize = _measure(module, weights)
+            quantized, count, stored, itemsize = _measure(weights)
             row = found[_kind(path, module, leaf)]
             row[0 if quantized else 1] += count
             row[2] += stored
@@ -53,7 +53,7 @@ def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
     return "linears" if isinstance(module, torch.nn.Linear) else "other"
 
 
-def _measure(module: torch.nn.Module, weights: Any) -> tuple[bool, int, int, int]:
+def _measure(weights: Any) -> tuple[bool, int, int, int]:
     """Return whether a parameter is quantised, how many weights it means, its bytes, and those of one weight when computed with."""
     if isinstance(weights, QuantizedExperts):
         return True, weights.numel(), weights.packed.nbytes, weights.element_size()

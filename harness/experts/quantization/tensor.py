@@ -35,7 +35,7 @@ class _Store:
             _, self.packed = self.before.pop()
             return
         old = self.packed
-        self.packed = pack(_Sum(old, delta, sign, dtype), old.scheme, "merged experts")  # type: ignore[arg-type]
+        self.packed = pack(_Sum(old, delta, sign, dtype), old.scheme, "merged experts")
         if sign > 0:
             self.before.append((mark, old))
 
@@ -59,15 +59,15 @@ def _digest(delta: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-class QuantizedExperts(torch.Tensor):
+class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
     """See the module. Made by ``wrap``; never by a constructor of torch's."""
 
     _store: _Store
 
     @staticmethod
-    def __new__(cls, store: _Store, dtype: torch.dtype) -> QuantizedExperts:
+    def __new__(cls: type[QuantizedExperts], store: _Store, dtype: torch.dtype) -> QuantizedExperts:  # noqa: PYI034 - torch makes it
         """Make the outside of it."""
-        made: QuantizedExperts = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: QuantizedExperts = torch.Tensor._make_wrapper_subclass(
             cls, store.packed.shape, dtype=dtype, device=store.packed.device, requires_grad=False
         )
         made._store = store
@@ -123,7 +123,7 @@ class QuantizedExperts(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let assignments to ``.data`` reach the codes; everything else goes on to ``__torch_dispatch__``."""
         # By equality: the setter is a new object each time it is looked up.
-        if func == torch.Tensor.data.__set__ and isinstance(args[0], QuantizedExperts):  # type: ignore[attr-defined]
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], QuantizedExperts):
             return _assign(*args)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -169,7 +169,7 @@ def _assign(target: QuantizedExperts, value: torch.Tensor) -> None:
     """``target.data = value``: codes as they are, values quantised."""
     made = value if isinstance(value, QuantizedExperts) else _packed_like(target, value)
     with torch._C.DisableTorchFunctionSubclass():
-        torch.Tensor.data.__set__(target, made)  # type: ignore[attr-defined]
+        torch.Tensor.data.__set__(target, made)
     target._store = made._store
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,5 +15,5 @@ class Quantization:
         double_quant: whether the scales of 4 bits are quantised again.
     """
 
-    code: str
+    code: Literal["nf4", "fp4", "int8"]
     double_quant: bool = False

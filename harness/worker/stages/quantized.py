@@ -143,7 +143,7 @@ def _decoded(model: Any) -> dict[str, Any]:
     for path, module in model.named_modules():
         if isinstance(module, packed):
             found[path] = decode_linear(module).cpu()
-        for leaf, weights in module._parameters.items():
+        for leaf, weights in module.named_parameters(recurse=False):
             if isinstance(weights, QuantizedExperts):
                 found[f"{path}:{leaf}"] = weights.dequantize().float().cpu()
     return found
@@ -151,7 +151,9 @@ def _decoded(model: Any) -> dict[str, Any]:
 
 def save_lora_dtypes(peft_model: Any, work: Path) -> None:
     """Keep the dtype of every LoRA tensor: releases of TRL cast them, and a reloaded adapter is compared as it was trained."""
-    dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in peft_model.named_parameters() if ".lora_" in name}
+    dtypes = {
+        name: str(p.dtype).removeprefix("torch.") for name, p in peft_model.named_parameters() if ".lora_" in name
+    }
     (work / LORA_DTYPES).write_text(json.dumps(dtypes))
 
 
