@@ -226,6 +226,8 @@ class CellResult(_Model):
     metrics: Metrics = Field(default_factory=Metrics)
     training: Training | None = None
     quantization: QuantizationInfo | None = None
+    shims: list[str] = Field(default_factory=list)
+    """What was replaced in a library while the adapter was loaded again, because the recipe says so: shows that it can work, not that it does."""
     controls: list[ControlResult] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float | None = None

@@ -105,7 +105,7 @@ def _names(tree: ast.Module) -> dict[str, ast.stmt]:
 def _geometry(recipe: ast.Module) -> str | None:
     """Return the preset that ``RECIPE = Recipe(…, geometry="…")`` names, if it does."""
     match _names(recipe)["RECIPE"]:
-        case ast.Assign(value=ast.Call(keywords=keywords)):
+        case ast.Assign(value=ast.Call(keywords=keywords)) | ast.AnnAssign(value=ast.Call(keywords=keywords)):
             for keyword in keywords:
                 if keyword.arg == "geometry" and isinstance(keyword.value, ast.Constant):
                     return str(keyword.value.value)

@@ -131,6 +131,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+    from harness.worker.shims import shimmed
     from harness.worker.stages.compare import Truth
     from harness.worker.stages.evaluate import logits_of
     from harness.worker.stages.functional import distance
@@ -139,7 +140,10 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     with observation.stage("reload-adapter"):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(_load_for_training(request, checkpoint), request.adapter)
+        base = _load_for_training(request, checkpoint)
+        with shimmed(recipe(request.recipe).shims) as applied:
+            model = PeftModel.from_pretrained(base, request.adapter)
+        observation.data["shims"] = applied
         cast_lora(model, request.work)
         truth = Truth(request)
         seen = distance(truth.logits, logits_of(model, request, _vocab(checkpoint)), truth.clear)

@@ -27,6 +27,7 @@ class Recipe:
         alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
+        shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for underscores.
     """
 
     summary: str
@@ -37,6 +38,7 @@ class Recipe:
     alpha_over_rank: int = 2
     geometry: str = "distinct"
     quantization: Quantization | None = None
+    shims: tuple[str, ...] = ()
 
 
 def recipe(name: str) -> Recipe:
