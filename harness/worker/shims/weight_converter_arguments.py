@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from harness.worker.releases import release
+
 NAME = "weight-converter-arguments"
 DROPPED = ("distributed_operation", "quantization_operation")
 
@@ -28,9 +30,8 @@ def shim() -> Iterator[bool]:
     """
     import peft
     import transformers
-    from packaging.version import Version
 
-    if Version(peft.__version__) >= Version("0.20") or Version(transformers.__version__) < Version("5"):
+    if release(peft.__version__) >= (0, 20) or release(transformers.__version__) < (5, 0):
         yield False
         return
     from transformers.core_model_loading import WeightConverter

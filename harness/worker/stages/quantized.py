@@ -14,6 +14,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.recipes.quantization import Quantization
+from harness.worker.releases import release
 from harness.worker.request import Request
 from harness.worker.stages.load import checked
 from harness.worker.stages.tensor_gate import slices_of
@@ -34,7 +35,7 @@ def quantization_config(quantization: Quantization, checkpoint: Checkpoint) -> A
     import transformers
     from transformers import BitsAndBytesConfig
 
-    if int(transformers.__version__.split(".")[0]) >= 5:  # noqa: PLR2004 - where experts became parameters
+    if release(transformers.__version__) >= (5, 0):  # where experts became parameters
         from harness.experts import ExpertQuantizationConfig
 
         return ExpertQuantizationConfig(

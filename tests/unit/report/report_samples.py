@@ -13,6 +13,8 @@ from harness.result import (
     MergeCounts,
     Metrics,
     Outcome,
+    QuantizationInfo,
+    QuantizedKind,
     StageName,
     StageResult,
     TensorCounts,
@@ -164,6 +166,19 @@ def _blind(cell: Cell) -> CellResult:
     result.metrics = Metrics(
         kl_trained_merged=1.1e-13, kl_trained_base=3e-4, kl_merged_base=3e-4, samples_matched=3, samples_total=3
     )
+    return result
+
+
+def on_codes(cell: Cell) -> CellResult:
+    """A QLoRA cell that passes: the gap is large, the merge error is not."""
+    result = measured(cell)
+    result.metrics.kl_reference_merged = 7e-13
+    result.metrics.kl_quantization_gap_original = 0.24
+    result.metrics.kl_quantization_gap_dequantized = 1.1e-12
+    result.metrics.kl_dequantized_merged = 7.6e-13
+    experts = QuantizedKind(quantized=1179648, plain=0, stored_bytes=613056, bf16_bytes=2359296)
+    result.quantization = QuantizationInfo(kinds={"experts": experts})
+    result.shims = ["weight-converter-arguments"]
     return result
 
 

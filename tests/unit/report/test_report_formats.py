@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, sample_rows, stopped
+from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, on_codes, sample_rows, stopped
 from rich.console import Console
 
 from harness.report.details import sections, web_link
+from harness.report.figures import MISSING
 from harness.report.html import render_html
 from harness.report.json_report import render_json
 from harness.report.junit import render_junit
@@ -425,3 +426,20 @@ def test_rows_that_cannot_be_reported_leave_the_last_report_alone(tmp_path: Path
     with pytest.raises(ValueError, match="two results"):
         write_report([Row(result=twice, status="regression")] * 2, tmp_path)
     assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_a_quantised_base_has_its_gap_and_its_merge_error_apart() -> None:
+    rows = [*sample_rows(), Row(result=on_codes(cell("glm4_moe", "qlora4", geometry="blocks")), status="ok")]
+    page = render_markdown(rows)
+    section = page[page.index("## Quantised bases") :]
+    line = next(line for line in section.splitlines() if "qlora4@" in line)
+
+    texts = [text.strip() for text in line.strip("|").split("|")]
+    assert texts[1:4] == ["1,179,648/1,179,648", "0.260", MISSING]
+    assert texts[4:8] == ["0.24", "7.00e-13", "1.10e-12", "7.60e-13"]
+    assert texts[-1] == "weight-converter-arguments"
+    assert "Quantised base" not in render_markdown(sample_rows())
+    (opened,) = [
+        section for row in rows for section in sections(row) if section.title == "Quantised base"
+    ]  # the details of the one cell
+    assert ("gap, original", "0.24") in [line.cells for line in opened.lines]
