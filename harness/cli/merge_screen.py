@@ -28,6 +28,8 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 
 def show_outcome(outcome: dict[str, Any]) -> None:
     """Print a report, a part's report or a plan: the last event of the engine."""
+    if outcome.get("resumed"):
+        typer.echo(_resumed(outcome["resumed"]))
     if outcome["event"] == "part":
         part, parts = outcome["part"], outcome["parts"]
         typer.echo(
@@ -46,6 +48,16 @@ def show_outcome(outcome: dict[str, Any]) -> None:
             typer.echo(f"  {name}: {outcome[name]['value']} (by {outcome[name]['by']})")
     for note in outcome.get("notes", []):
         typer.echo(f"  note: {note}")
+
+
+def _resumed(found: dict[str, int]) -> str:
+    """Return what became of what an unfinished merge had left."""
+    foreign = "what an earlier merge kept was of other inputs or options, and was removed" if found["foreign"] else ""
+    if found["kept"] or found["rejected"] or not foreign:
+        kept = f"{found['kept']} of {found['shards']} shards verified by hash and kept"
+        rejected = f"{found['rejected']} did not match, written again" if found["rejected"] else ""
+        return "resumed: " + "; ".join(filter(None, (kept, rejected, foreign)))
+    return f"nothing resumed: {foreign}"
 
 
 def _show_counts(counts: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from harness.merge.copying import copy_file, failed, write_file
@@ -27,9 +26,9 @@ from harness.merge.engine import (
     prepared,
     write_shards,
 )
-from harness.merge.errors import IncompleteMergeError, UsageError, listed
+from harness.merge.errors import IncompleteMergeError, OutputExistsError, UsageError, listed
 from harness.merge.json_file import read_object
-from harness.merge.ledger import Entry, Ledger, entry_from, entry_of, fingerprint, local_mark
+from harness.merge.ledger import Entry, Unfinished, entry_from, entry_of, fingerprint, local_mark
 from harness.merge.manifest import identity
 from harness.merge.outputs import OutputShard
 from harness.merge.publish import PART_FILE, check_target, glob_escape, publish, working_directory
@@ -74,12 +73,18 @@ def run_part(
     """Write one part; see ``harness.merge.merge_part``."""
     shards = output_shards(plan)
     mine = shards_of_part(shards, part, parts)
-    target = check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs_of(plan))
+    place = part_path(out, part, parts)
     mark = fingerprint(plan, how.accumulate, how.device, identity(plan))
+    if resume and not overwrite and (place / PART_FILE).is_file():
+        _read(place, mark, shards)
+        raise OutputExistsError(
+            f"part {part} of {parts} is complete already: {place}.", "Nothing is left to do for it."
+        )
+    target = check_target(place, overwrite=overwrite, inputs=inputs_of(plan))
     local = local_mark(plan, f"{mark} {part}/{parts}")
-    keep = partial(Ledger.belongs_to, mark=local) if resume else None
-    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
-        ledger = Ledger(work, local) if resume else None
+    unfinished = Unfinished(local) if resume else None
+    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
+        ledger = None if unfinished is None else unfinished.ledger(work)
         done = write_shards(ready, shards, mine, work, ledger, progress)
         entries = [_entry(shards[number], done, work) for number in mine]
         said = {"fingerprint": mark, "part": part, "parts": parts, "shards": [entry.to_json() for entry in entries]}
@@ -91,6 +96,7 @@ def run_part(
         parts=parts,
         shards=tuple(entry.name for entry in entries),
         bytes_written=done.written,
+        resumed=done.resumed,
     )
 
 

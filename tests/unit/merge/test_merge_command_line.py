@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from merge_samples import Sample, assert_merged, build
 
+from harness.merge import errors, merge, plan_merge
+
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Sample:
@@ -120,6 +122,28 @@ def test_a_merge_is_shared_out_and_put_together(sample: Sample, tmp_path: Path) 
     assert (second.returncode, whole.returncode) == (0, 0)
     assert f"applied {len(sample.deltas)}/{len(sample.deltas)} tensors" in whole.stdout
     assert_merged(sample, tmp_path / "out")
+
+
+def test_a_resumed_merge_says_what_it_took_over(sample: Sample, tmp_path: Path) -> None:
+    """All three shards were finished when publishing failed; one is damaged before the merge is resumed."""
+    out = tmp_path / "out"
+    with pytest.raises(errors.OutputExistsError):
+        merge(plan_merge(sample.base, sample.adapter), out, resume=True, progress=lambda *_: out.mkdir(exist_ok=True))
+    out.rmdir()
+    (left,) = tmp_path.glob(".out.partial-*")
+    (left / "model-00002-of-00003.safetensors").write_bytes(b"")
+
+    again = typed(sample, "--out", "out", "--resume", "--json", "report.json")
+    finished = typed(sample, "--out", "out", "--resume")
+
+    assert again.stdout.splitlines()[0] == (
+        "resumed: 2 of 3 shards verified by hash and kept; 1 did not match, written again"
+    )
+    assert json.loads((tmp_path / "report.json").read_text())["resumed"]["kept"] == 2
+    assert_merged(sample, out)
+    assert finished.returncode == 2
+    assert "complete already" in finished.stderr
+    assert "--overwrite" not in finished.stderr
 
 
 def test_swapped_directories_are_named(sample: Sample) -> None:
