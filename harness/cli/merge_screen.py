@@ -77,6 +77,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"  about {decimal(expected['peak_memory_bytes'])} of memory on {expected['threads']} threads, and"
         f" {expected['seconds_at_1_gb_per_s']:g} s on a disk that takes 1 GB/s"
     )
+    if place := plan["output"]:
+        typer.echo(
+            f"  {place['path']}: at least {decimal(place['needed_bytes'])} needed, {decimal(place['free_bytes'])} free"
+        )
     width = None if Console().is_terminal else UNLIMITED
     Console(width=width, highlight=False).print(_table(plan))
 

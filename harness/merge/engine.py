@@ -18,7 +18,7 @@ from harness.merge.errors import IncompleteMergeError, MergeError, OutputExistsE
 from harness.merge.estimate import default_threads, estimate
 from harness.merge.ledger import Ledger, Unfinished, entry_of, fingerprint, local_mark
 from harness.merge.manifest import build_manifest, identity, made_from, status_of
-from harness.merge.outputs import OutputShard, output_shard
+from harness.merge.outputs import OutputShard, bytes_needed, output_shards
 from harness.merge.products import Products
 from harness.merge.publish import Target, check_space, check_target, publish, working_directory
 from harness.merge.records import MergePlan
@@ -62,16 +62,6 @@ class Written:
     written: int
     decoded: int
     resumed: Resumed | None = None
-
-
-def output_shards(plan: MergePlan) -> tuple[OutputShard, ...]:
-    """Return what each shard of the output will hold."""
-    return tuple(output_shard(plan, number) for number in range(len(plan.base.shards)))
-
-
-def inputs_of(plan: MergePlan) -> tuple[Path, ...]:
-    """Return the directories that are read."""
-    return (plan.base.root, *(part.adapter.root for part in plan.parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +128,7 @@ def write_shards(
             numbers = [number for number in numbers if shards[number].name != entry.name]
         ledger.clear({shard.name for shard in shards} - {shards[number].name for number in numbers})
     wanted = [(number, shards[number]) for number in numbers]
-    check_space(
-        work,
-        sum(output.stop - output.start for _, shard in wanted for output in shard.outputs if output.row is not None),
-    )
+    check_space(work, bytes_needed(ready.plan, [shard for _, shard in wanted], work))
     ready.products.expect(
         region
         for _, shard in wanted
@@ -220,7 +207,7 @@ def run_merge(
     """Carry out a plan; see ``harness.merge.merge``."""
     if resume and not overwrite:
         _refuse_complete(plan, out, how)
-    target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
+    target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as background:
         facts = background.submit(identity, plan)

@@ -30,6 +30,9 @@ LEDGER_FILE = ".merge-ledger.jsonl"
 PART_FILE = "merge_part.json"
 """What describes a part of a merge that several machines share (``parts``)."""
 
+LONGEST_NAME = 255
+"""Bytes of a file's name (Linux, ``NAME_MAX``)."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -44,6 +47,28 @@ class Target:
     """What is to be replaced, so that nothing else is."""
 
 
+def real_path(out: Path) -> Path:
+    """Return where an output is published: its parents resolved, its own name kept.
+
+    Raises:
+        UnsafeOutputError: it is no name that a directory can have.
+    """
+    given = out.absolute()
+    if given.name in {"", ".."} or "\0" in str(given):
+        raise UnsafeOutputError(f"{str(out)!r} does not name an output directory.")
+    if len(os.fsencode(_work_name(given.name))) > LONGEST_NAME:
+        longest = LONGEST_NAME - len(_work_name(""))
+        raise UnsafeOutputError(
+            f"the output's name is {len(os.fsencode(given.name))} bytes long: {given.name}",
+            f"Choose one of at most {longest} bytes: the directory that is worked in needs a longer one.",
+        )
+    return given.parent.resolve() / given.name
+
+
+def _work_name(name: str) -> str:
+    return f".{name}.partial-{secrets.token_hex(4)}"
+
+
 def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
     """Return where to publish, having refused what would lose data.
 
@@ -56,9 +81,7 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
         OutputExistsError: it exists and ``overwrite`` is off.
         UnsafeOutputError: it overlaps an input, is a link or a file, or holds something that is no checkpoint.
     """
-    path = out.absolute().parent.resolve() / out.absolute().name
-    if path.name in {"", ".", ".."}:
-        raise UnsafeOutputError(f"{out} does not name an output directory.")
+    path = real_path(out)
     for given in inputs:
         if path == given or path.is_relative_to(given) or given.is_relative_to(path):
             raise UnsafeOutputError(
@@ -132,13 +155,23 @@ Keep = Callable[[Path], bool]
 """Says whether a directory that an unfinished merge left is to be gone on with."""
 
 
+def unfinished(target: Path) -> list[Path]:
+    """Return the working directories of this user that merges to an output made, running ones too, in order."""
+    pattern = re.compile(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}")
+    return sorted(
+        path
+        for path in target.parent.glob(f".{glob_escape(target.name)}.partial-*")
+        if pattern.fullmatch(path.name)
+        and not path.is_symlink()
+        and path.is_dir()
+        and path.stat().st_uid == os.geteuid()
+    )
+
+
 def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
     """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
     kept: tuple[Path, int] | None = None
-    for path in sorted(target.parent.glob(f".{glob_escape(target.name)}.partial-*")):
-        ours = re.fullmatch(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}", path.name)
-        if not ours or path.is_symlink() or not path.is_dir() or path.stat().st_uid != os.geteuid():
-            continue
+    for path in unfinished(target):
         descriptor = _lock(path)
         if descriptor is None:
             continue
@@ -175,7 +208,7 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
         IncompleteMergeError: the directory cannot be made.
         OverwriteUnsupportedError: ``target.overwrite``, and the file system cannot exchange directories.
     """
-    work = target.path.parent / f".{target.path.name}.partial-{secrets.token_hex(4)}"
+    work = target.path.with_name(_work_name(target.path.name))
     made: list[Path] = []
     descriptor: int | None = None
     try:
@@ -188,7 +221,7 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
             else:
                 work, descriptor = found
         except OSError as error:
-            raise failed(str(target.path.name), error) from error
+            raise failed(f"the output {target.path}", error) from error
         if descriptor is None:
             raise IncompleteMergeError("another merge to the same output started at the same moment.", "Run it again.")
         if target.overwrite:
@@ -199,29 +232,31 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
             shutil.rmtree(work, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
-        if not target.path.exists():
+        if not os.path.lexists(target.path):
             for parent in made:
                 if not any(parent.iterdir()):
                     parent.rmdir()
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse a merge that cannot fit. Bytes that are only copied are not counted: some file systems share them.
+def check_space(folder: Path, needed: int, *, regained: int = 0) -> int:
+    """Refuse a merge that cannot fit; return how many bytes there are for it.
 
     Args:
         folder: where will be written.
-        needed: bytes that will be written anew.
+        needed: bytes that will be written at least.
+        regained: bytes that will be free, or need not be written, because of what an unfinished merge left.
 
     Raises:
         IncompleteMergeError: fewer bytes are free.
     """
     status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = status.f_bavail * status.f_frsize + regained
     if free < needed:
         raise IncompleteMergeError(
             f"the output needs at least {needed} bytes, and {free} are free where it would be. Nothing was published.",
             "Free some space, or choose an output on another file system.",
         )
+    return free
 
 
 def publish(work: Path, target: Target) -> None:

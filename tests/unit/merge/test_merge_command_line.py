@@ -62,6 +62,23 @@ def test_a_dry_run_shows_each_sort_of_tensor_once(sample: Sample, tmp_path: Path
     assert plan["estimate"]["peak_memory_bytes"] > 0
 
 
+def test_a_dry_run_says_of_the_output_what_the_merge_would(sample: Sample, tmp_path: Path) -> None:
+    changed = sum(sample.tensors[key].nbytes for key in sample.deltas)
+    fine = typed(sample, "--dry-run", "--out", "new/out", "--json", "plan.json")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "file").touch()
+    taken = typed(sample, "--dry-run", "--out", "out")
+    below = typed(sample, "--dry-run", "--out", "file/out")
+
+    assert (fine.returncode, fine.stderr) == (0, "")
+    output = json.loads((tmp_path / "plan.json").read_text())["output"]
+    assert (output["path"], output["needed_bytes"]) == (str(tmp_path / "new" / "out"), changed)
+    assert output["free_bytes"] > changed
+    assert (taken.returncode, "exists" in taken.stderr) == (2, True)
+    assert (below.returncode, f"{tmp_path}/file/out could not be written: Not a directory" in below.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_follows_a_merge_runs_once_it_is_published(sample: Sample, tmp_path: Path) -> None:
     done = typed(sample, "--out", "out", "--then", "sh -c 'ls \"$1\" > seen' hook {out}")
 
@@ -94,7 +111,15 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
         (("--then", "true", "--dry-run"), "goes with neither"),
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
         (("--shard", "half"), "not of the form I/N"),
-        (("--shard", "1/2", "--assemble"), "goes with neither"),
+        (("--shard", "1/2", "--assemble"), "goes with none"),
+        (("--assemble", "--dry-run"), "goes with none"),
+        (("--dry-run", "--shard", "9/3"), "there is no part 9 of 3"),
+        (("--dry-run", "--shard", "1/9"), "cannot be shared out to 9"),
+        (("--dry-run", "--out", "base"), "overlaps the input"),
+        (("--dry-run", "--out", "."), "overlaps the input"),
+        (("--shard", "1/2", "--out", ".."), "does not name an output directory"),
+        (("--out", "x" * 250), "is 250 bytes long"),
+        (("--out", "x" * 235, "--shard", "1/2"), "is 247 bytes long"),
         (("--device", "warp:9"), "not on 'warp:9'"),
         (("--device", "cuda:99"), "cannot use the device 'cuda:99'"),
         (("--threads", "0"), "--threads"),

@@ -97,7 +97,7 @@ def _twice(folder: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / PART), "missing: 2"),
         (shutil.rmtree, "no parts"),
-        (lambda folder: (folder / PART).rename(folder / "out.part-3-of-3"), "parts of 2, 3"),
+        (lambda folder: (folder / PART).rename(folder / "out.part-3-of-3"), "into 2 and into 3"),
         (lambda folder: _flip(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),
         (lambda folder: (folder / PART / "model-00002-of-00005.safetensors").unlink(), "is not what was written"),
         (lambda folder: _move_and_link(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -278,12 +279,19 @@ def test_a_part_that_is_complete_has_nothing_to_resume(sizeable: Sample, tmp_pat
         merge_part(plan, out, part=1, parts=2, resume=True, accumulate="float64")
 
 
-def on_small_tmpfs(sample: Sample, size: int, out: str, *words: str) -> tuple[int, dict[str, Any], list[str]]:
-    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was left there."""
-    script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && "$@"; code=$?; ls -A "$0" >&2; exit $code'
+def on_small_tmpfs(
+    sample: Sample, size: int, out: str, *words: str, base_too: bool = False
+) -> tuple[int, dict[str, Any], list[str]]:
+    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was left there.
+
+    ``base_too``: the base is copied there first.
+    """
+    copy = f"cp -r {shlex.quote(str(sample.base))} ." if base_too else "true"
+    script = f'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" && {copy} && shift 2 && "$@"; code=$?; ls -A "$0" >&2; exit $code'
     place = sample.base.parent / "small"
     place.mkdir(exist_ok=True)
-    engine = [sys.executable, "-I", str(MAIN), "--base", str(sample.base), "--adapter", str(sample.adapter)]
+    base = place / "base" if base_too else sample.base
+    engine = [sys.executable, "-I", str(MAIN), "--base", str(base), "--adapter", str(sample.adapter)]
     inside = ["sh", "-c", script, str(place), str(size), str(place), *engine, "--out", str(place / out), *words]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", *inside], capture_output=True, text=True, check=False
@@ -311,15 +319,31 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(sizeable
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.97])
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, share: float) -> None:
-    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the file system will share them."""
+    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the one file system will share them."""
     sample = build(tmp_path, Spec(experts=8, hidden=256, width=320, layers=3, shards=5, parameters=()))
-    total = sum(path.stat().st_size for path in sample.base.glob("*.safetensors"))
+    total = sum(-(-path.stat().st_size // 4096) * 4096 for path in sample.base.rglob("*") if path.is_file())
 
-    code, event, left = on_small_tmpfs(sample, int(share * total), "new/out")
+    code, event, left = on_small_tmpfs(sample, int((1 + share) * total), "new/out", base_too=True)
 
     assert (code, event["class"]) == (1, "IncompleteMergeError")
     assert "No space left on device" in event["message"]
     assert "Free some space" in str(event["remedy"])
+    assert left == ["base"]
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_on_another_disk_copied_bytes_are_counted_before_anything_is_written(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Two file systems share no bytes, so the whole output has to fit."""
+    sample = build(tmp_path, Spec(experts=8, hidden=256, width=320, layers=3, shards=5, parameters=()))
+    total = sum(path.stat().st_size for path in sample.base.glob("*.safetensors"))
+
+    code, event, left = on_small_tmpfs(sample, int(0.9 * total), "new/out", *words)
+
+    assert (code, event["class"]) == (1, "IncompleteMergeError")
+    assert f"needs at least {total} bytes" in event["message"]
     assert left == []
 
 
