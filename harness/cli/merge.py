@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,17 +10,12 @@ import typer
 from rich.console import Console
 
 from harness.cli.engine import engine_command, run_engine
+from harness.cli.merge_hook import hook_command, run_hook
 from harness.cli.merge_screen import show_outcome
 from harness.cli.setup import check_writable
-from harness.errors import ConfigurationError, HarnessError
+from harness.errors import ConfigurationError
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
-
-
-class HookFailedError(HarnessError):
-    """The command of ``--then`` failed."""
-
-    exit_code = 1
 
 
 def merge(
@@ -87,7 +79,10 @@ def merge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
     then: Annotated[
         str | None,
-        typer.Option(metavar="CMD", help="Run this once the output is published; {out} in it is the output's path."),
+        typer.Option(
+            metavar="CMD",
+            help="Run this program once the output is published, without a shell; {out} in it is the output's path. Exits with 6 if it fails.",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the engine's report (or the plan, row by row) here.")
@@ -104,7 +99,7 @@ def merge(
         check_writable(json_file, "--json")
     if then is not None and (shard or dry_run):
         raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
-    hook = _command(then, out)
+    hook = hook_command(then, out)
     screen = Console(stderr=True, highlight=False)
     if (Path(base) / "merge_manifest.json").exists():
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
@@ -133,42 +128,4 @@ def merge(
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
     if hook is not None:
-        _run_hook(hook)
-
-
-def _command(then: str | None, out: Path | None) -> list[str] | None:
-    """Return the words of ``--then`` with the output's path put in.
-
-    Raises:
-        ConfigurationError: quotes that are not closed, or no command in it.
-    """
-    if then is None:
-        return None
-    try:
-        words = shlex.split(then)
-    except ValueError as error:
-        raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
-    if not words or shutil.which(words[0]) is None:
-        raise ConfigurationError(
-            f"--then names no command that is found here: {then!r}.",
-            remedy="No shell is used; for pipes say: sh -c '…'",
-        )
-    return [word.replace("{out}", str(out.absolute() if out else "")) for word in words]
-
-
-def _run_hook(words: list[str]) -> None:
-    """Run the hook, its output shown as it comes.
-
-    Raises:
-        HookFailedError: it failed; the merge stays published.
-    """
-    try:
-        code = subprocess.run(words, check=False).returncode
-    except OSError as error:
-        raise HookFailedError(
-            f"the merge is published, and the command after it cannot be started: {error}."
-        ) from error
-    if code != 0:
-        raise HookFailedError(
-            f"the merge is published, and the command after it ended with code {code}: {shlex.join(words)}"
-        )
+        run_hook(hook)

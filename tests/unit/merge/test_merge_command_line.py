@@ -89,10 +89,17 @@ def test_what_follows_a_merge_runs_once_it_is_published(sample: Sample, tmp_path
 def test_what_follows_a_merge_may_fail_and_the_merge_stays(sample: Sample, tmp_path: Path) -> None:
     done = typed(sample, "--out", "out", "--then", "sh -c 'exit 7'")
 
-    assert done.returncode == 1
-    assert "the merge is published" in done.stderr
+    assert done.returncode == 6
+    assert "the merge IS published" in done.stderr
     assert "code 7" in done.stderr
     assert_merged(sample, tmp_path / "out")
+
+
+def test_what_is_quoted_is_meant_as_it_stands(sample: Sample) -> None:
+    done = typed(sample, "--out", "out", "--then", r"""printf "%s\n" 'a && b' "c | \" d" e\;f""")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == ["a && b", 'c | " d', "e;f"]
 
 
 def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> None:
@@ -108,6 +115,12 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
     [
         (("--then", "no-such-program {out}"), "names no command"),
         (("--then", "'"), "cannot be read as a command"),
+        (("--then", "true && touch ran"), "holds '&&'"),
+        (("--then", "ls {out} | wc"), "holds '|'"),
+        (("--then", "true; touch ran"), "holds ';'"),
+        (("--then", "ls > ran"), "holds '>'"),
+        (("--then", "echo $HOME"), "holds '$'"),
+        (("--then", "echo `id`"), "holds '`'"),
         (("--then", "true", "--dry-run"), "goes with neither"),
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
         (("--shard", "half"), "not of the form I/N"),
