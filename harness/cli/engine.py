@@ -20,10 +20,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from harness.cli.progress_lines import ProgressLines
 from harness.cli.setup import load_setup
-from harness.envs import cache_dir, ensure_environment
+from harness.envs import cache_dir, ensure_environment, has_environment
 from harness.errors import HarnessError, InterruptedByUserError
 from harness.execution.bundle import publish_bundle
 
+SIZE = "1.3 GB"
+"""Of a stack's environment, by `harness env list`."""
 RESULTS = frozenset({0, 1})
 """Exit codes of a program that finished: all well, or a check failed."""
 
@@ -44,6 +46,8 @@ def engine_command(package: str, screen: Console) -> list[str]:
         return [sys.executable, "-P", "-u", program]
     stack = load_setup().config.declared[0]
     screen.print(f"no torch here: running in the environment of {stack.id}", soft_wrap=True)
+    if not has_environment(stack.id):
+        screen.print(f"making that environment in {cache_dir()}: once, about {SIZE} on disk", soft_wrap=True)
     return [str(ensure_environment(stack).python), "-I", "-u", program]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from harness.cli.merge_hook import hook_command, run_hook
 from harness.cli.merge_screen import show_outcome
 from harness.cli.setup import check_writable
 from harness.errors import ConfigurationError
+from harness.matrix.plan import parse_shard
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
 
@@ -51,7 +53,8 @@ def merge(
         typer.Option(help="Which base the deltas go onto; a base that is not stored so is refused."),
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="The format the base is expected in (nf4, fp4, int8, fp8_block, mxfp4).")
+        Literal["nf4", "fp4", "int8", "fp8_block", "mxfp4"] | None,
+        typer.Option(help="The format the base is expected in; another is refused."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where the arithmetic is done, as torch names it (cpu, cuda, cuda:1).")
@@ -97,11 +100,13 @@ def merge(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
+    if shard is not None:
+        parse_shard(shard)
     if then is not None and (shard or dry_run):
         raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
     hook = hook_command(then, out)
     screen = Console(stderr=True, highlight=False)
-    if (Path(base) / "merge_manifest.json").exists():
+    if os.path.lexists(Path(base) / "merge_manifest.json"):
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
     arguments = ["--base", base]
     arguments += [word for path in adapter for word in ("--adapter", path)]

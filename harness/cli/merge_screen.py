@@ -93,13 +93,13 @@ def _table(plan: dict[str, Any]) -> Table:
             plan["uses"][number]
             for number in sorted({number for region in row["regions"] for number in _numbers(region)})
         ]
-        ranks = sorted({str(use["rank"]) for use in uses if use.get("rank")})
+        ranks = sorted({use["rank"] for use in uses if use.get("rank")})
         sorts[
             _NUMBER.sub("*", row["key"]),
             f"{row['dtype']} {'x'.join(map(str, row['shape']))}",
             ", ".join(sorted({_NUMBER.sub("*", use["module"]) for use in uses})),
-            "/".join(ranks) or "-",
-            "/".join(sorted({f"{use['scaling']:g}" for use in uses})),
+            ", ".join(map(str, ranks)) or "-",
+            ", ".join(f"{scaling:g}" for scaling in sorted({use["scaling"] for use in uses})),
         ] += 1
     table = Table(box=None, pad_edge=False)
     for title, justify in _COLUMNS.items():

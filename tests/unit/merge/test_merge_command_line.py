@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from merge_samples import Sample, assert_merged, build
+from rich.console import Console
 
+from harness.cli import engine
 from harness.merge import errors, merge, plan_merge
 
 
@@ -79,6 +83,36 @@ def test_a_dry_run_says_of_the_output_what_the_merge_would(sample: Sample, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_two_scales_of_one_sort_do_not_read_as_a_fraction(sample: Sample) -> None:
+    done = typed(sample, "--dry-run", "--adapter", "adapter", "--weight", "1", "--weight", "8")
+
+    down = next(line for line in done.stdout.splitlines() if ".down_proj.weight" in line)
+    assert down.endswith(" 1.5, 12")
+
+
+def test_an_adapter_given_twice_is_noted(sample: Sample) -> None:
+    once, twice = typed(sample, "--dry-run"), typed(sample, "--dry-run", "--adapter", "./adapter/")
+
+    assert "given 2 times" not in once.stdout
+    assert "note: the adapter adapter is given 2 times, so its deltas are added 2 times" in twice.stdout
+
+
+def test_without_torch_the_environment_that_is_made_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ready: list[str] = []
+    monkeypatch.setenv("MOE_LORA_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(engine, "has_environment", ready.__contains__)
+    monkeypatch.setattr(engine, "ensure_environment", lambda _stack: SimpleNamespace(python="python"))
+    said = [io.StringIO(), io.StringIO()]
+
+    engine.engine_command("harness.merge", Console(file=said[0]))
+    ready.append(engine.load_setup().config.declared[0].id)
+    engine.engine_command("harness.merge", Console(file=said[1]))
+
+    assert "once, about 1.3 GB on disk" in said[0].getvalue()
+    assert "once" not in said[1].getvalue()
+
+
 def test_what_follows_a_merge_runs_once_it_is_published(sample: Sample, tmp_path: Path) -> None:
     done = typed(sample, "--out", "out", "--then", "sh -c 'ls \"$1\" > seen' hook {out}")
 
@@ -123,10 +157,16 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
         (("--then", "echo `id`"), "holds '`'"),
         (("--then", "true", "--dry-run"), "goes with neither"),
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
-        (("--shard", "half"), "not of the form I/N"),
+        (("--shard", "half"), "Write I/N with 1 <= I <= N"),
+        (("--shard", "2"), "Write I/N with 1 <= I <= N"),
+        (("--quantization", "nf5"), "'nf4', 'fp4', 'int8', 'fp8_block', 'mxfp4'"),
+        (("--weight", "0.5", "--weight", "1"), "1 adapter was given, and 2 weights"),
+        (("--weight", "nan"), "has to be a finite number"),
+        (("--base", "x" * 300), "does not exist"),
+        (("--base", "x" * 300 + "/y"), "does not exist"),
         (("--shard", "1/2", "--assemble"), "goes with none"),
         (("--assemble", "--dry-run"), "goes with none"),
-        (("--dry-run", "--shard", "9/3"), "there is no part 9 of 3"),
+        (("--dry-run", "--shard", "9/3"), "'9/3' is not a part of a whole"),
         (("--dry-run", "--shard", "1/9"), "cannot be shared out to 9"),
         (("--dry-run", "--out", "base"), "overlaps the input"),
         (("--dry-run", "--out", "."), "overlaps the input"),
