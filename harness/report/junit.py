@@ -2,9 +2,9 @@
 # junitparser ships types for some of its methods only; what is passed to the others is checked by the tests.
 """The report as JUnit XML, for the test tab of a CI system; pure.
 
-JUnit knows passed, failed, errored and skipped. Only a fresh, expected pass is passed. A known failure is skipped with its
-reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run, or whose
-result is stale, is an error, because the run does not say what it should have said.
+JUnit knows passed, failed, errored and skipped. Only an expected pass is passed. A known failure is skipped with its
+reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run is
+an error, because the run does not say what it should have said.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from harness.report import figures
 from harness.result import CellResult, Outcome
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
-Standing = Literal["regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok"]
+Standing = Literal["regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok"]
 STANDINGS: tuple[Standing, ...] = (
-    "regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok",
+    "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
 
@@ -38,8 +38,6 @@ class Row:
         expectation_reason: why the declared expectation was declared, or None without one.
         expectation_link: where that is discussed; shown as a link only when it is http or https.
         sentence: the verdict in words, or None.
-        stale: the result is of another configuration or harness than the one reported on. It stands for nothing, whatever
-            its status was.
 
     Raises:
         ValueError: when the status is ``ok`` and the outcome is one that cannot be.
@@ -50,7 +48,6 @@ class Row:
     expectation_reason: str | None = None
     expectation_link: str | None = None
     sentence: str | None = None
-    stale: bool = False
 
     def __post_init__(self) -> None:
         if self.status == "ok" and self.result.outcome not in OK_OUTCOMES:
@@ -58,14 +55,12 @@ class Row:
 
     @property
     def standing(self) -> Standing:
-        """The status, unless the cell did not run or its result is stale: those hide whatever the status would be."""
-        if self.status is None:
-            return "not-run"
-        return "stale" if self.stale else self.status
+        """The status, or ``not-run``."""
+        return self.status or "not-run"
 
     @property
     def passed(self) -> bool:
-        """True only for a fresh pass that was expected: the one thing that may look like a pass."""
+        """True only for a pass that was expected: the one thing that may look like a pass."""
         return self.standing == "ok" and self.result.outcome == "pass"
 
 

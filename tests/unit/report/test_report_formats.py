@@ -130,7 +130,7 @@ def test_markdown_tells_the_whole_story() -> None:
         assert (sample.result.cell.reproduce in text) == (not sample.passed)
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert titles == [
-        "Overview", "Cells", "Regressions", "Unexpected passes", "Not run", "Stale results", "Flaky", "Known failures",
+        "Overview", "Cells", "Regressions", "Unexpected passes", "Not run", "Flaky", "Known failures",
         "Skipped", "Unsupported",
     ]  # fmt: skip
 
@@ -184,7 +184,7 @@ def test_html_rows_carry_symbol_word_and_filters() -> None:
     assert len(bodies) == len(found.data()) == 17
     assert sum(body["class"] == "cell tone-pass" for body in bodies) == 3
     assert {body["data-status"] for body in bodies} == {
-        "regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok",
+        "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
     }  # fmt: skip
     assert "✗" in found.texts["i"]
     assert "known error in reload-adapter" in found.texts["span"]
@@ -260,7 +260,7 @@ def test_json_is_sorted_ascii_and_reads_back_as_results() -> None:
     assert report["schema_version"] == 1
     assert report["summary"]["standings"]["known-failure"] == 2
     assert report["summary"]["green"] is False
-    assert len(report["started"]) == 16
+    assert len(report["started"]) == 15
     assert "2026-11-20" not in json.dumps(report["rows"])
     by_cell = {row["cell"]: row for row in report["rows"]}
     for row in sample_rows():
@@ -327,7 +327,7 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
         (main, "qwen3_moe/lora +b-packing=grouped_by_expert"): ("failure", "fail"),
         (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down"): "passed",
         (main, "qwen3_moe/qlora8"): ("skipped", "skipped"),
-        (old, "deepseek_v3/lora"): ("error", "stale"),
+        (old, "deepseek_v3/lora"): ("error", "not-run"),
         (old, "glm4_moe/lora"): ("error", "not-run"),
         (old, "qwen3_5_moe/lora"): ("skipped", "unsupported"),
         (old, "qwen3_5_moe/lora-experts"): ("skipped", "unsupported"),
@@ -368,7 +368,7 @@ def test_a_terminal_of_any_width_shows_every_number_unbroken(width: int) -> None
     console = _console(width, terminal=True)
     print_table(console, sample_rows())
 
-    assert _written(console).count("1.2e-13") == 7
+    assert _written(console).count("1.2e-13") == 6
     assert "140/156" in _written(console)
 
 
