@@ -41,7 +41,7 @@ def _row(row: Row) -> dict[str, Any]:
         "passed": row.passed,
         "sentence": row.sentence,
         "expectation": expectation if row.expectation_reason or row.expectation_link else None,
-        "reproduce": row.result.cell.reproduce,
+        "reproduce": row.reproduce,
         "result": _finite(row.result.model_dump(mode="json", exclude={"started"})),
     }
 

@@ -27,7 +27,7 @@ _REJECTED: frozenset[Outcome] = frozenset({"fail", "noop", "blind"})
 def _body(row: Row) -> str:
     """Return the text of a case that did not pass: checks, the library's words, the line that reproduces it."""
     parts = [*failed_checks(row), reason(row), row.sentence, row.expectation_reason, row.expectation_link]
-    return "\n".join([*(clean(part) for part in parts if part), f"Reproduce: {row.result.cell.reproduce}"])
+    return "\n".join([*(clean(part) for part in parts if part), f"Reproduce: {row.reproduce}"])
 
 
 def _verdict(row: Row) -> Error | Failure | Skipped | None:

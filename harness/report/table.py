@@ -38,6 +38,7 @@ class Row:
         expectation_reason: why the declared expectation was declared, or None without one.
         expectation_link: where that is discussed; shown as a link only when it is http or https.
         sentence: the verdict in words, or None.
+        options: what a command needs to find the configuration again that it was judged by, as ``--config ci.toml``; empty for the usual one.
 
     Raises:
         ValueError: when the status is ``ok`` and the outcome is one that cannot be.
@@ -48,6 +49,7 @@ class Row:
     expectation_reason: str | None = None
     expectation_link: str | None = None
     sentence: str | None = None
+    options: str = ""
 
     def __post_init__(self) -> None:
         if self.status == "ok" and self.result.outcome not in OK_OUTCOMES:
@@ -59,15 +61,20 @@ class Row:
         return self.status or "not-run"
 
     @property
+    def reproduce(self) -> str:
+        """The one command line that runs and judges exactly this cell."""
+        return f"{self.result.cell.reproduce} {self.options}".rstrip()
+
+    @property
     def passed(self) -> bool:
         """True only for a pass that was expected: the one thing that may look like a pass."""
         return self.standing == "ok" and self.result.outcome == "pass"
 
 
-def not_run(cell: Cell, reason: str) -> Row:
+def not_run(cell: Cell, reason: str, *, options: str = "") -> Row:
     """Return the row of a planned cell that has no result, with the reason (``interrupted``, say)."""
     result = CellResult(cell=cell, cell_id=cell.id, outcome="skipped", reason=reason, seed=cell.seed)
-    return Row(result=result, status=None)
+    return Row(result=result, status=None, options=options)
 
 
 def recipe_with_options(row: Row) -> str:

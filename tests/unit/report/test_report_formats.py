@@ -19,6 +19,8 @@ from markdown_it import MarkdownIt
 from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, sample_rows, stopped
 from rich.console import Console
 
+from harness.cli.execute import row_of
+from harness.cli.setup import load_setup
 from harness.report.details import sections, web_link
 from harness.report.html import render_html
 from harness.report.json_report import render_json
@@ -29,6 +31,7 @@ from harness.report.terminal import print_failure, print_table
 from harness.report.write import write_report
 from harness.result import CellResult, Check, Metrics
 
+ROOT = Path(__file__).resolve().parents[3]
 NASTY = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m | ``` ~~~ @somebody [x](javascript:1) "
     "\u202e &amp; ]]> <!-- {{ 7*7 }} '\"\n# heading\n\n````\n---"
@@ -425,3 +428,21 @@ def test_rows_that_cannot_be_reported_leave_the_last_report_alone(tmp_path: Path
     with pytest.raises(ValueError, match="two results"):
         write_report([Row(result=twice, status="regression")] * 2, tmp_path)
     assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_by(tmp_path: Path) -> None:
+    config, expectations = tmp_path / "my matrix.toml", tmp_path / "known.toml"
+    config.write_bytes((ROOT / "matrix.toml").read_bytes())
+    expectations.write_bytes((ROOT / "expectations.toml").read_bytes())
+    result = stopped(cell("glm4_moe"), "crash", "train", "killed by SIGSEGV")
+
+    usual = row_of(load_setup(), result)
+    own = row_of(load_setup(config, expectations), result)
+
+    assert usual.reproduce == result.cell.reproduce
+    assert own.reproduce == f"{result.cell.reproduce} --config '{config}' --expectations {expectations}"
+    console = _console(200, terminal=False)
+    print_failure(console, own, "", None)
+    for text in (_written(console), render_markdown([own]), render_junit([own])):
+        assert own.reproduce in text
+    assert json.loads(render_json([own]))["rows"][0]["reproduce"] == own.reproduce
