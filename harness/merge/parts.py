@@ -31,7 +31,7 @@ from harness.merge.outputs import OutputShard, output_shards
 from harness.merge.publish import PART_FILE, check_target, publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import MergeReport, PartReport
-from harness.merge.shares import find_parts, part_path, shards_of_part
+from harness.merge.shares import check_part, find_parts, part_path, shards_of_part
 
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 """What ``link`` says where a file system has no hard links."""
@@ -58,7 +58,7 @@ def run_part(
         raise OutputExistsError(
             f"part {part} of {parts} is complete already: {place}.", "Nothing is left to do for it."
         )
-    target = check_target(place, overwrite=overwrite, inputs=plan.inputs)
+    target = check_part(out, part, parts, overwrite=overwrite, inputs=plan.inputs)
     local = local_mark(plan, f"{mark} {part}/{parts}")
     unfinished = Unfinished(local) if resume else None
     with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:

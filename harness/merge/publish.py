@@ -69,6 +69,19 @@ def _work_name(name: str) -> str:
     return f".{name}.partial-{secrets.token_hex(4)}"
 
 
+def check_apart(path: Path, inputs: tuple[Path, ...]) -> None:
+    """Refuse an output, by its real path, that is, holds or lies in an input.
+
+    Raises:
+        UnsafeOutputError: it does.
+    """
+    for given in inputs:
+        if path == given or path.is_relative_to(given) or given.is_relative_to(path):
+            raise UnsafeOutputError(
+                f"the output {path} overlaps the input {given.name}.", "Choose a directory of its own."
+            )
+
+
 def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
     """Return where to publish, having refused what would lose data.
 
@@ -82,11 +95,7 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
         UnsafeOutputError: it overlaps an input, is a link or a file, or holds something that is no checkpoint.
     """
     path = real_path(out)
-    for given in inputs:
-        if path == given or path.is_relative_to(given) or given.is_relative_to(path):
-            raise UnsafeOutputError(
-                f"the output {out} overlaps the input {given.name}.", "Choose a directory of its own."
-            )
+    check_apart(path, inputs)
     if not os.path.lexists(path):
         return Target(path=path, overwrite=False)
     if not overwrite:

@@ -13,7 +13,7 @@ from harness.merge.copying import failed
 from harness.merge.outputs import bytes_needed, output_shards
 from harness.merge.publish import check_space, check_target, unfinished
 from harness.merge.records import MergePlan
-from harness.merge.shares import part_path, shards_of_part
+from harness.merge.shares import check_part, shards_of_part
 
 
 def rehearse(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int, int] | None) -> dict[str, object]:
@@ -27,8 +27,11 @@ def rehearse(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int, in
     """
     shards = output_shards(plan)
     mine = range(len(shards)) if part is None else shards_of_part(shards, *part)
-    place = out if part is None else part_path(out, *part)
-    target = check_target(place, overwrite=overwrite, inputs=plan.inputs)
+    target = (
+        check_target(out, overwrite=overwrite, inputs=plan.inputs)
+        if part is None
+        else check_part(out, *part, overwrite=overwrite, inputs=plan.inputs)
+    )
     parent = next(folder for folder in target.path.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise failed(f"the output {target.path}", OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))

@@ -8,13 +8,23 @@ from pathlib import Path
 
 from harness.merge.errors import SHOWN, UsageError, listed
 from harness.merge.outputs import OutputShard
-from harness.merge.publish import glob_escape, real_path
+from harness.merge.publish import Target, check_apart, check_target, glob_escape, real_path
 
 
 def part_path(out: Path, part: int, parts: int) -> Path:
     """Return the directory of part ``part`` (from 1) of ``parts``."""
     path = real_path(out)
     return path.with_name(f"{path.name}.part-{part}-of-{parts}")
+
+
+def check_part(out: Path, part: int, parts: int, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
+    """Return where a part is published; what the parts are for has to be a place where they can be put together.
+
+    Raises:
+        MergeError: as ``check_target`` does of the part, and of an output that overlaps an input.
+    """
+    check_apart(real_path(out), inputs)
+    return check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs)
 
 
 def shards_of_part(shards: Sequence[OutputShard], part: int, parts: int) -> list[int]:
