@@ -20,12 +20,13 @@ from harness.merge.ledger import Ledger, Unfinished, entry_of, fingerprint, loca
 from harness.merge.manifest import build_manifest, identity, made_from, status_of
 from harness.merge.outputs import OutputShard, bytes_needed, output_shards
 from harness.merge.products import Products
-from harness.merge.publish import Target, check_space, check_target, publish, working_directory
+from harness.merge.publish import check_space, publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import Counts, MergeReport, Resumed
 from harness.merge.rewritten import rewritten_files
 from harness.merge.shard import ShardFile, ShardWriter
 from harness.merge.sources import AdapterValues, BaseValues, Files
+from harness.merge.target import Target, check_target
 from harness.merge.threads import one_thread_per_operation
 
 Progress = Callable[[int, int], None]

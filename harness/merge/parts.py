@@ -28,10 +28,11 @@ from harness.merge.json_file import read_object
 from harness.merge.ledger import Entry, Unfinished, entry_from, entry_of, fingerprint, local_mark
 from harness.merge.manifest import identity
 from harness.merge.outputs import OutputShard, output_shards
-from harness.merge.publish import PART_FILE, check_target, publish, working_directory
+from harness.merge.publish import publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import MergeReport, PartReport
 from harness.merge.shares import check_part, find_parts, part_path, shards_of_part
+from harness.merge.target import PART_FILE, check_target
 
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 """What ``link`` says where a file system has no hard links."""

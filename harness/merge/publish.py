@@ -18,100 +18,17 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
 from harness.merge.copying import failed, sync_directory
-from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
+from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError
+from harness.merge.target import Target, work_name
 
 LEDGER_FILE = ".merge-ledger.jsonl"
 """What is finished of a merge (``ledger``); it is kept until the output is there."""
-PART_FILE = "merge_part.json"
-"""What describes a part of a merge that several machines share (``parts``)."""
-
-LONGEST_NAME = 255
-"""Bytes of a file's name (Linux, ``NAME_MAX``)."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A checked output: the real path to publish at, and whether something there is to be replaced."""
-
-    path: Path
-    overwrite: bool
-    inode: int | None = None
-    """What is to be replaced, so that nothing else is."""
-
-
-def real_path(out: Path) -> Path:
-    """Return where an output is published: its parents resolved, its own name kept.
-
-    Raises:
-        UnsafeOutputError: it is no name that a directory can have.
-    """
-    given = out.absolute()
-    if given.name in {"", ".."} or "\0" in str(given):
-        raise UnsafeOutputError(f"{str(out)!r} does not name an output directory.")
-    if len(os.fsencode(_work_name(given.name))) > LONGEST_NAME:
-        longest = LONGEST_NAME - len(_work_name(""))
-        raise UnsafeOutputError(
-            f"the output's name is {len(os.fsencode(given.name))} bytes long: {given.name}",
-            f"Choose one of at most {longest} bytes: the directory that is worked in needs a longer one.",
-        )
-    return given.parent.resolve() / given.name
-
-
-def _work_name(name: str) -> str:
-    return f".{name}.partial-{secrets.token_hex(4)}"
-
-
-def check_apart(path: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse an output, by its real path, that is, holds or lies in an input.
-
-    Raises:
-        UnsafeOutputError: it does.
-    """
-    for given in inputs:
-        if path == given or path.is_relative_to(given) or given.is_relative_to(path):
-            raise UnsafeOutputError(
-                f"the output {path} overlaps the input {given.name}.", "Choose a directory of its own."
-            )
-
-
-def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
-    """Return where to publish, having refused what would lose data.
-
-    Args:
-        out: the output directory as given.
-        overwrite: whether it may exist.
-        inputs: real paths of the base and adapter directories.
-
-    Raises:
-        OutputExistsError: it exists and ``overwrite`` is off.
-        UnsafeOutputError: it overlaps an input, is a link or a file, or holds something that is no checkpoint.
-    """
-    path = real_path(out)
-    check_apart(path, inputs)
-    if not os.path.lexists(path):
-        return Target(path=path, overwrite=False)
-    if not overwrite:
-        raise OutputExistsError(
-            f"the output {out} exists.", "Choose another directory, or pass --overwrite to replace it."
-        )
-    if path.is_symlink() or not path.is_dir():
-        raise UnsafeOutputError(
-            f"the output {out} is not a directory, so it is not overwritten.", "Remove it yourself."
-        )
-    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE, PART_FILE)):
-        raise UnsafeOutputError(
-            f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
-            "Remove it yourself if it may go.",
-        )
-    return Target(path=path, overwrite=True, inode=path.stat().st_ino)
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -217,7 +134,7 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
         IncompleteMergeError: the directory cannot be made.
         OverwriteUnsupportedError: ``target.overwrite``, and the file system cannot exchange directories.
     """
-    work = target.path.with_name(_work_name(target.path.name))
+    work = target.path.with_name(work_name(target.path.name))
     made: list[Path] = []
     descriptor: int | None = None
     try:

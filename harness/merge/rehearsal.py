@@ -11,9 +11,10 @@ from pathlib import Path
 
 from harness.merge.copying import failed
 from harness.merge.outputs import bytes_needed, output_shards
-from harness.merge.publish import check_space, check_target, unfinished
+from harness.merge.publish import check_space, unfinished
 from harness.merge.records import MergePlan
 from harness.merge.shares import check_part, shards_of_part
+from harness.merge.target import check_target
 
 
 def rehearse(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int, int] | None) -> dict[str, object]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from harness.merge.errors import SHOWN, UsageError, listed
 from harness.merge.outputs import OutputShard
-from harness.merge.publish import Target, check_apart, check_target, glob_escape, real_path
+from harness.merge.publish import glob_escape
+from harness.merge.target import Target, check_apart, check_target, real_path
 
 
 def part_path(out: Path, part: int, parts: int) -> Path:

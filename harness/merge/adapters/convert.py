@@ -36,9 +36,10 @@ from harness.merge.deltas import bytes_of
 from harness.merge.errors import OutputExistsError, UnsupportedAdapterError, UsageError, listed
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, IoLayout
-from harness.merge.publish import check_target, publish, working_directory
+from harness.merge.publish import publish, working_directory
 from harness.merge.safetensors_file import DTYPE_BITS, TensorInfo, encode_header, read_range
 from harness.merge.sources import tensor_of
+from harness.merge.target import check_target
 
 CONVERSION_FILE = "conversion.json"
 RANKED = ("F16", "BF16", "F32")
