@@ -8,6 +8,7 @@ what is targeted but not reached are errors that list names.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -163,9 +164,15 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
     """
     if weights is None:
         return [1.0] * len(adapters)
+    if len(weights) != len(adapters):
+        raise UsageError(
+            f"{len(adapters)} {'adapter was' if len(adapters) == 1 else 'adapters were'} given, and {len(weights)}"
+            f" {'weight' if len(weights) == 1 else 'weights'}.",
+            "Give a weight for each adapter, in the same order, or none.",
+        )
     # The comparison holds for integers of any size, and NaN and infinity fail it.
-    if len(weights) != len(adapters) or not all(abs(weight) <= sys.float_info.max for weight in weights):
-        raise UsageError(f"{len(adapters)} adapters need as many finite weights, not {str(list(weights))[:200]}.")
+    if not all(abs(weight) <= sys.float_info.max for weight in weights):
+        raise UsageError(f"a weight has to be a finite number; these were given: {str(list(weights))[:200]}.")
     for adapter, weight in zip(adapters, weights, strict=True):
         if weight != 1 and (adapter.full or adapter.tokens or adapter.config.use_dora):
             raise UnsupportedAdapterError(
@@ -265,8 +272,18 @@ def plan_merge(
         base_as="original" if found is None else "quantized",
         quantization=found,
         dtype=dtype,
-        notes=(*planner.notes, *vocabulary.notes),
+        notes=(*_repeated(adapters), *planner.notes, *vocabulary.notes),
     )
+
+
+def _repeated(adapters: Sequence[Adapter]) -> list[str]:
+    """Return a note for each adapter that is given more than once: its delta is added as often, which is seldom meant."""
+    counts = Counter(adapter.root for adapter in adapters)
+    return [
+        f"the adapter {root.name} is given {count} times, so its deltas are added {count} times"
+        for root, count in counts.items()
+        if count > 1
+    ]
 
 
 def _in_file_order(index: Index, rows: Sequence[PlanRow]) -> tuple[PlanRow, ...]:

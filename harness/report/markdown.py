@@ -119,7 +119,7 @@ def _entry(rows: Sequence[Row]) -> Iterator[str]:
         link = web_link(first)
         more = f" ([more]({_escaped_url(link)}))" if link else ""
         yield f"Declared: {code_span(first.expectation_reason)}{more}"
-    yield code_block("\n".join(row.result.cell.reproduce for row in rows), "sh")
+    yield code_block("\n".join(row.reproduce for row in rows), "sh")
 
 
 def _not_passes(rows: Sequence[Row]) -> Iterator[str]:
