@@ -24,6 +24,8 @@ from harness.merge.json_file import MAX_JSON_BYTES, parse_object, plain_file_siz
 LENGTH_BYTES = 8
 MAX_NAME = 1000
 """Characters of a tensor's name; published ones have up to a hundred and a half, and every name is matched against patterns."""
+MAX_PARTS = 64
+"""Dotted parts of a tensor's name; published ones have up to fifteen, and each could be where a configured name begins."""
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**48
 
@@ -73,6 +75,10 @@ def _entry(name: str, value: Any, *, what: str, data_start: int) -> TensorInfo:
     bad = f"{what}: tensor {name[:200]!r}"
     if len(name) > MAX_NAME:
         raise CorruptFileError(f"{bad} has a name of {len(name)} characters; more than {MAX_NAME} is not read.")
+    if name.count(".") >= MAX_PARTS:
+        raise CorruptFileError(
+            f"{bad} has a name of {name.count('.') + 1} dotted parts; more than {MAX_PARTS} are not read."
+        )
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFileError(f"{bad} should have exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
