@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,32 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, share: f
     assert "No space left on device" in event["message"]
     assert "Free some space" in str(event["remedy"])
     assert left == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("started", range(6))
+def test_a_thread_that_cannot_be_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: int, resume: bool
+) -> None:
+    """The limit is met by each thread that a merge starts: to hash, to check the adapter, to merge and to sync."""
+    sample = build(tmp_path)
+    plan, before = plan_merge(sample.base, sample.adapter), names(tmp_path)
+    real, left = threading._start_new_thread, iter(range(started))  # type: ignore[attr-defined]  # what fails in a full container
+
+    def limited(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments)
+
+    monkeypatch.setattr(threading, "_start_new_thread", limited)
+    with pytest.raises(errors.ThreadLimitError, match="no further thread"):
+        merge(plan, tmp_path / "out", threads=2, resume=resume)
+    monkeypatch.undo()
+
+    assert not (tmp_path / "out").exists()
+    assert resume or names(tmp_path) == before
+    merge(plan, tmp_path / "out", resume=resume)
+    assert_merged(sample, tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing(sizeable: Sample, tmp_path: Path) -> None:
