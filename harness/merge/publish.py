@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
+from harness.merge.checkpoint import CONFIG_FILE, LEDGER_FILE, MANIFEST_FILE
 from harness.merge.copying import failed, sync_directory
 from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
 
-LEDGER_FILE = ".merge-ledger.jsonl"
-"""What is finished of a merge (``ledger``); it is kept until the output is there."""
 PART_FILE = "merge_part.json"
 """What describes a part of a merge that several machines share (``parts``)."""
 

@@ -205,6 +205,20 @@ def test_what_is_resumed_is_verified_not_trusted(
     assert names(tmp_path) == {"base", "adapter", "out"}
 
 
+def test_a_ledger_in_the_base_is_not_taken_for_that_of_this_merge(tmp_path: Path) -> None:
+    """An output that lost its last step and became a base: the copy would meet this merge's own ledger, or be removed with it."""
+    sample = build(tmp_path)
+    (sample.base / LEDGER_FILE).write_text('{"fingerprint": "0"}\n')
+
+    for resume in (True, False):
+        report = merge(plan_merge(sample.base, sample.adapter), tmp_path / "out", resume=resume)
+
+        assert report.files_left_out == (LEDGER_FILE,)
+        assert_merged(sample, tmp_path / "out")
+        assert LEDGER_FILE not in names(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+
+
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
