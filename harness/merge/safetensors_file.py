@@ -22,6 +22,8 @@ from harness.merge.errors import CorruptFileError, InputChangedError, Unreadable
 from harness.merge.json_file import MAX_JSON_BYTES, parse_object, plain_file_size
 
 LENGTH_BYTES = 8
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git keeps in place of a large file (git-lfs, docs/spec.md)."""
 MAX_NAME = 1000
 """Characters of a tensor's name; published ones have up to a hundred and a half, and every name is matched against patterns."""
 MAX_PARTS = 64
@@ -120,6 +122,11 @@ def read_header(path: Path, *, name: str | None = None) -> TensorFile:
             prefix = file.read(LENGTH_BYTES)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == LENGTH_BYTES else 0
             if not 2 <= length <= min(MAX_JSON_BYTES, size - LENGTH_BYTES):  # noqa: PLR2004 - the shortest JSON object
+                if prefix + file.read(len(LFS_POINTER) - len(prefix)) == LFS_POINTER:
+                    raise CorruptFileError(
+                        f"{what} is a Git LFS pointer: it stands for the weights, which were not downloaded.",
+                        "Run git lfs pull in its repository, or download the file again.",
+                    )
                 raise CorruptFileError(
                     f"{what} is not a safetensors file, or is truncated: its header claims {length} bytes of {size}."
                 )
