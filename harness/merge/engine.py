@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from harness.merge.rewritten import rewritten_files
 from harness.merge.shard import ShardFile, ShardWriter
 from harness.merge.sources import AdapterValues, BaseValues, Files
 from harness.merge.target import Target, check_target
-from harness.merge.threads import one_thread_per_operation
+from harness.merge.threads import Pool, one_thread_per_operation
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
@@ -210,7 +209,7 @@ def run_merge(
         _refuse_complete(plan, out, how)
     target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
-    with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as background:
+    with Pool(1, thread_name_prefix="merge-hash") as background:
         facts = background.submit(identity, plan)
         mark = local_mark(plan, fingerprint(plan, how.accumulate, how.device, facts.result())) if resume else None
         unfinished = None if mark is None else Unfinished(mark)

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.merge.checkpoint import LEDGER_FILE
 from harness.merge.copying import create, sync, write_at
 from harness.merge.deltas import Outcome
 from harness.merge.errors import MergeError, UnreadableInputError
 from harness.merge.json_file import parse_object
 from harness.merge.manifest import ENGINE_VERSION, sha256_of
 from harness.merge.outputs import OutputShard
-from harness.merge.publish import LEDGER_FILE
 from harness.merge.records import MergePlan
 from harness.merge.safetensors_file import TensorFile
 

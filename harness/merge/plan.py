@@ -22,6 +22,7 @@ from harness.merge.index import Index
 from harness.merge.layout import BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
 from harness.merge.matching import Match, Matcher
 from harness.merge.names import expert_module, kind_of, layer_of
+from harness.merge.patterns import names_within
 from harness.merge.records import (
     DTYPE_NAMES,
     AdapterPart,
@@ -124,16 +125,11 @@ class _Planner:
             )
         if config.trainable_token_indices and not adapter.tokens:
             raise UncoveredTargetsError("the adapter's trainable_token_indices name tokens, and the file holds none.")
-        parents = {part for tensor in adapter.full for part in tensor.path.split(".")[:-1]}
-        paths = {tensor.path for tensor in adapter.full}
-        lost = [
-            name
-            for name in config.modules_to_save
-            if name not in parents and not any(f".{name}." in f".{path}" for path in paths)
-        ]
-        if lost:
+        modules = {tensor.path.rpartition(".")[0] for tensor in adapter.full}
+        held = {name for module in modules for name in names_within(module, config.modules_to_save)}
+        if absent := config.modules_to_save - held:
             raise UncoveredTargetsError(
-                f"the adapter's modules_to_save names modules that the file does not hold: {listed(lost)}.",
+                f"the adapter's modules_to_save names modules that the file does not hold: {listed(absent)}.",
                 "The adapter is incomplete; save or download it again.",
             )
 

@@ -20,12 +20,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.merge.checkpoint import LEDGER_FILE
 from harness.merge.copying import failed, sync_directory
 from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError
 from harness.merge.target import Target, work_name
-
-LEDGER_FILE = ".merge-ledger.jsonl"
-"""What is finished of a merge (``ledger``); it is kept until the output is there."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -15,7 +15,7 @@ from math import sqrt
 
 import torch
 
-from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.equality import same
 from harness.merge.auditing.right import Workspace, count
 from harness.merge.sources import all_finite
 
@@ -129,7 +129,7 @@ def measure(
 ) -> tuple[Tally, torch.dtype]:
     """Compare a slice piece by piece; return what was counted and the merged dtype.
 
-    A piece that equals base + delta in every bit, and not the base, needs no further look. One that still holds the base is only looked into
+    A piece that equals base + delta in every element, and not the base, needs no further look. One that still holds the base is only looked into
     further when another does not: then the slice was written, and what stayed behind counts against it.
 
     Args:
@@ -157,7 +157,7 @@ def measure(
         unmoved = same(found, kept)
         if right is not None and not tally.telling:
             expected = right(first, started, dtype)
-            if not unmoved and identical(found, expected) and all_finite(found):
+            if not unmoved and same(found, expected) and all_finite(found):
                 tally.add_exact(found.numel())
                 return
             if unmoved and not tally.moved:
@@ -218,7 +218,7 @@ def _add(
     tally.elements += elements
     tally.moved = True
     tally.nonzero = tally.nonzero or _nonzero(delta)
-    if identical(merged, expected):
+    if same(merged, expected):
         tally.exact += elements
         return
     inexact = work.differs("inexact", merged, expected)
@@ -234,7 +234,7 @@ def _add(
     tally.telling += telling
     tally.telling_exact += telling - wrong
     double = work.twice(kept, delta)
-    if identical(merged, double):
+    if same(merged, double):
         tally.telling_double += telling
         return
     undouble = work.differs("undouble", merged, double)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from harness.merge.estimate import default_threads
 from harness.merge.layout import BPacking, IoLayout
 from harness.merge.outputs import Output, output_shard
 from harness.merge.plan import plan_merge
-from harness.merge.threads import one_thread_per_operation
+from harness.merge.threads import Pool, one_thread_per_operation
 
 JOB_BYTES = 1 << 25
 """Bytes that a thread takes at a time."""
@@ -51,7 +50,7 @@ def _compare(judge: Judge, progress: Progress | None) -> list[TensorVerdict]:
     jobs = list(_jobs(judge.wanted))
     total, done = sum(size for _, size in jobs), 0
     rows: list[TensorVerdict] = []
-    with one_thread_per_operation(), ThreadPoolExecutor(max_workers=default_threads()) as pool:
+    with one_thread_per_operation(), Pool(max_workers=default_threads()) as pool:
         try:
             for (_, size), verdicts in zip(jobs, pool.map(judge.verdicts, (keys for keys, _ in jobs)), strict=True):
                 rows += verdicts

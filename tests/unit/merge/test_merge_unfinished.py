@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,20 @@ def test_what_is_resumed_is_verified_not_trusted(
     assert names(tmp_path) == {"base", "adapter", "out"}
 
 
+def test_a_ledger_in_the_base_is_not_taken_for_that_of_this_merge(tmp_path: Path) -> None:
+    """An output that lost its last step and became a base: the copy would meet this merge's own ledger, or be removed with it."""
+    sample = build(tmp_path)
+    (sample.base / LEDGER_FILE).write_text('{"fingerprint": "0"}\n')
+
+    for resume in (True, False):
+        report = merge(plan_merge(sample.base, sample.adapter), tmp_path / "out", resume=resume)
+
+        assert report.files_left_out == (LEDGER_FILE,)
+        assert_merged(sample, tmp_path / "out")
+        assert LEDGER_FILE not in names(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+
+
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -345,6 +360,32 @@ def test_on_another_disk_copied_bytes_are_counted_before_anything_is_written(
     assert (code, event["class"]) == (1, "IncompleteMergeError")
     assert f"needs at least {total} bytes" in event["message"]
     assert left == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("started", range(6))
+def test_a_thread_that_cannot_be_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: int, resume: bool
+) -> None:
+    """The limit is met by each thread that a merge starts: to hash, to check the adapter, to merge and to sync."""
+    sample = build(tmp_path)
+    plan, before = plan_merge(sample.base, sample.adapter), names(tmp_path)
+    real, left = threading._start_new_thread, iter(range(started))  # type: ignore[attr-defined]  # what fails in a full container
+
+    def limited(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments)
+
+    monkeypatch.setattr(threading, "_start_new_thread", limited)
+    with pytest.raises(errors.ThreadLimitError, match="no further thread"):
+        merge(plan, tmp_path / "out", threads=2, resume=resume)
+    monkeypatch.undo()
+
+    assert not (tmp_path / "out").exists()
+    assert resume or names(tmp_path) == before
+    merge(plan, tmp_path / "out", resume=resume)
+    assert_merged(sample, tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing(sizeable: Sample, tmp_path: Path) -> None:
