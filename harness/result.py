@@ -74,12 +74,12 @@ class Check(_Model):
 
     ``band`` is written as a person reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
     ``name`` is one of attached, gradients, loss, coverage, signal, kl, logprob, samples, applied, exact, untouched_bytes,
-    keys, dtypes, files, adapter_reload, ``control:<name>``, and where the base was quantised quantized, kl_dequantized and applied_dequantized.
+    keys, dtypes, files, adapter_reload, forward_paths, ``control:<name>``, and where the base was quantised quantized, kl_dequantized and applied_dequantized.
     """
 
     name: str = Field(
         pattern=r"^(attached|gradients|loss|coverage|signal|kl|logprob|samples|applied|exact|untouched_bytes|keys|dtypes"
-        r"|files|adapter_reload|quantized|kl_dequantized|applied_dequantized|control:[a-z0-9-]+)$"
+        r"|files|adapter_reload|forward_paths|quantized|kl_dequantized|applied_dequantized|control:[a-z0-9-]+)$"
     )
     stage: StageName
     value: float | int | str | None
@@ -192,6 +192,15 @@ class Training(_Model):
     """Per kind, ``found/expected`` modules or parameters that got a LoRA."""
 
 
+class PathDifference(_Model):
+    """How far one forward is from another."""
+
+    logits: float
+    """Largest difference, in standard deviations of the logits."""
+    gradients: float
+    """Largest difference of a LoRA tensor's gradient, relative to its norm."""
+
+
 class ControlResult(_Model):
     """A deliberately broken merge in the same cell: the gates must reject it."""
 
@@ -225,6 +234,8 @@ class CellResult(_Model):
     checks: list[Check] = Field(default_factory=list)
     metrics: Metrics = Field(default_factory=Metrics)
     training: Training | None = None
+    forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
+    """Experts forwards of the trained model, each held against ``eager``."""
     quantization: QuantizationInfo | None = None
     shims: list[str] = Field(default_factory=list)
     """What was replaced in a library while the adapter was loaded again, because the recipe says so: shows that it can work, not that it does."""

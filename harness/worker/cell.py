@@ -99,6 +99,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, save_lora_dtypes
     from harness.worker.stages.train import train
@@ -122,6 +123,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
+        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab)
     with observation.stage("save"):
         peft_model.save_pretrained(request.adapter)
         save_lora_dtypes(peft_model, request.work)
