@@ -77,9 +77,10 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
     groups: dict[tuple[str, str], dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
     for stem, on_disk in sorted(set(_linears(index, num_layers))):
         front = "" if stem == "lm_head" else prefix
-        parameters = {f"{front}{_parameter(stem)}", f"{front}{on_disk}.weight"}
-        if stem not in reached and any(names_suffix(name, config.target_parameters) for name in parameters):
-            missing.append(stem)
+        if stem not in reached and config.target_parameters:
+            parameters = {f"{front}{_parameter(stem)}", f"{front}{on_disk}.weight"}
+            if any(names_suffix(name, config.target_parameters) for name in parameters):
+                missing.append(stem)
         names = {f"{front}{stem}", f"{front}{on_disk}"}
         try:
             targeted = any(

@@ -18,6 +18,7 @@ from harness.merge.checkpoint import open_checkpoint
 from harness.merge.claims import Claim, regions_of
 from harness.merge.coverage import check_coverage
 from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.garbage import collection_paused
 from harness.merge.index import Index
 from harness.merge.layout import BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
 from harness.merge.matching import Match, Matcher
@@ -204,6 +205,7 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     return told
 
 
+@collection_paused()
 def plan_merge(
     base: Path,
     adapter: Path | Sequence[Path],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from merge_samples import Spec, assert_merged, build
 
-from harness.merge import merge, plan_merge
+from harness.merge import errors, merge, plan_merge
 from harness.merge.layout import layout_of_peft, parameter_readings
 from harness.merge.names import common, kind_of, layer_of
 from harness.merge.patterns import ModuleRule, PatternTable, targets_module
@@ -197,6 +198,23 @@ def test_layers_to_transform_explains_what_is_missing(tmp_path: Path) -> None:
     merge(plan_merge(sample.base, sample.adapter), tmp_path / "out")
 
     assert_merged(sample, tmp_path / "out")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_planning_leaves_the_garbage_collector_as_it_was(tmp_path: Path, enabled: bool) -> None:
+    sample = build(tmp_path)
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        plan_merge(sample.base, sample.adapter)
+        after_a_plan = gc.isenabled()
+        with pytest.raises(errors.UsageError):
+            plan_merge(sample.base, sample.adapter, weights=[1.0, 2.0])
+        after_an_error = gc.isenabled()
+    finally:
+        (gc.enable if was else gc.disable)()
+
+    assert (after_a_plan, after_an_error) == (enabled, enabled)
 
 
 def test_the_plan_is_the_same_every_time_and_counts_what_it_will_do(tmp_path: Path) -> None:
