@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.merge.auditing.fitting import alignment, fitted_scale
+from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_scale
 from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
@@ -67,6 +67,8 @@ class Doctor:
         scaled = self._scaled(own, item)
         if scaled is not None and scaled.scale is not None:
             return scaled
+        if (rebased := self._rebased(own, item)) is not None:
+            return rebased
         found = self._scrambled(item)
         if found is not None:
             self._last = found.candidate
@@ -142,6 +144,15 @@ class Doctor:
             detail=f"applied at {scale:.4g} times its scale ({scale * configured:.4g} instead of {configured:.4g})",
             scale=scale,
         )
+
+    def _rebased(self, own: Candidate, item: Slice) -> Diagnosis | None:
+        """Return ``wrong`` with the fitted factor when the right delta lies on a scaled base."""
+        first, last = self._window(item)
+        fitted = fitted_base_scale(own.base(first, last), own.merged(first, last), own.delta(first, last))
+        for factor in (round(fitted, 3) + 0.0, fitted):  # never -0.0
+            if factor != 1 and self._explains(replace(own, base=_times(own.base, factor)), item, 1.0) is not None:
+                return Diagnosis(verdict="wrong", detail=f"base + delta, the base at {factor:.5g} times itself")
+        return None
 
     def _window(self, item: Slice) -> tuple[int, int]:
         """Return the rows to screen on: the first window in which anything moved."""
@@ -266,3 +277,7 @@ def _aligned(one: Candidate, window: tuple[int, int]) -> float:
 
 def _turned(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:
     return lambda first, last: rows(item, 0, item.rows).T[first:last].contiguous()
+
+
+def _times(rows: Rows, factor: float) -> Rows:
+    return lambda first, last: rows(first, last).float() * factor

@@ -15,9 +15,10 @@ from math import sqrt
 import torch
 
 from harness.merge.auditing.equality import identical, same
-from harness.merge.auditing.measure import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally, coarser, ulp
+from harness.merge.auditing.measure import coarser, ulp
 from harness.merge.auditing.slices import Slice
 from harness.merge.auditing.source import Source
+from harness.merge.auditing.tally import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally
 from harness.merge.auditing.verdicts import Found
 from harness.merge.records import PairUse
 
@@ -148,7 +149,7 @@ def _right_size(given: torch.Tensor, right: torch.Tensor, stretch: float) -> boo
 
 def _direction(read: _Slice, given: torch.Tensor, load: torch.dtype) -> Tally:
     """Compare with base + delta at the given scales, element by element, as ``measure`` does with a plain delta."""
-    tally = Tally()
+    tally = Tally(load=load)
     for rows, piece in read.pieces():
         scale = read.spread(given, rows).float()
         delta, target = piece.delta * scale, piece.values * scale
@@ -163,5 +164,5 @@ def _direction(read: _Slice, given: torch.Tensor, load: torch.dtype) -> Tally:
         pull = (gap * delta).double()
         tally.bias += float(pull.sum())
         tally.noise += float((pull * pull).sum())
-        tally.reach += float((delta * delta).double().sum())
+        tally.delta_square += float((delta * delta).double().sum())
     return tally
