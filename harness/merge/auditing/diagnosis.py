@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from harness.merge.auditing.fingerprints import ELEMENTS, Fingerprints
 from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_scale
 from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
@@ -22,8 +23,6 @@ from harness.merge.records import PairUse
 
 SCREENED = 1 << 18
 """Elements on which the candidates that are few are compared."""
-SIBLING_ELEMENTS = 1 << 14
-"""Elements on which each of up to hundreds of experts is compared."""
 ALIGNED = 0.85
 """Cosine that a candidate must reach on the screened rows; random directions reach 0.01."""
 TURNED_ELEMENTS = 1 << 24
@@ -56,9 +55,10 @@ class Candidate:
 class Doctor:
     """Tries candidates; remembers which one fitted last, because what one expert suffered its neighbours did too."""
 
-    def __init__(self, source: Source, siblings: Siblings) -> None:
+    def __init__(self, source: Source, siblings: Siblings, fingerprints: Fingerprints) -> None:
         self._source = source
         self._siblings = siblings
+        self._fingerprints = fingerprints
         self._last: str | None = None
 
     def diagnose(self, item: Slice) -> Diagnosis:
@@ -221,33 +221,26 @@ class Doctor:
 
     def _ranked_siblings(self, item: Slice, window: tuple[int, int]) -> list[tuple[float, Candidate]]:
         """Return the other experts' deltas, and weights, that could be here, with their scores."""
-        source = self._source
+        source, siblings = self._source, self._siblings.of(item)
+        if len(siblings) < 2:  # noqa: PLR2004 - the slice itself and another
+            return []
         first = window[0]
-        last = min(window[1], first + max(1, SIBLING_ELEMENTS // item.columns))
-        base = source.base_rows(item, first, last).clone()
-        merged = source.merged_rows(item, first, last).clone()
+        last = min(window[1], first + max(1, ELEMENTS // item.columns))
+        fingerprint = self._fingerprints.of(item, first, last, source)
+        base, merged = (rows(item, first, last).clone() for rows in (source.base_rows, source.merged_rows))
+        deltas, weights = fingerprint.likeliest(item, base, merged)
         ranked: list[tuple[float, Candidate]] = []
-        for number, other in self._siblings.of(item).items():
-            delta = source.delta_rows(other, first, last)
-
-            def rows(start: int, stop: int, other: Slice = other) -> torch.Tensor:
-                return source.delta_rows(other, start, stop)
-
-            def weights(start: int, stop: int, other: Slice = other) -> torch.Tensor:
-                return source.base_rows(other, start, stop)
-
-            ranked.append(
-                (
-                    abs(alignment(base, merged, delta)),
-                    self._candidate(item, f"expert{number}", f"the delta of expert {number}", delta=rows),
-                )
-            )
-            near = float((merged.float() - source.base_rows(other, first, last).float() - delta).norm())
+        for number in deltas:
+            told = f"the delta of expert {number}"
+            one = self._candidate(item, f"expert{number}", told, delta=_of(source.delta_rows, siblings[number]))
+            ranked.append((abs(_aligned(one, (first, last))), one))
+        for number in weights:
+            delta, kept = (_of(rows, siblings[number]) for rows in (source.delta_rows, source.base_rows))
+            near = float((merged.float() - kept(first, last).float() - delta(first, last)).norm())
             if near < (1 - ALIGNED) * float((merged.float() - base.float()).norm()):
                 told = f"the weights of expert {number}, merged"
-                ranked.append((1.0, self._candidate(item, f"weights{number}", told, base=weights, delta=rows)))
-        ranked.sort(key=lambda pair: pair[0], reverse=True)
-        return ranked[:4]
+                ranked.append((1.0, self._candidate(item, f"weights{number}", told, base=kept, delta=delta)))
+        return ranked
 
     def _describe(self, own: Candidate, item: Slice) -> str:
         """Say what is known of a slice that nothing explains."""
@@ -273,6 +266,10 @@ class Doctor:
 def _aligned(one: Candidate, window: tuple[int, int]) -> float:
     delta = one.delta(*window)
     return alignment(one.base(*window), one.merged(*window), delta)
+
+
+def _of(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:
+    return lambda first, last: rows(item, first, last)
 
 
 def _turned(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:

@@ -14,6 +14,7 @@ import torch
 from harness.merge.auditing.diagnosis import Doctor
 from harness.merge.auditing.dora import judge_dora
 from harness.merge.auditing.equality import decoded_alike, identical
+from harness.merge.auditing.fingerprints import Fingerprints
 from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairer, Pairing
@@ -43,6 +44,7 @@ class Judge:
         pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
         self.pairings: dict[str, Pairing] = {key: pairer.pair(key) for key in wanted}
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
+        self.fingerprints = Fingerprints(self.siblings)
         self._local = threading.local()
         self._sources: list[Source] = []
 
@@ -58,7 +60,7 @@ class Judge:
     def verdicts(self, keys: Sequence[str]) -> list[TensorVerdict]:
         """Return the verdicts on some tensors, in order."""
         # What a diagnosis remembers stays within a job, so that the report does not depend on which thread did what.
-        self._local.doctor = Doctor(self.source, self.siblings)
+        self._local.doctor = Doctor(self.source, self.siblings, self.fingerprints)
         return [self.verdict(key) for key in keys]
 
     def close(self) -> int:

@@ -112,10 +112,11 @@ class Siblings:
         self._plan = plan
         self._groups: dict[Group, dict[int, Slice]] = defaultdict(dict)
         for item in slices:
-            if item.number is not None and not item.replaced and (group := self._group(item)) is not None:
+            if item.number is not None and not item.replaced and (group := self.group(item)) is not None:
                 self._groups[group][item.number] = item
 
-    def _group(self, item: Slice) -> Group | None:
+    def group(self, item: Slice) -> Group | None:
+        """Return what a slice has in common with its siblings, None where it can have none."""
         if item.expert is not None:
             return (item.use, item.offset, item.rows)
         named = self._single(item)
@@ -127,10 +128,9 @@ class Siblings:
         return expert_module(common(use.module)) if isinstance(use, PairUse) else None
 
     def of(self, item: Slice) -> Mapping[int, Slice]:
-        """Return the same part of every other expert of the layer, by expert."""
-        group = self._group(item)
-        found = self._groups.get(group, {}) if group is not None else {}
-        return {number: other for number, other in found.items() if number != item.number}
+        """Return the same part of every expert of the layer, by expert: the slice's own too."""
+        group = self.group(item)
+        return self._groups.get(group, {}) if group is not None else {}
 
     def other_half(self, item: Slice) -> Slice | None:
         """Return the up_proj of a gate_proj that has a LoRA of its own, and the reverse."""
