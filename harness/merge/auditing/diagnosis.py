@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from harness.merge.auditing.equality import NON_FINITE
 from harness.merge.auditing.fingerprints import ELEMENTS, Fingerprints
 from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_scale
 from harness.merge.auditing.measure import Rows, measure, tolerable
@@ -255,7 +256,7 @@ class Doctor:
             rows_kept += int((kept & ~right).sum())
             rows_right += int(right.sum())
         if not finite:
-            return "holds NaN or infinity"
+            return NON_FINITE
         if rows_kept:
             return f"{rows_kept} of {item.rows} rows are still the base's, {rows_right} are base + delta"
         first, last = self._window(item)

@@ -14,7 +14,7 @@ from math import sqrt
 
 import torch
 
-from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.equality import NON_FINITE, broken, identical, same
 from harness.merge.auditing.measure import coarser, ulp
 from harness.merge.auditing.slices import Slice
 from harness.merge.auditing.source import Source
@@ -96,6 +96,8 @@ def judge_dora(source: Source, item: Slice, use: PairUse) -> Found:
     for _, piece in read.pieces():
         dtype, load = piece.merged.dtype, coarser(piece.base.dtype, piece.merged.dtype)
         kept, expected = piece.base.to(dtype), (piece.values * piece.scale).to(dtype)
+        if broken(piece.merged, piece.base):
+            return Found(number=item.number, verdict="wrong", detail=NON_FINITE)
         elements += kept.numel()
         exact += kept.numel() if identical(piece.merged, expected) else int((piece.merged == expected).sum())
         moved = moved or not same(piece.merged, kept)
@@ -122,7 +124,7 @@ def _judge(read: _Slice, load: torch.dtype) -> tuple[str, str]:
     """Return (verdict, detail) of a slice that was written and is not right in every bit."""
     given, right = read.given()
     if not bool(torch.isfinite(given).all()):
-        return "wrong", "holds NaN or infinity"
+        return "wrong", NON_FINITE
     sized, tally = _right_size(given, right, STRETCH[load]), _direction(read, given, load)
     directed = tally.unbiased and tally.within_low
     if sized and directed:

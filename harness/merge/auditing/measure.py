@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.equality import broken, identical, same
 from harness.merge.auditing.right import Workspace, count
 from harness.merge.auditing.tally import LOW_PRECISION, Tally
-from harness.merge.sources import all_finite
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
@@ -78,11 +77,13 @@ def measure(
         nonlocal dtype
         found, started = merged(first, last), base(first, last)
         dtype = found.dtype
-        kept = started if started.dtype == dtype else started.to(dtype)
+        kept = started.to(dtype)
         unmoved = same(found, kept)
+        tally.finite = tally.finite and not broken(found, started)
+        tally.moved = tally.moved or not tally.finite
         if right is not None and not tally.telling:
             expected = right(first, started, dtype)
-            if not unmoved and identical(found, expected) and all_finite(found):
+            if not unmoved and identical(found, expected) and tally.finite:
                 tally.add_exact(found.numel())
                 return
             if unmoved and not tally.moved:
