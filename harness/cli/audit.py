@@ -84,6 +84,7 @@ def _show(report: dict[str, Any]) -> None:
         ("missing file", "missing_files"),
         ("index", "index_problems"),
         ("config.json", "config_problems"),
+        ("config.json", "config_changes"),
         ("stored otherwise", "equivalents"),
         ("dtype", "dtype_changes"),
         ("note", "notes"),

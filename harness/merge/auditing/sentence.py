@@ -51,6 +51,8 @@ def _conclusions(report: AuditReport) -> Iterator[str]:
         yield "the index and the shards disagree"
     if report.config_problems:
         yield "config.json and the tensors disagree"
+    if report.config_changes:
+        yield "config.json describes another model than the base's"
 
 
 def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from harness.merge.auditing.configuration import differences
 from harness.merge.auditing.files import missing_files
 from harness.merge.auditing.judge import Judge
 from harness.merge.auditing.merged import open_merged
 from harness.merge.auditing.report import AuditReport, TensorVerdict
-from harness.merge.auditing.settings import config_problems
+from harness.merge.auditing.settings import config_problems, merged_config
 from harness.merge.auditing.source import Adapter
 from harness.merge.estimate import default_threads
 from harness.merge.layout import BPacking, IoLayout
@@ -85,6 +86,8 @@ def run_audit(
         stack.callback(judge.close)
         rows = _compare(judge, progress)
         bytes_read = judge.close()
+    config = merged_config(found)
+    differing = differences(plan.base.config, config, plan.config)
     missing, others = missing_files(plan.base, found)
     pairings = judge.pairings
     used = {name for pairing in pairings.values() for name in pairing.keys}
@@ -93,13 +96,14 @@ def run_audit(
         rows=tuple(rows),
         missing_files=missing,
         index_problems=found.problems,
-        config_problems=config_problems(plan, found, pairings),
+        config_problems=config_problems(plan, found, pairings, config),
+        config_changes=differing.faults,
         unexpected=tuple(sorted(key for key in found.shard_of if key not in used and key not in plan.base)),
         equivalents=_counted(pairing.rename for pairing in pairings.values() if pairing.rename),
         dtype_changes=_counted(f"{wanted[row.key].dtype} -> {row.merged_dtype}" for row in rows if row.merged_dtype),
         other_files=others,
         io_layout=plan.io_layout,
         b_packing=plan.b_packing,
-        notes=plan.notes,
+        notes=(*plan.notes, *differing.notes),
         bytes_read=bytes_read,
     )
