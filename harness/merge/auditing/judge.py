@@ -41,8 +41,8 @@ class Judge:
         self.wanted = wanted
         self.merged = merged
         self.adapter = adapter
-        pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
-        self.pairings: dict[str, Pairing] = {key: pairer.pair(key) for key in wanted}
+        self.pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
+        self.pairings: dict[str, Pairing] = {key: self.pairer.pair(key) for key in wanted}
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
         self.fingerprints = Fingerprints(self.siblings)
         self._local = threading.local()
