@@ -140,11 +140,8 @@ class Doctor:
         if nice != scale and nice and self._explains(one, item, nice) is not None:
             scale = nice
         configured = self._source.plan.uses[item.use].scaling
-        return Diagnosis(
-            verdict="partial",
-            detail=f"applied at {scale:.4g} times its scale ({scale * configured:.4g} instead of {configured:.4g})",
-            scale=scale,
-        )
+        said = "" if item.others else f" ({scale * configured:.4g} instead of {configured:.4g})"
+        return Diagnosis(verdict="partial", detail=f"applied at {scale:.4g} times its scale{said}", scale=scale)
 
     def _rebased(self, own: Candidate, item: Slice) -> Diagnosis | None:
         """Return ``wrong`` with the fitted factor when the right delta lies on a scaled base."""
@@ -168,7 +165,18 @@ class Doctor:
     def _candidates(self, item: Slice) -> Iterator[Candidate]:
         """Yield the misreadings that shapes allow for this slice, the expert order apart; of a vector there is none."""
         use = self._source.plan.uses[item.use]
+        if item.others:
+            return self._lacking(item)
         return self._misread(item, use) if isinstance(use, PairUse) else iter(())
+
+    def _lacking(self, item: Slice) -> Iterator[Candidate]:
+        """Yield the sum without each one of several adapters' deltas; how those are read is not doubted."""
+        plan = self._source.plan
+        for term in item.terms:
+            position = plan.uses[term.use].adapter
+            told = f"without the delta of adapter {position + 1} ({plan.parts[position].adapter.root.name})"
+            rest = _of(self._source.delta_rows, item.lacking(term))
+            yield self._candidate(item, f"without{position}", told, delta=rest)
 
     def _misread(self, item: Slice, use: PairUse) -> Iterator[Candidate]:
         source = self._source

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,15 +72,16 @@ def _compare(judge: Judge, progress: Progress | None) -> list[TensorVerdict]:
 
 def run_audit(
     base: Path,
-    adapter: Path,
+    adapter: Path | Sequence[Path],
     merged: Path,
     *,
+    weights: Sequence[float] | None,
     io_layout: IoLayout | None,
     b_packing: BPacking | None,
     progress: Progress | None,
 ) -> AuditReport:
     """Compare the three directories; see ``harness.merge.audit``."""
-    plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
+    plan = plan_merge(base, adapter, weights=weights, io_layout=io_layout, b_packing=b_packing)
     found = open_merged(merged)
     shards = (output_shard(plan, number) for number in range(len(plan.base.shards)))
     wanted = {output.key: output for shard in shards for output in shard.outputs}
