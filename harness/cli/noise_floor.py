@@ -73,11 +73,7 @@ def noise_floor(
 def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
     """Return a line per banded quantity: its worst value and the cell it was measured in."""
     lines = []
-    for band, words, worst, value in def _paths(result: CellResult) -> float | None:
-    return max((max(path.logits, path.gradients) for path in result.forward_paths.values()), default=None)
-
-
-QUANTITIES:
+    for band, words, worst, value in QUANTITIES:
         measured = {result.cell_id: found for result in results if (found := value(result)) is not None}
         if measured:
             floor = worst(measured.values())

@@ -79,7 +79,7 @@ def check_forward_paths(observation: Observation, peft_model: Any, request: Requ
         return  # transformers 4: experts are Linears, and there is one way through them
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     clear = (gaps >= request.bands.near_tie_epsilon).to(request.device)
-    before = model.config.get_text_config()._experts_implementation
+    before = model.config.get_text_config()._experts_implementation  # noqa: SLF001 - there is no public way to ask
     found = {}
     with lora_in_float32(peft_model):
         model.set_experts_implementation(REFERENCE_PATH)
