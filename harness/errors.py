@@ -2,7 +2,7 @@
 
 Nothing here is raised for what happens *inside* a cell: there everything is an outcome (see ``harness.result``).
 Exit codes are part of the command line's contract: 2 usage or configuration, 3 nothing selected, 4 environment could not
-be made, 5 input refused, 130 interrupted. Code 1 (a check failed) is a result, not an error.
+be made, 5 input refused, 6 the command after a merge failed, 130 interrupted. Code 1 (a check failed) is a result, not an error.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ class InputRefusedError(HarnessError):
     """A checkpoint, adapter or result file that is corrupt, unsafe or ambiguous."""
 
     exit_code = 5
+
+
+class HookFailedError(HarnessError):
+    """The command of ``harness merge --then`` failed; the merge was published and stays."""
+
+    exit_code = 6
 
 
 class InterruptedByUserError(HarnessError):

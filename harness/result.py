@@ -74,12 +74,12 @@ class Check(_Model):
 
     ``band`` is written as a person reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
     ``name`` is one of attached, gradients, loss, coverage, signal, kl, logprob, samples, applied, exact, untouched_bytes,
-    keys, dtypes, files, adapter_reload or ``control:<name>``.
+    keys, dtypes, files, adapter_reload, forward_paths, ``control:<name>``, and where the base was quantised quantized, kl_dequantized and applied_dequantized.
     """
 
     name: str = Field(
         pattern=r"^(attached|gradients|loss|coverage|signal|kl|logprob|samples|applied|exact|untouched_bytes|keys|dtypes"
-        r"|files|adapter_reload|control:[a-z0-9-]+)$"
+        r"|files|adapter_reload|forward_paths|quantized|kl_dequantized|applied_dequantized|control:[a-z0-9-]+)$"
     )
     stage: StageName
     value: float | int | str | None
@@ -150,10 +150,32 @@ class Metrics(_Model):
     tensors_exact_fraction: float | None = None
     """Share of merged elements (of tensors with a delta) equal to the correctly rounded float64 result."""
     max_ulp: float | None = None
+    kl_quantization_gap_original: float | None = None
+    """KL(trained on codes ‖ original base + adapter, unmerged): what quantisation costs who merges into the original."""
+    kl_quantization_gap_dequantized: float | None = None
+    """KL(trained on codes ‖ decoded base + adapter, unmerged): what kernels and casts cost, the codes being the same."""
+    kl_dequantized_merged: float | None = None
+    """KL(decoded base + adapter, unmerged ‖ merged): the error of that merge alone."""
     keys_missing: int | None = None
     keys_unexpected: int | None = None
     dtype_changes: int | None = None
     files_missing: int | None = None
+
+
+class QuantizedKind(_Model):
+    """Parameters of one kind in memory. ``quantized`` and ``plain`` count weights."""
+
+    quantized: int
+    plain: int
+    stored_bytes: int
+    bf16_bytes: int
+    """What all of them would take in 16 bits."""
+
+
+class QuantizationInfo(_Model):
+    """What of the base was quantised while it was trained on, by kind (experts, linears, other)."""
+
+    kinds: dict[Literal["experts", "linears", "other"], QuantizedKind]
 
 
 class Training(_Model):
@@ -168,6 +190,15 @@ class Training(_Model):
     """``{"training": n, "evaluation": m}``: tokens seen by the expert that saw the fewest."""
     attached: dict[str, str] = Field(default_factory=dict)
     """Per kind, ``found/expected`` modules or parameters that got a LoRA."""
+
+
+class PathDifference(_Model):
+    """How far one forward is from another."""
+
+    logits: float
+    """Largest difference, in standard deviations of the logits."""
+    gradients: float
+    """Largest difference of a LoRA tensor's gradient, relative to its norm."""
 
 
 class ControlResult(_Model):
@@ -203,6 +234,11 @@ class CellResult(_Model):
     checks: list[Check] = Field(default_factory=list)
     metrics: Metrics = Field(default_factory=Metrics)
     training: Training | None = None
+    forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
+    """Experts forwards of the trained model, each held against ``eager``."""
+    quantization: QuantizationInfo | None = None
+    shims: list[str] = Field(default_factory=list)
+    """What was replaced in a library while the adapter was loaded again, because the recipe says so: shows that it can work, not that it does."""
     controls: list[ControlResult] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float | None = None

@@ -29,7 +29,7 @@ from harness.errors import HarnessError
 
 EPILOG = (
     "Exit codes: 0 all as expected · 1 a check failed · 2 usage or configuration · 3 nothing selected · "
-    "4 an environment could not be made · 5 input refused · 130 interrupted."
+    "4 an environment could not be made · 5 input refused · 6 the command after a merge failed · 130 interrupted."
 )
 
 app = typer.Typer(

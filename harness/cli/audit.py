@@ -13,7 +13,6 @@ from rich.table import Table
 
 from harness.cli.engine import engine_command, run_engine
 from harness.cli.setup import check_writable, console
-from harness.errors import ConfigurationError
 
 VERDICTS = ("applied", "indistinguishable", "untouched", "partial", "scrambled", "wrong", "missing")
 FAULTS = ("missing", "wrong", "scrambled", "partial", "untouched", "changed")
@@ -28,7 +27,9 @@ def audit(
             "--base", help="Directory of the base checkpoint (safetensors), or ORG/NAME@REVISION in the hub's cache."
         ),
     ],
-    adapter: Annotated[list[str], typer.Option("--adapter", help="Directory of the PEFT adapter; one.")],
+    adapter: Annotated[
+        list[str], typer.Option("--adapter", help="Directory of the PEFT adapter; again for each further one.")
+    ],
     merged: Annotated[str, typer.Option("--merged", help="Directory of the merged checkpoint, made by any engine.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the report here, with a row for every tensor.")
@@ -41,6 +42,9 @@ def audit(
         Literal["rank_major", "grouped_by_expert"] | None,
         typer.Option(help="How lora_B's flat axis is packed. Default: PEFT's, or what adapter_config.json says."),
     ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of each adapter, in the order of --adapter. Default: 1.")
+    ] = None,
 ) -> None:
     """Say, tensor by tensor, what a merged checkpoint holds of an adapter: applied, dropped, scaled, scrambled or wrong.
 
@@ -51,10 +55,10 @@ def audit(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
-    if len(adapter) > 1:
-        raise ConfigurationError(f"a merge is audited for one adapter, and {len(adapter)} were given.")
     screen = Console(stderr=True, highlight=False)
-    arguments = ["--base", base, "--adapter", adapter[0], "--merged", merged]
+    arguments = ["--base", base, "--merged", merged]
+    arguments += [word for path in adapter for word in ("--adapter", path)]
+    arguments += [f"--weight={value}" for value in weight or []]
     arguments += ["--io-layout", io_layout] if io_layout else []
     arguments += ["--b-packing", b_packing] if b_packing else []
     report = run_engine(engine_command("harness.merge.auditing", screen) + arguments, screen, "auditing")
@@ -84,6 +88,7 @@ def _show(report: dict[str, Any]) -> None:
         ("missing file", "missing_files"),
         ("index", "index_problems"),
         ("config.json", "config_problems"),
+        ("config.json", "config_changes"),
         ("stored otherwise", "equivalents"),
         ("dtype", "dtype_changes"),
         ("note", "notes"),

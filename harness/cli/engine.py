@@ -1,4 +1,4 @@
-"""Running the merge engine's programs as processes: where torch is, with a progress bar, their last event returned.
+"""Running the merge engine's programs as processes: where torch is, with a progress bar (or lines in a log), their last event returned.
 
 The programs need torch and safetensors and nothing else. The harness may have neither; then they run in the environment of the first
 declared stack.
@@ -11,17 +11,21 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from harness.cli.progress_lines import ProgressLines
 from harness.cli.setup import load_setup
-from harness.envs import cache_dir, ensure_environment
+from harness.envs import cache_dir, ensure_environment, has_environment
 from harness.errors import HarnessError, InterruptedByUserError
 from harness.execution.bundle import publish_bundle
 
+SIZE = "1.3 GB"
+"""Of a stack's environment, by `harness env list`."""
 RESULTS = frozenset({0, 1})
 """Exit codes of a program that finished: all well, or a check failed."""
 
@@ -42,6 +46,8 @@ def engine_command(package: str, screen: Console) -> list[str]:
         return [sys.executable, "-P", "-u", program]
     stack = load_setup().config.declared[0]
     screen.print(f"no torch here: running in the environment of {stack.id}", soft_wrap=True)
+    if not has_environment(stack.id):
+        screen.print(f"making that environment in {cache_dir()}: once, about {SIZE} on disk", soft_wrap=True)
     return [str(ensure_environment(stack).python), "-I", "-u", program]
 
 
@@ -62,6 +68,7 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
         subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process,
     ):
         task = progress.add_task(label, total=None)
+        lines = ProgressLines(label, partial(screen.print, soft_wrap=True, markup=False))
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 signal.signal(number, _interrupt)
@@ -71,6 +78,8 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
                 event = json.loads(line)
                 if event["event"] == "progress":
                     progress.update(task, completed=event["done"], total=event["total"])
+                    if not screen.is_terminal:
+                        lines.update(event["done"], event["total"])
                 else:
                     last = event
         except KeyboardInterrupt:

@@ -101,13 +101,15 @@ def row_of(setup: Setup, result: CellResult) -> Row:
         sentence=verdict.sentence,
         expectation_reason=expectation.reason if expectation else None,
         expectation_link=expectation.link if expectation else None,
+        options=setup.options,
     )
 
 
 def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
     """Judge every result; a planned cell without one is ``not run``, which never looks like a pass."""
     return [row_of(setup, result) for result in ran.results] + [
-        not_run(cell, "the run was interrupted before it had a result") for cell in ran.unfinished
+        not_run(cell, "the run was interrupted before it had a result", options=setup.options)
+        for cell in ran.unfinished
     ]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import subprocess
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,17 +11,13 @@ import typer
 from rich.console import Console
 
 from harness.cli.engine import engine_command, run_engine
+from harness.cli.merge_hook import hook_command, run_hook
 from harness.cli.merge_screen import show_outcome
 from harness.cli.setup import check_writable
-from harness.errors import ConfigurationError, HarnessError
+from harness.errors import ConfigurationError
+from harness.matrix.plan import parse_shard
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
-
-
-class HookFailedError(HarnessError):
-    """The command of ``--then`` failed."""
-
-    exit_code = 1
 
 
 def merge(
@@ -59,7 +53,8 @@ def merge(
         typer.Option(help="Which base the deltas go onto; a base that is not stored so is refused."),
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="The format the base is expected in (nf4, fp4, int8, fp8_block, mxfp4).")
+        Literal["nf4", "fp4", "int8", "fp8_block", "mxfp4"] | None,
+        typer.Option(help="The format the base is expected in; another is refused."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where the arithmetic is done, as torch names it (cpu, cuda, cuda:1).")
@@ -87,7 +82,10 @@ def merge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
     then: Annotated[
         str | None,
-        typer.Option(metavar="CMD", help="Run this once the output is published; {out} in it is the output's path."),
+        typer.Option(
+            metavar="CMD",
+            help="Run this program once the output is published, without a shell; {out} in it is the output's path. Exits with 6 if it fails.",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the engine's report (or the plan, row by row) here.")
@@ -102,11 +100,13 @@ def merge(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
+    if shard is not None:
+        parse_shard(shard)
     if then is not None and (shard or dry_run):
         raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
-    hook = _command(then, out)
+    hook = hook_command(then, out)
     screen = Console(stderr=True, highlight=False)
-    if (Path(base) / "merge_manifest.json").exists():
+    if os.path.lexists(Path(base) / "merge_manifest.json"):
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
     arguments = ["--base", base]
     arguments += [word for path in adapter for word in ("--adapter", path)]
@@ -133,42 +133,4 @@ def merge(
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
     if hook is not None:
-        _run_hook(hook)
-
-
-def _command(then: str | None, out: Path | None) -> list[str] | None:
-    """Return the words of ``--then`` with the output's path put in.
-
-    Raises:
-        ConfigurationError: quotes that are not closed, or no command in it.
-    """
-    if then is None:
-        return None
-    try:
-        words = shlex.split(then)
-    except ValueError as error:
-        raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
-    if not words or shutil.which(words[0]) is None:
-        raise ConfigurationError(
-            f"--then names no command that is found here: {then!r}.",
-            remedy="No shell is used; for pipes say: sh -c '…'",
-        )
-    return [word.replace("{out}", str(out.absolute() if out else "")) for word in words]
-
-
-def _run_hook(words: list[str]) -> None:
-    """Run the hook, its output shown as it comes.
-
-    Raises:
-        HookFailedError: it failed; the merge stays published.
-    """
-    try:
-        code = subprocess.run(words, check=False).returncode
-    except OSError as error:
-        raise HookFailedError(
-            f"the merge is published, and the command after it cannot be started: {error}."
-        ) from error
-    if code != 0:
-        raise HookFailedError(
-            f"the merge is published, and the command after it ended with code {code}: {shlex.join(words)}"
-        )
+        run_hook(hook)

@@ -28,6 +28,8 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 
 def show_outcome(outcome: dict[str, Any]) -> None:
     """Print a report, a part's report or a plan: the last event of the engine."""
+    if outcome.get("resumed"):
+        typer.echo(_resumed(outcome["resumed"]))
     if outcome["event"] == "part":
         part, parts = outcome["part"], outcome["parts"]
         typer.echo(
@@ -48,6 +50,16 @@ def show_outcome(outcome: dict[str, Any]) -> None:
         typer.echo(f"  note: {note}")
 
 
+def _resumed(found: dict[str, int]) -> str:
+    """Return what became of what an unfinished merge had left."""
+    foreign = "what an earlier merge kept was of other inputs or options, and was removed" if found["foreign"] else ""
+    if found["kept"] or found["rejected"] or not foreign:
+        kept = f"{found['kept']} of {found['shards']} shards verified by hash and kept"
+        rejected = f"{found['rejected']} did not match, written again" if found["rejected"] else ""
+        return "resumed: " + "; ".join(filter(None, (kept, rejected, foreign)))
+    return f"nothing resumed: {foreign}"
+
+
 def _show_counts(counts: dict[str, Any]) -> None:
     done = counts["applied"] + counts["zero_delta"] + counts["below_rounding"]
     typer.echo(f"applied {counts['applied']}/{counts['attempted']} tensors, {decimal(counts['bytes_written'])} written")
@@ -65,6 +77,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"  about {decimal(expected['peak_memory_bytes'])} of memory on {expected['threads']} threads, and"
         f" {expected['seconds_at_1_gb_per_s']:g} s on a disk that takes 1 GB/s"
     )
+    if place := plan["output"]:
+        typer.echo(
+            f"  {place['path']}: at least {decimal(place['needed_bytes'])} needed, {decimal(place['free_bytes'])} free"
+        )
     width = None if Console().is_terminal else UNLIMITED
     Console(width=width, highlight=False).print(_table(plan))
 
@@ -77,13 +93,13 @@ def _table(plan: dict[str, Any]) -> Table:
             plan["uses"][number]
             for number in sorted({number for region in row["regions"] for number in _numbers(region)})
         ]
-        ranks = sorted({str(use["rank"]) for use in uses if use.get("rank")})
+        ranks = sorted({use["rank"] for use in uses if use.get("rank")})
         sorts[
             _NUMBER.sub("*", row["key"]),
             f"{row['dtype']} {'x'.join(map(str, row['shape']))}",
             ", ".join(sorted({_NUMBER.sub("*", use["module"]) for use in uses})),
-            "/".join(ranks) or "-",
-            "/".join(sorted({f"{use['scaling']:g}" for use in uses})),
+            ", ".join(map(str, ranks)) or "-",
+            ", ".join(f"{scaling:g}" for scaling in sorted({use["scaling"] for use in uses})),
         ] += 1
     table = Table(box=None, pad_edge=False)
     for title, justify in _COLUMNS.items():

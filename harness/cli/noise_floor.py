@@ -30,6 +30,10 @@ def _gated_kl(result: CellResult) -> float | None:
     return metrics.kl_trained_merged if metrics.kl_reference_merged is None else metrics.kl_reference_merged
 
 
+def _paths(result: CellResult) -> float | None:
+    return max((max(path.logits, path.gradients) for path in result.forward_paths.values()), default=None)
+
+
 QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (
     ("kl_max", "KL(trained or reference ‖ merged), largest", max, _gated_kl),
     (
@@ -42,6 +46,7 @@ QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[
     ("samples_min", "share of samples matched, smallest", min, _share),
     ("exact_min", "share of exact elements, smallest", min, lambda result: result.metrics.tensors_exact_fraction),
     ("ulp_max", "ulps beyond accumulation, largest", max, lambda result: result.metrics.max_ulp),
+    ("paths_max", "difference of two forward paths, largest", max, _paths),
     ("signal_min", "KL(trained ‖ base), smallest", min, lambda result: result.metrics.kl_trained_base),
 )
 

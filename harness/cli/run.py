@@ -33,8 +33,11 @@ def run(
     trl: Annotated[str | None, typer.Option(help="Version of trl.")] = None,
     recipe: Annotated[str, typer.Option(help="What is trained: lora, lora-attention, lora-experts, …")] = "lora",
     geometry: Annotated[
-        str, typer.Option(help="Preset of sizes: distinct, square-gate-up, square-down, narrow, …")
-    ] = "distinct",
+        str | None,
+        typer.Option(
+            help="Preset of sizes: distinct, square-gate-up, square-down, narrow, … By default the recipe's: distinct, blocks for QLoRA."
+        ),
+    ] = None,
     variant: Annotated[
         str, typer.Option(help="How the checkpoint lies on disk, where a family has several forms.")
     ] = "published",

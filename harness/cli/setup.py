@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -29,12 +30,13 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A validated configuration."""
+    """A validated configuration; ``options`` are those of the command line that chose it, quoted for a shell."""
 
     config: MatrixConfig
     catalogue: Catalogue
     expectations: tuple[Expectation, ...]
     path: Path
+    options: str
 
 
 def load_setup(config: Path | None = None, expectations: Path | None = None) -> Setup:
@@ -49,7 +51,9 @@ def load_setup(config: Path | None = None, expectations: Path | None = None) -> 
     expectations_path = find_expectations(expectations, path)
     declared = load_expectations(expectations_path)
     check_expectations(declared, matrix, catalogue, label=str(expectations_path))
-    return Setup(config=matrix, catalogue=catalogue, expectations=declared, path=path)
+    given = {"--config": config, "--expectations": expectations}
+    options = shlex.join(word for name, file in given.items() if file is not None for word in (name, str(file)))
+    return Setup(config=matrix, catalogue=catalogue, expectations=declared, path=path, options=options)
 
 
 def choose_device(text: str, python: Path | None) -> Device:

@@ -4,7 +4,7 @@
 ``noxfile.py`` loads it by path before anything of ours is installed.
 """
 
-from harness.envs.cache import cache_dir, clean_environments, list_environments
+from harness.envs.cache import cache_dir, clean_environments, has_environment, list_environments
 from harness.envs.child_environment import child_environment
 from harness.envs.environment import Environment, ensure_environment, unmanaged_environment
 from harness.envs.uv_command import Unresolvable
@@ -18,6 +18,7 @@ __all__ = [
     "child_environment",
     "clean_environments",
     "ensure_environment",
+    "has_environment",
     "list_environments",
     "newest_release",
     "unmanaged_environment",

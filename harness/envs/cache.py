@@ -13,7 +13,7 @@ from harness.envs.layout import CacheLayout, cache_dir
 from harness.envs.venv import MARKER, Record, read_record, remove
 from harness.errors import UnknownNameError
 
-__all__ = ["EnvironmentInfo", "cache_dir", "clean_environments", "list_environments"]
+__all__ = ["EnvironmentInfo", "cache_dir", "clean_environments", "has_environment", "list_environments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,13 @@ class EnvironmentInfo:
     real_bytes: int
     last_used: float
     in_use: bool
+
+
+def has_environment(stack: str, root: Path | None = None) -> bool:
+    """Return whether a complete environment of a stack is in the cache, without looking at the size of any."""
+    layout = CacheLayout(cache_dir() if root is None else root)
+    records = map(read_record, layout.environments.iterdir() if layout.environments.is_dir() else ())
+    return any(record is not None and record.label == stack for record in records)
 
 
 def list_environments(root: Path | None = None) -> list[EnvironmentInfo]:

@@ -32,14 +32,14 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
         yield
         return
 
-    received: SimpleQueue[bool] = SimpleQueue()
+    received: SimpleQueue[int | None] = SimpleQueue()
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         # Not the event itself: a second signal in the middle of set() would wait for ever for the lock that the first holds.
-        received.put(True)
+        received.put(number)
 
     def relay() -> None:
-        if received.get():
+        if received.get() is not None:
             cancelled.set()
 
     relaying = threading.Thread(target=relay, name="signals", daemon=True)
@@ -53,7 +53,7 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        received.put(False)
+        received.put(None)
         relaying.join()
 
 

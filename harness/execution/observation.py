@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from harness.result import STAGES, StageName
 
 _WORKER_FIELDS = frozenset({
-    "stages", "checks", "metrics", "training", "adapter", "merge", "controls", "base_sha256", "versions", "python",
+    "stages", "checks", "metrics", "training", "quantization", "shims", "forward_paths", "adapter", "merge", "controls", "base_sha256", "versions", "python",
     "platform", "device", "threads", "timings", "seed", "peak_rss_mb", "peak_vram_mb",
 })  # fmt: skip
 

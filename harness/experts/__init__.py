@@ -1,22 +1,61 @@
 """MoE expert runtime: clean reference implementations of what makes LoRA on fused experts fast and small, usable on their own.
 
 Runs in a stack's environment; needs torch, and whatever of transformers, peft and bitsandbytes the caller already uses. Nothing in them is patched.
+Importing ``ExpertQuantizationConfig`` registers its quantisers with transformers, by the hooks that it has for that.
 """
 
 from __future__ import annotations
 
-from harness.experts.errors import ExpertsError, IneligibleError, NothingToEnableError, UnrecognisedLoraError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from harness.experts.errors import (
+    ExpertsError,
+    ExpertsLeftUnquantizedError,
+    IneligibleError,
+    NothingToEnableError,
+    NotWritableError,
+    UnknownSchemeError,
+    UnpackableShapeError,
+    UnrecognisedLoraError,
+    UnsupportedStackError,
+    WrongDecodeError,
+)
 from harness.experts.extraction import ExpertLora, extract_expert_lora
 from harness.experts.grouped import BlockReport, GroupedForward, enable_grouped_forward
+from harness.experts.quantization.linears import decode_linear
+from harness.experts.quantization.report import Count, quantization_report
+from harness.experts.quantization.tensor import QuantizedExperts
+
+if TYPE_CHECKING:
+    from harness.experts.quantization.config import ExpertQuantizationConfig
 
 __all__ = [
     "BlockReport",
+    "Count",
     "ExpertLora",
+    "ExpertQuantizationConfig",
     "ExpertsError",
+    "ExpertsLeftUnquantizedError",
     "GroupedForward",
     "IneligibleError",
+    "NotWritableError",
     "NothingToEnableError",
+    "QuantizedExperts",
+    "UnknownSchemeError",
+    "UnpackableShapeError",
     "UnrecognisedLoraError",
+    "UnsupportedStackError",
+    "WrongDecodeError",
+    "decode_linear",
     "enable_grouped_forward",
     "extract_expert_lora",
+    "quantization_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs transformers 5 only when it is asked for."""
+    if name == "ExpertQuantizationConfig":
+        return importlib.import_module("harness.experts.quantization.quantizer").ExpertQuantizationConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

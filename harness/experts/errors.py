@@ -11,6 +11,30 @@ class UnrecognisedLoraError(ExpertsError):
     """A LoRA that is not understood in full, so that extracting it could lose a part."""
 
 
+class UnknownSchemeError(ExpertsError):
+    """A quantisation that does not exist."""
+
+
+class UnpackableShapeError(ExpertsError):
+    """Weights whose shape the codec cannot pack."""
+
+
+class WrongDecodeError(ExpertsError):
+    """The codec's kernel does not return the values that its codes mean: a fault of the stack."""
+
+
+class NotWritableError(ExpertsError):
+    """An operation that would have to write to quantised experts in a way that codes cannot follow."""
+
+
+class ExpertsLeftUnquantizedError(ExpertsError):
+    """Experts that stayed in 16 bits although they were to be quantised."""
+
+
+class UnsupportedStackError(ExpertsError):
+    """The installed releases cannot do what was asked."""
+
+
 class IneligibleError(ExpertsError):
     """A block for which the library's own forward must run: the reason is the message."""
 

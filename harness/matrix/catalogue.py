@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -32,6 +32,8 @@ class Catalogue:
     recipes: tuple[str, ...]
     geometries: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
+    geometry_of: Mapping[str, str] = field(default_factory=dict)
+    """The geometry of a recipe's cells unless one is asked for, of the recipes that name one."""
     engines: tuple[str, ...] = ENGINES
 
     def variants_of(self, family: str) -> tuple[str, ...]:
@@ -61,9 +63,11 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
     checkpoints = worker / "checkpoints"
     families = _members(checkpoints / "families", "build")
     variants = {name: _variants(tree, checkpoints) for name, tree in families.items() if "VARIANTS" in _names(tree)}
+    recipes = {name.replace("_", "-"): tree for name, tree in _members(worker / "recipes", "RECIPE").items()}
     return Catalogue(
         families=tuple(families),
-        recipes=tuple(sorted(name.replace("_", "-") for name in _members(worker / "recipes", "RECIPE"))),
+        recipes=tuple(sorted(recipes)),
+        geometry_of={name: preset for name, tree in recipes.items() if (preset := _geometry(tree)) is not None},
         geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
         variants=variants,
     )
@@ -96,6 +100,16 @@ def _names(tree: ast.Module) -> dict[str, ast.stmt]:
             case ast.ImportFrom(names=imported):
                 names |= {alias.asname or alias.name: node for alias in imported}
     return names
+
+
+def _geometry(recipe: ast.Module) -> str | None:
+    """Return the preset that ``RECIPE = Recipe(…, geometry="…")`` names, if it does."""
+    match _names(recipe)["RECIPE"]:
+        case ast.Assign(value=ast.Call(keywords=keywords)) | ast.AnnAssign(value=ast.Call(keywords=keywords)):
+            for keyword in keywords:
+                if keyword.arg == "geometry" and isinstance(keyword.value, ast.Constant):
+                    return str(keyword.value.value)
+    return None
 
 
 def _variants(family: ast.Module, checkpoints: Path) -> tuple[str, ...]:

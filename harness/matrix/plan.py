@@ -117,12 +117,14 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         stack: its versions.
         family: the model's name.
         recipe: the recipe's name.
-        options: other fields of ``Cell``, by name; those left out are the defaults.
+        options: other fields of ``Cell``, by name; those left out, or None, are the defaults, and the geometry the recipe's.
 
     Raises:
         UnknownNameError: there is no such family, recipe, geometry, variant or engine; the message suggests the nearest.
         ConfigurationError: another option has a value that it cannot have.
     """
+    options = {name: value for name, value in options.items() if value is not None}
+    options.setdefault("geometry", catalogue.geometry_of.get(recipe, Cell.DEFAULTS["geometry"]))
     names = {"model": (family, catalogue.families), "recipe": (recipe, catalogue.recipes)}
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
         names[what] = (str(options.get(what, Cell.DEFAULTS[what])), known)

@@ -7,7 +7,7 @@ families it knows, needs torch and no other library, and imports nothing else of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -139,9 +139,10 @@ def assemble(
 
 def audit(
     base: Path,
-    adapter: Path,
+    adapter: Path | Sequence[Path],
     merged: Path,
     *,
+    weights: Sequence[float] | None = None,
     io_layout: IoLayout | None = None,
     b_packing: BPacking | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -153,8 +154,9 @@ def audit(
 
     Args:
         base: directory of the base checkpoint (safetensors).
-        adapter: directory of the PEFT LoRA adapter.
+        adapter: directory of the PEFT LoRA adapter, or several, whose deltas add up as for ``plan_merge``.
         merged: directory of the merged checkpoint, experts fused or not, under either prefix, in any float dtype.
+        weights: what each adapter's deltas are multiplied by, 1 by default.
         io_layout: settles the adapter's io layout where shapes and provenance leave it open.
         b_packing: overrides how lora_B is packed.
         progress: called with (bytes of the base compared so far, bytes in all).
@@ -164,4 +166,6 @@ def audit(
     """
     from harness.merge.auditing.walk import run_audit  # noqa: PLC0415 - torch is imported when it is used
 
-    return run_audit(base, adapter, merged, io_layout=io_layout, b_packing=b_packing, progress=progress)
+    return run_audit(
+        base, adapter, merged, weights=weights, io_layout=io_layout, b_packing=b_packing, progress=progress
+    )

@@ -17,14 +17,14 @@ from harness.merge.errors import (
     listed,
 )
 from harness.merge.json_file import read_object
-from harness.merge.patterns import names_suffix
+from harness.merge.patterns import names_suffix, names_within
 from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 
-EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"})
 """Modules that PEFT saves whole when they were resized or have a LoRA (``peft.utils.constants.EMBEDDING_LAYER_NAMES`` and what the models call them)."""
 
 
@@ -163,8 +163,7 @@ def _check_full(config: AdapterConfig, full: tuple[FullTensor, ...]) -> None:
         module, _, leaf = tensor.path.rpartition(".")
         if names_suffix(module, EMBEDDINGS) or (config.bias != "none" and "bias" in leaf):
             continue
-        parents = [module.rsplit(".", count)[0] for count in range(module.count(".") + 1)]
-        if any(names_suffix(parent, config.modules_to_save) for parent in parents):
+        if names_within(module, config.modules_to_save):
             continue
         raise UnsupportedAdapterError(
             f"the adapter holds the whole tensor {tensor.path}, which neither modules_to_save ({listed(config.modules_to_save) or 'empty'})"

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.merge.bounded_regex import Budget
 from harness.merge.errors import MalformedAdapterError, UnsupportedAdapterError
+from harness.merge.patterns import ModuleRule, PatternTable
 
 UNSUPPORTED: Mapping[str, str] = {
     "layer_replication": "replicated layers",
@@ -55,17 +57,17 @@ class AdapterConfig:
     r: int
     lora_alpha: float
     use_rslora: bool
-    rank_pattern: Mapping[str, float]
-    alpha_pattern: Mapping[str, float]
-    target_modules: str | tuple[str, ...] | None
-    exclude_modules: str | tuple[str, ...] | None
-    target_parameters: tuple[str, ...]
-    layers_to_transform: tuple[int, ...] | None
+    rank_pattern: PatternTable
+    alpha_pattern: PatternTable
+    target_modules: ModuleRule
+    exclude_modules: ModuleRule
+    target_parameters: frozenset[str]
+    layers_to_transform: frozenset[int] | None
     use_dora: bool
     lora_bias: bool
     fan_in_fan_out: bool
     bias: str
-    modules_to_save: tuple[str, ...]
+    modules_to_save: frozenset[str]
     trainable_token_indices: Mapping[str | None, tuple[int, ...]]
     peft_version: str | None
     lora_B_layout: object  # noqa: N815 - the name in the file
@@ -91,30 +93,35 @@ def _number(config: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def _pattern(config: Mapping[str, Any], name: str) -> dict[str, float]:
+def _pattern(config: Mapping[str, Any], name: str, budget: Budget) -> PatternTable:
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise MalformedAdapterError(f"adapter_config.json: {name} should map patterns to numbers.")
-    return {key: _number(value, key) for key in value}
+    return PatternTable({key: _number(value, key) for key in value}, name, budget)
 
 
-def _names(config: Mapping[str, Any], name: str, *, text_allowed: bool) -> str | tuple[str, ...] | None:
+def _names(config: Mapping[str, Any], name: str) -> frozenset[str]:
     value = config.get(name)
-    if value is None or (text_allowed and isinstance(value, str)):
-        return value
+    if value is None:
+        return frozenset()
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(sorted(value))
+        return frozenset(value)
     raise MalformedAdapterError(f"adapter_config.json: {name} should be a list of names, not {str(value)[:80]!r}.")
 
 
-def _layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+def _rule(config: Mapping[str, Any], name: str, budget: Budget) -> ModuleRule:
+    value = config.get(name)
+    return ModuleRule(value if isinstance(value, str) else _names(config, name), name, budget)
+
+
+def _layers(config: Mapping[str, Any]) -> frozenset[int] | None:
     value = config.get("layers_to_transform")
     if value is None or value == []:
         return None
     layers = [value] if type(value) is int else value
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise MalformedAdapterError("adapter_config.json: layers_to_transform should be an integer or a list of them.")
-    return tuple(sorted(layers))
+    return frozenset(layers)
 
 
 def _tokens(config: Mapping[str, Any]) -> dict[str | None, tuple[int, ...]]:
@@ -166,7 +173,7 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
     if type(r) is not int or r < 1:
         raise MalformedAdapterError(f"adapter_config.json: r should be a positive integer, not {r!r}.")
     version = config.get("peft_version")
-    parameters = _names(config, "target_parameters", text_allowed=False)
+    budget = Budget()
     unknown = sorted(
         name for name, value in config.items() if name not in IRRELEVANT | USED | UNSUPPORTED.keys() and value
     )
@@ -174,17 +181,17 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
         r=r,
         lora_alpha=_number(config, "lora_alpha"),
         use_rslora=_flag(config, "use_rslora"),
-        rank_pattern=_pattern(config, "rank_pattern"),
-        alpha_pattern=_pattern(config, "alpha_pattern"),
-        target_modules=_names(config, "target_modules", text_allowed=True),
-        exclude_modules=_names(config, "exclude_modules", text_allowed=True),
-        target_parameters=tuple(parameters or ()),
+        rank_pattern=_pattern(config, "rank_pattern", budget),
+        alpha_pattern=_pattern(config, "alpha_pattern", budget),
+        target_modules=_rule(config, "target_modules", budget),
+        exclude_modules=_rule(config, "exclude_modules", budget),
+        target_parameters=_names(config, "target_parameters"),
         layers_to_transform=_layers(config),
         use_dora=_flag(config, "use_dora"),
         lora_bias=_flag(config, "lora_bias"),
         fan_in_fan_out=_flag(config, "fan_in_fan_out"),
         bias=config.get("bias", "none"),
-        modules_to_save=tuple(_names(config, "modules_to_save", text_allowed=False) or ()),
+        modules_to_save=_names(config, "modules_to_save"),
         trainable_token_indices=_tokens(config),
         peft_version=version if isinstance(version, str) else None,
         lora_B_layout=config.get("lora_B_layout"),

@@ -20,6 +20,10 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "merge_manifest.json"
+LEDGER_FILE = ".merge-ledger.jsonl"
+"""What is finished of a merge (``ledger``); it is kept until the output is there."""
+OURS = frozenset({MANIFEST_FILE, LEDGER_FILE})
+"""What a merge writes beside the model. In a base they tell of another merge, and a ledger would be taken for this one's."""
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".index.json")
 """Files that hold, or lead to, a second copy of the weights: beside merged shards they would still be the base's."""
@@ -34,7 +38,7 @@ class Checkpoint:
 
     ``shards`` are sorted by name and ``shard_of`` gives, for each tensor key, the position of its shard. ``files`` are the
     relative paths of everything that a merge copies beside the shards (the index included), ``left_out`` of what it does not:
-    weights in other formats or under other names, which would stay the base's.
+    weights in other formats or under other names, which would stay the base's, and what an earlier merge wrote about itself.
     """
 
     root: Path
@@ -161,7 +165,7 @@ def _sort_files(root: Path, shards: tuple[TensorFile, ...], keys: Mapping[str, i
             second = False
         elif name.endswith(".safetensors") and not second:
             second = not keys.keys().isdisjoint(read_header(confined(root, relative), name=relative).tensors)
-        if second or relative == MANIFEST_FILE:
+        if second or Path(relative).parts[0] in OURS:
             left_out.append(relative)
         else:
             confined(root, relative)

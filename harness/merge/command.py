@@ -18,6 +18,7 @@ from harness.merge.estimate import default_threads, estimate
 from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
 from harness.merge.process import Parser, progress, run, say
 from harness.merge.records import DTYPE_NAMES
+from harness.merge.rehearsal import rehearse
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -65,8 +66,13 @@ def _run(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     if options.out is None and not options.dry_run:
         raise UsageError("--out is needed, unless --dry-run is given.")
-    if options.assemble and (options.shard or options.resume):
-        raise UsageError("--assemble goes with neither --shard nor --resume.")
+    if options.assemble and (options.shard or options.resume or options.dry_run):
+        raise UsageError(
+            "--assemble goes with none of --shard, --resume and --dry-run.",
+            "It checks every part before it publishes anything.",
+        )
+    if options.shard and options.out is None:
+        raise UsageError("--shard needs --out, beside which the part is written.")
     plan = plan_merge(
         options.base,
         options.adapter,
@@ -81,7 +87,10 @@ def _run(argv: Sequence[str] | None) -> int:
     how: dict[str, Any] = {"resume": options.resume, "device": options.device, "threads": options.threads}
     if options.dry_run:
         expected = estimate(plan, options.threads or default_threads(), options.accumulate)
-        say("plan", {**plan.to_json(), "estimate": expected.to_json()})
+        place = None
+        if options.out is not None:
+            place = rehearse(plan, options.out, overwrite=options.overwrite, part=options.shard)
+        say("plan", {**plan.to_json(), "estimate": expected.to_json(), "output": place})
     elif options.assemble:
         say("report", assemble(plan, options.out, **common).to_json())
     elif options.shard:

@@ -25,9 +25,12 @@ def open_root(path: Path, what: str) -> Path:
         InputNotFoundError: there is no such directory.
     """
     path = find_directory(path)
-    if not path.is_dir():
+    there = os.path.lexists(path)  # false for a name that no file can have, of which Path.exists raises
+    if not there or not path.is_dir():
         raise InputNotFoundError(
-            f"the {what} directory {path} does not exist." if not path.exists() else f"the {what} {path} is a file.",
+            f"the {what} {path} is a file."
+            if there and path.exists()
+            else f"the {what} directory {path} does not exist.",
             f"Give the directory that holds the {what}.",
         )
     return path.resolve()

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from harness.merge.adapter import Adapter
 from harness.merge.errors import UncoveredTargetsError, UnsafePatternError, listed
 from harness.merge.index import Index
-from harness.merge.names import PARTS, kind_of, layer_of, split
-from harness.merge.patterns import excludes_module, names_suffix, targets_module
+from harness.merge.names import PARAMETER_OF, kind_of, layer_of, split
+from harness.merge.patterns import ALL_LINEAR, names_suffix, targets_module
 
 NO_LINEARS = frozenset({"lm_head", "embed_tokens"})
 """What ``all-linear`` leaves out: the output layer, and an embedding is no Linear."""
@@ -52,9 +52,8 @@ def _parameter(stem: str) -> str:
     """Return the parameter that a Linear is in memory when it is targeted as one: its weight, or the fused expert parameter."""
     if kind_of(stem) == "expert":
         path, _, leaf = stem.rpartition(".")
-        for parameter, parts in PARTS.items():
-            if leaf in parts:
-                return f"{path.rpartition('.')[0]}.{parameter}"
+        if leaf in PARAMETER_OF:
+            return f"{path.rpartition('.')[0]}.{PARAMETER_OF[leaf]}"
     return f"{stem}.weight"
 
 
@@ -78,9 +77,10 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
     groups: dict[tuple[str, str], dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
     for stem, on_disk in sorted(set(_linears(index, num_layers))):
         front = "" if stem == "lm_head" else prefix
-        parameters = {f"{front}{_parameter(stem)}", f"{front}{on_disk}.weight"}
-        if stem not in reached and any(names_suffix(name, config.target_parameters) for name in parameters):
-            missing.append(stem)
+        if stem not in reached and config.target_parameters:
+            parameters = {f"{front}{_parameter(stem)}", f"{front}{on_disk}.weight"}
+            if any(names_suffix(name, config.target_parameters) for name in parameters):
+                missing.append(stem)
         names = {f"{front}{stem}", f"{front}{on_disk}"}
         try:
             targeted = any(
@@ -92,14 +92,14 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
                     layers_to_transform=config.layers_to_transform,
                 )
                 for name in names
-            ) and not any(excludes_module(name, config.exclude_modules) for name in names)
-        except UnsafePatternError:
-            return ("target_modules is too complex a pattern to check that the adapter is complete.",)
-        if targeted and not (config.target_modules == "all-linear" and stem in NO_LINEARS):
+            ) and not any(config.exclude_modules.covers(name) for name in names)
+        except UnsafePatternError as error:
+            return (f"{error.message} So it was not checked that the adapter is complete.",)
+        if targeted and not (config.target_modules.text == ALL_LINEAR and stem in NO_LINEARS):
             groups[stem.rpartition(".")[2], kind_of(f".{stem}")][stem in reached].append(stem)
     notes: list[str] = []
     for (leaf, kind), stems in groups.items():
-        if not stems[True] and (kind in MAY_BE_SKIPPED or config.target_modules == "all-linear"):
+        if not stems[True] and (kind in MAY_BE_SKIPPED or config.target_modules.text == ALL_LINEAR):
             notes.append(
                 f"target_modules names {leaf}, but the adapter holds no LoRA for any {kind} {leaf}: PEFT skips fused experts."
             )

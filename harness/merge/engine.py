@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,19 +13,20 @@ import torch
 from harness.merge.checkpoint import MANIFEST_FILE
 from harness.merge.copying import copy_file, write_file
 from harness.merge.deltas import Merger, Outcome
-from harness.merge.errors import IncompleteMergeError, MergeError, UsageError
+from harness.merge.errors import IncompleteMergeError, MergeError, OutputExistsError, UsageError
 from harness.merge.estimate import default_threads, estimate
-from harness.merge.ledger import Ledger, entry_of, fingerprint, local_mark
-from harness.merge.manifest import build_manifest, identity, status_of
-from harness.merge.outputs import OutputShard, output_shard
+from harness.merge.ledger import Ledger, Unfinished, entry_of, fingerprint, local_mark
+from harness.merge.manifest import build_manifest, identity, made_from, status_of
+from harness.merge.outputs import OutputShard, bytes_needed, output_shards
 from harness.merge.products import Products
-from harness.merge.publish import Target, check_space, check_target, publish, working_directory
+from harness.merge.publish import check_space, publish, working_directory
 from harness.merge.records import MergePlan
-from harness.merge.report import Counts, MergeReport
+from harness.merge.report import Counts, MergeReport, Resumed
 from harness.merge.rewritten import rewritten_files
 from harness.merge.shard import ShardFile, ShardWriter
 from harness.merge.sources import AdapterValues, BaseValues, Files
-from harness.merge.threads import one_thread_per_operation
+from harness.merge.target import Target, check_target
+from harness.merge.threads import Pool, one_thread_per_operation
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
@@ -62,16 +61,7 @@ class Written:
     outcomes: Mapping[str, Outcome]
     written: int
     decoded: int
-
-
-def output_shards(plan: MergePlan) -> tuple[OutputShard, ...]:
-    """Return what each shard of the output will hold."""
-    return tuple(output_shard(plan, number) for number in range(len(plan.base.shards)))
-
-
-def inputs_of(plan: MergePlan) -> tuple[Path, ...]:
-    """Return the directories that are read."""
-    return (plan.base.root, *(part.adapter.root for part in plan.parts))
+    resumed: Resumed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +116,19 @@ def write_shards(
     """Write some of the output's shards into ``work``; those that the ledger has, and that are what it says, are left as they are."""
     outcomes: dict[str, Outcome] = {}
     before = 0
+    resumed: Resumed | None = None
     if ledger is not None:
-        ledger.start()
-        for entry in ledger.finished([shards[number] for number in numbers]):
+        found = ledger.start()
+        kept, rejected = ledger.finished([shards[number] for number in numbers])
+        if found or ledger.foreign:
+            resumed = Resumed(shards=len(numbers), kept=len(kept), rejected=rejected, foreign=ledger.foreign)
+        for entry in kept:
             outcomes |= entry.outcomes
             before += entry.size
             numbers = [number for number in numbers if shards[number].name != entry.name]
         ledger.clear({shard.name for shard in shards} - {shards[number].name for number in numbers})
     wanted = [(number, shards[number]) for number in numbers]
-    check_space(
-        work,
-        sum(output.stop - output.start for _, shard in wanted for output in shard.outputs if output.row is not None),
-    )
+    check_space(work, bytes_needed(ready.plan, [shard for _, shard in wanted], work))
     ready.products.expect(
         region
         for _, shard in wanted
@@ -159,7 +150,7 @@ def write_shards(
 
     lanes = estimate(ready.plan, ready.threads).lanes
     writer.write(wanted, finished, threads=ready.threads, lanes=lanes, device=ready.device, poll=poll)
-    return Written(outcomes=outcomes, written=before + writer.written, decoded=writer.decoded)
+    return Written(outcomes=outcomes, written=before + writer.written, decoded=writer.decoded, resumed=resumed)
 
 
 def _report(plan: MergePlan, done: Written) -> MergeReport:
@@ -183,6 +174,7 @@ def _report(plan: MergePlan, done: Written) -> MergeReport:
         files_left_out=plan.base.left_out,
         bytes_written=done.written,
         bytes_decoded=done.decoded,
+        resumed=done.resumed,
     )
 
 
@@ -213,16 +205,32 @@ def run_merge(
     plan: MergePlan, out: Path, *, overwrite: bool, resume: bool, how: How, progress: Progress | None
 ) -> MergeReport:
     """Carry out a plan; see ``harness.merge.merge``."""
-    target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
+    if resume and not overwrite:
+        _refuse_complete(plan, out, how)
+    target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
-    with ThreadPoolExecutor(1, thread_name_prefix="merge-hash") as background:
+    with Pool(1, thread_name_prefix="merge-hash") as background:
         facts = background.submit(identity, plan)
         mark = local_mark(plan, fingerprint(plan, how.accumulate, how.device, facts.result())) if resume else None
-        keep = None if mark is None else partial(Ledger.belongs_to, mark=mark)
-        with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
-            ledger = None if mark is None else Ledger(work, mark)
+        unfinished = None if mark is None else Unfinished(mark)
+        with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
+            ledger = None if unfinished is None else unfinished.ledger(work)
             done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
             return finish(plan, shards, done, work, target, accumulate=how.accumulate, facts=facts.result())
+
+
+def _refuse_complete(plan: MergePlan, out: Path, how: How) -> None:
+    """Say of an output that it is what is asked for: who resumes a merge that has ended needs no other output, and nothing overwritten.
+
+    Raises:
+        OutputExistsError: it is.
+    """
+    manifest = out / MANIFEST_FILE
+    if manifest.is_file() and made_from(manifest, identity(plan), how.accumulate):
+        raise OutputExistsError(
+            f"the output {out} is complete already: it was merged from these inputs with these options.",
+            "Nothing is left to do.",
+        )
 
 
 @contextmanager

@@ -79,6 +79,10 @@ class OverwriteUnsupportedError(UsageError):
     """The file system cannot exchange two directories in one step, so overwriting could leave neither."""
 
 
+class ThreadLimitError(UsageError):
+    """The system lets this process start no further thread."""
+
+
 class InputRefusedError(MergeError):
     """A checkpoint or an adapter that is corrupt, unsafe, ambiguous or not supported."""
 

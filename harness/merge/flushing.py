@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from threading import Lock
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from harness.merge.copying import sync
 from harness.merge.errors import IncompleteMergeError
+from harness.merge.threads import Pool
 
 FLUSH_BYTES = 64 * 1024 * 1024
 """How much of a shard is written before the disk is told to begin."""
@@ -78,7 +79,7 @@ class Flusher(Generic[File]):
     def __init__(self, finished: Callable[[File], None], most: int) -> None:
         self._finished = finished
         self._finishing = Lock()
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="merge-flush")
+        self._pool = Pool(most, thread_name_prefix="merge-flush")
         self._futures: list[Future[None]] = []
 
     def __enter__(self) -> Self:

@@ -12,16 +12,26 @@ from pathlib import Path
 
 from harness.merge.errors import InputNotFoundError
 
-_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_NAME = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]{1,250}))?", re.ASCII)
 
 
 def cache_folder() -> Path:
     """Return the hub's cache: ``HF_HUB_CACHE``, else ``hub`` in ``HF_HOME``, else in ``~/.cache/huggingface`` (or that of ``XDG_CACHE_HOME``)."""
     if said := os.environ.get("HF_HUB_CACHE"):
-        return Path(said).expanduser()
+        return _at_home(said)
     if said := os.environ.get("HF_HOME"):
-        return Path(said).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return _at_home(said) / "hub"
+    return _at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+
+
+def _at_home(said: str) -> Path:
+    try:
+        return Path(said).expanduser()
+    except RuntimeError as error:
+        raise InputNotFoundError(
+            f"the hub's cache is said to be in {said}, and that home directory is nobody's.",
+            "Set HF_HUB_CACHE to a directory, or give the directory of the model.",
+        ) from error
 
 
 def find_directory(given: str | Path) -> Path:
@@ -35,7 +45,7 @@ def find_directory(given: str | Path) -> Path:
     """
     path = Path(given)
     match = _NAME.fullmatch(str(given))
-    if path.exists() or match is None or ".." in str(given):
+    if os.path.lexists(path) or match is None or ".." in str(given):
         return path
     repo, revision = match["repo"], match["revision"] or "main"
     folder = cache_folder() / f"models--{repo.replace('/', '--')}"
@@ -45,7 +55,8 @@ def find_directory(given: str | Path) -> Path:
             f"Give a directory, or download it first: hf download {repo}",
         )
     reference = folder / "refs" / revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    # Bytes that are no text become what no commit holds.
+    commit = reference.read_text(encoding="ascii", errors="replace").strip() if reference.is_file() else revision
     snapshot = folder / "snapshots" / commit
     if not re.fullmatch(r"[\w-]+", commit, re.ASCII) or not snapshot.is_dir():
         raise InputNotFoundError(

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.merge.checkpoint import LEDGER_FILE
 from harness.merge.copying import create, sync, write_at
 from harness.merge.deltas import Outcome
 from harness.merge.errors import MergeError, UnreadableInputError
 from harness.merge.json_file import parse_object
 from harness.merge.manifest import ENGINE_VERSION, sha256_of
 from harness.merge.outputs import OutputShard
-from harness.merge.publish import LEDGER_FILE
 from harness.merge.records import MergePlan
 from harness.merge.safetensors_file import TensorFile
 
@@ -123,29 +123,52 @@ def _outcome(value: object) -> Outcome | None:
     return Outcome(nonzero=value[0] is True, changed=value[1] is True, squared_norms=[float(norm) for norm in value[2]])
 
 
+def belongs_to(folder: Path, mark: str) -> bool:
+    """Return whether a directory holds a ledger that was kept for the merge with this fingerprint."""
+    return _lines(folder / LEDGER_FILE)[:1] == [{"fingerprint": mark}]
+
+
+class Unfinished:
+    """Says of each directory that an unfinished merge left whether it is gone on with; counts those that were kept for other merges."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self.foreign = 0
+
+    def __call__(self, folder: Path) -> bool:
+        """Return whether the directory was kept for this merge."""
+        if belongs_to(folder, self.mark):
+            return True
+        self.foreign += (folder / LEDGER_FILE).is_file()
+        return False
+
+    def ledger(self, folder: Path) -> Ledger:
+        """Return the ledger of the directory that is worked in."""
+        return Ledger(folder, self.mark, foreign=self.foreign)
+
+
 class Ledger:
     """The ledger of a working directory. Lines are added by one thread."""
 
-    def __init__(self, folder: Path, mark: str) -> None:
+    def __init__(self, folder: Path, mark: str, *, foreign: int = 0) -> None:
         self._folder = folder
         self._mark = mark
+        self.foreign = foreign
 
-    @staticmethod
-    def belongs_to(folder: Path, mark: str) -> bool:
-        """Return whether a directory holds a ledger that was kept for the merge with this fingerprint."""
-        return _lines(folder / LEDGER_FILE)[:1] == [{"fingerprint": mark}]
-
-    def start(self) -> None:
-        """Begin an empty ledger, or go on with one that belongs to this merge."""
-        if not self.belongs_to(self._folder, self._mark):
+    def start(self) -> bool:
+        """Go on with a ledger that belongs to this merge, or begin an empty one; return whether there was one."""
+        found = belongs_to(self._folder, self._mark)
+        if not found:
             self._append({"fingerprint": self._mark})
+        return found
 
-    def finished(self, shards: Sequence[OutputShard]) -> list[Entry]:
-        """Return the entries whose files are still what they were, each verified by its hash."""
+    def finished(self, shards: Sequence[OutputShard]) -> tuple[list[Entry], int]:
+        """Return the entries whose files are still what they were, each verified by its hash, and how many are not."""
         expected = {shard.name: shard for shard in shards}
         read = [entry_from(value, expected) for value in _lines(self._folder / LEDGER_FILE)[1:]]
         entries = {entry.name: entry for entry in read if entry is not None}
-        return [entry for entry in entries.values() if entry.holds(self._folder)]
+        held = [entry for entry in entries.values() if entry.holds(self._folder)]
+        return held, len(entries) - len(held)
 
     def clear(self, finished: set[str]) -> None:
         """Remove everything but the ledger and finished shards: what a merge that was killed had begun."""

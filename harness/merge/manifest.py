@@ -13,12 +13,17 @@ from pathlib import Path
 from harness.merge.adapter import ADAPTER_CONFIG
 from harness.merge.copying import CHUNK
 from harness.merge.deltas import Outcome
+from harness.merge.errors import InputRefusedError
+from harness.merge.json_file import read_object
 from harness.merge.records import AdapterPart, MergePlan
 from harness.merge.report import MergeReport
 from harness.merge.weights import Coded
 
 MANIFEST_VERSION = 1
 ENGINE_VERSION = "1.1"
+ENGINE = {"name": "reference", "version": ENGINE_VERSION}
+OF_THE_RUN = {"bytes_written", "bytes_decoded", "resumed"}
+"""What a report says of how the output came about, which two runs of the same merge need not share."""
 
 
 def sha256_of(path: Path) -> str:
@@ -67,6 +72,16 @@ def identity(plan: MergePlan) -> dict[str, object]:
     }
 
 
+def made_from(manifest: Path, facts: Mapping[str, object], accumulate: str) -> bool:
+    """Return whether a manifest is that of a merge with this ``identity``, summed in this dtype, by this version of the engine."""
+    try:
+        said = read_object(manifest)
+    except InputRefusedError:
+        return False  # no manifest, or one that is not ours
+    wanted = {**facts, "accumulate": accumulate, "engine": ENGINE}
+    return all(said.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
+
+
 def build_manifest(
     plan: MergePlan,
     report: MergeReport,
@@ -100,12 +115,12 @@ def build_manifest(
     ]
     manifest = {
         "manifest_version": MANIFEST_VERSION,
-        "engine": {"name": "reference", "version": ENGINE_VERSION},
+        "engine": ENGINE,
         **facts,
         "accumulate": accumulate,
         "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
         "dropped": sorted(plan.dropped),
-        **{key: value for key, value in report.to_json().items() if key not in {"bytes_written", "bytes_decoded"}},
+        **{key: value for key, value in report.to_json().items() if key not in OF_THE_RUN},
     }
     # A line for each tensor: there can be tens of thousands, and indented JSON is slow to write and long.
     head = json.dumps(manifest, indent=1, ensure_ascii=False).removesuffix("\n}")

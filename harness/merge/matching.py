@@ -19,8 +19,8 @@ from harness.merge.errors import (
 )
 from harness.merge.index import Index
 from harness.merge.layout import Decision, IoLayout, parameter_readings
-from harness.merge.names import PARTS, expert_module, fused_module, fused_parameter
-from harness.merge.patterns import names_suffix, pattern_value
+from harness.merge.names import PARAMETER_OF, expert_module, fused_module, fused_parameter
+from harness.merge.patterns import names_suffix
 from harness.merge.records import PairUse
 from harness.merge.stacks import Place, Stack
 from harness.merge.weights import Weight
@@ -146,8 +146,7 @@ class Matcher:
         """Match the Linear of one expert, stored as itself or as a slice of a fused parameter."""
         stem = self.index.common(pair.module)
         path, expert, leaf = expert_module(stem) or ("", 0, "")
-        parameter = next((name for name, parts in PARTS.items() if leaf in parts), None)
-        stack = self.stacks(pair, path).get(parameter or "")
+        stack = self.stacks(pair, path).get(PARAMETER_OF.get(leaf, ""))
         if stack is None or expert >= stack.num_experts:
             raise AdapterMismatchError(f"the base has no {pair.module}.", NOT_THIS_BASE)
         places = tuple(stack.places(expert, leaf))
@@ -240,14 +239,14 @@ class Matcher:
         """
         num_experts = match.stack.num_experts if match.stack else None
         rank = match.pair.columns // (num_experts or 1)
-        configured = pattern_value(self.config.rank_pattern, match.name, self.config.r)
+        configured = self.config.rank_pattern.value(match.name, self.config.r)
         if rank != configured:
             raise MalformedAdapterError(
                 f"{match.pair.module}: {match.pair.shapes} has rank {rank}, but adapter_config.json says {configured:g}"
                 f" for {match.name}{f' with {num_experts} experts' if num_experts else ''}.",
                 "The configuration does not belong to these weights, or the base has another number of experts.",
             )
-        alpha = pattern_value(self.config.alpha_pattern, match.name, self.config.lora_alpha)
+        alpha = self.config.alpha_pattern.value(match.name, self.config.lora_alpha)
         swapped = match.swapped
         if match.stack is not None:
             faces_input = self.named("standard") == (io_layout.value if io_layout else "standard")

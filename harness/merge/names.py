@@ -37,6 +37,8 @@ _NUMBERED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 PARTS: dict[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Which per-expert Linears a fused parameter stacks along its output axis, in that order (transformers 5.x)."""
+PARAMETER_OF = {part: parameter for parameter, parts in PARTS.items() for part in parts}
+"""Which fused parameter a per-expert Linear is stacked in."""
 
 
 @lru_cache(maxsize=REMEMBERED)

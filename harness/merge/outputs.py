@@ -6,10 +6,12 @@ stay in the base's order, a dequantised weight stands where the first of its par
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
+from harness.merge.errors import UnreadableInputError
 from harness.merge.records import MergePlan, PlanRow
 from harness.merge.safetensors_file import DTYPE_BITS, encode_header
 
@@ -75,6 +77,32 @@ def output_shard(plan: MergePlan, number: int) -> OutputShard:
         position = stop
     return OutputShard(
         name=shard.name, header=header, outputs=tuple(outputs), data_size=position - start, size=position
+    )
+
+
+def output_shards(plan: MergePlan) -> tuple[OutputShard, ...]:
+    """Return what each shard of the output will hold."""
+    return tuple(output_shard(plan, number) for number in range(len(plan.base.shards)))
+
+
+def bytes_needed(plan: MergePlan, shards: Sequence[OutputShard], folder: Path) -> int:
+    """Return how many bytes some shards take at least, on the file system of ``folder``.
+
+    Within one file system, bytes that are copied may be shared with the base's, which only the copy itself finds out; they are not counted then.
+
+    Raises:
+        UnreadableInputError: a shard of the base is gone.
+    """
+    device = folder.stat().st_dev
+    try:
+        shared = {shard.name for shard in plan.base.shards if shard.path.stat().st_dev == device}
+    except OSError as error:
+        raise UnreadableInputError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    return sum(
+        sum(output.stop - output.start for output in shard.outputs if output.row is not None)
+        if shard.name in shared
+        else shard.size
+        for shard in shards
     )
 
 

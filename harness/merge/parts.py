@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from harness.merge.copying import copy_file, failed, write_file
@@ -21,43 +19,23 @@ from harness.merge.engine import (
     Progress,
     Written,
     finish,
-    inputs_of,
     kept_work,
-    output_shards,
     prepared,
     write_shards,
 )
-from harness.merge.errors import IncompleteMergeError, UsageError, listed
+from harness.merge.errors import IncompleteMergeError, OutputExistsError, UsageError
 from harness.merge.json_file import read_object
-from harness.merge.ledger import Entry, Ledger, entry_from, entry_of, fingerprint, local_mark
+from harness.merge.ledger import Entry, Unfinished, entry_from, entry_of, fingerprint, local_mark
 from harness.merge.manifest import identity
-from harness.merge.outputs import OutputShard
-from harness.merge.publish import PART_FILE, check_target, glob_escape, publish, working_directory
+from harness.merge.outputs import OutputShard, output_shards
+from harness.merge.publish import publish, working_directory
 from harness.merge.records import MergePlan
 from harness.merge.report import MergeReport, PartReport
+from harness.merge.shares import check_part, find_parts, part_path, shards_of_part
+from harness.merge.target import PART_FILE, check_target
 
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 """What ``link`` says where a file system has no hard links."""
-
-
-def part_path(out: Path, part: int, parts: int) -> Path:
-    """Return the directory of part ``part`` (from 1) of ``parts``."""
-    return out.parent / f"{out.name}.part-{part}-of-{parts}"
-
-
-def shards_of_part(shards: Sequence[OutputShard], part: int, parts: int) -> list[int]:
-    """Return the positions of a part's shards, dealt out in turn: shards of a checkpoint are about equal in size.
-
-    Raises:
-        UsageError: there is no such part, or more parts than shards.
-    """
-    if not 1 <= part <= parts:
-        raise UsageError(f"there is no part {part} of {parts}.", "Count parts from 1: --shard 1/4 to --shard 4/4.")
-    if parts > len(shards):
-        raise UsageError(
-            f"the base has {len(shards)} shards, which cannot be shared out to {parts}.", "Use fewer parts."
-        )
-    return list(range(part - 1, len(shards), parts))
 
 
 def run_part(
@@ -74,12 +52,18 @@ def run_part(
     """Write one part; see ``harness.merge.merge_part``."""
     shards = output_shards(plan)
     mine = shards_of_part(shards, part, parts)
-    target = check_target(part_path(out, part, parts), overwrite=overwrite, inputs=inputs_of(plan))
+    place = part_path(out, part, parts)
     mark = fingerprint(plan, how.accumulate, how.device, identity(plan))
+    if resume and not overwrite and (place / PART_FILE).is_file():
+        _read(place, mark, shards)
+        raise OutputExistsError(
+            f"part {part} of {parts} is complete already: {place}.", "Nothing is left to do for it."
+        )
+    target = check_part(out, part, parts, overwrite=overwrite, inputs=plan.inputs)
     local = local_mark(plan, f"{mark} {part}/{parts}")
-    keep = partial(Ledger.belongs_to, mark=local) if resume else None
-    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=keep) as work:
-        ledger = Ledger(work, local) if resume else None
+    unfinished = Unfinished(local) if resume else None
+    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
+        ledger = None if unfinished is None else unfinished.ledger(work)
         done = write_shards(ready, shards, mine, work, ledger, progress)
         entries = [_entry(shards[number], done, work) for number in mine]
         said = {"fingerprint": mark, "part": part, "parts": parts, "shards": [entry.to_json() for entry in entries]}
@@ -91,41 +75,13 @@ def run_part(
         parts=parts,
         shards=tuple(entry.name for entry in entries),
         bytes_written=done.written,
+        resumed=done.resumed,
     )
 
 
 def _entry(shard: OutputShard, done: Written, work: Path) -> Entry:
     mine = {output.key: done.outcomes[output.key] for output in shard.outputs if output.key in done.outcomes}
     return entry_of(work / shard.name, mine)
-
-
-def _find(out: Path, shards: int) -> list[Path]:
-    """Return the directories of all parts, in order.
-
-    Raises:
-        UsageError: none is there, some are missing, or there are parts of two divisions.
-    """
-    pattern = re.compile(re.escape(out.name) + r"\.part-([1-9]\d{0,8})-of-([1-9]\d{0,8})", re.ASCII)
-    found = [(path, pattern.fullmatch(path.name)) for path in out.parent.glob(f"{glob_escape(out.name)}.part-*")]
-    numbers = {
-        (int(match[2]), int(match[1])): path for path, match in found if match is not None and not path.is_symlink()
-    }
-    divisions = sorted({parts for parts, _ in numbers})
-    if len(divisions) != 1:
-        said = f"parts of {listed(str(parts) for parts in divisions)}" if divisions else "no parts"
-        raise UsageError(
-            f"beside {out.name} there are {said}, where those of one division are needed.",
-            "Write them with --shard 1/N to --shard N/N and the same --out, and remove those that are not meant.",
-        )
-    parts = divisions[0]
-    if parts > shards:
-        raise UsageError(f"the base has {shards} shards, which cannot have been shared out to {parts}.")
-    if missing := [part for part in range(1, parts + 1) if (parts, part) not in numbers]:
-        raise UsageError(
-            f"of {parts} parts of {out.name}, these are missing: {listed(str(part) for part in missing)}.",
-            f"Write them with --shard {missing[0]}/{parts} and so on, or copy them here.",
-        )
-    return [numbers[parts, part] for part in range(1, parts + 1)]
 
 
 def _read(folder: Path, mark: str, shards: Sequence[OutputShard]) -> list[Entry]:
@@ -150,9 +106,9 @@ def _read(folder: Path, mark: str, shards: Sequence[OutputShard]) -> list[Entry]
 
 def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progress: Progress | None) -> MergeReport:
     """Check all parts and publish what they make; see ``harness.merge.assemble``."""
-    target = check_target(out, overwrite=overwrite, inputs=inputs_of(plan))
+    target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
-    folders = _find(target.path, len(shards))
+    folders = find_parts(target.path, len(shards))
     facts = identity(plan)
     mark = fingerprint(plan, how.accumulate, how.device, facts)
     held = [(folder, entry) for folder in folders for entry in _read(folder, mark, shards)]

@@ -8,6 +8,7 @@ what is targeted but not reached are errors that list names.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,12 @@ from harness.merge.checkpoint import open_checkpoint
 from harness.merge.claims import Claim, regions_of
 from harness.merge.coverage import check_coverage
 from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.garbage import collection_paused
 from harness.merge.index import Index
 from harness.merge.layout import BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
 from harness.merge.matching import Match, Matcher
 from harness.merge.names import expert_module, kind_of, layer_of
+from harness.merge.patterns import names_within
 from harness.merge.records import (
     DTYPE_NAMES,
     AdapterPart,
@@ -123,16 +126,11 @@ class _Planner:
             )
         if config.trainable_token_indices and not adapter.tokens:
             raise UncoveredTargetsError("the adapter's trainable_token_indices name tokens, and the file holds none.")
-        parents = {part for tensor in adapter.full for part in tensor.path.split(".")[:-1]}
-        paths = {tensor.path for tensor in adapter.full}
-        lost = [
-            name
-            for name in config.modules_to_save
-            if name not in parents and not any(f".{name}." in f".{path}" for path in paths)
-        ]
-        if lost:
+        modules = {tensor.path.rpartition(".")[0] for tensor in adapter.full}
+        held = {name for module in modules for name in names_within(module, config.modules_to_save)}
+        if absent := config.modules_to_save - held:
             raise UncoveredTargetsError(
-                f"the adapter's modules_to_save names modules that the file does not hold: {listed(lost)}.",
+                f"the adapter's modules_to_save names modules that the file does not hold: {listed(absent)}.",
                 "The adapter is incomplete; save or download it again.",
             )
 
@@ -163,9 +161,15 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
     """
     if weights is None:
         return [1.0] * len(adapters)
+    if len(weights) != len(adapters):
+        raise UsageError(
+            f"{len(adapters)} {'adapter was' if len(adapters) == 1 else 'adapters were'} given, and {len(weights)}"
+            f" {'weight' if len(weights) == 1 else 'weights'}.",
+            "Give a weight for each adapter, in the same order, or none.",
+        )
     # The comparison holds for integers of any size, and NaN and infinity fail it.
-    if len(weights) != len(adapters) or not all(abs(weight) <= sys.float_info.max for weight in weights):
-        raise UsageError(f"{len(adapters)} adapters need as many finite weights, not {str(list(weights))[:200]}.")
+    if not all(abs(weight) <= sys.float_info.max for weight in weights):
+        raise UsageError(f"a weight has to be a finite number; these were given: {str(list(weights))[:200]}.")
     for adapter, weight in zip(adapters, weights, strict=True):
         if weight != 1 and (adapter.full or adapter.tokens or adapter.config.use_dora):
             raise UnsupportedAdapterError(
@@ -201,6 +205,7 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     return told
 
 
+@collection_paused()
 def plan_merge(
     base: Path,
     adapter: Path | Sequence[Path],
@@ -265,8 +270,18 @@ def plan_merge(
         base_as="original" if found is None else "quantized",
         quantization=found,
         dtype=dtype,
-        notes=(*planner.notes, *vocabulary.notes),
+        notes=(*_repeated(adapters), *planner.notes, *vocabulary.notes),
     )
+
+
+def _repeated(adapters: Sequence[Adapter]) -> list[str]:
+    """Return a note for each adapter that is given more than once: its delta is added as often, which is seldom meant."""
+    counts = Counter(adapter.root for adapter in adapters)
+    return [
+        f"the adapter {root.name} is given {count} times, so its deltas are added {count} times"
+        for root, count in counts.items()
+        if count > 1
+    ]
 
 
 def _in_file_order(index: Index, rows: Sequence[PlanRow]) -> tuple[PlanRow, ...]:

@@ -18,68 +18,15 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from harness.merge.checkpoint import CONFIG_FILE, MANIFEST_FILE
+from harness.merge.checkpoint import LEDGER_FILE
 from harness.merge.copying import failed, sync_directory
-from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError, UnsafeOutputError
-
-LEDGER_FILE = ".merge-ledger.jsonl"
-"""What is finished of a merge (``ledger``); it is kept until the output is there."""
-PART_FILE = "merge_part.json"
-"""What describes a part of a merge that several machines share (``parts``)."""
+from harness.merge.errors import IncompleteMergeError, OutputExistsError, OverwriteUnsupportedError
+from harness.merge.target import Target, work_name
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A checked output: the real path to publish at, and whether something there is to be replaced."""
-
-    path: Path
-    overwrite: bool
-    inode: int | None = None
-    """What is to be replaced, so that nothing else is."""
-
-
-def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Target:
-    """Return where to publish, having refused what would lose data.
-
-    Args:
-        out: the output directory as given.
-        overwrite: whether it may exist.
-        inputs: real paths of the base and adapter directories.
-
-    Raises:
-        OutputExistsError: it exists and ``overwrite`` is off.
-        UnsafeOutputError: it overlaps an input, is a link or a file, or holds something that is no checkpoint.
-    """
-    path = out.absolute().parent.resolve() / out.absolute().name
-    if path.name in {"", ".", ".."}:
-        raise UnsafeOutputError(f"{out} does not name an output directory.")
-    for given in inputs:
-        if path == given or path.is_relative_to(given) or given.is_relative_to(path):
-            raise UnsafeOutputError(
-                f"the output {out} overlaps the input {given.name}.", "Choose a directory of its own."
-            )
-    if not os.path.lexists(path):
-        return Target(path=path, overwrite=False)
-    if not overwrite:
-        raise OutputExistsError(
-            f"the output {out} exists.", "Choose another directory, or pass --overwrite to replace it."
-        )
-    if path.is_symlink() or not path.is_dir():
-        raise UnsafeOutputError(
-            f"the output {out} is not a directory, so it is not overwritten.", "Remove it yourself."
-        )
-    if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE, PART_FILE)):
-        raise UnsafeOutputError(
-            f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
-            "Remove it yourself if it may go.",
-        )
-    return Target(path=path, overwrite=True, inode=path.stat().st_ino)
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -132,13 +79,23 @@ Keep = Callable[[Path], bool]
 """Says whether a directory that an unfinished merge left is to be gone on with."""
 
 
+def unfinished(target: Path) -> list[Path]:
+    """Return the working directories of this user that merges to an output made, running ones too, in order."""
+    pattern = re.compile(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}")
+    return sorted(
+        path
+        for path in target.parent.glob(f".{glob_escape(target.name)}.partial-*")
+        if pattern.fullmatch(path.name)
+        and not path.is_symlink()
+        and path.is_dir()
+        and path.stat().st_uid == os.geteuid()
+    )
+
+
 def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
     """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
     kept: tuple[Path, int] | None = None
-    for path in sorted(target.parent.glob(f".{glob_escape(target.name)}.partial-*")):
-        ours = re.fullmatch(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}", path.name)
-        if not ours or path.is_symlink() or not path.is_dir() or path.stat().st_uid != os.geteuid():
-            continue
+    for path in unfinished(target):
         descriptor = _lock(path)
         if descriptor is None:
             continue
@@ -175,7 +132,7 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
         IncompleteMergeError: the directory cannot be made.
         OverwriteUnsupportedError: ``target.overwrite``, and the file system cannot exchange directories.
     """
-    work = target.path.parent / f".{target.path.name}.partial-{secrets.token_hex(4)}"
+    work = target.path.with_name(work_name(target.path.name))
     made: list[Path] = []
     descriptor: int | None = None
     try:
@@ -188,7 +145,7 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
             else:
                 work, descriptor = found
         except OSError as error:
-            raise failed(str(target.path.name), error) from error
+            raise failed(f"the output {target.path}", error) from error
         if descriptor is None:
             raise IncompleteMergeError("another merge to the same output started at the same moment.", "Run it again.")
         if target.overwrite:
@@ -199,29 +156,31 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
             shutil.rmtree(work, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
-        if not target.path.exists():
+        if not os.path.lexists(target.path):
             for parent in made:
                 if not any(parent.iterdir()):
                     parent.rmdir()
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse a merge that cannot fit. Bytes that are only copied are not counted: some file systems share them.
+def check_space(folder: Path, needed: int, *, regained: int = 0) -> int:
+    """Refuse a merge that cannot fit; return how many bytes there are for it.
 
     Args:
         folder: where will be written.
-        needed: bytes that will be written anew.
+        needed: bytes that will be written at least.
+        regained: bytes that will be free, or need not be written, because of what an unfinished merge left.
 
     Raises:
         IncompleteMergeError: fewer bytes are free.
     """
     status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = status.f_bavail * status.f_frsize + regained
     if free < needed:
         raise IncompleteMergeError(
             f"the output needs at least {needed} bytes, and {free} are free where it would be. Nothing was published.",
             "Free some space, or choose an output on another file system.",
         )
+    return free
 
 
 def publish(work: Path, target: Target) -> None:

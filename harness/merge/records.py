@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from harness.merge.adapter import Adapter, LoraPair
@@ -173,6 +174,11 @@ class MergePlan:
     def adapter(self) -> Adapter:
         """The adapter, or the first of several."""
         return self.parts[0].adapter
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The directories that are read."""
+        return (self.base.root, *(part.adapter.root for part in self.parts))
 
     @property
     def io_layout(self) -> Decision | None:

@@ -17,8 +17,8 @@ from harness.merge.errors import (
 )
 from harness.merge.index import Index
 from harness.merge.matching import NOT_THIS_BASE, Match
-from harness.merge.names import PARTS, expert_module, fused_parameter, split
-from harness.merge.patterns import names_suffix
+from harness.merge.names import PARAMETER_OF, expert_module, fused_parameter, split
+from harness.merge.patterns import names_suffix, suffixes
 from harness.merge.records import TensorUse, Term, Use
 from harness.merge.weights import Weight
 
@@ -90,8 +90,7 @@ def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tu
         ]
     single = expert_module(spelling.removesuffix(".weight"))
     if single is not None and spelling.endswith(".weight"):
-        parameter = next((name for name, parts in PARTS.items() if single[2] in parts), "")
-        stack = index.stacks(single[0]).get(parameter)
+        stack = index.stacks(single[0]).get(PARAMETER_OF.get(single[2], ""))
         if stack is not None and single[1] < stack.num_experts:
             (place,) = stack.places(single[1], single[2])
             if shape == (place.rows, stack.columns):
@@ -112,8 +111,8 @@ def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tu
 def _indices(adapter: Adapter, module: str) -> tuple[int, ...]:
     """Return the token numbers that belong to the trained rows of a module."""
     given = adapter.config.trainable_token_indices
-    named = [indices for name, indices in given.items() if name is not None and names_suffix(module, (name,))]
-    indices = named[0] if named else given.get(None)
+    named = given.keys() & set(suffixes(module))
+    indices = next((given[name] for name in given if name in named), given.get(None))
     if indices is None or len(indices) != adapter.tokens[module].shape[0]:
         raise MalformedAdapterError(
             f"the adapter holds {adapter.tokens[module].shape[0]} trained tokens of {module}, and trainable_token_indices in"

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.merge.layout import Decision
@@ -42,11 +42,29 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """What a resumed merge found of an unfinished one.
+
+    ``shards``: how many are to be written in all. ``kept``: verified by hash and left as they were. ``rejected``: finished according to the ledger, but
+    not what it says, so written again. ``foreign``: directories that were kept for other inputs or options, and removed.
+    """
+
+    shards: int
+    kept: int
+    rejected: int
+    foreign: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the four counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergeReport:
     """The outcome of a published merge.
 
     ``by_kind`` has an entry for each kind that the adapter covers. ``bytes_written`` counts the shards; ``bytes_decoded`` the bytes of the base
-    that were read as numbers, the rest having been copied unseen.
+    that were read as numbers, the rest having been copied unseen. ``resumed`` is None where nothing unfinished was there, or was looked for.
     """
 
     by_kind: Mapping[str, Counts]
@@ -56,6 +74,7 @@ class MergeReport:
     files_left_out: tuple[str, ...]
     bytes_written: int
     bytes_decoded: int
+    resumed: Resumed | None
 
     @property
     def total(self) -> Counts:
@@ -93,6 +112,7 @@ class MergeReport:
             "files_left_out": list(self.files_left_out),
             "bytes_written": self.bytes_written,
             "bytes_decoded": self.bytes_decoded,
+            "resumed": self.resumed.to_json() if self.resumed else None,
         }
 
 
@@ -105,6 +125,7 @@ class PartReport:
     parts: int
     shards: tuple[str, ...]
     bytes_written: int
+    resumed: Resumed | None
 
     def to_json(self) -> dict[str, object]:
         """Return JSON-ready values."""
@@ -114,4 +135,5 @@ class PartReport:
             "parts": self.parts,
             "shards": list(self.shards),
             "bytes_written": self.bytes_written,
+            "resumed": self.resumed.to_json() if self.resumed else None,
         }

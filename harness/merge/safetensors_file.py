@@ -22,8 +22,12 @@ from harness.merge.errors import CorruptFileError, InputChangedError, Unreadable
 from harness.merge.json_file import MAX_JSON_BYTES, parse_object, plain_file_size
 
 LENGTH_BYTES = 8
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git keeps in place of a large file (git-lfs, docs/spec.md)."""
 MAX_NAME = 1000
 """Characters of a tensor's name; published ones have up to a hundred and a half, and every name is matched against patterns."""
+MAX_PARTS = 64
+"""Dotted parts of a tensor's name; published ones have up to fifteen, and each could be where a configured name begins."""
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**48
 
@@ -73,6 +77,10 @@ def _entry(name: str, value: Any, *, what: str, data_start: int) -> TensorInfo:
     bad = f"{what}: tensor {name[:200]!r}"
     if len(name) > MAX_NAME:
         raise CorruptFileError(f"{bad} has a name of {len(name)} characters; more than {MAX_NAME} is not read.")
+    if name.count(".") >= MAX_PARTS:
+        raise CorruptFileError(
+            f"{bad} has a name of {name.count('.') + 1} dotted parts; more than {MAX_PARTS} are not read."
+        )
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFileError(f"{bad} should have exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -114,6 +122,11 @@ def read_header(path: Path, *, name: str | None = None) -> TensorFile:
             prefix = file.read(LENGTH_BYTES)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == LENGTH_BYTES else 0
             if not 2 <= length <= min(MAX_JSON_BYTES, size - LENGTH_BYTES):  # noqa: PLR2004 - the shortest JSON object
+                if prefix + file.read(len(LFS_POINTER) - len(prefix)) == LFS_POINTER:
+                    raise CorruptFileError(
+                        f"{what} is a Git LFS pointer: it stands for the weights, which were not downloaded.",
+                        "Run git lfs pull in its repository, or download the file again.",
+                    )
                 raise CorruptFileError(
                     f"{what} is not a safetensors file, or is truncated: its header claims {length} bytes of {size}."
                 )

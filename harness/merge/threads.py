@@ -8,17 +8,21 @@ bytes independent of the number of cores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Condition, Event, Lock
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
+
+from harness.merge.errors import ThreadLimitError
 
 POLL_SECONDS = 0.1
 
 Item = TypeVar("Item")
 State = TypeVar("State")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -30,6 +34,28 @@ def one_thread_per_operation() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads that are started as they are needed, which the system may refuse: a limit of the user's, of a container, or of memory."""
+
+    def submit(
+        self, function: Callable[Arguments, Result], /, *args: Arguments.args, **options: Arguments.kwargs
+    ) -> Future[Result]:
+        """Have a thread call ``function``.
+
+        Raises:
+            ThreadLimitError: it cannot be started.
+        """
+        try:
+            return super().submit(function, *args, **options)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise ThreadLimitError(
+                "the system lets this process start no further thread.",
+                "Raise the limit (ulimit -u, or the container's pids limit), or use fewer threads: --threads of a merge.",
+            ) from error
 
 
 class Lanes(Generic[Item]):
@@ -73,6 +99,9 @@ def share_out(
 
     The first exception, from a lane or from ``work``, ends all of them and is raised here. ``poll`` is called several times a second in the
     calling thread, to show progress; what it raises, or an interrupt, ends the work too.
+
+    Raises:
+        ThreadLimitError: a thread cannot be started.
     """
     stop, idle, running = Event(), Condition(), 0
 
@@ -95,7 +124,7 @@ def share_out(
                 idle.notify_all()
 
     try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+        with Pool(threads, thread_name_prefix="merge") as pool:
             try:
                 pending = {pool.submit(drain, number) for number in range(threads)}
                 while pending:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.report import figures
+from harness.report import figures, quantized
 from harness.report.table import Row
 from harness.report.text import fold, one_line
 from harness.result import KINDS, STAGES, CellResult, StageResult, TensorCounts
@@ -183,6 +183,7 @@ def sections(row: Row) -> tuple[Section, ...]:
         _stages(result),
         *_merge(result),
         _pairs("Metrics (KL in nats)", ("metric", "value"), metrics),
+        _pairs("Quantised base", ("what", "value"), quantized.pairs(result)),
         _controls(result),
         _training(result),
         _pairs("Timings", ("phase", "time"), timings),

@@ -65,7 +65,7 @@ def _details(row: Row) -> dict[str, Any]:
         "declared": clean(row.expectation_reason) if row.expectation_reason else None,
         "link": details.web_link(row),
         "log": one_line(row.result.log, 2000) if row.result.log else None,
-        "reproduce": row.result.cell.reproduce,
+        "reproduce": row.reproduce,
         "sections": [
             {
                 "title": section.title,

@@ -41,7 +41,7 @@ def _row(row: Row) -> dict[str, Any]:
         "passed": row.passed,
         "sentence": row.sentence,
         "expectation": expectation if row.expectation_reason or row.expectation_link else None,
-        "reproduce": row.result.cell.reproduce,
+        "reproduce": row.reproduce,
         "result": _finite(row.result.model_dump(mode="json", exclude={"started"})),
     }
 
@@ -49,8 +49,8 @@ def _row(row: Row) -> dict[str, Any]:
 def render_json(rows: Iterable[Row]) -> str:
     """Return the report as JSON: ``schema_version``, ``summary``, ``rows`` and ``started``.
 
-    ``rows[].result`` is a ``CellResult`` without its start; ``rows[].standing`` is the status, or ``not-run`` / ``stale``
-    where those hide it (``status`` is null for a cell that did not run).
+    ``rows[].result`` is a ``CellResult`` without its start; ``rows[].standing`` is the status, or ``not-run`` for a
+    cell that did not run (``status`` is null then).
 
     Raises:
         ValueError: when two rows are of the same cell.

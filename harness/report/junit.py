@@ -2,9 +2,9 @@
 # junitparser ships types for some of its methods only; what is passed to the others is checked by the tests.
 """The report as JUnit XML, for the test tab of a CI system; pure.
 
-JUnit knows passed, failed, errored and skipped. Only a fresh, expected pass is passed. A known failure is skipped with its
-reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run, or whose
-result is stale, is an error, because the run does not say what it should have said.
+JUnit knows passed, failed, errored and skipped. Only an expected pass is passed. A known failure is skipped with its
+reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run is
+an error, because the run does not say what it should have said.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REJECTED: frozenset[Outcome] = frozenset({"fail", "noop", "blind"})
 def _body(row: Row) -> str:
     """Return the text of a case that did not pass: checks, the library's words, the line that reproduces it."""
     parts = [*failed_checks(row), reason(row), row.sentence, row.expectation_reason, row.expectation_link]
-    return "\n".join([*(clean(part) for part in parts if part), f"Reproduce: {row.result.cell.reproduce}"])
+    return "\n".join([*(clean(part) for part in parts if part), f"Reproduce: {row.reproduce}"])
 
 
 def _verdict(row: Row) -> Error | Failure | Skipped | None:

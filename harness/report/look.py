@@ -1,7 +1,7 @@
 """How a row looks, in one symbol, one word and one tone; and the overview of stacks and families; pure.
 
 The symbol and the word carry the meaning; the tone only repeats it, for eyes that see it. ``✓`` and the tone ``pass`` are
-kept for a fresh, expected pass: a cell that did not run, is stale, blind, skipped or unsupported never gets them.
+kept for an expected pass: a cell that did not run, is blind, skipped or unsupported never gets them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ _OK = {
 _SAME_FOR_EVERY_OUTCOME: dict[Standing, Look] = {
     "unexpected-pass": Look(symbol="!", word="unexpected pass", tone="surprise"),
     "flaky": Look(symbol="≈", word="flaky", tone="flaky"),
-    "stale": Look(symbol="?", word="stale", tone="unknown"),
     "not-run": Look(symbol="?", word="not run", tone="unknown"),
 }
 LEGEND: tuple[tuple[str, str], ...] = (
@@ -47,13 +46,12 @@ LEGEND: tuple[tuple[str, str], ...] = (
     ("✗", "regression: a failure nobody declared, blind cells included"),
     ("!", "unexpected pass: declared to fail and does not"),
     ("≈", "flaky: not the same every time"),
-    ("?", "not run, or a stale result: says nothing"),
+    ("?", "not run: says nothing"),
 )
 TITLES: dict[Standing, str] = {
     "regression": "Regressions",
     "unexpected-pass": "Unexpected passes",
     "not-run": "Not run",
-    "stale": "Stale results",
     "flaky": "Flaky",
     "known-failure": "Known failures",
     "ok": "Ok",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
+from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict, web_link
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
 from harness.report.summary import summarise
@@ -84,6 +85,18 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
+def _quantized(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the section on QLoRA cells, where there are any."""
+    chosen = quantized.quantized(rows)
+    if not chosen:
+        return
+    yield "## Quantised bases"
+    yield quantized.INTRODUCTION
+    head = ("cell", *(title for title, _ in quantized.COLUMNS))
+    lines = [(code_span(row.result.cell_id), *(text(row.result) for _, text in quantized.COLUMNS)) for row in chosen]
+    yield _pipe_table(head, lines, (False, *(title != "shims" for title, _ in quantized.COLUMNS)))
+
+
 def _group_key(row: Row) -> tuple[object, ...]:
     """Return what makes two cells one entry: the same look, stage, words and expectation."""
     checks = tuple(failed_checks(row))
@@ -106,7 +119,7 @@ def _entry(rows: Sequence[Row]) -> Iterator[str]:
         link = web_link(first)
         more = f" ([more]({_escaped_url(link)}))" if link else ""
         yield f"Declared: {code_span(first.expectation_reason)}{more}"
-    yield code_block("\n".join(row.result.cell.reproduce for row in rows), "sh")
+    yield code_block("\n".join(row.reproduce for row in rows), "sh")
 
 
 def _not_passes(rows: Sequence[Row]) -> Iterator[str]:
@@ -145,6 +158,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
             "## Cells",
             "KL in nats, the mean over prompt positions. Merged tensors: applied/attempted, measured from the bytes.",
             _table(rows),
+            *_quantized(rows),
             *_not_passes(rows),
         ]
     return "\n\n".join(parts) + "\n"

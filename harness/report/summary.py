@@ -21,7 +21,6 @@ _NOUNS: dict[Standing, tuple[str, str]] = {
     "regression": ("regression", "regressions"),
     "unexpected-pass": ("unexpected pass", "unexpected passes"),
     "not-run": ("not run", "not run"),
-    "stale": ("stale", "stale"),
     "flaky": ("flaky", "flaky"),
     "known-failure": ("known failure", "known failures"),
 }
@@ -35,7 +34,7 @@ class Summary:
     Attributes:
         cells: rows in all.
         standings: rows per standing; only those that occur, worst first.
-        outcomes: rows per outcome, of the cells that ran and are not stale; only those that occur, worst first.
+        outcomes: rows per outcome, of the cells that ran; only those that occur, worst first.
         colour: green, amber or red.
         sentence: all of it in words.
     """
@@ -100,7 +99,7 @@ def summarise(rows: Iterable[Row]) -> Summary:
     return Summary(
         cells=len(rows),
         standings=standings,
-        outcomes=_count_outcomes(row for row in rows if row.standing not in {"not-run", "stale"}),
+        outcomes=_count_outcomes(row for row in rows if row.standing != "not-run"),
         colour=colour,
         sentence=sentence,
     )

@@ -18,9 +18,9 @@ from harness.report import figures
 from harness.result import CellResult, Outcome
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
-Standing = Literal["regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok"]
+Standing = Literal["regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok"]
 STANDINGS: tuple[Standing, ...] = (
-    "regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok",
+    "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
 
@@ -38,8 +38,7 @@ class Row:
         expectation_reason: why the declared expectation was declared, or None without one.
         expectation_link: where that is discussed; shown as a link only when it is http or https.
         sentence: the verdict in words, or None.
-        stale: the result is of another configuration or harness than the one reported on. It stands for nothing, whatever
-            its status was.
+        options: what a command needs to find the configuration again that it was judged by, as ``--config ci.toml``; empty for the usual one.
 
     Raises:
         ValueError: when the status is ``ok`` and the outcome is one that cannot be.
@@ -50,7 +49,7 @@ class Row:
     expectation_reason: str | None = None
     expectation_link: str | None = None
     sentence: str | None = None
-    stale: bool = False
+    options: str = ""
 
     def __post_init__(self) -> None:
         if self.status == "ok" and self.result.outcome not in OK_OUTCOMES:
@@ -58,21 +57,24 @@ class Row:
 
     @property
     def standing(self) -> Standing:
-        """The status, unless the cell did not run or its result is stale: those hide whatever the status would be."""
-        if self.status is None:
-            return "not-run"
-        return "stale" if self.stale else self.status
+        """The status, or ``not-run``."""
+        return self.status or "not-run"
+
+    @property
+    def reproduce(self) -> str:
+        """The one command line that runs and judges exactly this cell."""
+        return f"{self.result.cell.reproduce} {self.options}".rstrip()
 
     @property
     def passed(self) -> bool:
-        """True only for a fresh pass that was expected: the one thing that may look like a pass."""
+        """True only for a pass that was expected: the one thing that may look like a pass."""
         return self.standing == "ok" and self.result.outcome == "pass"
 
 
-def not_run(cell: Cell, reason: str) -> Row:
+def not_run(cell: Cell, reason: str, *, options: str = "") -> Row:
     """Return the row of a planned cell that has no result, with the reason (``interrupted``, say)."""
     result = CellResult(cell=cell, cell_id=cell.id, outcome="skipped", reason=reason, seed=cell.seed)
-    return Row(result=result, status=None)
+    return Row(result=result, status=None, options=options)
 
 
 def recipe_with_options(row: Row) -> str:

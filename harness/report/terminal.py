@@ -123,5 +123,5 @@ def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | st
         block(fold(log_tail, max_lines=40))
     if log_path is not None:
         say("log at", clean(str(log_path)))
-    say("reproduce", result.cell.reproduce)
+    say("reproduce", row.reproduce)
     console.print()

@@ -99,13 +99,18 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.load import load_base, load_tokenizer
+    from harness.worker.stages.quantized import check_quantized, save_dequantized, save_lora_dtypes
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
     vocab = _vocab(checkpoint)
     with observation.stage("load"):
-        model = load_base(request)
+        model = load_base(lambda: _load_for_training(request, checkpoint))
+        if plan.quantization is not None:
+            check_quantized(observation, model)
+            save_dequantized(model, request, checkpoint)
         tokenizer = load_tokenizer(request.base)
         base_logits = logits_of(model, request, vocab)
     with observation.stage("attach"):
@@ -118,23 +123,30 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
+        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab)
     with observation.stage("save"):
         peft_model.save_pretrained(request.adapter)
+        save_lora_dtypes(peft_model, request.work)
         check_saved(observation, peft_model, request)
         save_deltas(peft_model, request.work)
     _record_vram(observation, request)
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+    from harness.worker.shims import shimmed
     from harness.worker.stages.compare import Truth
     from harness.worker.stages.evaluate import logits_of
     from harness.worker.stages.functional import distance
-    from harness.worker.stages.load import load_model
+    from harness.worker.stages.quantized import cast_lora
 
     with observation.stage("reload-adapter"):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(load_model(request.base, request), request.adapter)
+        base = _load_for_training(request, checkpoint)
+        with shimmed(recipe(request.recipe).shims) as applied:
+            model = PeftModel.from_pretrained(base, request.adapter)
+        observation.data["shims"] = applied
+        cast_lora(model, request.work)
         truth = Truth(request)
         seen = distance(truth.logits, logits_of(model, request, _vocab(checkpoint)), truth.clear)
         observation.data["metrics"]["kl_trained_adapter"] = seen.kl
@@ -144,15 +156,24 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
     from harness.worker.stages.merge import ENGINE_REPORT, merge_with_engine
+    from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 
     with observation.stage("merge"):
         claims = merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
         (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
+        if recipe(request.recipe).quantization is not None:
+            merge_with_engine(
+                request,
+                out=request.work / MERGED_DEQUANTIZED,
+                b_packing=request.b_packing,
+                base=request.work / DEQUANTIZED,
+            )
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.evaluate import logits_of, samples_of, save_view
     from harness.worker.stages.load import load_model
+    from harness.worker.stages.quantized import MERGED_DEQUANTIZED
 
     with observation.stage("reload-merged"):
         model = load_model(request.merged, request)
@@ -160,18 +181,25 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
         save_view(
             request.work, "merged", {"logits": logits_of(model, request, vocab)}, samples_of(model, request, vocab)
         )
+        if recipe(request.recipe).quantization is not None:
+            model = load_model(request.work / MERGED_DEQUANTIZED, request)
+            save_view(request.work, MERGED_DEQUANTIZED, {"logits": logits_of(model, request, vocab)}, [])
 
 
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.compare import compare
     from harness.worker.stages.merge import ENGINE_REPORT
+    from harness.worker.stages.quantization_gap import compare_quantized
     from harness.worker.stages.reference import save_reference
 
     with observation.stage("compare"):
-        if request.dtype != "float32":
+        quantized = recipe(request.recipe).quantization is not None
+        if quantized or request.dtype != "float32":
             save_reference(request, checkpoint, _vocab(checkpoint))
         engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
         compare(observation, request, checkpoint, engine)
+        if quantized:
+            compare_quantized(observation, request, checkpoint, _vocab(checkpoint))
 
 
 def _controls(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -179,6 +207,17 @@ def _controls(observation: Observation, request: Request, checkpoint: Checkpoint
 
     with observation.stage("controls"):
         run_controls(observation, request, checkpoint, _vocab(checkpoint))
+
+
+def _load_for_training(request: Request, checkpoint: Checkpoint) -> Any:
+    """Load the base as the recipe trains on it: as it is, or quantised."""
+    from harness.worker.stages.load import load_model
+    from harness.worker.stages.quantized import load_quantized
+
+    quantization = recipe(request.recipe).quantization
+    if quantization is None:
+        return load_model(request.base, request)
+    return load_quantized(request.base, request, quantization, checkpoint)
 
 
 def _check_coverage(observation: Observation, watch: Any) -> None:

@@ -24,6 +24,8 @@ class Bands:
             |base|, |delta| and |result|.
         adapter_reload_kl_max: KL(trained ‖ base + reloaded adapter), nats.
         near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
+        paths_max: largest difference between two forward paths of the trained model, of logits relative to their standard
+            deviation or of a LoRA gradient relative to its norm.
     """
 
     kl_max: float
@@ -34,6 +36,7 @@ class Bands:
     ulp_max: float
     adapter_reload_kl_max: float
     near_tie_epsilon: float
+    paths_max: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,6 +165,16 @@ def test_the_head_stays_in_view_below_the_bar(page: Page) -> None:
     assert head["y"] == pytest.approx(bar["height"], abs=1.5)
 
 
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_on_a_narrow_screen_the_table_scrolls_and_not_the_page(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.locator("tbody.cell .open").first.click()
+
+    sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert sizes[0] <= sizes[1]
+    assert page.evaluate("(wide => wide.scrollWidth > wide.clientWidth)(document.querySelector('.wide'))")
+
+
 def test_light_and_dark_have_readable_contrast(page: Page) -> None:
     """Every badge's text against its background: at least 4.5 to 1 (WCAG 2.2, success criterion 1.4.3)."""
     script = """() => [...document.querySelectorAll('.badge, .hint, td, .verdict strong, .tally')].map(node => {

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 import transformers
-from grouped_models import IDS, ROLES, apart, base_model, calls, fill, logits, lora, lora_model, reasons, states
+from grouped_models import FUSED, IDS, ROLES, apart, base_model, calls, fill, logits, lora, lora_model, reasons, states
 from packed_experts import Packed
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from harness.experts import enable_grouped_forward
+
+if FUSED:
+    from harness.experts import ExpertQuantizationConfig
 
 
 def steps(case: dict[str, Any]) -> dict[str, Any]:
@@ -167,20 +170,23 @@ def _experts(model: Any, dtype: str) -> Any:
 
 
 def quantised(case: dict[str, Any]) -> dict[str, Any]:
-    """QLoRA as users make it: experts in 4 bits by bitsandbytes, a LoRA on each Linear, in training mode."""
-    # A router of Linear4bit is quantised too, and then asserts on its shape.
-    routers = [f"model.layers.{layer}.mlp.gate" for layer in range(2)]
-    options = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["lm_head", *routers],
-    )
+    """QLoRA in 4 bits, in training mode: Linears by bitsandbytes with a LoRA on each, fused experts by our own quantiser."""
+    if FUSED:
+        options = ExpertQuantizationConfig("nf4", compute_dtype=torch.float32)
+    else:
+        # A router of Linear4bit is quantised too, and then asserts on its shape.
+        options = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=["lm_head", *(f"model.layers.{layer}.mlp.gate" for layer in range(2))],
+        )
     with tempfile.TemporaryDirectory() as folder:
         base_model(case).save_pretrained(folder)
         plain = AutoModelForCausalLM.from_pretrained(folder, quantization_config=options, dtype=torch.float32)
     plain = fill(get_peft_model(plain, lora(case))).train()
-    kinds = sorted({type(m).__name__ for n, m in plain.named_modules() if n.endswith("experts.0.up_proj.base_layer")})
+    experts = plain.base_model.model.model.layers[0].mlp.experts
+    weight = experts.get_base_layer().down_proj if FUSED else experts[0].down_proj.get_base_layer()
 
     def gradients() -> dict[str, torch.Tensor]:
         plain.zero_grad(set_to_none=True)
@@ -189,9 +195,10 @@ def quantised(case: dict[str, Any]) -> dict[str, Any]:
 
     theirs = gradients()
     with enable_grouped_forward(plain) as grouped:
-        mine = gradients()
+        mine, said = gradients(), reasons(grouped)
     return {
-        "kinds": kinds,
+        "kind": type(weight).__name__,
+        "reasons": said,
         "calls": calls(grouped),
         "same_tensors": mine.keys() == theirs.keys(),
         "gradients": max(apart(mine[name], theirs[name]) for name in theirs),

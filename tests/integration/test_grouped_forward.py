@@ -43,6 +43,7 @@ STEPS_OF_LINEARS: list[dict[str, Any]] = [
 OTHERS: list[dict[str, Any]] = [
     *({"scenario": name} for name in ("life", "again", "callables", "copied", "hooked", "wrapped", "mixed", "refused")),
     {"scenario": "compiled", "backend": "aot_eager"},
+    {"scenario": "quantised", "geometry": "blocks", "dtype": "float32"},
 ]
 OF_FUSED: list[dict[str, Any]] = [
     {"scenario": "saved", "dtype": "float32"},
@@ -50,7 +51,6 @@ OF_FUSED: list[dict[str, Any]] = [
     {"scenario": "halves"},
     {"scenario": "single", "geometry": "single"},
 ]
-OF_LINEARS: list[dict[str, Any]] = [{"scenario": "quantised", "geometry": "blocks", "dtype": "float32"}]
 
 
 class Answers:
@@ -60,7 +60,7 @@ class Answers:
         self.stack_id = stack_id
         self.linears = stack_id == LINEARS
         steps = STEPS_OF_LINEARS if self.linears else STEPS
-        others = [*OTHERS, *(OF_LINEARS if self.linears else OF_FUSED)]
+        others = [*OTHERS, *([] if self.linears else OF_FUSED)]
         given = [*({**case, "scenario": "steps"} for case in steps), *others]
         found = ask(stack_id, PROGRAM, given, scratch)
         self.steps = list(zip(steps, found, strict=False))
@@ -282,12 +282,11 @@ def test_one_expert_is_as_in_peft(said: Answers) -> None:
         assert found["calls"] == [6, 0]
 
 
-def test_experts_in_four_bits_by_bitsandbytes(said: Answers) -> None:
-    if not said.linears:
-        pytest.skip("transformers 5 quantises no fused experts")
+def test_experts_in_four_bits(said: Answers) -> None:
     found = said.of["quantised"]
 
-    assert found["kinds"] == ["Linear4bit"]
+    assert found["kind"] == ("Linear4bit" if said.linears else "QuantizedExperts")
+    assert said.linears or found["reasons"].count("loop over packed experts") == 2
     assert found["calls"] == GROUPED
     assert found["same_tensors"]
     assert found["gradients"] < SINGLE

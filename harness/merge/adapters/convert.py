@@ -33,12 +33,13 @@ from harness.merge.adapters.shape import AdapterForm, ExpertForm, read_form
 from harness.merge.confine import confined, walk_files
 from harness.merge.copying import copy_file, create, sync, write_at, write_file
 from harness.merge.deltas import bytes_of
-from harness.merge.errors import UnsupportedAdapterError, UsageError, listed
+from harness.merge.errors import OutputExistsError, UnsupportedAdapterError, UsageError, listed
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, IoLayout
-from harness.merge.publish import check_target, publish, working_directory
+from harness.merge.publish import publish, working_directory
 from harness.merge.safetensors_file import DTYPE_BITS, TensorInfo, encode_header, read_range
 from harness.merge.sources import tensor_of
+from harness.merge.target import check_target
 
 CONVERSION_FILE = "conversion.json"
 RANKED = ("F16", "BF16", "F32")
@@ -109,7 +110,11 @@ def convert_adapter(
     form = read_form(source, io_layout=io_layout, b_packing=b_packing)
     wanted = _target(form, to_io_layout, to_b_packing, to_experts)
     _check_convertible(form, wanted)
-    target = check_target(out, overwrite=False, inputs=(source.root,))
+    try:
+        target = check_target(out, overwrite=False, inputs=(source.root,))
+    except OutputExistsError as error:
+        error.remedy = "Choose another directory, or remove it yourself."  # --overwrite is for checkpoints
+        raise
     descriptor = os.open(source.file.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with working_directory(target) as work:

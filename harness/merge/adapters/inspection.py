@@ -13,7 +13,7 @@ import torch
 from harness.merge.adapter import ADAPTER_CONFIG, ADAPTER_FILE, Adapter, open_adapter
 from harness.merge.adapters.factors import unpack
 from harness.merge.adapters.shape import AdapterForm, FusedPair, LinearPair, read_form
-from harness.merge.errors import InputRefusedError, MergeError
+from harness.merge.errors import InputRefusedError, LayoutContradictionError, MergeError
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, Decision, IoLayout
 from harness.merge.names import KINDS, kind_of, layer_of
@@ -137,6 +137,12 @@ def _zeros(adapter: Adapter, form: AdapterForm | None) -> list[str]:
     return found
 
 
+def _told(error: MergeError) -> str:
+    """Return what an error says, with what to do about it, as one line."""
+    contradicted = "it contradicts itself: " if isinstance(error, LayoutContradictionError) else ""
+    return " ".join(filter(None, (contradicted + error.message, error.remedy)))
+
+
 def inspect_adapter(
     adapter: Path, *, base: Path | None = None, io_layout: IoLayout | None = None, b_packing: BPacking | None = None
 ) -> AdapterFacts:
@@ -157,14 +163,14 @@ def inspect_adapter(
     try:
         form = read_form(found, io_layout=io_layout, b_packing=b_packing)
     except InputRefusedError as error:
-        undecided = error.message
+        undecided = _told(error)
     layout, packing = (form.io_layout, form.b_packing) if form else (None, None)
     fits, misfit, covers, notes = None, None, Counter[str](), found.config.notes
     if base is not None:
         try:
             plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
         except MergeError as error:
-            fits, misfit = False, error.message
+            fits, misfit = False, _told(error)
         else:
             fits, layout, packing, notes = True, plan.io_layout, plan.b_packing, plan.notes
             covers = Counter(row.kind for row in plan.rows)

@@ -15,7 +15,7 @@ from typing import Any
 from harness.merge.adapter_config import AdapterConfig, parse_adapter_config
 from harness.merge.errors import UnsupportedAdapterError
 from harness.merge.layout import IoLayout, layout_of_peft
-from harness.merge.patterns import pattern_value
+from harness.merge.patterns import PatternTable
 
 RELEASES: Mapping[IoLayout, str] = {"swapped": "0.18.1", "standard": "0.19.1"}
 """A release of PEFT that writes each io layout."""
@@ -52,9 +52,10 @@ def settle_patterns(config: dict[str, Any], wanted: Wanted) -> None:
     """
     for field, position, default in (("rank_pattern", 0, "r"), ("alpha_pattern", 1, "lora_alpha")):
         patterns: dict[str, float] = dict(config.get(field) or {})
+        table = PatternTable(patterns, field)
         needed: dict[float, set[str]] = defaultdict(set)
         for name, values in wanted.items():
-            if pattern_value(patterns, name, config[default]) != values[position]:
+            if table.value(name, config[default]) != values[position]:
                 needed[values[position]].add(_general(name))
         for value, names in needed.items():
             patterns |= dict.fromkeys(sorted(names), value)
@@ -71,8 +72,8 @@ def _general(name: str) -> str:
 def _check(config: AdapterConfig, wanted: Wanted) -> None:
     for name, (rank, alpha) in wanted.items():
         got = (
-            pattern_value(config.rank_pattern, name, config.r),
-            pattern_value(config.alpha_pattern, name, config.lora_alpha),
+            config.rank_pattern.value(name, config.r),
+            config.alpha_pattern.value(name, config.lora_alpha),
         )
         if got != (rank, alpha):
             raise UnsupportedAdapterError(

@@ -26,7 +26,7 @@ from harness.merge.layout import (
     layout_of_peft,
 )
 from harness.merge.names import PARTS, expert_module, fused_module
-from harness.merge.patterns import names_suffix, pattern_value
+from harness.merge.patterns import names_suffix
 from harness.merge.stacks import MAX_EXPERTS
 
 ExpertForm = Literal["fused", "per-expert", "mixed", "none"]
@@ -136,8 +136,8 @@ def _assign(
 def _rank(adapter: Adapter, name: str) -> tuple[int, float]:
     config = adapter.config
     return (
-        int(pattern_value(config.rank_pattern, name, config.r)),
-        pattern_value(config.alpha_pattern, name, config.lora_alpha),
+        int(config.rank_pattern.value(name, config.r)),
+        config.alpha_pattern.value(name, config.lora_alpha),
     )
 
 

@@ -13,7 +13,8 @@ from harness.merge.process import Parser, progress, run, say
 def _parser() -> Parser:
     parser = Parser(prog="harness.merge.auditing", description="Audit a merged checkpoint.", allow_abbrev=False)
     parser.add_argument("--base", type=Path, required=True, help="directory of the base checkpoint")
-    parser.add_argument("--adapter", type=Path, required=True, help="directory of the adapter")
+    parser.add_argument("--adapter", type=Path, required=True, action="append", help="directory of an adapter")
+    parser.add_argument("--weight", type=float, action="append", help="weight of each adapter, in order")
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged checkpoint")
     parser.add_argument("--io-layout", choices=IO_LAYOUTS, help="which side of a fused parameter lora_A faces")
     parser.add_argument("--b-packing", choices=B_PACKINGS, help="how lora_B's flat axis is ordered")
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.base,
             options.adapter,
             options.merged,
+            weights=options.weight,
             io_layout=options.io_layout,
             b_packing=options.b_packing,
             progress=progress(),

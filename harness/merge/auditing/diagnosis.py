@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.merge.auditing.fitting import alignment, fitted_scale
+from harness.merge.auditing.equality import NON_FINITE
+from harness.merge.auditing.fingerprints import ELEMENTS, Fingerprints
+from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_scale
 from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
@@ -22,8 +24,6 @@ from harness.merge.records import PairUse
 
 SCREENED = 1 << 18
 """Elements on which the candidates that are few are compared."""
-SIBLING_ELEMENTS = 1 << 14
-"""Elements on which each of up to hundreds of experts is compared."""
 ALIGNED = 0.85
 """Cosine that a candidate must reach on the screened rows; random directions reach 0.01."""
 TURNED_ELEMENTS = 1 << 24
@@ -56,9 +56,10 @@ class Candidate:
 class Doctor:
     """Tries candidates; remembers which one fitted last, because what one expert suffered its neighbours did too."""
 
-    def __init__(self, source: Source, siblings: Siblings) -> None:
+    def __init__(self, source: Source, siblings: Siblings, fingerprints: Fingerprints) -> None:
         self._source = source
         self._siblings = siblings
+        self._fingerprints = fingerprints
         self._last: str | None = None
 
     def diagnose(self, item: Slice) -> Diagnosis:
@@ -67,6 +68,8 @@ class Doctor:
         scaled = self._scaled(own, item)
         if scaled is not None and scaled.scale is not None:
             return scaled
+        if (rebased := self._rebased(own, item)) is not None:
+            return rebased
         found = self._scrambled(item)
         if found is not None:
             self._last = found.candidate
@@ -137,11 +140,17 @@ class Doctor:
         if nice != scale and nice and self._explains(one, item, nice) is not None:
             scale = nice
         configured = self._source.plan.uses[item.use].scaling
-        return Diagnosis(
-            verdict="partial",
-            detail=f"applied at {scale:.4g} times its scale ({scale * configured:.4g} instead of {configured:.4g})",
-            scale=scale,
-        )
+        said = "" if item.others else f" ({scale * configured:.4g} instead of {configured:.4g})"
+        return Diagnosis(verdict="partial", detail=f"applied at {scale:.4g} times its scale{said}", scale=scale)
+
+    def _rebased(self, own: Candidate, item: Slice) -> Diagnosis | None:
+        """Return ``wrong`` with the fitted factor when the right delta lies on a scaled base."""
+        first, last = self._window(item)
+        fitted = fitted_base_scale(own.base(first, last), own.merged(first, last), own.delta(first, last))
+        for factor in (round(fitted, 3) + 0.0, fitted):  # never -0.0
+            if factor != 1 and self._explains(replace(own, base=_times(own.base, factor)), item, 1.0) is not None:
+                return Diagnosis(verdict="wrong", detail=f"base + delta, the base at {factor:.5g} times itself")
+        return None
 
     def _window(self, item: Slice) -> tuple[int, int]:
         """Return the rows to screen on: the first window in which anything moved."""
@@ -156,7 +165,18 @@ class Doctor:
     def _candidates(self, item: Slice) -> Iterator[Candidate]:
         """Yield the misreadings that shapes allow for this slice, the expert order apart; of a vector there is none."""
         use = self._source.plan.uses[item.use]
+        if item.others:
+            return self._lacking(item)
         return self._misread(item, use) if isinstance(use, PairUse) else iter(())
+
+    def _lacking(self, item: Slice) -> Iterator[Candidate]:
+        """Yield the sum without each one of several adapters' deltas; how those are read is not doubted."""
+        plan = self._source.plan
+        for term in item.terms:
+            position = plan.uses[term.use].adapter
+            told = f"without the delta of adapter {position + 1} ({plan.parts[position].adapter.root.name})"
+            rest = _of(self._source.delta_rows, item.lacking(term))
+            yield self._candidate(item, f"without{position}", told, delta=rest)
 
     def _misread(self, item: Slice, use: PairUse) -> Iterator[Candidate]:
         source = self._source
@@ -210,33 +230,26 @@ class Doctor:
 
     def _ranked_siblings(self, item: Slice, window: tuple[int, int]) -> list[tuple[float, Candidate]]:
         """Return the other experts' deltas, and weights, that could be here, with their scores."""
-        source = self._source
+        source, siblings = self._source, self._siblings.of(item)
+        if len(siblings) < 2:  # noqa: PLR2004 - the slice itself and another
+            return []
         first = window[0]
-        last = min(window[1], first + max(1, SIBLING_ELEMENTS // item.columns))
-        base = source.base_rows(item, first, last).clone()
-        merged = source.merged_rows(item, first, last).clone()
+        last = min(window[1], first + max(1, ELEMENTS // item.columns))
+        fingerprint = self._fingerprints.of(item, first, last, source)
+        base, merged = (rows(item, first, last).clone() for rows in (source.base_rows, source.merged_rows))
+        deltas, weights = fingerprint.likeliest(item, base, merged)
         ranked: list[tuple[float, Candidate]] = []
-        for number, other in self._siblings.of(item).items():
-            delta = source.delta_rows(other, first, last)
-
-            def rows(start: int, stop: int, other: Slice = other) -> torch.Tensor:
-                return source.delta_rows(other, start, stop)
-
-            def weights(start: int, stop: int, other: Slice = other) -> torch.Tensor:
-                return source.base_rows(other, start, stop)
-
-            ranked.append(
-                (
-                    abs(alignment(base, merged, delta)),
-                    self._candidate(item, f"expert{number}", f"the delta of expert {number}", delta=rows),
-                )
-            )
-            near = float((merged.float() - source.base_rows(other, first, last).float() - delta).norm())
+        for number in deltas:
+            told = f"the delta of expert {number}"
+            one = self._candidate(item, f"expert{number}", told, delta=_of(source.delta_rows, siblings[number]))
+            ranked.append((abs(_aligned(one, (first, last))), one))
+        for number in weights:
+            delta, kept = (_of(rows, siblings[number]) for rows in (source.delta_rows, source.base_rows))
+            near = float((merged.float() - kept(first, last).float() - delta(first, last)).norm())
             if near < (1 - ALIGNED) * float((merged.float() - base.float()).norm()):
                 told = f"the weights of expert {number}, merged"
-                ranked.append((1.0, self._candidate(item, f"weights{number}", told, base=weights, delta=rows)))
-        ranked.sort(key=lambda pair: pair[0], reverse=True)
-        return ranked[:4]
+                ranked.append((1.0, self._candidate(item, f"weights{number}", told, base=kept, delta=delta)))
+        return ranked
 
     def _describe(self, own: Candidate, item: Slice) -> str:
         """Say what is known of a slice that nothing explains."""
@@ -251,7 +264,7 @@ class Doctor:
             rows_kept += int((kept & ~right).sum())
             rows_right += int(right.sum())
         if not finite:
-            return "holds NaN or infinity"
+            return NON_FINITE
         if rows_kept:
             return f"{rows_kept} of {item.rows} rows are still the base's, {rows_right} are base + delta"
         first, last = self._window(item)
@@ -264,5 +277,13 @@ def _aligned(one: Candidate, window: tuple[int, int]) -> float:
     return alignment(one.base(*window), one.merged(*window), delta)
 
 
+def _of(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:
+    return lambda first, last: rows(item, first, last)
+
+
 def _turned(rows: Callable[[Slice, int, int], torch.Tensor], item: Slice) -> Rows:
     return lambda first, last: rows(item, 0, item.rows).T[first:last].contiguous()
+
+
+def _times(rows: Rows, factor: float) -> Rows:
+    return lambda first, last: rows(first, last).float() * factor

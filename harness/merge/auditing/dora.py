@@ -14,10 +14,11 @@ from math import sqrt
 
 import torch
 
-from harness.merge.auditing.equality import identical, same
-from harness.merge.auditing.measure import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally, coarser, ulp
+from harness.merge.auditing.equality import NON_FINITE, broken, identical, same
+from harness.merge.auditing.measure import coarser, ulp
 from harness.merge.auditing.slices import Slice
 from harness.merge.auditing.source import Source
+from harness.merge.auditing.tally import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally
 from harness.merge.auditing.verdicts import Found
 from harness.merge.records import PairUse
 
@@ -95,6 +96,8 @@ def judge_dora(source: Source, item: Slice, use: PairUse) -> Found:
     for _, piece in read.pieces():
         dtype, load = piece.merged.dtype, coarser(piece.base.dtype, piece.merged.dtype)
         kept, expected = piece.base.to(dtype), (piece.values * piece.scale).to(dtype)
+        if broken(piece.merged, piece.base):
+            return Found(number=item.number, verdict="wrong", detail=NON_FINITE)
         elements += kept.numel()
         exact += kept.numel() if identical(piece.merged, expected) else int((piece.merged == expected).sum())
         moved = moved or not same(piece.merged, kept)
@@ -121,7 +124,7 @@ def _judge(read: _Slice, load: torch.dtype) -> tuple[str, str]:
     """Return (verdict, detail) of a slice that was written and is not right in every bit."""
     given, right = read.given()
     if not bool(torch.isfinite(given).all()):
-        return "wrong", "holds NaN or infinity"
+        return "wrong", NON_FINITE
     sized, tally = _right_size(given, right, STRETCH[load]), _direction(read, given, load)
     directed = tally.unbiased and tally.within_low
     if sized and directed:
@@ -148,7 +151,7 @@ def _right_size(given: torch.Tensor, right: torch.Tensor, stretch: float) -> boo
 
 def _direction(read: _Slice, given: torch.Tensor, load: torch.dtype) -> Tally:
     """Compare with base + delta at the given scales, element by element, as ``measure`` does with a plain delta."""
-    tally = Tally()
+    tally = Tally(load=load)
     for rows, piece in read.pieces():
         scale = read.spread(given, rows).float()
         delta, target = piece.delta * scale, piece.values * scale
@@ -163,5 +166,5 @@ def _direction(read: _Slice, given: torch.Tensor, load: torch.dtype) -> Tally:
         pull = (gap * delta).double()
         tally.bias += float(pull.sum())
         tally.noise += float((pull * pull).sum())
-        tally.reach += float((delta * delta).double().sum())
+        tally.delta_square += float((delta * delta).double().sum())
     return tally

@@ -6,6 +6,9 @@ import ctypes
 
 import torch
 
+from harness.merge.sources import all_finite
+
+NON_FINITE = "holds NaN or infinity"
 _memcmp = ctypes.CDLL(None).memcmp  # several times quicker than comparing elements, and other threads run meanwhile
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _memcmp.restype = ctypes.c_int
@@ -24,6 +27,16 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     The first row nearly always tells where bytes differ.
     """
     return identical(one, other) or (torch.equal(one[0], other[0]) and torch.equal(one, other))
+
+
+def broken(merged: torch.Tensor, *right: torch.Tensor) -> bool:
+    """Return whether ``merged`` is NaN or infinite where all of ``right`` are finite: as a number that does not fit its dtype becomes."""
+    if all_finite(merged):
+        return False
+    places = ~torch.isfinite(merged)
+    for tensor in right:
+        places &= torch.isfinite(tensor)
+    return bool(places.any())
 
 
 def decoded_alike(decoded: torch.Tensor, other: torch.Tensor, load: torch.dtype) -> bool:

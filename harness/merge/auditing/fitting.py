@@ -1,4 +1,4 @@
-"""How far what moved in a merge is what a delta would have moved: the angle between the two, and the factor on the delta."""
+"""How far what moved in a merge is what a delta would have moved: the angle between the two, the factor on the delta, and that on the base."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) 
             return scale
         scale *= moved / reached
     return scale
+
+
+def fitted_base_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
+    """Return the least-squares factor of ``base`` in ``merged - delta``, corrected for rounding as ``fitted_scale`` is."""
+    wide, right = base.double(), (delta + base).double()
+    excess = float(((merged.double() - right) * wide).sum())
+    above = excess / max(float((wide * wide).sum()), 1e-300)
+    for _ in range(CORRECTIONS):
+        scaled = (wide * (1 + above) + delta).to(merged.dtype).double()
+        reached = float(((scaled - right) * wide).sum())
+        if reached == 0 or excess == 0:
+            break
+        above *= excess / reached
+    return 1 + above

@@ -13,7 +13,8 @@ import torch
 
 from harness.merge.auditing.diagnosis import Doctor
 from harness.merge.auditing.dora import judge_dora
-from harness.merge.auditing.equality import decoded_alike, identical
+from harness.merge.auditing.equality import NON_FINITE, broken, decoded_alike, identical
+from harness.merge.auditing.fingerprints import Fingerprints
 from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairer, Pairing
@@ -40,9 +41,10 @@ class Judge:
         self.wanted = wanted
         self.merged = merged
         self.adapter = adapter
-        pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
-        self.pairings: dict[str, Pairing] = {key: pairer.pair(key) for key in wanted}
+        self.pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
+        self.pairings: dict[str, Pairing] = {key: self.pairer.pair(key) for key in wanted}
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
+        self.fingerprints = Fingerprints(self.siblings)
         self._local = threading.local()
         self._sources: list[Source] = []
 
@@ -58,7 +60,7 @@ class Judge:
     def verdicts(self, keys: Sequence[str]) -> list[TensorVerdict]:
         """Return the verdicts on some tensors, in order."""
         # What a diagnosis remembers stays within a job, so that the report does not depend on which thread did what.
-        self._local.doctor = Doctor(self.source, self.siblings)
+        self._local.doctor = Doctor(self.source, self.siblings, self.fingerprints)
         return [self.verdict(key) for key in keys]
 
     def close(self) -> int:
@@ -86,14 +88,14 @@ class Judge:
                 Gap(start=piece.start, count=piece.count, merged_key=piece.merged_key, merged_start=piece.merged_start)
                 for piece in pairing.pieces
             )
-            if all(self._kept(output, run) for run in runs):
-                return row_of(key, "same", pairing, dtypes=dtypes, expert=expert)
-            return row_of(key, "changed", pairing, detail="not the base's values", dtypes=dtypes, expert=expert)
+            problem = next(filter(None, (self._unlike(output, run) for run in runs)), None)
+            kept: Verdict = "same" if problem is None else "changed"
+            return row_of(key, kept, pairing, detail=problem, dtypes=dtypes, expert=expert)
         found = [self._slice(output.row, item) for item in slices_of(output.row, pairing)]
         found += [
             Found(number=None, verdict="wrong", detail="elements that no delta reaches are not the base's")
             for gap in gaps_of(output.row, pairing)
-            if not self._kept(output, gap)
+            if self._unlike(output, gap) is not None
         ]
         verdict, detail = summed(found)
         return row_of(key, verdict, pairing, detail=detail, dtypes=dtypes, expert=expert, found=found)
@@ -212,8 +214,9 @@ class Judge:
                 return None
         return ", quantised" if quantised else ", not resized"
 
-    def _kept(self, output: Output, run: Gap) -> bool:
-        """Return whether a run of elements is the base's: byte for byte, or value for value where it is decoded or in another float dtype."""
+    def _unlike(self, output: Output, run: Gap) -> str | None:
+        """Return None where a run of elements is the base's (byte for byte, or value for value where it is decoded or in another float dtype), else what is wrong."""
+        other = "not the base's values"
         source = Stored(key=output.key) if output.row is None else output.row.source
         assert source is not None  # noqa: S101 - what has no source is replaced in full
         ours = self.plan.base.info(source.key).dtype if isinstance(source, Stored) else output.dtype
@@ -222,9 +225,10 @@ class Judge:
             # Sub-byte dtypes are only ever compared whole, so that no run starts inside a byte.
             bits = theirs.nbytes * 8 // prod(theirs.shape)
             start, merged_start = run.start * bits // 8, run.merged_start * bits // 8
-            return self._same_bytes(source.key, run.merged_key, start, merged_start, run.count * bits // 8)
+            size = run.count * bits // 8
+            return None if self._same_bytes(source.key, run.merged_key, start, merged_start, size) else other
         if not {ours, theirs.dtype} <= TORCH_DTYPES.keys():
-            return False
+            return other
         for start in range(0, run.count, PIECE_ELEMENTS):
             count = min(PIECE_ELEMENTS, run.count - start)
             merged = self.source.merged_reader.elements(run.merged_key, run.merged_start + start, 1, count)
@@ -233,9 +237,11 @@ class Judge:
                 alike = decoded_alike(base, merged, TORCH_DTYPES[output.dtype])
             else:
                 alike = torch.equal(base.to(merged.dtype), merged)
+            if broken(merged, base):
+                return NON_FINITE
             if not alike:
-                return False
-        return True
+                return other
+        return None
 
     def _same_bytes(self, key: str, merged_key: str, start: int, merged_start: int, size: int) -> bool:
         ours, theirs = self.source.base_reader, self.source.merged_reader

@@ -1,27 +1,24 @@
-"""One slice of a merged tensor against base + delta: what was counted, and what follows from it.
+"""One slice of a merged tensor against base + delta, counted element by element.
 
 The reference is ``base + delta`` in float32, rounded once to the merged dtype. Other engines round more often and add in another order,
 so equality is asked first and tolerance second: within one unit in the last place of the largest of |base|, |delta| and |result| (plus what
 float32 accumulation may lose), and unbiased. The second condition carries the weight where deltas are small: a delta below the spacing
 of bfloat16 leaves even the base within one unit, and only the sum over all elements tells a dropped or halved delta from a
-rounded one.
+rounded one. Likewise along the base: one that is 0.2 % too large is within one unit of bfloat16 everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from math import sqrt
 
 import torch
 
-from harness.merge.auditing.equality import identical, same
+from harness.merge.auditing.equality import broken, same
 from harness.merge.auditing.right import Workspace, count
-from harness.merge.sources import all_finite
+from harness.merge.auditing.tally import LOW_PRECISION, Tally
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
-ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-rounded"}
 
 Rows = Callable[[int, int], torch.Tensor]
 """Rows ``[first, last)`` of something, as a tensor (rows, columns)."""
@@ -30,79 +27,6 @@ Right = Callable[[int, torch.Tensor, torch.dtype], torch.Tensor]
 
 ACCUMULATION = 16 * 2.0**-24
 """What accumulating a delta in float32 may lose, relative to its largest element."""
-LOW_PRECISION = 2.0**-6
-"""What computing a delta in bfloat16 or TF32 may lose, relative to its largest element."""
-SIGMAS = 6.0
-"""Noise of the sum of rounding differences that is still unbiased: with 10^5 tensors, none is taken for biased by chance."""
-SYSTEMATIC = 2.0**-7
-"""Relative error of the whole delta that rounding the scaling or the factors to bfloat16 may cause."""
-DOUBLE_SHARE = 0.97
-"""Share of the changed elements that the double-rounding formula must explain; another order of accumulation flips a few."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts over the elements of one slice, added up piece by piece.
-
-    ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
-    does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
-    where merged or expected differ from the base, ``telling_exact`` and ``telling_double`` those of them that equal either formula.
-    Over the elements that neither formula explains, ``bias``, ``noise`` and ``reach`` are the sums of (merged - expected) * delta, of its square, and of
-    |expected - base| * |delta|.
-    """
-
-    elements: int = 0
-    nonzero: bool = False
-    moved: bool = False
-    expected_move: bool = False
-    double_move: bool = False
-    finite: bool = True
-    exact: int = 0
-    telling: int = 0
-    telling_exact: int = 0
-    telling_double: int = 0
-    within_ulp: bool = True
-    within_low: bool = True
-    bias: float = 0.0
-    noise: float = 0.0
-    reach: float = 0.0
-
-    def add_exact(self, count: int) -> None:
-        """Count a piece that is not the base and equals base + delta in every bit, so that the delta is not zero."""
-        self.elements += count
-        self.exact += count
-        self.moved = self.nonzero = True
-
-    @property
-    def unbiased(self) -> bool:
-        """Whether what differs from the expected values does so at random."""
-        return abs(self.bias) <= SIGMAS * sqrt(self.noise) + SYSTEMATIC * self.reach
-
-    @property
-    def exact_share(self) -> float:
-        """Share of elements that equal base + delta rounded once."""
-        return self.exact / self.elements if self.elements else 1.0
-
-    def applied(self, dtype: torch.dtype) -> str | None:
-        """Return how the delta was applied, or None when it was not."""
-        if not self.finite:
-            return None
-        if self.exact == self.elements:
-            return "bit-exact"
-        if not self.unbiased or not self.within_low:
-            return None
-        double = self.telling_double / self.telling if self.telling else 0.0
-        if dtype in ROUNDED and double >= DOUBLE_SHARE and self.telling_double > self.telling_exact:
-            return ROUNDED[dtype]
-        return "1-ulp" if self.within_ulp else "low-precision"
-
-    def unmoved(self) -> tuple[str, str]:
-        """Return (verdict, detail) of a slice that equals the base in every element."""
-        if not self.nonzero:
-            return "indistinguishable", "zero-delta"
-        if not self.expected_move or not self.double_move:
-            return "indistinguishable", "below-rounding"
-        return "untouched", "still the base"
 
 
 def coarser(base: torch.dtype, merged: torch.dtype) -> torch.dtype:
@@ -129,7 +53,7 @@ def measure(
 ) -> tuple[Tally, torch.dtype]:
     """Compare a slice piece by piece; return what was counted and the merged dtype.
 
-    A piece that equals base + delta in every bit, and not the base, needs no further look. One that still holds the base is only looked into
+    A piece that equals base + delta in every element, and not the base, needs no further look. One that still holds the base is only looked into
     further when another does not: then the slice was written, and what stayed behind counts against it.
 
     Args:
@@ -153,11 +77,13 @@ def measure(
         nonlocal dtype
         found, started = merged(first, last), base(first, last)
         dtype = found.dtype
-        kept = started if started.dtype == dtype else started.to(dtype)
+        kept = started.to(dtype)
         unmoved = same(found, kept)
+        tally.finite = tally.finite and not broken(found, started)
+        tally.moved = tally.moved or not tally.finite
         if right is not None and not tally.telling:
             expected = right(first, started, dtype)
-            if not unmoved and identical(found, expected) and all_finite(found):
+            if not unmoved and same(found, expected) and tally.finite:
                 tally.add_exact(found.numel())
                 return
             if unmoved and not tally.moved:
@@ -217,8 +143,9 @@ def _add(
     elements = merged.numel()
     tally.elements += elements
     tally.moved = True
+    tally.load, tally.columns = coarser(base.dtype, merged.dtype), merged.shape[1]
     tally.nonzero = tally.nonzero or _nonzero(delta)
-    if identical(merged, expected):
+    if same(merged, expected):
         tally.exact += elements
         return
     inexact = work.differs("inexact", merged, expected)
@@ -234,21 +161,24 @@ def _add(
     tally.telling += telling
     tally.telling_exact += telling - wrong
     double = work.twice(kept, delta)
-    if identical(merged, double):
+    if same(merged, double):
         tally.telling_double += telling
         return
     undouble = work.differs("undouble", merged, double)
     tally.telling_double += telling - count(seen & undouble)
     places = (inexact & undouble).nonzero().squeeze(1)
     if places.numel():
-        parts = [tensor.reshape(-1)[places] for tensor in (base, kept, merged, delta, expected)]
+        parts = [tensor.reshape(-1)[places] for tensor in (base, merged, delta, expected)]
         _add_unexplained(tally, *parts, largest=float(delta.abs().max()))
+        wide, change = base.float().reshape(-1), delta.reshape(-1)
+        tally.base_square += float(wide.dot(wide))
+        tally.delta_square += float(change.dot(change))
+        tally.overlap += float(wide.dot(change))
 
 
 def _add_unexplained(
     tally: Tally,
     base: torch.Tensor,
-    kept: torch.Tensor,
     merged: torch.Tensor,
     delta: torch.Tensor,
     expected: torch.Tensor,
@@ -263,11 +193,15 @@ def _add_unexplained(
     distance, unit = _distance(base, merged, delta)
     tally.within_ulp = tally.within_ulp and bool((distance <= unit + ACCUMULATION * largest).all())
     tally.within_low = tally.within_low and bool((distance <= unit + LOW_PRECISION * largest).all())
-    right = expected.float()
-    gap = ((wide - right) * delta).double()
-    tally.bias += float(gap.sum())
-    tally.noise += float((gap * gap).sum())
-    tally.reach += float(((right - kept.float()) * delta).double().abs().sum())
+    gap = wide - expected.float()
+    along, beside, square = (gap * delta).double(), (gap * base).double(), (delta * delta).double()
+    tally.bias += float(along.sum())
+    tally.noise += float((along * along).sum())
+    tally.skew += float(along.dot(square))
+    tally.square += float(square.sum())
+    tally.fourth += float(square.dot(square))
+    tally.base_bias += float(beside.sum())
+    tally.base_noise += float((beside * beside).sum())
 
 
 def _distance(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

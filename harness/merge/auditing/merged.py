@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.merge.adapter import ADAPTER_CONFIG
 from harness.merge.checkpoint import INDEX_FILE, SINGLE_FILE
 from harness.merge.confine import check_name, confined, open_root, walk_files
-from harness.merge.errors import InconsistentCheckpointError, UnsafeFormatError, listed
+from harness.merge.errors import InconsistentCheckpointError, UnsafeFormatError, UsageError, listed
 from harness.merge.json_file import read_object
 from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header
 
@@ -83,10 +84,16 @@ def open_merged(path: Path) -> MergedCheckpoint:
 
     Raises:
         InputNotFoundError: no such directory.
+        UsageError: it is an adapter's.
         InputRefusedError: it cannot be read safely, or holds no weights.
     """
-    root = open_root(path, "merged")
+    root = open_root(path, "merged checkpoint")
     files = frozenset(walk_files(root))
+    if ADAPTER_CONFIG in files and not files & {SINGLE_FILE, INDEX_FILE}:
+        raise UsageError(
+            f"{path} holds an adapter ({ADAPTER_CONFIG}), not a merged checkpoint.",
+            "Give the adapter as --adapter, and the directory that the merge wrote as --merged.",
+        )
     weight_map = _weight_map(root)
     names, problems = _shard_names(weight_map, files)
     shards = tuple(read_header(confined(root, name), name=name) for name in names)

@@ -7,7 +7,7 @@ elements (``Piece``), contiguous on both sides, so that the comparison itself kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -87,6 +87,16 @@ class Pairer:
             if name in self.merged:
                 return self._whole(key, name, shape)
         return self._expert(key, shape) or self._tied(key) or Pairing()
+
+    def stored_twice(self, unexpected: Collection[str]) -> list[str]:
+        """Return those of the tensors that the base does not have which are another form, or name, of one that it has."""
+        twice = {key for key in unexpected if any(name in self.shapes for name in names_of(key))}
+        for stored in self.experts.values():
+            forms = set(stored.fused.values()), {key for linears in stored.linears.values() for key in linears.values()}
+            for form, other in (forms, forms[::-1]):
+                if other - set(unexpected):
+                    twice |= form & set(unexpected)
+        return sorted(twice)
 
     def _whole(self, key: str, name: str, shape: tuple[int, ...]) -> Pairing:
         rename = None if name == key else _prefix_rename(key, name)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.merge.auditing.equality import NON_FINITE, broken
+
 
 @dataclass(slots=True)
 class Replaced:
@@ -17,10 +19,11 @@ class Replaced:
 
     ``load`` is the dtype that the model is loaded in. ``exact`` counts elements that equal the adapter's rounded once. ``right`` and ``through_load``:
     all of them equal the adapter's, rounded once, or rounded to ``load`` first. ``kept``: all equal the base's. ``same``: the adapter's are the base's
-    in value; ``vanishes``: they are once rounded, in one way or the other.
+    in value; ``vanishes``: they are once rounded, in one way or the other. ``finite``: nothing became NaN or infinite.
     """
 
     load: torch.dtype
+    finite: bool = True
     elements: int = 0
     exact: int = 0
     right: bool = True
@@ -33,6 +36,7 @@ class Replaced:
     def add(self, base: torch.Tensor | None, merged: torch.Tensor, wanted: torch.Tensor) -> None:
         """Take further rows into account; all are (rows, columns), each in its own dtype. The base may have none: a resized vocabulary."""
         once, twice = wanted.to(merged.dtype), wanted.to(self.load).to(merged.dtype)
+        self.finite = self.finite and not broken(merged, wanted)
         self.elements += merged.numel()
         self.exact += int((merged == once).sum())
         self.right = self.right and torch.equal(merged, once)
@@ -48,14 +52,12 @@ class Replaced:
 
     def verdict(self) -> tuple[str, str]:
         """Return (verdict, detail) as for a slice of a delta."""
-        if self.kept:
+        if self.finite and self.kept:
             if self.same:
                 return "indistinguishable", "zero-delta"
             if self.vanishes_once or self.vanishes_twice:
                 return "indistinguishable", "below-rounding"
             return "untouched", "still the base"
-        if self.right:
-            return "applied", "bit-exact"
-        if self.through_load:
-            return "applied", "low-precision"
-        return "wrong", "neither the base's values nor those that the adapter holds"
+        if self.finite and (self.right or self.through_load):
+            return "applied", "bit-exact" if self.right else "low-precision"
+        return "wrong", "neither the base's values nor those that the adapter holds" if self.finite else NON_FINITE

@@ -113,13 +113,14 @@ class AuditReport:
             ``the chat template``).
         index_problems: where the merged checkpoint's index and shards disagree.
         config_problems: where its config.json and its tensors disagree.
+        config_changes: where its config.json describes another model than the base's.
         unexpected: tensors of the merged checkpoint that the base has under no name.
         equivalents: key renames that mean the same, with counts.
         dtype_changes: ``base -> merged`` dtypes with counts.
         other_files: further files of the base that the merged directory lacks; not a fault.
         io_layout: the adapter's, as for a merge; None when it covers nothing fused.
         b_packing: likewise.
-        notes: of the plan.
+        notes: of the plan, and on settings of config.json that differ and do not change the model.
         bytes_read: of tensors, in base and merged checkpoint together.
     """
 
@@ -127,6 +128,7 @@ class AuditReport:
     missing_files: tuple[str, ...] = ()
     index_problems: tuple[str, ...] = ()
     config_problems: tuple[str, ...] = ()
+    config_changes: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     equivalents: tuple[str, ...] = ()
     dtype_changes: tuple[str, ...] = ()
@@ -157,8 +159,9 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every tensor is what it should be, no file is missing, and index and config.json agree with the tensors."""
-        return not (self.faults or self.missing_files or self.index_problems or self.config_problems)
+        """Whether every tensor is what it should be, no file is missing, index and config.json agree with the tensors, and it is the base's model."""
+        about = (self.missing_files, self.index_problems, self.config_problems, self.config_changes)
+        return not (self.faults or any(about))
 
     @property
     def exit_code(self) -> int:
@@ -182,6 +185,7 @@ class AuditReport:
             "missing_files": list(self.missing_files),
             "index_problems": list(self.index_problems),
             "config_problems": list(self.config_problems),
+            "config_changes": list(self.config_changes),
             "unexpected_tensors": list(self.unexpected),
             "equivalents": list(self.equivalents),
             "dtype_changes": list(self.dtype_changes),

@@ -9,12 +9,14 @@ from harness.merge.auditing.report import FAULTS, PLURALS, TARGETED, AuditReport
 from harness.merge.names import Kind
 
 NAMED = {"experts": "expert", "shared experts": "shared-expert", "routers": "router"}
+REVERSED = 0.05
+"""How far from minus one a fitted scale may be."""
 
 
 def summarise(report: AuditReport) -> str:
     """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was dropped``."""
     counts = ", ".join(_counts(kind, by_verdict) for kind, by_verdict in report.by_kind.items())
-    return f"{counts} → {'; '.join(_conclusions(report))}"
+    return f"{counts} → {'; '.join((*_about_the_adapter(report), *_about_the_rest(report)))}"
 
 
 def _counts(kind: Kind, by_verdict: Counter[Verdict]) -> str:
@@ -23,7 +25,7 @@ def _counts(kind: Kind, by_verdict: Counter[Verdict]) -> str:
     return f"{PLURALS[kind]} {by_verdict['applied']}/{by_verdict.total()} applied{aside}"
 
 
-def _conclusions(report: AuditReport) -> Iterator[str]:
+def _about_the_adapter(report: AuditReport) -> Iterator[str]:
     kinds = report.by_kind
     dropped = [kind for kind, counts in kinds.items() if _only(counts, "untouched")]
     telling = [kind for kind, counts in kinds.items() if not _only(counts, "indistinguishable")]
@@ -31,11 +33,16 @@ def _conclusions(report: AuditReport) -> Iterator[str]:
         yield "nothing that the adapter changes can be told from the base"
     elif dropped == telling:
         yield "the whole adapter was dropped: this is the base"
+    elif _reversed(report):
+        yield "the adapter was taken off, not added: the base and the merged checkpoint look exchanged"
     else:
         for kind in telling:
             yield from _about(report, kind, kinds[kind], whole=kind in dropped)
         if not any(row.verdict in FAULTS for row in report.rows if row.targeted):
             yield "the adapter is merged"
+
+
+def _about_the_rest(report: AuditReport) -> Iterator[str]:
     changed = report.untargeted["changed"]
     if changed:
         absent = sum(row.detail == "absent" for row in report.rows if row.verdict == "changed")
@@ -51,12 +58,20 @@ def _conclusions(report: AuditReport) -> Iterator[str]:
         yield "the index and the shards disagree"
     if report.config_problems:
         yield "config.json and the tensors disagree"
+    if report.config_changes:
+        yield "config.json describes another model than the base's"
 
 
 def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:
     """Return whether all tensors whose delta can be seen have this verdict (or, for indistinguishable, whether none can)."""
     rest = {name for name, count in counts.items() if count and name != "indistinguishable"}
     return not rest if verdict == "indistinguishable" else rest == {verdict}
+
+
+def _reversed(report: AuditReport) -> bool:
+    """Return whether every delta that can be seen is there at minus one times its scale."""
+    rows = [row for row in report.rows if row.targeted and row.verdict != "indistinguishable"]
+    return all(row.verdict == "partial" and abs((row.scale or 0) + 1) < REVERSED for row in rows)
 
 
 def _about(report: AuditReport, kind: Kind, counts: Counter[Verdict], *, whole: bool) -> Iterator[str]:

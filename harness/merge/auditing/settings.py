@@ -14,11 +14,15 @@ from harness.merge.sources import TORCH_DTYPES
 from harness.merge.weights import Coded
 
 
-def config_problems(plan: MergePlan, merged: MergedCheckpoint, pairings: Mapping[str, Pairing]) -> tuple[str, ...]:
+def merged_config(merged: MergedCheckpoint) -> Mapping[str, object]:
+    """Return the merged checkpoint's config.json; empty where there is none, which is a missing file."""
+    return read_object(confined(merged.root, CONFIG_FILE), constants=True) if CONFIG_FILE in merged.files else {}
+
+
+def config_problems(
+    plan: MergePlan, merged: MergedCheckpoint, pairings: Mapping[str, Pairing], config: Mapping[str, object]
+) -> tuple[str, ...]:
     """Return the contradictions in words; a tensor that was not changed contradicts no setting that was not changed either."""
-    if not plan.config or CONFIG_FILE not in merged.files:
-        return ()
-    config = read_object(confined(merged.root, CONFIG_FILE), constants=True)
     text = config.get("text_config")
     given = {**(text if isinstance(text, dict) else {}), **config}
     return tuple(_problems(plan, merged, pairings, given))
@@ -34,6 +38,8 @@ def _problems(
 
     if given.get("quantization_config") and any(plain(row) for row in (*plan.rows, *plan.conversions)):
         yield "quantization_config is still there, and weights are not quantised"
+    if given.get("quantization_config") and plan.quantization is None:
+        yield "quantization_config is there, and the base is not quantised"
     size = plan.config.get("vocab_size")
     resized = any(row.source is None and pairings[row.key].found for row in plan.rows)
     if size is not None and resized and given.get("vocab_size") != size:

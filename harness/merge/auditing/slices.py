@@ -25,7 +25,7 @@ class Slice:
 
     ``source``: what the base has there, None where it has nothing. ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None
     for a Linear's; ``offset``: the first row of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the
-    adapter's rows stand instead of the base's. ``below``: they do, and the delta goes on top of them.
+    adapter's rows stand instead of the base's. ``below``: they do, and the delta goes on top of them. ``others``: what further adapters add.
     """
 
     key: str
@@ -41,11 +41,22 @@ class Slice:
     merged_start: int
     replaced: bool = False
     below: Term | None = None
+    others: tuple[Term, ...] = ()
 
     @property
     def term(self) -> Term:
         """What the slice is of, as the plan says it."""
         return Term(use=self.use, expert=self.expert, offset=self.offset)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What is summed in the slice."""
+        return (self.term, *self.others)
+
+    def lacking(self, lost: Term) -> Slice:
+        """Return the slice without one of its several terms."""
+        first, *rest = (term for term in self.terms if term != lost)
+        return replace(self, use=first.use, expert=first.expert, offset=first.offset, others=tuple(rest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +70,10 @@ class Gap:
 
 
 def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
-    """Yield the slices of one planned tensor, in the order of its elements; one adapter gives a region one delta, one replacement, or both."""
+    """Yield the slices of one planned tensor, in the order of its elements; an adapter gives a region one delta, one replacement, or both."""
     for region in row.regions:
         replacement = region.replacement
-        term = (*region.terms, *((replacement,) if replacement else ()))[0]
+        term, *others = region.terms or ((replacement,) if replacement else ())
         for piece in pairing.pieces:
             start, stop = max(region.start, piece.start), min(region.stop, piece.start + piece.count)
             if start >= stop:
@@ -84,6 +95,7 @@ def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
                 below=replace(replacement, offset=replacement.offset + skipped)
                 if replacement and region.terms
                 else None,
+                others=tuple(replace(other, offset=other.offset + skipped) for other in others),
             )
 
 
@@ -112,10 +124,11 @@ class Siblings:
         self._plan = plan
         self._groups: dict[Group, dict[int, Slice]] = defaultdict(dict)
         for item in slices:
-            if item.number is not None and not item.replaced and (group := self._group(item)) is not None:
+            if item.number is not None and not item.replaced and (group := self.group(item)) is not None:
                 self._groups[group][item.number] = item
 
-    def _group(self, item: Slice) -> Group | None:
+    def group(self, item: Slice) -> Group | None:
+        """Return what a slice has in common with its siblings, None where it can have none."""
         if item.expert is not None:
             return (item.use, item.offset, item.rows)
         named = self._single(item)
@@ -127,10 +140,9 @@ class Siblings:
         return expert_module(common(use.module)) if isinstance(use, PairUse) else None
 
     def of(self, item: Slice) -> Mapping[int, Slice]:
-        """Return the same part of every other expert of the layer, by expert."""
-        group = self._group(item)
-        found = self._groups.get(group, {}) if group is not None else {}
-        return {number: other for number, other in found.items() if number != item.number}
+        """Return the same part of every expert of the layer, by expert: the slice's own too."""
+        group = self.group(item)
+        return self._groups.get(group, {}) if group is not None else {}
 
     def other_half(self, item: Slice) -> Slice | None:
         """Return the up_proj of a gate_proj that has a LoRA of its own, and the reverse."""

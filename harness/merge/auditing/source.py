@@ -16,8 +16,7 @@ from harness.merge.codecs import codecs
 from harness.merge.deltas import delta_rows
 from harness.merge.errors import NonFiniteError
 from harness.merge.records import MergePlan, PairUse, TensorUse, Term, Use
-from harness.merge.safetensors_file import TensorInfo
-from harness.merge.sources import AdapterValues, Files, all_finite, split_experts, tensor_of
+from harness.merge.sources import AdapterValues, Files, all_finite, split_experts
 from harness.merge.weights import Coded, Stored
 
 PIECE_ELEMENTS = 1 << 19
@@ -70,7 +69,9 @@ class Adapter:
         wanted = (use, mixed_a)
         with self._lock:
             if wanted not in self._readings:
-                lora_a, lora_b = self._matrix(use.pair.lora_A), self._matrix(use.pair.lora_B)
+                lora_a, lora_b = (
+                    self._values.read(use.adapter, info).float() for info in (use.pair.lora_A, use.pair.lora_B)
+                )
                 if mixed_a:
                     count = use.num_experts or 1
                     lora_a = lora_a.reshape(use.rank, count, -1).transpose(0, 1).reshape(lora_a.shape)
@@ -79,10 +80,6 @@ class Adapter:
                     self._readings.popitem(last=False)
             self._readings.move_to_end(wanted)
             return self._readings[wanted]
-
-    def _matrix(self, info: TensorInfo) -> torch.Tensor:
-        data = self._files.read(self._plan.adapter.file, info.start, info.stop)
-        return tensor_of(data, info.dtype, info.shape).float()
 
 
 def _check_finite(values: torch.Tensor, use: Use, role: str) -> torch.Tensor:
@@ -143,25 +140,36 @@ class Source:
     def delta_rows(
         self, item: Slice, first: int, last: int, *, use: PairUse | None = None, mixed_a: bool = False
     ) -> torch.Tensor:
-        """Return rows of the slice's delta, (last - first, columns), float32, scaled.
+        """Return rows of the slice's delta, or of the sum of several adapters', (last - first, columns), float32, scaled.
 
         Args:
             item: the slice.
             first: its first row.
             last: the row after the last.
-            use: read the pair in this way instead of as planned.
+            use: read the (first) pair in this way instead of as planned.
             mixed_a: take lora_A's rows as rank-major too, which no release of PEFT means.
         """
-        planned = use or self.plan.uses[item.use]
-        if isinstance(planned, TensorUse):
-            return self.adapter.rows(planned, item.term, first, last, item.columns).float().mul_(planned.scaling)
-        factors = self.adapter.factors(item.use) if use is None else self.adapter.misread(use, mixed_a=mixed_a)
-        return delta_rows(factors, planned, item.expert or 0, item.offset + first, item.offset + last)
+        if use is None:
+            total = self._planned(item.term, first, last, item.columns)
+        else:
+            factors = self.adapter.misread(use, mixed_a=mixed_a)
+            total = delta_rows(factors, use, item.expert or 0, item.offset + first, item.offset + last)
+        for term in item.others:
+            total += self._planned(term, first, last, item.columns)
+        return total
+
+    def _planned(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
+        """Return rows of one term, scaled, in memory of their own."""
+        use = self.plan.uses[term.use]
+        if isinstance(use, TensorUse):
+            return self.adapter.rows(use, term, first, last, columns).float() * use.scaling
+        factors = self.adapter.factors(term.use)
+        return delta_rows(factors, use, term.expert or 0, term.offset + first, term.offset + last)
 
     def change_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
         """Return what ``delta_rows`` does, as planned, in a buffer."""
         use = self.plan.uses[item.use]
-        if isinstance(use, TensorUse):
+        if isinstance(use, TensorUse) or item.others:
             return self.delta_rows(item, first, last)
         factors = self.adapter.factors(item.use)
         return self.work.delta(factors, use, item.expert or 0, item.offset + first, last - first, item.columns)
@@ -169,7 +177,7 @@ class Source:
     def right_rows(self, item: Slice, first: int, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return ``base`` (the slice's rows from ``first`` on) plus the delta, rounded once to ``dtype``."""
         use = self.plan.uses[item.use]
-        if isinstance(use, TensorUse):
+        if isinstance(use, TensorUse) or item.others:
             return self.work.once(base, self.delta_rows(item, first, first + base.shape[0]), dtype)
         factors = self.adapter.factors(item.use)
         return self.work.added(base, factors, use, item.expert or 0, item.offset + first, dtype)

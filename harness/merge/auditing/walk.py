@@ -6,26 +6,31 @@ tensors each: reading, multiplying and comparing all happen outside the interpre
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from harness.merge.auditing.configuration import differences
 from harness.merge.auditing.files import missing_files
 from harness.merge.auditing.judge import Judge
 from harness.merge.auditing.merged import open_merged
 from harness.merge.auditing.report import AuditReport, TensorVerdict
-from harness.merge.auditing.settings import config_problems
+from harness.merge.auditing.settings import config_problems, merged_config
 from harness.merge.auditing.source import Adapter
+from harness.merge.errors import listed
 from harness.merge.estimate import default_threads
 from harness.merge.layout import BPacking, IoLayout
 from harness.merge.outputs import Output, output_shard
 from harness.merge.plan import plan_merge
-from harness.merge.threads import one_thread_per_operation
+from harness.merge.threads import Pool, one_thread_per_operation
 
 JOB_BYTES = 1 << 25
 """Bytes that a thread takes at a time."""
+UNMERGED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.|\.token_adapter\.")
+LEFT_BEHIND = "tensors of an adapter lie beside the merged ones, and a loader ignores them"
+STORED_TWICE = "tensors are there under two names or in two forms, and loaders differ in which they take"
 Progress = Callable[[int, int], None]
 
 
@@ -51,7 +56,7 @@ def _compare(judge: Judge, progress: Progress | None) -> list[TensorVerdict]:
     jobs = list(_jobs(judge.wanted))
     total, done = sum(size for _, size in jobs), 0
     rows: list[TensorVerdict] = []
-    with one_thread_per_operation(), ThreadPoolExecutor(max_workers=default_threads()) as pool:
+    with one_thread_per_operation(), Pool(max_workers=default_threads()) as pool:
         try:
             for (_, size), verdicts in zip(jobs, pool.map(judge.verdicts, (keys for keys, _ in jobs)), strict=True):
                 rows += verdicts
@@ -66,15 +71,16 @@ def _compare(judge: Judge, progress: Progress | None) -> list[TensorVerdict]:
 
 def run_audit(
     base: Path,
-    adapter: Path,
+    adapter: Path | Sequence[Path],
     merged: Path,
     *,
+    weights: Sequence[float] | None,
     io_layout: IoLayout | None,
     b_packing: BPacking | None,
     progress: Progress | None,
 ) -> AuditReport:
     """Compare the three directories; see ``harness.merge.audit``."""
-    plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
+    plan = plan_merge(base, adapter, weights=weights, io_layout=io_layout, b_packing=b_packing)
     found = open_merged(merged)
     shards = (output_shard(plan, number) for number in range(len(plan.base.shards)))
     wanted = {output.key: output for shard in shards for output in shard.outputs}
@@ -85,21 +91,27 @@ def run_audit(
         stack.callback(judge.close)
         rows = _compare(judge, progress)
         bytes_read = judge.close()
+    config = merged_config(found)
+    differing = differences(plan.base.config, config, plan.config)
     missing, others = missing_files(plan.base, found)
     pairings = judge.pairings
     used = {name for pairing in pairings.values() for name in pairing.keys}
     used |= {key for key, pairing in pairings.items() if pairing.problem}
+    unexpected = sorted(key for key in found.shard_of if key not in used and key not in plan.base)
+    twice = judge.pairer.stored_twice(unexpected)
+    left = [key for key in unexpected if UNMERGED.search(key)]
     return AuditReport(
         rows=tuple(rows),
         missing_files=missing,
-        index_problems=found.problems,
-        config_problems=config_problems(plan, found, pairings),
-        unexpected=tuple(sorted(key for key in found.shard_of if key not in used and key not in plan.base)),
+        index_problems=(*found.problems, *([f"{STORED_TWICE}: {listed(twice)}"] if twice else [])),
+        config_problems=config_problems(plan, found, pairings, config),
+        config_changes=differing.faults,
+        unexpected=tuple(unexpected),
         equivalents=_counted(pairing.rename for pairing in pairings.values() if pairing.rename),
         dtype_changes=_counted(f"{wanted[row.key].dtype} -> {row.merged_dtype}" for row in rows if row.merged_dtype),
         other_files=others,
         io_layout=plan.io_layout,
         b_packing=plan.b_packing,
-        notes=plan.notes,
+        notes=(*plan.notes, *differing.notes, *([f"{LEFT_BEHIND}: {listed(left)}"] if left else [])),
         bytes_read=bytes_read,
     )

@@ -9,6 +9,7 @@ import importlib
 from dataclasses import dataclass
 
 from harness.worker.checkpoints.tensors import Kind
+from harness.worker.recipes.quantization import Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Recipe:
         learning_rate: of AdamW, constant. High, because a few steps must move every targeted kind far enough that a merge
             which dropped it would show.
         alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
+        geometry: the preset that cells of this recipe have unless one is asked for.
+        quantization: how the base is quantised while it is trained on; None: not at all.
+        shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for underscores.
     """
 
     summary: str
@@ -32,6 +36,9 @@ class Recipe:
     steps: int = 8
     learning_rate: float = 2e-2
     alpha_over_rank: int = 2
+    geometry: str = "distinct"
+    quantization: Quantization | None = None
+    shims: tuple[str, ...] = ()
 
 
 def recipe(name: str) -> Recipe:

@@ -14,6 +14,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import Recipe
+from harness.worker.releases import release
 from harness.worker.request import Request
 
 ROLES_OF_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -61,7 +62,7 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     import torch
     import transformers
 
-    rewrites = _major(transformers.__version__) >= (5, 0) and _major(peft.__version__) >= (0, 19)
+    rewrites = release(transformers.__version__) >= (5, 0) and release(peft.__version__) >= (0, 19)
     modules: list[str] = []
     parameters: list[str] = []
     for module, parameter in sorted(target for kind in targets.values() for target in kind):
@@ -154,9 +155,3 @@ def attach_and_check(
     peft_model = attach(model, targets, recipe, rank, request.seed)
     check_attached(observation, peft_model, targets)
     return peft_model, targets
-
-
-def _major(version: str) -> tuple[int, int]:
-    """Return (major, minor) of a version such as ``5.5.0`` or ``0.19.2.dev0``."""
-    first, second = version.split(".")[:2]
-    return int(first), int(second)

@@ -33,7 +33,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
     with torch.no_grad():
         for key, ((module, parameter), layer) in lora_layers(peft_model).items():
             name = module if parameter is None else f"{module}:{parameter}"
-            shape = (layer.get_param() if parameter is not None else layer.get_base_layer().weight).shape
+            base = layer.get_base_layer()
+            # Of a Linear by what it says of itself: the weight of a quantised one has the shape of its codes.
+            shape = layer.get_param().shape if parameter is not None else (base.out_features, base.in_features)
             deltas[name] = layer.get_delta_weight("default").reshape(shape).contiguous().cpu()
             pairs[key] = name
     save_file(deltas, directory / DELTAS)

@@ -28,11 +28,20 @@ class Sample:
     margins: list[float]
 
 
+def set_mode(model: Any) -> None:
+    """Put a model into evaluation mode, or a quantised one into training mode.
+
+    In evaluation mode bitsandbytes' 4-bit Linears compute in bfloat16 on some CPUs, whatever they were told. No model here has dropout, so nothing else
+    differs.
+    """
+    model.train(bool(getattr(model, "is_quantized", False)))
+
+
 def logits_of(model: Any, request: Request, vocab: int) -> Any:
     """Return logits on the held-out prompts: (PROMPTS, PROMPT_LENGTH, vocab) float32 on the CPU."""
     import torch
 
-    model.eval()
+    set_mode(model)
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     with torch.no_grad():
         return model(input_ids=prompts).logits.float().cpu()
@@ -42,7 +51,7 @@ def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
     """Return greedy samples from the first prompts' first tokens, with the model's own cache and stop tokens."""
     import torch
 
-    model.eval()
+    set_mode(model)
     prompts = evaluation_prompts(vocab, request.seed)[:SAMPLES, :SAMPLE_PROMPT_LENGTH].to(request.device)
     samples = []
     for prompt in prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ class WeightsNotLoadedError(RuntimeError):
     """transformers loaded the directory but left parameters at random values or skipped some that do not fit."""
 
 
-def load_base(request: Request) -> Any:
-    """Load the base for the first time, where the stack may say that it has no such family.
+def load_base(load: Callable[[], Any]) -> Any:
+    """Load the base for the first time, by ``load``, where the stack may say that it has no such family.
 
     Raises:
         UnsupportedError: this transformers has no classes for the family, in its own words. From any later stage the same
@@ -29,7 +30,7 @@ def load_base(request: Request) -> Any:
         WeightsNotLoadedError: some parameter did not come from the checkpoint.
     """
     try:
-        return load_model(request.base, request)
+        return load()
     except ValueError as error:
         if any(text in str(error) for text in _NOT_KNOWN_HERE):
             raise UnsupportedError(" ".join(str(error).split())) from error
@@ -45,11 +46,21 @@ def load_model(directory: Path, request: Request) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    return checked(loaded).to(request.device).eval()
+
+
+def checked(loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """Return the model of ``from_pretrained(…, output_loading_info=True)``.
+
+    Raises:
+        WeightsNotLoadedError: some parameter did not come from the checkpoint.
+    """
+    model, info = loaded
     wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys") if info[name]}
     if wrong:
         raise WeightsNotLoadedError(f"not every parameter came from the checkpoint: {wrong}")
-    return model.to(request.device).eval()
+    return model
 
 
 def load_tokenizer(directory: Path) -> Any:

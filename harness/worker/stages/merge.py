@@ -10,12 +10,15 @@ from harness.worker.request import BPacking, Request
 ENGINE_REPORT = "engine.json"
 
 
-def merge_with_engine(request: Request, *, out: Path, b_packing: BPacking | None) -> dict[str, Any]:
+def merge_with_engine(
+    request: Request, *, out: Path, b_packing: BPacking | None, base: Path | None = None
+) -> dict[str, Any]:
     """Merge the saved adapter into the base and return the engine's own claims.
 
     Args:
         request: the cell.
         out: the directory to publish; must not exist.
+        base: another base than the cell's.
         b_packing: what the engine is told about lora_B's packing; None lets it decide, as users do.
 
     Raises:
@@ -23,5 +26,5 @@ def merge_with_engine(request: Request, *, out: Path, b_packing: BPacking | None
     """
     from harness.merge import merge, plan_merge
 
-    report = merge(plan_merge(request.base, request.adapter, b_packing=b_packing), out)
+    report = merge(plan_merge(base or request.base, request.adapter, b_packing=b_packing), out)
     return {"engine_applied": report.applied, "attempted": report.attempted, "fallback": None}

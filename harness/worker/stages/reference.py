@@ -1,10 +1,12 @@
-"""What a right merge of a narrower dtype says: the base with PEFT's deltas, rounded once, in memory.
+"""What a right merge says where the trained model cannot: the base with PEFT's deltas, rounded once, in memory.
 
 Made without any merge engine: parameters of the loaded base are replaced one by one by round(base + delta), the delta being
 PEFT's own in float64 (``stages.deltas``). transformers decides which parameter is which, so nothing here knows of files.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.request import Request
@@ -14,17 +16,28 @@ from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.load import load_model
 
 
-def save_reference(request: Request, checkpoint: Checkpoint, vocab: int) -> None:
-    """Keep the view of the rightly rounded model, with its own router gaps."""
+def save_reference(
+    request: Request, checkpoint: Checkpoint, vocab: int, *, base: Path | None = None, name: str = REFERENCE
+) -> None:
+    """Keep the view of the rightly rounded model, with its own router gaps.
+
+    Args:
+        request: the cell.
+        checkpoint: what the base is.
+        vocab: how many tokens it knows.
+        base: another base that the deltas go onto.
+        name: what the view is kept as.
+    """
     import torch
     from safetensors.torch import load_file
 
-    model = load_model(request.base, request)
+    model = load_model(base or request.base, request)
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}[request.dtype]
     with torch.no_grad():
-        for name, delta in load_file(request.work / DELTAS).items():
-            path, _, parameter = name.partition(":")
+        for target, delta in load_file(request.work / DELTAS).items():
+            path, _, parameter = target.partition(":")
             weight = getattr(model.get_submodule(path), parameter or "weight")
             exact = weight.double() + delta.to(weight.device)
-            weight.copy_(exact.to(torch.bfloat16).to(weight.dtype))
+            weight.copy_(exact.to(dtype).to(weight.dtype))
     logits, gaps = near_ties(ExpertWatch(model, checkpoint), model, request, vocab)
-    save_view(request.work, REFERENCE, {"logits": logits, "gaps": gaps}, samples_of(model, request, vocab))
+    save_view(request.work, name, {"logits": logits, "gaps": gaps}, samples_of(model, request, vocab))

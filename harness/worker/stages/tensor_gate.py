@@ -99,14 +99,14 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     result: dict[str, Any] = {}
     used: set[str] = set()
     for spec in checkpoint.tensors:
-        for name, delta in _delta_of(spec, available):
+        for name, delta in slices_of(spec, available):
             result[spec.key] = delta
             used.add(name)
     unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - used)
     return result, unpaired
 
 
-def _delta_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (name, delta of this tensor) from the deltas of in-memory modules, whichever form the experts have there."""
     import torch
 

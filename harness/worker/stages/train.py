@@ -15,6 +15,7 @@ from harness.worker.recipes.recipe import Recipe
 from harness.worker.request import Request
 from harness.worker.stages.attach import Target, lora_tensors, trainable_outside_lora
 from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
+from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
 
 BATCH = 8
@@ -71,10 +72,10 @@ def trainer_options(config_class: Any, request: Request, recipe: Recipe, output:
 
 
 def fixed_batch_loss(model: Any, batch: Any) -> float:
-    """Return the next-token cross entropy of one fixed batch in eval mode, computed here: nats per token."""
+    """Return the next-token cross entropy of one fixed batch, in the mode for evaluation, computed here: nats per token."""
     import torch
 
-    model.eval()
+    set_mode(model)
     with torch.no_grad():
         logits = model(input_ids=batch).logits.float()
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()))

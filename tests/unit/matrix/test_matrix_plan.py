@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
-from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import Cell
+from harness.matrix.catalogue import Catalogue, read_catalogue
+from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.plan import (
     Selection,
@@ -237,3 +237,12 @@ def test_a_cell_of_unknown_parts_is_refused(
         one_cell(catalogue, config.declared[0], **parts)  # type: ignore[arg-type]  # what a command line may hold
 
     assert words in caught.value.message
+
+
+def test_a_cell_has_its_recipes_geometry_unless_another_is_asked_for() -> None:
+    shipped, stack = read_catalogue(), Stack(transformers="5.5.0", peft="0.19.1", trl="0.25.1")
+
+    assert one_cell(shipped, stack, family="qwen3_moe", recipe="qlora4").geometry == "blocks"
+    assert one_cell(shipped, stack, family="qwen3_moe", recipe="qlora4-shimmed", geometry=None).geometry == "blocks"
+    assert one_cell(shipped, stack, family="qwen3_moe", recipe="qlora4", geometry="narrow").geometry == "narrow"
+    assert one_cell(shipped, stack, family="qwen3_moe", recipe="lora", geometry=None).geometry == "distinct"

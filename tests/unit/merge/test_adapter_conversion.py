@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.merge import InputRefusedError, UsageError, merge, plan_merge
 from harness.merge.adapters import convert_adapter, inspect_adapter
-from harness.merge.errors import AmbiguousLayoutError, MalformedAdapterError, UnsupportedAdapterError
+from harness.merge.errors import AmbiguousLayoutError, MalformedAdapterError, OutputExistsError, UnsupportedAdapterError
 
 VERSIONS = {"standard": "0.19.1", "swapped": "0.18.1"}
 
@@ -237,6 +237,29 @@ def test_inspection_of_an_adapter_whose_layout_nothing_tells(tmp_path: Path) -> 
 
     assert facts.io_layout is None
     assert "io layout" in (facts.undecided or "")
+
+
+def test_inspection_says_how_to_settle_a_contradiction(tmp_path: Path) -> None:
+    """Shapes are swapped, and the release that the adapter names writes standard ones."""
+    sample = build(tmp_path, Spec(io_layout="swapped", peft_version="0.19.1"))
+
+    facts = inspect_adapter(sample.adapter, base=sample.base)
+    settled = inspect_adapter(sample.adapter, base=sample.base, io_layout="swapped")
+
+    for told in (facts.undecided or "", facts.misfit or ""):
+        assert told.startswith("it contradicts itself: the shapes of")
+        assert told.endswith("confirm with --io-layout swapped.")
+    assert (settled.undecided, settled.fits) == (None, True)
+
+
+def test_an_existing_directory_is_not_converted_to_and_nothing_advised_that_is_not_there(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+    (tmp_path / "out").mkdir()
+
+    with pytest.raises(OutputExistsError) as caught:
+        convert_adapter(sample.adapter, tmp_path / "out", to_io_layout="swapped")
+
+    assert "--overwrite" not in str(caught.value.remedy)
 
 
 def test_shapes_that_fit_no_module(tmp_path: Path) -> None:

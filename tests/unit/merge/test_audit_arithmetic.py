@@ -154,3 +154,60 @@ def test_nan_in_the_merged_checkpoint_is_found(tmp_path: Path, dtype: torch.dtyp
     assert [(row.key, row.verdict, row.detail) for row in report.faults] == [
         (f"{Q}.weight", "wrong", "holds NaN or infinity")
     ]
+
+
+@pytest.mark.parametrize("place", ["q_proj", "norm", "both"])
+def test_values_that_overflow_in_the_merged_dtype_are_found(tmp_path: Path, place: str) -> None:
+    """70000 fits bfloat16 and not float16."""
+    numbers, norm = Numbers(), "model.layers.0.input_layernorm.weight"
+    tensors, lora = small_base(numbers), pair(numbers, Q, 7, HIDDEN)
+    tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
+    lora[f"{Q}.lora_B.weight"][2] = 0
+    if place != "norm":
+        tensors[f"{Q}.weight"][2, 3] = 70000
+    if place != "q_proj":
+        tensors[norm][1] = -70000
+    right = {key: tensor.half() for key, tensor in tensors.items()}
+    copy = dict(right)
+    right[f"{Q}.weight"] = (tensors[f"{Q}.weight"].double() + torch.tensor(delta(lora, Q))).half()
+    base, adapter = write_base(tmp_path / "b", tensors), write_adapter(tmp_path / "a", lora)
+
+    found = [
+        {row.key: (row.verdict, row.detail) for row in audit(base, adapter, write_base(tmp_path / name, merged)).rows}
+        for name, merged in (("right", right), ("copy", copy))
+    ]
+
+    for verdicts in found:
+        if place != "norm":
+            assert verdicts[f"{Q}.weight"] == ("wrong", "holds NaN or infinity")
+        if place != "q_proj":
+            assert verdicts[norm] == ("changed", "holds NaN or infinity")
+
+
+def test_infinity_that_the_base_has_is_kept(tmp_path: Path) -> None:
+    numbers, norm = Numbers(), "model.layers.0.input_layernorm.weight"
+    tensors, lora = small_base(numbers), pair(numbers, Q, 7, HIDDEN)
+    tensors[norm][1] = torch.inf
+    right = {key: tensor.bfloat16() for key, tensor in tensors.items()}
+    right[f"{Q}.weight"] = (tensors[f"{Q}.weight"].double() + torch.tensor(delta(lora, Q))).bfloat16()
+
+    report = audit(
+        write_base(tmp_path / "b", tensors), write_adapter(tmp_path / "a", lora), write_base(tmp_path / "m", right)
+    )
+
+    assert report.ok
+
+
+def test_a_trained_module_that_overflows_is_found(tmp_path: Path) -> None:
+    numbers, head = Numbers(), "lm_head.weight"
+    tensors, trained = small_base(numbers), numbers(11, HIDDEN)
+    trained[4, 2] = 70000
+    lora = {**pair(numbers, Q, 7, HIDDEN), head: trained}
+    base, adapter = (
+        write_base(tmp_path / "b", tensors),
+        write_adapter(tmp_path / "a", lora, modules_to_save=["lm_head"]),
+    )
+
+    report = audit(base, adapter, write_base(tmp_path / "m", {**tensors, head: trained.half()}))
+
+    assert {row.key: (row.verdict, row.detail) for row in report.rows}[head] == ("wrong", "holds NaN or infinity")

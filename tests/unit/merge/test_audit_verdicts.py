@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from merge_samples import QUICK, Sample, Spec, build, leaves, pack, product
 from safetensors.torch import save_file
 
-from harness.merge import AuditReport, InputRefusedError, audit
+from harness.merge import AuditReport, InputRefusedError, UsageError, audit
 from harness.merge.auditing.report import TensorVerdict
 
 Change = Callable[[str, torch.Tensor, np.ndarray], torch.Tensor]
@@ -43,7 +43,9 @@ def tensors_of(sample: Sample, change: Change | None = None) -> dict[str, torch.
 def write(sample: Sample, tensors: dict[str, torch.Tensor], name: str = "merged") -> Path:
     """A merged directory beside the base: its other files and one file of weights."""
     out = sample.base.parent / name
-    shutil.copytree(sample.base, out, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    shutil.copytree(
+        sample.base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json")
+    )
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, out / "model.safetensors")
     return out
 
@@ -378,6 +380,69 @@ def test_missing_changed_and_unexpected_tensors(tmp_path: Path) -> None:
     }
     assert report.unexpected == ("model.layers.0.self_attn.q_proj.base_layer.weight",)
     assert "2 tensors that the adapter does not cover are not the base's (1 absent)" in report.sentence
+
+
+def test_tensors_of_the_adapter_that_were_left_in_are_named(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+    merged = tensors_of(sample)
+    stem = "model.layers.0.self_attn.q_proj"
+    for name in ("lora_A.default", "lora_B.default"):
+        merged[f"{stem}.{name}.weight"] = torch.ones(2, 2)
+
+    report = audited(sample, merged)
+
+    assert report.ok
+    assert report.unexpected == (f"{stem}.lora_A.default.weight", f"{stem}.lora_B.default.weight")
+    (note,) = [note for note in report.notes if "adapter" in note]
+    assert note.startswith("tensors of an adapter lie beside the merged ones")
+    assert f"{stem}.lora_B.default.weight" in note
+
+
+@pytest.mark.parametrize("disk", ["per_expert", "fused"])
+@pytest.mark.parametrize("stale", ["prefix", "experts"])
+def test_a_second_copy_under_another_name_or_in_another_form_is_a_finding(
+    tmp_path: Path, disk: str, stale: str
+) -> None:
+    spec = Spec(disk=disk)
+    sample = build(tmp_path, spec)
+    merged = tensors_of(sample)
+    other = {"per_expert": "fused", "fused": "per_expert"}[disk] if stale == "experts" else disk
+    prefix = "model." if stale == "experts" else "model.language_model."
+    second = refused_form(sample.tensors, spec, prefix=prefix, disk=other)
+    copies = {key: tensor.clone() for key, tensor in second.items() if key not in merged and not key.startswith("mtp.")}
+
+    report = audited(sample, {**merged, **copies})
+    extra = audited(sample, {**merged, "model.layers.0.mlp.experts.99.down_proj.weight": torch.ones(6, 5)})
+
+    assert copies
+    assert report.faults == ()
+    (problem,) = report.index_problems
+    assert problem.startswith("tensors are there under two names or in two forms")
+    assert min(copies) in problem
+    assert report.exit_code == 1
+    assert (extra.index_problems == ()) is (disk == "per_expert")
+
+
+def test_base_and_merged_exchanged(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+    merged = write(sample, tensors_of(sample))
+    hint = "the base and the merged checkpoint look exchanged"
+
+    exchanged = audit(merged, sample.adapter, sample.base)
+    negated = audited(sample, tensors_of(sample, only_experts(lambda _, base, delta: once(base, delta, -1.0))))
+
+    assert hint in exchanged.sentence
+    assert exchanged.exit_code == 1
+    assert hint not in negated.sentence
+
+
+def test_an_adapter_is_no_merged_checkpoint(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+
+    with pytest.raises(UsageError, match=r"holds an adapter \(adapter_config\.json\), not a merged checkpoint"):
+        audit(sample.base, sample.adapter, sample.adapter)
+    with pytest.raises(UsageError, match=r"the merged checkpoint directory .* does not exist"):
+        audit(sample.base, sample.adapter, tmp_path / "nowhere")
 
 
 def refused_form(tensors: dict[str, torch.Tensor], spec: Spec, *, prefix: str, disk: str) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -23,11 +24,12 @@ from quantised_samples import four_bit, mxfp4
 from safetensors.torch import load_file
 
 from harness.merge import audit, errors, merge, plan_merge
+from harness.merge.adapter_config import parse_adapter_config
 from harness.merge.adapter_keys import classify
 from harness.merge.adapters import convert_adapter
-from harness.merge.bounded_regex import BoundedPattern, _Walk
+from harness.merge.bounded_regex import BoundedPattern, Budget, _Walk
 from harness.merge.checkpoint import open_checkpoint
-from harness.merge.patterns import pattern_value
+from harness.merge.patterns import ModuleRule, PatternTable
 
 Q, EXPERTS, EMBED = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts", "model.embed_tokens"
 Tensors = dict[str, torch.Tensor]
@@ -83,7 +85,7 @@ def test_a_number_beyond_all_numbers(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["\ud800", "layers." + "9" * 5000, "x" * 1001])
+@pytest.mark.parametrize("name", ["\ud800", "layers." + "9" * 5000, "x" * 1001, "x." * 64 + "x"])
 def test_a_tensor_name_that_nothing_could_hold(tmp_path: Path, name: str) -> None:
     sample = build(tmp_path, Spec(shards=1))
     path = sample.base / "model.safetensors"
@@ -128,7 +130,7 @@ def test_a_pattern_that_would_run_for_ever_has_an_answer(pattern: str) -> None:
     """None of these ends in an exclamation mark, and Python's own engine would try every way to find out."""
     start = time.process_time()
     with contextlib.suppress(errors.UnsafePatternError):  # an answer too, and as quick
-        assert pattern_value({pattern: 1}, NAME * 5, 7) == 7
+        assert PatternTable({pattern: 1}).value(NAME * 5, 7) == 7
 
     assert time.process_time() - start < 2
 
@@ -138,7 +140,7 @@ def test_any_pattern_is_answered_as_python_answers_or_refused(pattern: str) -> N
     for name in (Q, NAME, "a" * 30, "", "x\n", "q_proj", "a.b"):
         start = time.process_time()
         try:
-            value = pattern_value({pattern: 1}, name, 7)
+            value = PatternTable({pattern: 1}).value(name, 7)
         except errors.UnsafePatternError:
             continue
 
@@ -147,9 +149,95 @@ def test_any_pattern_is_answered_as_python_answers_or_refused(pattern: str) -> N
             assert (value == 1) == (re.match(rf"(.*\.)?({pattern})$", name) is not None)
 
 
+LINEARS = [
+    f"model.layers.{layer}.mlp.experts.{expert}.{leaf}_proj"
+    for layer in range(61)
+    for expert in range(256)
+    for leaf in ("gate", "up", "down")
+]
+"""Those of DeepSeek-V3, and more."""
+LONG = ["".join(letters) for letters in itertools.islice(itertools.product("abcdef" * 5, repeat=30), 30)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ({"(?:[a-z]|.|\\w)(.|..)" * 30 + f"{end}!": 1 for end in range(100)}, [name * 30 for name in LONG]),
+        ({"(?i:[ -\U0010fffe])" * 90: 1}, LONG),
+        ({"(?i:[\u0100-\ufffd])" * 20 + f"{end}": 1 for end in range(100)}, LONG),
+        ({"(?i:" + "a" * 1900 + f"{end})": 1 for end in range(2000)}, LONG),
+        ({f"(x)y{end}": 1 for end in range(100_000)}, LONG),
+        ({"(.|..)" * 3 + "\\b(?m:^)" * 5 + f"{end}!": 1 for end in range(100)}, [name * 30 for name in LONG]),
+    ],
+    ids=["matching", "one wide set", "wide sets", "long texts", "many", "boundaries"],
+)
+def test_many_patterns_share_one_budget(patterns: dict[str, float], names: list[str]) -> None:
+    """Each match was bounded, and a hundred patterns against a checkpoint's names took half a minute."""
+    table = PatternTable(patterns, "rank_pattern", Budget(200_000))
+    start = time.process_time()
+    with pytest.raises(errors.UnsafePatternError, match=r"take too long to match .* rank_pattern was the last"):
+        [table.value(name, 7) for name in names]
+
+    assert time.process_time() - start < 5  # half a second, so that the whole budget is some seconds
+
+
+def test_settings_share_the_budget_of_their_configuration() -> None:
+    config = {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 8,
+        "rank_pattern": {"(.|..)" * 20 + "!": 1},
+        "target_modules": ".*!",
+    }
+    parsed = parse_adapter_config(config)
+    with pytest.raises(errors.UnsafePatternError, match="rank_pattern was the last"):
+        [parsed.rank_pattern.value("ab" * 30 + chr(0x4E00 + number), 8) for number in range(10**5)]
+
+    with pytest.raises(errors.UnsafePatternError, match="target_modules was the last"):
+        parsed.target_modules.covers("model.norm")
+
+
+def test_names_in_lists_are_looked_up() -> None:
+    rule = ModuleRule([f"n{number}" for number in range(40_000)] + ["experts.7.up_proj"])
+    start = time.process_time()
+    covered = [name for name in LINEARS if rule.covers(name)]
+
+    assert time.process_time() - start < 5
+    assert covered == [f"model.layers.{layer}.mlp.experts.7.up_proj" for layer in range(61)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        (r".*\.mlp\.experts\.\d+\.(gate_proj|up_proj|down_proj)", 61 * 256 * 3),
+        (r"model\.layers\.(1[0-9]|2[0-9]|3[5-9])\.mlp\.experts\.\d+\.(gate|up|down)_proj", 25 * 256 * 3),
+        # What Unsloth writes.
+        (
+            r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|up_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp\.experts\.\d+)\.(?:(?:q_proj|up_proj)))",
+            61 * 256,
+        ),
+    ],
+)
+def test_patterns_of_real_adapters_fit_the_largest_model(pattern: str, count: int) -> None:
+    rule = ModuleRule(pattern)
+
+    assert sum(map(rule.covers, LINEARS)) == count
+
+
+def test_a_rank_of_its_own_for_every_module_of_the_largest_model() -> None:
+    """Written out, as rank redistribution does, or with a pattern for each layer."""
+    named = PatternTable({name: number for number, name in enumerate(LINEARS, start=1)})
+    escaped = PatternTable({f"^{re.escape(name)}": number for number, name in enumerate(LINEARS, start=1)})
+    layered = PatternTable({rf"layers\.{layer}\.mlp\.experts\.\d+\.up_proj": layer + 1 for layer in range(61)})
+
+    assert [named.value(name, 0) for name in LINEARS] == list(range(1, len(LINEARS) + 1))
+    assert [escaped.value(name, 0) for name in LINEARS] == list(range(1, len(LINEARS) + 1))
+    assert [layered.value(name, 0) for name in LINEARS[1::3]] == [layer + 1 for layer in range(61) for _ in range(256)]
+
+
 ATOMS = st.sampled_from([
     "a", "b", "ab", ".", r"\d", r"\w", r"\W", r"\s", "[ab]", "[^a]", r"[a-c0-9_]", r"\.", "_", "^", "$", r"\b", r"\B", r"\Z", r"\A", "(?=a)", "(?!b)",
-    "(?<=a)", "(?<!b)", "(?:a|b)", "(a|ab|b)", "(?i:A)", "(?s:.)", r"[^\d]", r"\n", "(?m:^a$)", r"(?a:\w)", "(?:a|)", "()",
+    "(?<=a)", "(?<!b)", "1", "[12]", "[^2-4]", "(?:a|b)", "(a|ab|b)", "(?i:A)", "(?s:.)", r"[^\d]", r"\n", "(?m:^a$)", r"(?a:\w)", "(?:a|)", "()",
 ])  # fmt: skip
 TIMES = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{0,2}", "{1,}", "{1,3}", "*?", "+?", "??"])
 
@@ -163,7 +251,7 @@ def _patterns(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 @settings(max_examples=300, deadline=None)
 @given(
     st.recursive(st.builds(lambda a, t: a + t, ATOMS, TIMES), _patterns, max_leaves=6),
-    st.text("ab_.1 A\né", max_size=6),
+    st.text("ab_.123 A\né", max_size=6),
 )
 def test_sets_of_positions_agree_with_python(pattern: str, name: str) -> None:
     """Every construct, nested anyhow, on names short enough for an engine that backtracks."""

@@ -437,8 +437,8 @@ def test_weights_that_cannot_be(tmp_path: Path, numbers: Numbers) -> None:
         target_modules=None,
     )
 
-    for weights in ([1.0, 2.0], [float("nan")]):
-        with pytest.raises(errors.UsageError, match="finite weights"):
+    for weights, says in (([1.0, 2.0], "and 2 weights"), ([float("nan")], "finite number")):
+        with pytest.raises(errors.UsageError, match=says):
             plan_merge(base, one, weights=weights)
     with pytest.raises(errors.UnsupportedAdapterError, match="have no weight"):
         plan_merge(base, whole, weights=[0.5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from merge_samples import Spec, assert_merged, build
 
-from harness.merge import merge, plan_merge
+from harness.merge import errors, merge, plan_merge
 from harness.merge.layout import layout_of_peft, parameter_readings
 from harness.merge.names import common, kind_of, layer_of
-from harness.merge.patterns import pattern_value, targets_module
+from harness.merge.patterns import ModuleRule, PatternTable, targets_module
 
 
 @pytest.mark.parametrize(
@@ -100,22 +101,36 @@ def test_spellings_are_brought_to_one_inside_the_decoder_only(path: str, spellin
     ],
 )
 def test_patterns_match_as_in_peft(patterns: dict[str, float], name: str, value: float) -> None:
-    assert pattern_value(patterns, name, 8) == value
+    assert PatternTable(patterns).value(name, 8) == value
 
 
 @given(
-    st.dictionaries(st.sampled_from(["q", "k", "a.q", "b.a.q", "x"]), st.integers(1, 9)),
-    st.sampled_from(["q", "a.q", "c.b.a.q"]),
+    st.dictionaries(
+        st.sampled_from(["q", "k", "a.q", r"a\.q", "^a.q", "b.a.q", r"b\.a.q", "x", ".", "..q", "(q|x)"]),
+        st.integers(1, 9),
+    ),
+    st.sampled_from(["q", "a.q", "aXq", "c.b.a.q", "c.bXaXq", "c.b.aXq", "q\n", "a\nq", "", "."]),
 )
 def test_plain_patterns_agree_with_the_rule_spelled_out(patterns: dict[str, float], name: str) -> None:
     expected = next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), 0.5)
 
-    assert pattern_value(patterns, name, 0.5) == expected
+    assert PatternTable(patterns).value(name, 0.5) == expected
 
 
-def targeted(name: str, **options: object) -> bool:
-    rule = {"target_modules": None, "exclude_modules": None, "layers_to_transform": None}
-    return targets_module(name, layer_of(name), **{**rule, **options})  # type: ignore[arg-type]  # options by name
+def targeted(
+    name: str,
+    *,
+    target_modules: str | tuple[str, ...],
+    exclude_modules: tuple[str, ...] = (),
+    layers_to_transform: tuple[int, ...] | None = None,
+) -> bool:
+    return targets_module(
+        name,
+        layer_of(name),
+        target_modules=ModuleRule(target_modules),
+        exclude_modules=ModuleRule(exclude_modules),
+        layers_to_transform=layers_to_transform,
+    )
 
 
 def test_targets_match_as_in_peft() -> None:
@@ -183,6 +198,23 @@ def test_layers_to_transform_explains_what_is_missing(tmp_path: Path) -> None:
     merge(plan_merge(sample.base, sample.adapter), tmp_path / "out")
 
     assert_merged(sample, tmp_path / "out")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_planning_leaves_the_garbage_collector_as_it_was(tmp_path: Path, enabled: bool) -> None:
+    sample = build(tmp_path)
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        plan_merge(sample.base, sample.adapter)
+        after_a_plan = gc.isenabled()
+        with pytest.raises(errors.UsageError):
+            plan_merge(sample.base, sample.adapter, weights=[1.0, 2.0])
+        after_an_error = gc.isenabled()
+    finally:
+        (gc.enable if was else gc.disable)()
+
+    assert (after_a_plan, after_an_error) == (enabled, enabled)
 
 
 def test_the_plan_is_the_same_every_time_and_counts_what_it_will_do(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def test_a_share_that_cannot_be_is_refused(sample: Sample, tmp_path: Path, part:
     assert names(tmp_path) == {"base", "adapter"}
 
 
+@pytest.mark.parametrize("out", [".", "base", "adapter/new"])
+def test_parts_of_an_output_that_could_not_be_are_not_written(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(errors.UnsafeOutputError, match="overlaps the input"):
+        merge_part(plan_merge(sample.base, sample.adapter), Path(out), part=1, parts=2)
+    assert names(tmp_path) == {"base", "adapter"}
+
+
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -97,7 +108,7 @@ def _twice(folder: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / PART), "missing: 2"),
         (shutil.rmtree, "no parts"),
-        (lambda folder: (folder / PART).rename(folder / "out.part-3-of-3"), "parts of 2, 3"),
+        (lambda folder: (folder / PART).rename(folder / "out.part-3-of-3"), "into 2 and into 3"),
         (lambda folder: _flip(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),
         (lambda folder: (folder / PART / "model-00002-of-00005.safetensors").unlink(), "is not what was written"),
         (lambda folder: _move_and_link(folder / PART / "model-00002-of-00005.safetensors"), "is not what was written"),

@@ -27,6 +27,7 @@ def cache(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (repository / "refs" / "pr").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
     (repository / "refs" / "pr" / "1").write_text(COMMIT + "\n")
+    (repository / "refs" / "garbled").write_bytes(COMMIT.encode() + b"\xff\xfe")
     for number, path in enumerate(p for p in sorted(sample.base.iterdir()) if p.is_file()):
         path.rename(blobs / f"blob{number}")
         (snapshot / path.name).symlink_to(f"../../blobs/blob{number}")
@@ -51,6 +52,10 @@ def test_a_name_is_found_in_the_cache(sample: Sample, tmp_path: Path, name: str)
         ("some/model@../../..", "does not exist"),
         ("no-such-directory", "does not exist"),
         ("a/b/c", "does not exist"),
+        ("x" * 300, "does not exist"),
+        ("x" * 300 + "/y", "does not exist"),
+        ("some/model@" + "v" * 300, "does not exist"),
+        ("some/model@garbled", "not its revision garbled"),
     ],
 )
 @pytest.mark.usefixtures("cache")
@@ -66,6 +71,16 @@ def test_a_revision_that_leads_out_of_the_cache_is_not_followed(sample: Sample, 
     (cache / "refs" / "main").write_text("../../../base")
 
     with pytest.raises(errors.InputNotFoundError):
+        plan_merge(Path("some/model"), sample.adapter)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+@pytest.mark.usefixtures("cache")
+def test_a_cache_in_the_home_of_nobody_is_said(sample: Sample, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv(variable, "~nosuchuser/hub")
+
+    with pytest.raises(errors.InputNotFoundError, match="~nosuchuser/hub, and that home directory is nobody's"):
         plan_merge(Path("some/model"), sample.adapter)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from merge_samples import Sample, assert_merged, build
 
-from harness.merge import errors, merge, plan_merge, publish
+from harness.merge import errors, merge, plan_merge, publish, target
 
 MAIN = Path(publish.__file__).parent / "__main__.py"
 
@@ -258,8 +258,8 @@ def test_a_dry_run_prints_the_plan_without_torch_and_writes_nothing(sample: Samp
 
 def test_another_merges_working_directory_is_left_alone(sample: Sample, tmp_path: Path) -> None:
     plan = plan_merge(sample.base, sample.adapter)
-    target = publish.check_target(tmp_path / "out", overwrite=False, inputs=())
-    with publish.working_directory(target) as held:
+    checked = target.check_target(tmp_path / "out", overwrite=False, inputs=())
+    with publish.working_directory(checked) as held:
         (held / "half.safetensors").write_bytes(b"half")
         merge(plan, tmp_path / "out")
 

@@ -33,8 +33,10 @@ def _nothing_published(tmp_path: Path) -> Iterator[None]:
     assert left <= {"base", "adapter", "elsewhere", "hub"}
 
 
-def refuse(sample: Sample, error: type[errors.MergeError], code: int, *fragments: str, **options: object) -> None:
-    """Merge and assert the error's class, exit code and what its message says."""
+def refuse(
+    sample: Sample, error: type[errors.MergeError], code: int, *fragments: str, **options: object
+) -> errors.MergeError:
+    """Merge and assert the error's class, exit code and what its message says; return the error."""
     with pytest.raises(errors.MergeError) as caught:
         merge(plan_merge(sample.base, sample.adapter, **options), sample.base.parent / "out")  # type: ignore[arg-type]  # options by name
 
@@ -42,6 +44,7 @@ def refuse(sample: Sample, error: type[errors.MergeError], code: int, *fragments
     assert caught.value.exit_code == code
     for fragment in fragments:
         assert fragment in caught.value.message
+    return caught.value
 
 
 def edit_json(path: Path, change: Callable[[dict[str, object]], object]) -> None:
@@ -76,6 +79,21 @@ def test_a_truncated_shard(sample: Sample) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
     refuse(sample, errors.CorruptFileError, 5, "model-00002-of-00003.safetensors is truncated")
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 4996670464\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["base/model-00002-of-00003.safetensors", "adapter/adapter_model.safetensors", "base/extra.safetensors"]
+)
+def test_a_git_lfs_pointer_in_place_of_weights(sample: Sample, name: str) -> None:
+    """What a clone without git-lfs leaves."""
+    (sample.base.parent / name).write_text(POINTER)
+
+    error = refuse(sample, errors.CorruptFileError, 5, f"{Path(name).name} is a Git LFS pointer")
+
+    assert "git lfs pull" in (error.remedy or "")
 
 
 def test_a_shard_truncated_inside_its_header(sample: Sample) -> None:

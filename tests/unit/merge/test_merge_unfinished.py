@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ import merge_child
 import pytest
 from merge_samples import Sample, Spec, assert_merged, build
 
-from harness.merge import errors, merge, plan_merge, publish
+from harness.merge import errors, merge, merge_part, plan_merge, publish
 from harness.merge.ledger import LEDGER_FILE
 
 MAIN = Path(publish.__file__).parent / "__main__.py"
@@ -166,9 +168,10 @@ def test_after_a_read_error_the_finished_shards_are_gone_on_with(
     inodes = {path.name: path.stat().st_ino for path in left.glob("*.safetensors")}
     done = [json.loads(line)["name"] for line in (left / LEDGER_FILE).read_text().splitlines()[1:] if line]
 
-    merge(plan, tmp_path / "out", resume=True)
+    report = merge(plan, tmp_path / "out", resume=True)
 
     assert "--resume" in str(caught.value.remedy)
+    assert report.to_json()["resumed"] == {"shards": 5, "kept": len(done), "rejected": 0, "foreign": 0}
     assert done
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in done} == {name: inodes[name] for name in done}
     assert_merged(sizeable, tmp_path / "out")
@@ -177,18 +180,22 @@ def test_after_a_read_error_the_finished_shards_are_gone_on_with(
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "lost"),
     [
-        lambda left: (left / "model-00001-of-00005.safetensors").write_bytes(b""),
-        lambda left: _flip(left / "model-00001-of-00005.safetensors"),
-        lambda left: (left / "model-00001-of-00005.safetensors").unlink(),
-        lambda left: _cut(left / LEDGER_FILE, 40),
-        lambda left: (left / LEDGER_FILE).write_text("{"),
-        lambda left: (left / "tokenizer.json").mkdir(),
+        (lambda left: (left / "model-00001-of-00005.safetensors").write_bytes(b""), {"kept": -1, "rejected": 1}),
+        (lambda left: _flip(left / "model-00001-of-00005.safetensors"), {"kept": -1, "rejected": 1}),
+        (lambda left: (left / "model-00001-of-00005.safetensors").unlink(), {"kept": -1, "rejected": 1}),
+        (lambda left: _cut(left / LEDGER_FILE, 40), {"kept": -1}),
+        (lambda left: (left / LEDGER_FILE).write_text("{"), None),
+        (lambda left: (left / "tokenizer.json").mkdir(), {}),
     ],
 )
 def test_what_is_resumed_is_verified_not_trusted(
-    sizeable: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
+    sizeable: Sample,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], object],
+    lost: dict[str, int] | None,
 ) -> None:
     plan = plan_merge(sizeable.base, sizeable.adapter)
     with monkeypatch.context() as patch:
@@ -196,12 +203,33 @@ def test_what_is_resumed_is_verified_not_trusted(
         with pytest.raises(errors.UnreadableInputError):
             merge(plan, tmp_path / "out", resume=True)
     (left,) = tmp_path.glob(".out.partial-*")
+    before = {"kept": len([line for line in (left / LEDGER_FILE).read_text().splitlines()[1:] if line]), "rejected": 0}
     damage(left)
 
-    merge(plan, tmp_path / "out", resume=True)
+    report = merge(plan, tmp_path / "out", resume=True)
 
+    assert report.resumed is not None
+    if lost is None:
+        assert (report.resumed.kept, report.resumed.foreign) == (0, 1)
+    else:
+        said = {"kept": report.resumed.kept, "rejected": report.resumed.rejected}
+        assert said == {name: count + lost.get(name, 0) for name, count in before.items()}
     assert_merged(sizeable, tmp_path / "out")
     assert names(tmp_path) == {"base", "adapter", "out"}
+
+
+def test_a_ledger_in_the_base_is_not_taken_for_that_of_this_merge(tmp_path: Path) -> None:
+    """An output that lost its last step and became a base: the copy would meet this merge's own ledger, or be removed with it."""
+    sample = build(tmp_path)
+    (sample.base / LEDGER_FILE).write_text('{"fingerprint": "0"}\n')
+
+    for resume in (True, False):
+        report = merge(plan_merge(sample.base, sample.adapter), tmp_path / "out", resume=resume)
+
+        assert report.files_left_out == (LEDGER_FILE,)
+        assert_merged(sample, tmp_path / "out")
+        assert LEDGER_FILE not in names(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
 
 
 def _flip(path: Path) -> None:
@@ -231,19 +259,54 @@ def test_another_merge_does_not_resume_what_this_one_left(
         os.utime(shard, ns=(0, 0))
     options: dict[str, Any] = {"accumulate": "float64"} if changed == "option" else {}
 
-    merge(plan_merge(sizeable.base, sizeable.adapter), tmp_path / "out", resume=True, **options)
+    report = merge(plan_merge(sizeable.base, sizeable.adapter), tmp_path / "out", resume=True, **options)
     merge(plan_merge(sizeable.base, sizeable.adapter), tmp_path / "again", **options)
 
     assert not left.exists()
+    assert report.resumed is not None
+    assert (report.resumed.kept, report.resumed.foreign) == (0, 1)
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
-def on_small_tmpfs(sample: Sample, size: int, out: str, *words: str) -> tuple[int, dict[str, Any], list[str]]:
-    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was left there."""
-    script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && "$@"; code=$?; ls -A "$0" >&2; exit $code'
+def test_a_merge_that_is_complete_has_nothing_to_resume(sizeable: Sample, tmp_path: Path) -> None:
+    plan, out = plan_merge(sizeable.base, sizeable.adapter), tmp_path / "out"
+    first = merge(plan, out, resume=True)
+    inode = out.stat().st_ino
+
+    with pytest.raises(errors.OutputExistsError, match="complete already") as same:
+        merge(plan, out, resume=True)
+    with pytest.raises(errors.OutputExistsError, match="exists") as other:
+        merge(plan, out, resume=True, accumulate="float64")
+
+    assert first.resumed is None
+    assert "--overwrite" not in str(same.value.remedy)
+    assert "--overwrite" in str(other.value.remedy)
+    assert out.stat().st_ino == inode
+
+
+def test_a_part_that_is_complete_has_nothing_to_resume(sizeable: Sample, tmp_path: Path) -> None:
+    plan, out = plan_merge(sizeable.base, sizeable.adapter), tmp_path / "out"
+    merge_part(plan, out, part=1, parts=2, resume=True)
+
+    with pytest.raises(errors.OutputExistsError, match="part 1 of 2 is complete already"):
+        merge_part(plan, out, part=1, parts=2, resume=True)
+    with pytest.raises(errors.UsageError, match="other inputs or with other options"):
+        merge_part(plan, out, part=1, parts=2, resume=True, accumulate="float64")
+
+
+def on_small_tmpfs(
+    sample: Sample, size: int, out: str, *words: str, base_too: bool = False
+) -> tuple[int, dict[str, Any], list[str]]:
+    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was left there.
+
+    ``base_too``: the base is copied there first.
+    """
+    copy = f"cp -r {shlex.quote(str(sample.base))} ." if base_too else "true"
+    script = f'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" && {copy} && shift 2 && "$@"; code=$?; ls -A "$0" >&2; exit $code'
     place = sample.base.parent / "small"
     place.mkdir(exist_ok=True)
-    engine = [sys.executable, "-I", str(MAIN), "--base", str(sample.base), "--adapter", str(sample.adapter)]
+    base = place / "base" if base_too else sample.base
+    engine = [sys.executable, "-I", str(MAIN), "--base", str(base), "--adapter", str(sample.adapter)]
     inside = ["sh", "-c", script, str(place), str(size), str(place), *engine, "--out", str(place / out), *words]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", *inside], capture_output=True, text=True, check=False
@@ -271,16 +334,58 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(sizeable
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.97])
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, share: float) -> None:
-    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the file system will share them."""
+    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the one file system will share them."""
     sample = build(tmp_path, Spec(experts=8, hidden=256, width=320, layers=3, shards=5, parameters=()))
-    total = sum(path.stat().st_size for path in sample.base.glob("*.safetensors"))
+    total = sum(-(-path.stat().st_size // 4096) * 4096 for path in sample.base.rglob("*") if path.is_file())
 
-    code, event, left = on_small_tmpfs(sample, int(share * total), "new/out")
+    code, event, left = on_small_tmpfs(sample, int((1 + share) * total), "new/out", base_too=True)
 
     assert (code, event["class"]) == (1, "IncompleteMergeError")
     assert "No space left on device" in event["message"]
     assert "Free some space" in str(event["remedy"])
+    assert left == ["base"]
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_on_another_disk_copied_bytes_are_counted_before_anything_is_written(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Two file systems share no bytes, so the whole output has to fit."""
+    sample = build(tmp_path, Spec(experts=8, hidden=256, width=320, layers=3, shards=5, parameters=()))
+    total = sum(path.stat().st_size for path in sample.base.glob("*.safetensors"))
+
+    code, event, left = on_small_tmpfs(sample, int(0.9 * total), "new/out", *words)
+
+    assert (code, event["class"]) == (1, "IncompleteMergeError")
+    assert f"needs at least {total} bytes" in event["message"]
     assert left == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("started", range(6))
+def test_a_thread_that_cannot_be_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: int, resume: bool
+) -> None:
+    """The limit is met by each thread that a merge starts: to hash, to check the adapter, to merge and to sync."""
+    sample = build(tmp_path)
+    plan, before = plan_merge(sample.base, sample.adapter), names(tmp_path)
+    real, left = threading._start_new_thread, iter(range(started))  # type: ignore[attr-defined]  # what fails in a full container
+
+    def limited(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments)
+
+    monkeypatch.setattr(threading, "_start_new_thread", limited)
+    with pytest.raises(errors.ThreadLimitError, match="no further thread"):
+        merge(plan, tmp_path / "out", threads=2, resume=resume)
+    monkeypatch.undo()
+
+    assert not (tmp_path / "out").exists()
+    assert resume or names(tmp_path) == before
+    merge(plan, tmp_path / "out", resume=resume)
+    assert_merged(sample, tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing(sizeable: Sample, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Literal
 
 import pytest
 import torch
+from format_samples import HIDDEN, Numbers, pair, small_base, write_adapter, write_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_samples import QUICK, Spec, assert_merged, bits, build, load
 
-from harness.merge import merge, plan_merge
+from harness.merge import audit, merge, plan_merge
 from harness.merge.layout import IoLayout
 
 
@@ -203,6 +204,30 @@ def test_a_zero_adapter_gives_the_base_byte_for_byte_even_negative_zeros(tmp_pat
 
     assert report.zero_delta == report.attempted == len(sample.deltas)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_element_whose_delta_is_zero_keeps_its_bits_beside_others_that_change(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Adding 0.0 to -0.0 gives 0.0. Rows 0 and 3 have no delta; the audit takes either zero for the right one."""
+    numbers, key = Numbers(), "model.layers.0.self_attn.q_proj"
+    base = {name: tensor.to(dtype) for name, tensor in small_base(numbers).items()}
+    base[f"{key}.weight"][:, ::2] = -0.0
+    base[f"{key}.weight"][:, 1] = 0.0
+    lora = pair(numbers, key, 7, HIDDEN)
+    lora[f"{key}.lora_B.weight"][[0, 3]] = 0.0
+    folders = write_base(tmp_path / "base", base), write_adapter(tmp_path / "adapter", lora, lora_alpha=4)
+
+    merge(plan_merge(*folders), tmp_path / "out")
+
+    changed, before = load(tmp_path / "out")[f"{key}.weight"], base[f"{key}.weight"]
+    assert torch.equal(bits(changed[[0, 3]]), bits(before[[0, 3]]))
+    assert bool((changed[[1, 2, 4, 5, 6]] != before[[1, 2, 4, 5, 6]]).all())
+    plain = {**load(tmp_path / "out"), f"{key}.weight": changed + 0.0}  # what an engine that adds zero writes
+    for merged in (tmp_path / "out", write_base(tmp_path / "plain", plain)):
+        rows = audit(*folders, merged).rows
+        assert [(row.ok, row.detail, row.exact_share) for row in rows if row.targeted] == [(True, "bit-exact", 1.0)]
 
 
 def test_a_delta_that_vanishes_in_the_dtype_is_counted_as_below_rounding(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from harness.result import (
     MergeCounts,
     Metrics,
     Outcome,
+    QuantizationInfo,
+    QuantizedKind,
     StageName,
     StageResult,
     TensorCounts,
@@ -167,6 +169,19 @@ def _blind(cell: Cell) -> CellResult:
     return result
 
 
+def on_codes(cell: Cell) -> CellResult:
+    """A QLoRA cell that passes: the gap is large, the merge error is not."""
+    result = measured(cell)
+    result.metrics.kl_reference_merged = 7e-13
+    result.metrics.kl_quantization_gap_original = 0.24
+    result.metrics.kl_quantization_gap_dequantized = 1.1e-12
+    result.metrics.kl_dequantized_merged = 7.6e-13
+    experts = QuantizedKind(quantized=1179648, plain=0, stored_bytes=613056, bf16_bytes=2359296)
+    result.quantization = QuantizationInfo(kinds={"experts": experts})
+    result.shims = ["weight-converter-arguments"]
+    return result
+
+
 def cell(family: str, recipe: str = "lora", stack: Stack = STACK, **options: object) -> Cell:
     """A cell of the samples' first stack, unless another is given."""
     return Cell.model_validate({"family": family, "recipe": recipe, "stack": stack, **options})
@@ -213,6 +228,6 @@ def sample_rows() -> list[Row]:
         Row(result=measured(cell("glm4_moe", stack=BROKEN_RELOAD)), status="unexpected-pass", **known),
         Row(result=measured(cell("deepseek_v3", stack=BROKEN_RELOAD)), status="flaky"),
         Row(result=stopped(cell("qwen3_moe", "qlora8"), "skipped", "load", "needs a GPU"), status="ok"),
-        Row(result=measured(cell("deepseek_v3", stack=OLDEST)), status="ok", stale=True),
+        not_run(cell("deepseek_v3", stack=OLDEST), "interrupted before it started"),
         not_run(cell("glm4_moe", stack=OLDEST), "interrupted before it started"),
     ]

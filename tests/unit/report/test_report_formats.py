@@ -16,10 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, sample_rows, stopped
+from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, on_codes, sample_rows, stopped
 from rich.console import Console
 
+from harness.cli.execute import row_of
+from harness.cli.setup import load_setup
 from harness.report.details import sections, web_link
+from harness.report.figures import MISSING
 from harness.report.html import render_html
 from harness.report.json_report import render_json
 from harness.report.junit import render_junit
@@ -29,6 +32,7 @@ from harness.report.terminal import print_failure, print_table
 from harness.report.write import write_report
 from harness.result import CellResult, Check, Metrics
 
+ROOT = Path(__file__).resolve().parents[3]
 NASTY = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m | ``` ~~~ @somebody [x](javascript:1) "
     "\u202e &amp; ]]> <!-- {{ 7*7 }} '\"\n# heading\n\n````\n---"
@@ -130,7 +134,7 @@ def test_markdown_tells_the_whole_story() -> None:
         assert (sample.result.cell.reproduce in text) == (not sample.passed)
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert titles == [
-        "Overview", "Cells", "Regressions", "Unexpected passes", "Not run", "Stale results", "Flaky", "Known failures",
+        "Overview", "Cells", "Regressions", "Unexpected passes", "Not run", "Flaky", "Known failures",
         "Skipped", "Unsupported",
     ]  # fmt: skip
 
@@ -184,7 +188,7 @@ def test_html_rows_carry_symbol_word_and_filters() -> None:
     assert len(bodies) == len(found.data()) == 17
     assert sum(body["class"] == "cell tone-pass" for body in bodies) == 3
     assert {body["data-status"] for body in bodies} == {
-        "regression", "unexpected-pass", "not-run", "stale", "flaky", "known-failure", "ok",
+        "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
     }  # fmt: skip
     assert "✗" in found.texts["i"]
     assert "known error in reload-adapter" in found.texts["span"]
@@ -260,7 +264,7 @@ def test_json_is_sorted_ascii_and_reads_back_as_results() -> None:
     assert report["schema_version"] == 1
     assert report["summary"]["standings"]["known-failure"] == 2
     assert report["summary"]["green"] is False
-    assert len(report["started"]) == 16
+    assert len(report["started"]) == 15
     assert "2026-11-20" not in json.dumps(report["rows"])
     by_cell = {row["cell"]: row for row in report["rows"]}
     for row in sample_rows():
@@ -327,7 +331,7 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
         (main, "qwen3_moe/lora +b-packing=grouped_by_expert"): ("failure", "fail"),
         (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down"): "passed",
         (main, "qwen3_moe/qlora8"): ("skipped", "skipped"),
-        (old, "deepseek_v3/lora"): ("error", "stale"),
+        (old, "deepseek_v3/lora"): ("error", "not-run"),
         (old, "glm4_moe/lora"): ("error", "not-run"),
         (old, "qwen3_5_moe/lora"): ("skipped", "unsupported"),
         (old, "qwen3_5_moe/lora-experts"): ("skipped", "unsupported"),
@@ -368,7 +372,7 @@ def test_a_terminal_of_any_width_shows_every_number_unbroken(width: int) -> None
     console = _console(width, terminal=True)
     print_table(console, sample_rows())
 
-    assert _written(console).count("1.2e-13") == 7
+    assert _written(console).count("1.2e-13") == 6
     assert "140/156" in _written(console)
 
 
@@ -425,3 +429,38 @@ def test_rows_that_cannot_be_reported_leave_the_last_report_alone(tmp_path: Path
     with pytest.raises(ValueError, match="two results"):
         write_report([Row(result=twice, status="regression")] * 2, tmp_path)
     assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_a_quantised_base_has_its_gap_and_its_merge_error_apart() -> None:
+    rows = [*sample_rows(), Row(result=on_codes(cell("glm4_moe", "qlora4", geometry="blocks")), status="ok")]
+    page = render_markdown(rows)
+    section = page[page.index("## Quantised bases") :]
+    line = next(line for line in section.splitlines() if "qlora4@" in line)
+
+    texts = [text.strip() for text in line.strip("|").split("|")]
+    assert texts[1:4] == ["1,179,648/1,179,648", "0.260", MISSING]
+    assert texts[4:8] == ["0.24", "7.00e-13", "1.10e-12", "7.60e-13"]
+    assert texts[-1] == "weight-converter-arguments"
+    assert "Quantised base" not in render_markdown(sample_rows())
+    (opened,) = [
+        section for row in rows for section in sections(row) if section.title == "Quantised base"
+    ]  # the details of the one cell
+    assert ("gap, original", "0.24") in [line.cells for line in opened.lines]
+
+
+def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_by(tmp_path: Path) -> None:
+    config, expectations = tmp_path / "my matrix.toml", tmp_path / "known.toml"
+    config.write_bytes((ROOT / "matrix.toml").read_bytes())
+    expectations.write_bytes((ROOT / "expectations.toml").read_bytes())
+    result = stopped(cell("glm4_moe"), "crash", "train", "killed by SIGSEGV")
+
+    usual = row_of(load_setup(), result)
+    own = row_of(load_setup(config, expectations), result)
+
+    assert usual.reproduce == result.cell.reproduce
+    assert own.reproduce == f"{result.cell.reproduce} --config '{config}' --expectations {expectations}"
+    console = _console(200, terminal=False)
+    print_failure(console, own, "", None)
+    for text in (_written(console), render_markdown([own]), render_junit([own])):
+        assert own.reproduce in text
+    assert json.loads(render_json([own]))["rows"][0]["reproduce"] == own.reproduce

@@ -73,30 +73,30 @@ def test_ok_and_a_failing_outcome_contradict_each_other() -> None:
 
 
 def possible_rows() -> list[Row]:
-    """Every combination of outcome, status and staleness that a row can have."""
+    """Every combination of outcome and status that a row can have."""
     statuses: list[Status | None] = [*get_args(Status), None]
     rows = []
-    for outcome, status, stale in itertools.product(OUTCOMES, statuses, (False, True)):
+    for outcome, status in itertools.product(OUTCOMES, statuses):
         if status != "ok" or outcome in OK_OUTCOMES:
-            rows.append(Row(result=measured(cell("qwen3_moe"), outcome=outcome), status=status, stale=stale))
+            rows.append(Row(result=measured(cell("qwen3_moe"), outcome=outcome), status=status))
     return rows
 
 
-def test_only_a_fresh_expected_pass_looks_like_one() -> None:
+def test_only_an_expected_pass_looks_like_one() -> None:
     like_a_pass = [
         row
         for row in possible_rows()
         if row.passed or look(row).tone == "pass" or look(row).symbol == "✓" or look(row).word == "pass"
     ]
 
-    assert [(row.result.outcome, row.status, row.stale) for row in like_a_pass] == [("pass", "ok", False)]
+    assert [(row.result.outcome, row.status) for row in like_a_pass] == [("pass", "ok")]
 
 
 @given(st.lists(st.sampled_from(possible_rows()), max_size=12))
 def test_green_means_all_ok_and_something_passed(rows: list[Row]) -> None:
     summary = summarise(rows)
-    bad = [row for row in rows if row.stale or row.status in {"regression", "unexpected-pass", None}]
-    all_ok = all(row.status == "ok" and not row.stale for row in rows)
+    bad = [row for row in rows if row.status in {"regression", "unexpected-pass", None}]
+    all_ok = all(row.status == "ok" for row in rows)
 
     assert (summary.colour == "green") == (all_ok and any(row.passed for row in rows))
     assert (summary.colour == "red") == (bool(bad) or not rows)
@@ -133,9 +133,9 @@ def test_counts_leave_out_what_did_not_run() -> None:
     summary = summarise(sample_rows())
 
     assert summary.standings == {
-        "regression": 5, "unexpected-pass": 1, "not-run": 1, "stale": 1, "flaky": 1, "known-failure": 2, "ok": 6,
+        "regression": 5, "unexpected-pass": 1, "not-run": 2, "flaky": 1, "known-failure": 2, "ok": 6,
     }  # fmt: skip
-    assert summary.outcomes["pass"] == 5, "three ok, one unexpected, one flaky; the stale one says nothing"
+    assert summary.outcomes["pass"] == 5, "three ok, one unexpected, one flaky"
     assert sum(summary.outcomes.values()) == 15
 
 
@@ -153,7 +153,7 @@ def test_overview_shows_the_worst_recipe() -> None:
     assert cells[(STACK.id, "qwen3_moe")] == "✗ fail", "two passes and a skip beside it do not hide it"
     assert cells[(STACK.id, "deepseek_v3")] == "✗ blind"
     assert cells[(OLDEST.id, "qwen3_5_moe")] == "∅ unsupported"
-    assert cells[(OLDEST.id, "deepseek_v3")] == "? stale"
+    assert cells[(OLDEST.id, "deepseek_v3")] == "? not run"
     assert (NEWEST.id, "qwen3_moe") not in cells
 
 
@@ -168,6 +168,6 @@ def test_frame_has_raw_numbers_and_their_counts() -> None:
     assert (noop["merged"], noop["samples"]) == (0.0, 0.0), "nothing matched is a measurement"
     assert pd.isna(crashed["applied"])
     assert pd.isna(crashed["samples"])
-    assert table["outcome"].value_counts()["pass"] == 6
+    assert table["outcome"].value_counts()["pass"] == 5
     assert frame([]).empty
     assert render_csv([]).startswith("cell,transformers,peft,trl,family,recipe,merged,")

@@ -1,0 +1,60 @@
+"""``harness merge --then CMD``: a program that runs once the output is published, and no shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from harness.errors import ConfigurationError, HookFailedError
+
+SHELL_ONLY = re.compile(r"&&|\|\||[;&|<>`$]")
+"""What a shell would act on, and a program would be given as a word."""
+QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
+SHELL_REMEDY = "For a shell say: --then \"sh -c '…'\". Quote what is meant as it stands."
+AGAIN = "Run that command again by itself; the merge need not be repeated."
+
+
+def hook_command(then: str | None, out: Path | None) -> list[str] | None:
+    """Return the words of ``--then`` with the output's path put in.
+
+    Raises:
+        ConfigurationError: quotes that are not closed, no command in it, or something that only a shell would understand.
+    """
+    if then is None:
+        return None
+    try:
+        words = shlex.split(then)
+    except ValueError as error:
+        raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
+    if found := SHELL_ONLY.search(QUOTED.sub("", then)):
+        raise ConfigurationError(
+            f"--then holds {found[0]!r}, which only a shell understands, and none is used.", remedy=SHELL_REMEDY
+        )
+    if not words or shutil.which(words[0]) is None:
+        raise ConfigurationError(
+            f"--then names no command that is found here: {then!r}.",
+            remedy=SHELL_REMEDY,
+        )
+    return [word.replace("{out}", str(out.absolute() if out else "")) for word in words]
+
+
+def run_hook(words: list[str]) -> None:
+    """Run the hook, its output shown as it comes.
+
+    Raises:
+        HookFailedError: it failed; the merge stays published.
+    """
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except OSError as error:
+        raise HookFailedError(
+            f"the merge IS published, but the command after it cannot be started: {error}.", remedy=AGAIN
+        ) from error
+    if code != 0:
+        raise HookFailedError(
+            f"the merge IS published, but the command after it ended with code {code}: {shlex.join(words)}",
+            remedy=AGAIN,
+        )

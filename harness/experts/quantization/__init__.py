@@ -1,0 +1,1 @@
+"""Quantise on load: fused experts kept as bitsandbytes' 4-bit or 8-bit codes behind a tensor that looks like the parameter it replaces."""

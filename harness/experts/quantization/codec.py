@@ -1,0 +1,116 @@
+"""One expert's weight to codes and back, by bitsandbytes; and once more by the definition of the code, to check what its kernels return.
+
+4 bits: two codes a byte, the high nibble first, over the flattened (out, in) weight; a value is ``map[code] * absmax`` of its block of 64. Double
+quantised, absmax is itself a code of 8 bits: ``nested_map[absmax] * nested_absmax + offset``, in blocks of 256. 8 bits: a value is
+``code * scale / 127`` with one scale a row. Source: ``bitsandbytes.functional`` (0.48 to 0.50). The CPU kernels of 0.49 and 0.50 return wrong
+values for some shapes, so nothing they packed is used before it was decoded by definition and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from harness.experts.errors import UnpackableShapeError, WrongDecodeError
+from harness.experts.quantization.scheme import BLOCKSIZE, Scheme
+
+NESTED_BLOCKSIZE = 256
+INT8_STEPS = 127
+SHARED = frozenset({"map", "nested_map"})
+"""Parts that are tables, the same for every expert."""
+
+Parts = Mapping[str, torch.Tensor]
+
+
+def check_packable(scheme: Scheme, shape: tuple[int, ...], name: str) -> None:
+    """Refuse a shape that bitsandbytes cannot pack expert by expert.
+
+    Raises:
+        UnpackableShapeError: not three dimensions, or an expert's weights are no whole number of blocks.
+    """
+    if len(shape) != 3 or 0 in shape:  # noqa: PLR2004 - (num_experts, out, in)
+        raise UnpackableShapeError(f"{name} has shape {tuple(shape)}, which is not (num_experts, out, in).")
+    if scheme.code != "int8" and (shape[1] * shape[2]) % BLOCKSIZE:
+        raise UnpackableShapeError(
+            f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} packs whole blocks of that."
+        )
+
+
+def encode(scheme: Scheme, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the parts of one expert's ``weight``, (out, in), on its device."""
+    from bitsandbytes import functional  # noqa: PLC0415 - only who quantises needs it
+
+    if scheme.code == "int8":
+        codes, scales, _ = functional.int8_vectorwise_quant(weight)
+        return {"codes": codes, "scales": scales.float()}
+    codes, state = functional.quantize_4bit(
+        weight.contiguous(), blocksize=BLOCKSIZE, compress_statistics=scheme.double_quant, quant_type=scheme.code
+    )
+    parts = {"codes": codes.reshape(-1), "absmax": state.absmax, "map": state.code}
+    if scheme.double_quant:
+        nested = state.state2
+        parts |= {"nested_absmax": nested.absmax, "nested_map": nested.code, "nested_offset": state.offset.reshape(1)}
+    return parts
+
+
+def decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Return one expert's weight, (out, in) in ``dtype``, by bitsandbytes' kernels."""
+    from bitsandbytes import functional  # noqa: PLC0415 - only who quantises needs it
+
+    if dtype == torch.float64:  # no kernel decodes to it
+        return decode(scheme, parts, shape, torch.float32).double()
+    if scheme.code == "int8":
+        dense: torch.Tensor = functional.int8_vectorwise_dequant(parts["codes"], parts["scales"])
+        return dense.to(dtype)
+    nested = {}
+    if scheme.double_quant:
+        inner = functional.QuantState(
+            absmax=parts["nested_absmax"], code=parts["nested_map"], blocksize=NESTED_BLOCKSIZE, dtype=torch.float32
+        )
+        nested = {"offset": parts["nested_offset"].reshape(()), "state2": inner}
+    state = functional.QuantState(
+        absmax=parts["absmax"],
+        shape=torch.Size(shape),
+        code=parts["map"],
+        blocksize=BLOCKSIZE,
+        quant_type=scheme.code,
+        dtype=dtype,
+        **nested,
+    )
+    unpacked: torch.Tensor = functional.dequantize_4bit(parts["codes"].reshape(-1, 1), state)
+    return unpacked
+
+
+def decode_by_definition(scheme: Scheme, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+    """Return one expert's weight, (out, in) in float32, by the definition of the code alone."""
+    if scheme.code == "int8":
+        return parts["codes"].float() * (parts["scales"].reshape(-1, 1) / INT8_STEPS)
+    packed = parts["codes"].long()
+    codes = torch.stack((packed >> 4, packed & 0xF), dim=-1).reshape(-1, BLOCKSIZE)
+    absmax = parts["absmax"]
+    if scheme.double_quant:
+        outer = torch.arange(absmax.numel(), device=absmax.device) // NESTED_BLOCKSIZE
+        absmax = parts["nested_map"][absmax.long()] * parts["nested_absmax"][outer] + parts["nested_offset"]
+    return (parts["map"][codes] * absmax.reshape(-1, 1)).reshape(shape)
+
+
+def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dtype, name: str) -> None:
+    """Decode both ways and compare, once for everything that is packed.
+
+    Raises:
+        WrongDecodeError: the kernel's values differ by more than the rounding of ``dtype``.
+    """
+    meant = decode_by_definition(scheme, parts, shape)
+    got = decode(scheme, parts, shape, dtype)
+    # Two roundings: float32 arithmetic in another order, and to dtype.
+    room = 2 * (torch.finfo(dtype).eps + torch.finfo(torch.float32).eps)
+    off = ~((got.float() - meant).abs() <= room * meant.abs())
+    if bool(off.any()):
+        import bitsandbytes  # noqa: PLC0415 - only who quantises needs it
+
+        error = float((got.float() - meant).norm() / meant.norm())
+        raise WrongDecodeError(
+            f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of an "
+            f"expert of shape {shape} wrong ({scheme}; relative error {error:.2g})."
+        )

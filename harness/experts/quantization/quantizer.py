@@ -1,0 +1,120 @@
+"""What ``from_pretrained`` calls: transformers' quantisers of Linears, which also take fused experts, one parameter after the other, as they are loaded.
+
+Registered by the hooks that transformers has for it (``register_quantizer``; 5.0 to 5.23 alike). An operation is made for each parameter before its values
+are there, and converts them once the experts of a layer are stacked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from harness.experts.errors import ExpertsLeftUnquantizedError, WrongDecodeError
+from harness.experts.fused import fused_experts, is_fused_experts
+from harness.experts.quantization.codec import check_packable
+from harness.experts.quantization.config import METHOD_4BIT, METHOD_8BIT, ExpertQuantizationConfig
+from harness.experts.quantization.packed import pack
+from harness.experts.quantization.tensor import QuantizedExperts, wrap
+
+SMALLEST_OUTPUT = 2
+"""A gate with one output is not worth 4 bits, and bitsandbytes' CPU kernels cannot pack it."""
+
+
+class QuantizeExperts(ConversionOps):  # type: ignore[misc]
+    """Quantises what is a fused experts parameter; leaves the rest to the operation for Linears."""
+
+    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[WrongDecodeError]) -> None:
+        self.config = config
+        self.linears = linears
+        self.wrong = wrong
+
+    def convert(
+        self, input_dict: dict[str, Any], model: torch.nn.Module | None = None, **options: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return the parameters of ``input_dict``, packed."""
+        converted: dict[str, torch.Tensor] = {}
+        for name, given in input_dict.items():
+            module, leaf = get_module_from_name(model, name)
+            if not is_fused_experts(module, leaf):
+                converted |= self.linears.convert({name: given}, model=model, **options)
+                continue
+            values = given[0] if isinstance(given, list) else given
+            try:
+                values = wrap(pack(values, self.config.experts, name), values.dtype)
+            except WrongDecodeError as error:
+                # Raised here it would drown in transformers' report of what could not be converted; it is once all is loaded.
+                self.wrong.append(error)
+            converted[name] = torch.nn.Parameter(values, requires_grad=False)
+        return converted
+
+
+class _FusedExperts:
+    """What both quantisers add; a mixin, before one of transformers' own."""
+
+    quantization_config: ExpertQuantizationConfig
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._wrong: list[WrongDecodeError] = []
+
+    def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+        """Say whether a parameter is quantised: of a Linear, or of fused experts."""
+        module, leaf = get_module_from_name(model, param_name)
+        return is_fused_experts(module, leaf) or super().param_needs_quantization(model, param_name, **options)  # type: ignore[misc]
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """Return the operation for one parameter."""
+        return QuantizeExperts(self.quantization_config, super().get_quantize_ops(), self._wrong)  # type: ignore[misc]
+
+    def get_modules_to_not_convert(self, model: Any, *args: Any, **options: Any) -> list[str]:
+        """Return patterns of Linears that stay: transformers', and gates."""
+        kept: list[str] = super().get_modules_to_not_convert(model, *args, **options)  # type: ignore[misc]
+        gates = [
+            f"{re.escape(name)}$"
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module.out_features < SMALLEST_OUTPUT
+        ]
+        return [*kept, *gates]
+
+    def _process_model_before_weight_loading(self, model: Any, *args: Any, **options: Any) -> Any:
+        for name, weights in fused_experts(model):
+            check_packable(self.quantization_config.experts, tuple(weights.shape), name)
+        return super()._process_model_before_weight_loading(model, *args, **options)  # type: ignore[misc]
+
+    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        if self._wrong:
+            raise self._wrong[0]
+        left = [name for name, weights in fused_experts(model) if not isinstance(weights, QuantizedExperts)]
+        if left:
+            raise ExpertsLeftUnquantizedError(
+                f"{len(left)} fused experts parameters were not quantised, {left[0]} first: the checkpoint has no values for them, or they "
+                "were loaded past the quantiser."
+            )
+        return super()._process_model_after_weight_loading(model, **options)  # type: ignore[misc]
+
+    def _dequantize(self, model: Any, *args: Any, **options: Any) -> Any:
+        for name, weights in fused_experts(model):
+            module, leaf = get_module_from_name(model, name)
+            setattr(module, leaf, torch.nn.Parameter(weights.dequantize(), requires_grad=False))
+        return super()._dequantize(model, *args, **options)  # type: ignore[misc]
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """Say no: adapters are saved, and merged checkpoints, but not these codes."""
+        return False
+
+
+@register_quantizer(METHOD_4BIT)
+class Experts4BitQuantizer(_FusedExperts, Bnb4BitHfQuantizer):  # type: ignore[misc]
+    """Linears and fused experts in 4 bits."""
+
+
+@register_quantizer(METHOD_8BIT)
+class Experts8BitQuantizer(_FusedExperts, Bnb8BitHfQuantizer):  # type: ignore[misc]
+    """Linears and fused experts in 8 bits."""

@@ -1,0 +1,67 @@
+"""What of a model is quantised and what is not, counted by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from harness.experts.fused import is_fused_experts
+from harness.experts.quantization.tensor import QuantizedExperts
+
+Kind = Literal["experts", "linears", "other"]
+KINDS: tuple[Kind, ...] = ("experts", "linears", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Parameters of one kind, ``weights`` of them quantised or not, and the bytes they take.
+
+    ``quantized`` and ``plain`` count weights (numbers of the logical shape); ``stored`` is bytes; ``plain_bytes`` what they would take in the dtype they
+    compute in.
+    """
+
+    quantized: int = 0
+    plain: int = 0
+    stored: int = 0
+    plain_bytes: int = 0
+
+
+def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
+    """Count the parameters of ``model``: fused experts (or Linears within ``experts``), other Linears, and the rest."""
+    found = {kind: [0, 0, 0, 0] for kind in KINDS}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for leaf, weights in module.named_parameters(recurse=False):
+            if id(weights) in seen:
+                continue
+            seen.add(id(weights))
+            quantized, count, stored, itemsize = _measure(weights)
+            row = found[_kind(path, module, leaf)]
+            row[0 if quantized else 1] += count
+            row[2] += stored
+            row[3] += count * itemsize
+    return {
+        kind: Count(quantized=row[0], plain=row[1], stored=row[2], plain_bytes=row[3]) for kind, row in found.items()
+    }
+
+
+def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
+    if is_fused_experts(module, leaf) or (leaf == "weight" and ".experts." in f".{path}."):
+        return "experts"
+    return "linears" if isinstance(module, torch.nn.Linear) else "other"
+
+
+def _measure(weights: Any) -> tuple[bool, int, int, int]:
+    """Return whether a parameter is quantised, how many weights it means, its bytes, and those of one weight when computed with."""
+    if isinstance(weights, QuantizedExperts):
+        return True, weights.numel(), weights.packed.nbytes, weights.element_size()
+    stored = weights.numel() * weights.element_size()
+    state = getattr(weights, "quant_state", None)
+    if state is not None:  # bitsandbytes' Params4bit
+        scales = state.absmax.numel() * state.absmax.element_size()
+        return True, state.shape.numel(), stored + scales, state.dtype.itemsize
+    if weights.dtype == torch.int8:  # its Int8Params, with a scale a row
+        return True, weights.numel(), stored + 4 * weights.shape[0], 2
+    return False, weights.numel(), stored, weights.element_size()

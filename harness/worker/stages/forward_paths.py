@@ -1,0 +1,102 @@
+"""The trained model through every experts forward that the stack has: what they say and every LoRA gradient must agree.
+
+A forward that reads the experts' weights past the LoRA is faster and wrong, and nothing else in a training run says so. Compared at positions clear of router
+ties, where rounding cannot flip an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from harness.worker.observation import Observation
+from harness.worker.request import Request
+from harness.worker.stages.data import evaluation_prompts
+from harness.worker.stages.evaluate import set_mode
+
+REFERENCE_PATH = "eager"
+PATHS = ("batched_mm", "grouped_mm")
+"""transformers' other forwards (``ALL_EXPERTS_FUNCTIONS``, 5.0 to 5.23) that need nothing installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one path gave: (positions, vocab) logits, and the gradient of every LoRA tensor by name."""
+
+    logits: Any
+    gradients: dict[str, Any]
+
+
+def look(peft_model: Any, prompts: Any, clear: Any) -> Seen:
+    """Run forward and backward once: the loss is the next-token cross entropy at clear positions."""
+    import torch
+
+    set_mode(peft_model)
+    peft_model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        logits = peft_model(input_ids=prompts).logits.float()
+        kept = clear[:, :-1]
+        torch.nn.functional.cross_entropy(logits[:, :-1][kept], prompts[:, 1:][kept]).backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        for name, p in peft_model.named_parameters()
+        if ".lora_" in name
+    }
+    peft_model.zero_grad(set_to_none=True)
+    return Seen(logits=logits.detach()[clear], gradients=gradients)
+
+
+def compare_paths(reference: Seen, other: Seen) -> dict[str, float]:
+    """Return the largest difference of logits, relative to their spread, and that of a gradient, relative to its norm."""
+    spread = float(reference.logits.std())
+    gradients = 0.0
+    for name, wanted in reference.gradients.items():
+        norm = float(wanted.norm())
+        off = float((other.gradients[name] - wanted).norm())
+        gradients = max(gradients, off / norm if norm else (0.0 if off == 0 else float("inf")))
+    return {"logits": float((other.logits - reference.logits).abs().max()) / spread, "gradients": gradients}
+
+
+@contextmanager
+def lora_in_float32(peft_model: Any) -> Iterator[None]:
+    """Compute with float32 copies of the LoRA's weights within the block: paths are compared, not the bf16 that TRL 1.x trains quantised models in."""
+    tensors = [(p, p.data) for name, p in peft_model.named_parameters() if ".lora_" in name]
+    for parameter, values in tensors:
+        parameter.data = values.float()
+    try:
+        yield
+    finally:
+        for parameter, values in tensors:
+            parameter.data = values
+
+
+def check_forward_paths(observation: Observation, peft_model: Any, request: Request, *, gaps: Any, vocab: int) -> None:
+    """Hold every path against ``eager`` and record one check, which names the path that is furthest off."""
+    model = peft_model.get_base_model()
+    if not hasattr(model, "set_experts_implementation"):
+        return  # transformers 4: experts are Linears, and there is one way through them
+    prompts = evaluation_prompts(vocab, request.seed).to(request.device)
+    clear = (gaps >= request.bands.near_tie_epsilon).to(request.device)
+    before = model.config.get_text_config()._experts_implementation  # noqa: SLF001 - there is no public way to ask
+    found = {}
+    with lora_in_float32(peft_model):
+        model.set_experts_implementation(REFERENCE_PATH)
+        reference = look(peft_model, prompts, clear)
+        for path in PATHS:
+            model.set_experts_implementation(path)
+            found[path] = compare_paths(reference, look(peft_model, prompts, clear))
+    model.set_experts_implementation(before)
+    observation.data["forward_paths"] = found
+    worst = max(found, key=lambda path: max(found[path].values()))
+    value, band = max(found[worst].values()), request.bands.paths_max
+    what = max(found[worst], key=lambda name: found[worst][name])
+    observation.check(
+        "forward_paths",
+        "train",
+        value,
+        f"<= {band:g}",
+        passed=value <= band,
+        detail=f"{worst} differs from eager in its {what}",
+    )

@@ -1,0 +1,54 @@
+"""What quantisation cost and what merging cost, apart: a gap of 0.05 must not hide a skipped expert.
+
+The *gap* is KL(trained ‖ base + adapter, unmerged), for either base; reported. The *merge error* is KL(base + adapter, unmerged ‖ merged), for either base;
+held against the band of any merge. For the original base the functional gate measures it (``compare``), for the dequantised one this module.
+"""
+
+from __future__ import annotations
+
+from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.observation import Observation
+from harness.worker.request import Request
+from harness.worker.stages.compare import Truth
+from harness.worker.stages.evaluate import REFERENCE, load_view
+from harness.worker.stages.functional import distance
+from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
+from harness.worker.stages.reference import save_reference
+from harness.worker.stages.tensor_gate import inspect
+
+REFERENCE_DEQUANTIZED = f"{REFERENCE}-dequantized"
+
+
+def compare_quantized(observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int) -> None:
+    """Measure both gaps, and judge the merge onto the dequantised base by its tensors and by what it says."""
+    save_reference(request, checkpoint, vocab, base=request.work / DEQUANTIZED, name=REFERENCE_DEQUANTIZED)
+    truth = Truth(request)
+    reference, _ = load_view(request.work, REFERENCE_DEQUANTIZED)
+    merged, _ = load_view(request.work, MERGED_DEQUANTIZED)
+    clear = reference["gaps"] >= request.bands.near_tie_epsilon
+    error = distance(reference["logits"], merged["logits"], clear)
+    observation.data["metrics"] |= {
+        "kl_quantization_gap_original": distance(truth.trained, truth.logits, truth.clear).kl,
+        "kl_quantization_gap_dequantized": distance(truth.trained, reference["logits"], clear).kl,
+        "kl_dequantized_merged": error.kl,
+    }
+    band = request.bands.kl_max
+    observation.check("kl_dequantized", "compare", error.kl, f"<= {band:g}", passed=error.kl <= band)
+    report = inspect(
+        checkpoint,
+        work=request.work,
+        base=request.work / DEQUANTIZED,
+        adapter=request.adapter,
+        merged=request.work / MERGED_DEQUANTIZED,
+        ulp_max=request.bands.ulp_max,
+    )
+    counts = report.counts
+    rightly, attempted = counts["attempted"] - counts["dropped"] - counts["wrong"], counts["attempted"]
+    observation.check(
+        "applied_dequantized",
+        "compare",
+        f"{rightly}/{attempted}",
+        "all attempted, at least one",
+        passed=rightly == attempted > 0 and not report.unpaired,
+        detail=", ".join(report.not_applied[:4]),
+    )

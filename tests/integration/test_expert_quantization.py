@@ -1,0 +1,125 @@
+"""Fused experts quantised on load, in every PEFT that the stacks hold: what is kept, what it computes, what merging does to it, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_stacks import NEWEST, STANDARD, SWAPPED
+
+import harness
+from harness.envs import child_environment, ensure_environment
+from harness.matrix.catalogue import read_catalogue
+from harness.matrix.config import load_config
+from harness.matrix.locate import find_config
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+PROGRAM = Path(__file__).with_name("quantization_cells.py")
+ERROR = {"nf4": 0.1, "nf4 single": 0.1, "fp4": 0.13, "int8": 0.01}
+"""Relative error that quantising normally distributed weights costs, rounded up: 0.091, 0.091, 0.119 and 0.006 are expected."""
+FLOAT32 = 2e-7
+"""A few roundings of float32: the batched path adds up experts' gradients in another order."""
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
+def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
+    """What the program said on one stack, by scenario."""
+    config = load_config(find_config(), read_catalogue())
+    environment = ensure_environment(next(stack for stack in config.declared if stack.id == request.param))
+    scratch = tmp_path_factory.mktemp("quantization")
+    done = subprocess.run(
+        [environment.python, "-I", str(PROGRAM), str(Path(harness.__file__).parents[1])],
+        env=child_environment(scratch=scratch, prefix=environment.prefix),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Rows] = defaultdict(list)
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        found[row["scenario"]].append({**row, "stack": request.param})
+    return found
+
+
+def test_every_expert_of_every_family_is_quantised_where_transformers_alone_leaves_them(said: dict[str, Rows]) -> None:
+    rows = said["loads"]
+
+    assert {(row["family"], row["code"]) for row in rows} == {
+        (family, code) for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe") for code in ERROR
+    }
+    for row in rows:
+        assert row["plain"] == 0 < row["quantized"]
+        assert row["left_by_transformers"] == row["quantized"]
+        assert row["quantized_by_transformers"] == 0
+        assert row["bytes_of_16_bits"] <= (0.55 if row["code"] == "int8" else 0.30)
+        assert row["error"] <= ERROR[row["code"]]
+        assert row["as_bitsandbytes"]
+
+
+def test_logits_and_gradients_are_those_of_plain_peft_on_the_decoded_weights(said: dict[str, Rows]) -> None:
+    rows = said["forwards"]
+
+    assert len(rows) == 5 * 4 * 3
+    for row in rows:
+        assert row["logits"] <= FLOAT32 * 10, row
+        assert row["gradients"] <= FLOAT32, row
+        assert row["smallest"] > 1e-4, row
+        assert row["tensors"] == (8 if row["case"] in {"plain", "square down"} else 4), row
+
+
+def test_merging_quantises_again_and_unmerging_puts_the_very_codes_back(said: dict[str, Rows]) -> None:
+    assert len(said["merges"]) == 8
+    for row in said["merges"]:
+        assert row["changed"]
+        assert row["error"] <= ERROR[row["code"]], row
+        assert row["restored"]
+        assert row["logits_after"] == 0
+
+
+def test_adapters_are_switched_disabled_reloaded_and_merged_for_good(said: dict[str, Rows]) -> None:
+    assert {row["code"] for row in said["adapters"]} == {"nf4", "int8"}
+    for row in said["adapters"]:
+        if row["stack"] == NEWEST:
+            assert row["refused"] is None
+            assert row["second"] <= FLOAT32 * 10
+        else:
+            assert "there are already other LoRA adapters" in row["refused"]
+        assert row["default"] <= FLOAT32 * 10
+        assert row["disabled"] == 0
+        assert row["active"] > 0.1
+        assert row["reloaded"] == 0
+        assert row["left"] == []
+        assert row["dequantised"] <= 1e-5
+        assert row["generated"] == 3
+
+
+def test_the_tensor_is_read_copied_moved_and_written_as_the_parameter_it_stands_for(said: dict[str, Rows]) -> None:
+    (row,) = said["tensors"]
+
+    assert all(row[name] for name in ("select", "index", "row", "transposed", "copy apart", "unharmed")), row
+    assert row["half"] == ["torch.bfloat16", "QuantizedExperts", True]
+    assert row["copy is"] == "QuantizedExperts"
+    assert row["assigned"] < 0.01  # twice the values of codes are codes again, but for the double quantised scales
+    assert row["written otherwise"] == "NotWritableError"
+
+
+def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:
+    assert {row["case"]: row["refused"] for row in said["refusals"]} == {
+        "unknown code": "UnknownSchemeError",
+        "double int8": "UnknownSchemeError",
+        "odd shape": "UnpackableShapeError",
+        "missing experts": "ExpertsLeftUnquantizedError",
+        "wrong decode": "WrongDecodeError",
+    }
+
+
+def test_no_callable_of_any_library_is_another_one_afterwards(said: dict[str, Rows]) -> None:
+    assert [row["changed"] for row in said["patched"]] == [[]]
