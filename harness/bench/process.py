@@ -18,7 +18,7 @@ from typing import Any
 
 import harness
 
-PACKAGES = ("bench", "merge")
+PACKAGES = ("bench", "merge", "experts", "worker")
 LAST_LINES = 3
 
 

@@ -123,6 +123,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
+        watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab)
     with observation.stage("save"):
         peft_model.save_pretrained(request.adapter)

@@ -30,7 +30,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "worker": frozenset({"worker", "merge", "experts", "engines", "faults"}),
-    "bench": frozenset({"bench", "merge", "envs", "matrix", "matrix.cell", "errors"}),
+    "bench": frozenset({"bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset({"cli", "bench", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),
     "__main__": frozenset({"cli"}),
 }

@@ -39,21 +39,31 @@ class ExpertWatch:
         self.counts: dict[str, dict[int, Any]] = {}
         self.gaps: dict[int, Any] = {}
         self._num_experts = checkpoint.num_experts
+        self._hooks: list[Any] = []
         layers = set()
         for name, module in model.named_modules():
             if found := _EXPERTS.search(name):
                 if hasattr(module, "gate_up_proj") and not hasattr(module, "lora_A"):
-                    module.register_forward_pre_hook(self._count_fused(int(found[1])), with_kwargs=True)
+                    hook = self._count_fused(int(found[1]))
+                    self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
                     layers.add(int(found[1]))
             elif found := _ONE_EXPERT.search(name):
-                module.register_forward_pre_hook(self._count_one(int(found[1]), int(found[2])))
+                hook = self._count_one(int(found[1]), int(found[2]))
+                self._hooks.append(module.register_forward_pre_hook(hook))
                 layers.add(int(found[1]))
             elif found := _ROUTER.search(name):
-                module.register_forward_pre_hook(self._measure_gap(int(found[1]), module))
+                hook = self._measure_gap(int(found[1]), module)
+                self._hooks.append(module.register_forward_pre_hook(hook))
         if layers != set(checkpoint.layers_with_experts):
             raise NoRouterFoundError(
                 f"experts were found in layers {sorted(layers)}, not {checkpoint.layers_with_experts}"
             )
+
+    def remove(self) -> None:
+        """Take the hooks off; what was counted stays."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:

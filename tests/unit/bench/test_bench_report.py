@@ -139,7 +139,7 @@ def test_decoded_bytes(reads: dict[str, Any] | None, value: float | None) -> Non
 def test_every_case_is_complete() -> None:
     names = [step.name for name in case_names() for step in load_case(name).steps(Settings())]
 
-    assert case_names() == ("copy", "others", "exactness", "audit", "plan")
+    assert case_names() == ("copy", "others", "exactness", "audit", "plan", "experts")
     assert len(set(names)) == len(names)
     assert choose(("plan", "copy")) == ("copy", "plan")
     with pytest.raises(UnknownNameError, match="'plann'"):
