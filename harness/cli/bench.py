@@ -30,7 +30,8 @@ def bench(
         int | None, typer.Option(min=1, help="Pairs at the first size, cold and warm each. Default: 20.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this case: copy, others, exactness, audit, plan. Default: all.")
+        list[str] | None,
+        typer.Option(help="Only this case: copy, others, exactness, audit, plan, experts. Default: all."),
     ] = None,
     out: Annotated[
         Path | None,
