@@ -40,6 +40,15 @@ class Recipe:
     quantization: Quantization | None = None
     shims: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a recipe that trains nothing, before anything is built.
+
+        Raises:
+            ValueError: nothing gets a LoRA; on a quantised base that would be training codes.
+        """
+        if not self.kinds or ("expert" in self.kinds and not self.expert_roles):
+            raise ValueError("a recipe names the kinds that get a LoRA, and for experts their roles")
+
 
 def recipe(name: str) -> Recipe:
     """Return a recipe by its name on the command line, as ``lora-attention``.
