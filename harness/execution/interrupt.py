@@ -7,6 +7,7 @@ cleaning up.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -84,3 +85,6 @@ def end_children(spared: set[psutil.Process], *, until: Callable[[], bool]) -> N
             except psutil.NoSuchProcess:
                 continue
         time.sleep(_PAUSE)
+    for process in asked:  # what its parent left behind, having been asked before
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -23,6 +23,10 @@ class WrongDecodeError(ExpertsError):
     """The codec's kernel does not return the values that its codes mean: a fault of the stack."""
 
 
+class NotFiniteError(ExpertsError):
+    """Weights that hold NaN or infinity, which no code can mean."""
+
+
 class NotWritableError(ExpertsError):
     """An operation that would have to write to quantised experts in a way that codes cannot follow."""
 

@@ -124,7 +124,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         samples = samples_of(peft_model, request, vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
-        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab)
+        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
     with observation.stage("save"):
         peft_model.save_pretrained(request.adapter)
         save_lora_dtypes(peft_model, request.work)

@@ -289,11 +289,24 @@ def tensors() -> Any:
     copied.data += torch.ones_like(dense)
     assigned = copy.deepcopy(weights)
     assigned.data = dense * 2
-    odd: str | None = None
-    try:
-        weights.data.mul_(2)
-    except ExpertsError as error:
-        odd = type(error).__name__
+    second = torch.randn_like(dense)
+    shuffled = copy.deepcopy(weights)
+    for sign, delta in ((1, dense), (-1, second), (-1, dense)):
+        shuffled.data.add_(delta) if sign > 0 else shuffled.data.sub_(delta)
+    writes: dict[str, Callable[[], Any]] = {
+        "mul_": lambda: weights.data.mul_(2),
+        "one expert": lambda: weights.data.__setitem__(1, dense[0]),
+        "+= on one expert": lambda: exec("w.data[1] += 1", {"w": weights}),  # noqa: S102 - an assignment, as people write it
+        "foreach": lambda: torch._foreach_mul_([weights.data], 2.0),
+        "another shape": lambda: weights.data.copy_(torch.ones(1, 64, 64)),
+        "broadcast": lambda: weights.data.add_(1.0),
+    }
+    refused = {}
+    for name, write in writes.items():
+        try:
+            write()
+        except ExpertsError as error:
+            refused[name] = type(error).__name__
     yield {
         "select": torch.equal(weights[2], dense[2]),
         "index": torch.equal(weights[torch.tensor([3, 0, 3])], dense[torch.tensor([3, 0, 3])]),
@@ -307,7 +320,8 @@ def tensors() -> Any:
         "copy apart": weights.packed is first and not torch.equal(copied.dequantize(), dense),
         "copy is": type(copied).__name__,
         "assigned": float((assigned.dequantize() - 2 * dense).norm() / dense.norm()),
-        "written otherwise": odd,
+        "written otherwise": refused,
+        "another order": float((shuffled.dequantize() - (dense - second)).norm() / (dense - second).norm()),
         "unharmed": torch.equal(weights.dequantize(), dense),
     }
 
@@ -324,6 +338,16 @@ def refusals() -> Any:
         save_file(kept, path, metadata={"format": "pt"})
         load(folder, config("nf4"))
 
+    def not_finite() -> None:
+        folder = tiny()
+        from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+        path = folder / "model.safetensors"
+        values = load_file(path)
+        next(v for k, v in values.items() if "experts" in k).view(-1)[7] = torch.nan
+        save_file(values, path, metadata={"format": "pt"})
+        load(folder, config("nf4"))
+
     def wrong_decode() -> None:
         right = bitsandbytes.functional.dequantize_4bit
         bitsandbytes.functional.dequantize_4bit = lambda *given, **named: right(*given, **named) * 1.25
@@ -338,6 +362,7 @@ def refusals() -> Any:
         "odd shape": lambda: load(tiny(hidden=24, intermediate=10), config("nf4")),
         "missing experts": missing,
         "wrong decode": wrong_decode,
+        "not finite": not_finite,
     }
     for case, attempt in cases.items():
         try:

@@ -33,7 +33,7 @@ def check_packable(scheme: Scheme, shape: tuple[int, ...], name: str) -> None:
         raise UnpackableShapeError(f"{name} has shape {tuple(shape)}, which is not (num_experts, out, in).")
     if scheme.code != "int8" and (shape[1] * shape[2]) % BLOCKSIZE:
         raise UnpackableShapeError(
-            f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} packs whole blocks of that."
+            f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} packs whole blocks of that; int8 packs any."
         )
 
 
@@ -42,7 +42,8 @@ def encode(scheme: Scheme, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     from bitsandbytes import functional  # noqa: PLC0415 - only who quantises needs it
 
     if scheme.code == "int8":
-        codes, scales, _ = functional.int8_vectorwise_quant(weight)
+        # The CUDA kernel takes float16 alone, as bitsandbytes' own Int8Params gives it.
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half() if weight.is_cuda else weight)
         return {"codes": codes, "scales": scales.float()}
     codes, state = functional.quantize_4bit(
         weight.contiguous(), blocksize=BLOCKSIZE, compress_statistics=scheme.double_quant, quant_type=scheme.code
@@ -103,14 +104,15 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
     """
     meant = decode_by_definition(scheme, parts, shape)
     got = decode(scheme, parts, shape, dtype)
-    # Two roundings: float32 arithmetic in another order, and to dtype.
+    # Two roundings: float32 arithmetic in another order, and to dtype, whose smallest numbers are no finer than one step.
     room = 2 * (torch.finfo(dtype).eps + torch.finfo(torch.float32).eps)
-    off = ~((got.float() - meant).abs() <= room * meant.abs())
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    off = ~((got.float() - meant).abs() <= room * meant.abs() + step)
     if bool(off.any()):
         import bitsandbytes  # noqa: PLC0415 - only who quantises needs it
 
         error = float((got.float() - meant).norm() / meant.norm())
         raise WrongDecodeError(
             f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of an "
-            f"expert of shape {shape} wrong ({scheme}; relative error {error:.2g})."
+            f"expert of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes, or int8, may do."
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from harness.experts.errors import NotFiniteError
 from harness.experts.quantization.codec import SHARED, check_decode, check_packable, decode, encode
 from harness.experts.quantization.scheme import Scheme
 
@@ -44,6 +45,15 @@ class PackedExperts:
             weights[number] = self.expert(number, dtype)
         return weights
 
+    def check(self, dtype: torch.dtype) -> None:
+        """Check what the kernels make of the first expert in a dtype.
+
+        Raises:
+            WrongDecodeError: see ``codec``.
+        """
+        parts = {name: part if name in SHARED else part[0] for name, part in self.parts.items()}
+        check_decode(self.scheme, parts, self.shape[1:], dtype, "experts[0]")
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedExperts:
         """Return it with every part changed: moved, or copied."""
         return replace(self, parts={name: change(part) for name, part in self.parts.items()})
@@ -58,13 +68,17 @@ def pack(weights: torch.Tensor, scheme: Scheme, name: str) -> PackedExperts:
         name: what errors call it.
 
     Raises:
+        NotFiniteError: some weight is NaN or infinite.
         UnpackableShapeError, WrongDecodeError: see ``codec``.
     """
     count, out, inward = weights.shape
     check_packable(scheme, (count, out, inward), name)
     parts: dict[str, torch.Tensor] = {}
     for number in range(count):
-        expert = encode(scheme, weights[number])
+        plain = weights[number]
+        if not bool(torch.isfinite(plain).all()):
+            raise NotFiniteError(f"{name}[{number}] holds NaN or infinity.")
+        expert = encode(scheme, plain)
         check_decode(scheme, expert, (out, inward), weights.dtype, f"{name}[{number}]")
         if not parts:
             parts = {

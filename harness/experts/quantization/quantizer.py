@@ -16,8 +16,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from harness.experts.errors import ExpertsLeftUnquantizedError, WrongDecodeError
-from harness.experts.fused import fused_experts, is_fused_experts
+from harness.experts.errors import ExpertsError, ExpertsLeftUnquantizedError, NotFiniteError, WrongDecodeError
+from harness.experts.fused import FUSED, fused_experts, is_fused_experts
 from harness.experts.quantization.codec import check_packable
 from harness.experts.quantization.config import METHOD_4BIT, METHOD_8BIT, ExpertQuantizationConfig
 from harness.experts.quantization.packed import pack
@@ -30,7 +30,7 @@ SMALLEST_OUTPUT = 2
 class QuantizeExperts(ConversionOps):  # type: ignore[misc]
     """Quantises what is a fused experts parameter; leaves the rest to the operation for Linears."""
 
-    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[WrongDecodeError]) -> None:
+    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[ExpertsError]) -> None:
         self.config = config
         self.linears = linears
         self.wrong = wrong
@@ -48,7 +48,7 @@ class QuantizeExperts(ConversionOps):  # type: ignore[misc]
             values = given[0] if isinstance(given, list) else given
             try:
                 values = wrap(pack(values, self.config.experts, name), values.dtype)
-            except WrongDecodeError as error:
+            except (WrongDecodeError, NotFiniteError) as error:
                 # Raised here it would drown in transformers' report of what could not be converted; it is once all is loaded.
                 self.wrong.append(error)
             converted[name] = torch.nn.Parameter(values, requires_grad=False)
@@ -62,7 +62,7 @@ class _FusedExperts:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._wrong: list[WrongDecodeError] = []
+        self._wrong: list[ExpertsError] = []
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
         """Say whether a parameter is quantised: of a Linear, or of fused experts."""
@@ -73,9 +73,17 @@ class _FusedExperts:
         """Return the operation for one parameter."""
         return QuantizeExperts(self.quantization_config, super().get_quantize_ops(), self._wrong)  # type: ignore[misc]
 
-    def get_modules_to_not_convert(self, model: Any, *args: Any, **options: Any) -> list[str]:
-        """Return patterns of Linears that stay: transformers', and gates."""
-        kept: list[str] = super().get_modules_to_not_convert(model, *args, **options)  # type: ignore[misc]
+    def get_modules_to_not_convert(
+        self,
+        model: Any,
+        skip_modules: list[str] | None = None,
+        keep_in_fp32_modules: list[str] | None = None,
+        add_default_skips: bool = True,
+    ) -> list[str]:
+        """Return patterns of Linears that stay: transformers' own, those that were given, and gates."""
+        kept: list[str] = super().get_modules_to_not_convert(  # type: ignore[misc]
+            model, skip_modules, keep_in_fp32_modules, add_default_skips
+        )
         gates = [
             f"{re.escape(name)}$"
             for name, module in model.named_modules()
@@ -91,11 +99,16 @@ class _FusedExperts:
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         if self._wrong:
             raise self._wrong[0]
-        left = [name for name, weights in fused_experts(model) if not isinstance(weights, QuantizedExperts)]
-        if left:
+        left = [
+            name
+            for name, weights in model.named_parameters()
+            if weights.ndim == FUSED and "expert" in name and not isinstance(weights, QuantizedExperts)
+        ]
+        if left or not any(True for _ in fused_experts(model)):
+            what = f"{len(left)} of them, {left[0]} first, stayed as they are" if left else "none were found"
             raise ExpertsLeftUnquantizedError(
-                f"{len(left)} fused experts parameters were not quantised, {left[0]} first: the checkpoint has no values for them, or they "
-                "were loaded past the quantiser."
+                f"{type(model).__name__} is not quantised: of its fused experts parameters {what}. The checkpoint has no values for them, or the model keeps them in "
+                "a way that is not known here."
             )
         return super()._process_model_after_weight_loading(model, **options)  # type: ignore[misc]
 

@@ -48,6 +48,8 @@ def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
 
 
 def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
+    if ".lora_" in path:
+        return "other"
     if is_fused_experts(module, leaf) or (leaf == "weight" and ".experts." in f".{path}."):
         return "experts"
     return "linears" if isinstance(module, torch.nn.Linear) else "other"
@@ -56,7 +58,7 @@ def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
 def _measure(weights: Any) -> tuple[bool, int, int, int]:
     """Return whether a parameter is quantised, how many weights it means, its bytes, and those of one weight when computed with."""
     if isinstance(weights, QuantizedExperts):
-        return True, weights.numel(), weights.packed.nbytes, weights.element_size()
+        return True, weights.numel(), weights.stored_bytes, weights.element_size()
     stored = weights.numel() * weights.element_size()
     state = getattr(weights, "quant_state", None)
     if state is not None:  # bitsandbytes' Params4bit

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map
 from harness.experts.errors import NotWritableError
 from harness.experts.quantization.packed import PackedExperts, pack
 
+MERGES_KEPT = 4
+"""Merges that can be undone to the very codes: each keeps the codes of before."""
 aten = torch.ops.aten
 Handler = Callable[..., Any]
 
@@ -37,7 +39,9 @@ class _Store:
         old = self.packed
         self.packed = pack(_Sum(old, delta, sign, dtype), old.scheme, "merged experts")
         if sign > 0:
-            self.before.append((mark, old))
+            self.before = [*self.before, (mark, old)][-MERGES_KEPT:]
+        else:
+            self.before.clear()  # what was before an addition is no longer what taking it away leads back to
 
 
 class _Sum:
@@ -80,6 +84,11 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
     def packed(self) -> PackedExperts:
         """What it keeps."""
         return self._store.packed
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of what it keeps, and of the codes of before merges that were not undone."""
+        return self.packed.nbytes + sum(packed.nbytes for _, packed in self._store.before)
 
     def dequantize(self) -> torch.Tensor:
         """Return all weights, (num_experts, out, in), as an ordinary tensor."""
@@ -129,6 +138,8 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
         # By equality: the setter is a new object each time it is looked up.
         if func == torch.Tensor.data.__set__ and isinstance(args[0], QuantizedExperts):
             return _assign(*args)
+        if func == torch.Tensor.__setitem__ and isinstance(args[0], QuantizedExperts):
+            _refuse("assigning to a part")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -158,15 +169,18 @@ def _dense(value: Any) -> Any:
 def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
     """Return the arguments that an operation writes to."""
     named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-    return [
-        named[argument.name]
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in named
-    ]
+    written: list[Any] = []
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in named:
+            value = named[argument.name]
+            written += value if isinstance(value, (list, tuple)) else [value]  # _foreach_ operations take lists
+    return written
 
 
-def _refuse(func: Any) -> NoReturn:
-    raise NotWritableError(f"{func} would write to quantised experts, which only take +=, -=, copy_ and .data.")
+def _refuse(func: object) -> NoReturn:
+    raise NotWritableError(
+        f"{func} would write to quantised experts, which only take += and -= of a tensor of the same shape, copy_ and .data."
+    )
 
 
 def _assign(target: QuantizedExperts, value: torch.Tensor) -> None:
@@ -196,6 +210,8 @@ def _to_copy(tensor: QuantizedExperts, *, dtype: Any = None, device: Any = None,
         return NotImplemented
     move = {"device": device or tensor.device, "non_blocking": options.get("non_blocking", False), "copy": True}
     store = _Store(tensor.packed.map(lambda part: part.to(**move)))
+    if dtype is not None and dtype != tensor.dtype:
+        store.packed.check(dtype)  # kernels are chosen by dtype, and were looked at in another
     store.before = [(mark, packed.map(lambda part: part.to(**move))) for mark, packed in tensor._store.before]
     return QuantizedExperts(store, dtype or tensor.dtype)
 
@@ -231,8 +247,11 @@ def _accumulate(tensor: QuantizedExperts, other: Any, alpha: Any, sign: int) -> 
     return tensor
 
 
-def _copy(tensor: QuantizedExperts, source: torch.Tensor, _non_blocking: bool = False) -> QuantizedExperts:
-    made = source if isinstance(source, QuantizedExperts) else _packed_like(tensor, source.to(tensor.device))
+def _copy(tensor: QuantizedExperts, source: torch.Tensor, _non_blocking: bool = False) -> Any:
+    if source.shape != tensor.shape:
+        return NotImplemented
+    moved = source.to(tensor.device)
+    made = moved if isinstance(moved, QuantizedExperts) else _packed_like(tensor, moved)
     tensor._store.packed, tensor._store.before = made.packed, []
     return tensor
 

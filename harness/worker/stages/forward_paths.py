@@ -6,6 +6,7 @@ ties, where rounding cannot flip an expert.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,13 +54,19 @@ def look(peft_model: Any, prompts: Any, clear: Any) -> Seen:
 
 def compare_paths(reference: Seen, other: Seen) -> dict[str, float]:
     """Return the largest difference of logits, relative to their spread, and that of a gradient, relative to its norm."""
-    spread = float(reference.logits.std())
-    gradients = 0.0
-    for name, wanted in reference.gradients.items():
-        norm = float(wanted.norm())
-        off = float((other.gradients[name] - wanted).norm())
-        gradients = max(gradients, off / norm if norm else (0.0 if off == 0 else float("inf")))
-    return {"logits": float((other.logits - reference.logits).abs().max()) / spread, "gradients": gradients}
+    logits = _share(float((other.logits - reference.logits).abs().max()), float(reference.logits.std()))
+    gradients = [
+        _share(float((other.gradients[name] - wanted).norm()), float(wanted.norm()))
+        for name, wanted in reference.gradients.items()
+    ]
+    return {"logits": logits, "gradients": max(gradients)}
+
+
+def _share(difference: float, whole: float) -> float:
+    """Return a difference relative to something; infinite where either is no number, which ``max`` would pass over."""
+    if not math.isfinite(difference) or not math.isfinite(whole):
+        return math.inf
+    return 0.0 if difference == 0 else difference / whole if whole else math.inf
 
 
 @contextmanager
@@ -75,11 +82,13 @@ def lora_in_float32(peft_model: Any) -> Iterator[None]:
             parameter.data = values
 
 
-def check_forward_paths(observation: Observation, peft_model: Any, request: Request, *, gaps: Any, vocab: int) -> None:
+def check_forward_paths(
+    observation: Observation, peft_model: Any, request: Request, *, gaps: Any, vocab: int, on_experts: bool
+) -> None:
     """Hold every path against ``eager`` and record one check, which names the path that is furthest off.
 
     transformers 4 has one way through its experts, which are Linears; ours is held against that. No hook may be left on the experts: the grouped forward
-    does not call them.
+    does not call them. Without a LoRA ``on_experts`` it leaves them to the library, and is not looked at.
     """
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     clear = (gaps >= request.bands.near_tie_epsilon).to(request.device)
@@ -89,9 +98,18 @@ def check_forward_paths(observation: Observation, peft_model: Any, request: Requ
         for path in PATHS if choosable else ():
             with _path_set(peft_model, path):
                 found[path] = compare_paths(reference, look(peft_model, prompts, clear))
-        with enable_grouped_forward(peft_model) as grouped:
-            refusals = [f"{block.name}: {block.reason}" for block in grouped.blocks if block.state != "grouped"]
-            found[OURS] = compare_paths(reference, look(peft_model, prompts, clear))
+        refusals = []
+        if on_experts:
+            with enable_grouped_forward(peft_model) as grouped:
+                found[OURS] = compare_paths(reference, look(peft_model, prompts, clear))
+                # What ran, not what would: a call can be refused for its arguments.
+                refusals = [
+                    f"{block.name}: {block.reason}"
+                    for block in grouped.blocks
+                    if not block.grouped_calls or block.library_calls
+                ]
+    if not found:
+        return
     observation.data["forward_paths"] = found
     worst = max(found, key=lambda path: max(found[path].values()))
     value, band = max(found[worst].values()), request.bands.paths_max
