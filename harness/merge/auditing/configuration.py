@@ -52,7 +52,8 @@ def _said(config: Mapping[str, object]) -> dict[str, list[object]]:
             elif not isinstance(value, Mapping) and value is not None:
                 found.setdefault(name, []).append(value)
     # transformers calls a decoder that it took out of a larger model by a name of its own.
-    found["model_type"] = [str(value).removesuffix("_text") for value in found.get("model_type", [])]
+    if "model_type" in found:
+        found["model_type"] = [str(value).removesuffix("_text") for value in found["model_type"]]
     return found
 
 
@@ -61,8 +62,10 @@ def differences(base: Mapping[str, object], merged: Mapping[str, object], expect
     ours, theirs = _said(base), _said(merged)
     faults: list[str] = []
     notes: list[str] = []
+    if "model_type" in ours and "model_type" not in theirs:
+        faults.append(f"model_type is missing, and the base's is {_short(ours['model_type'][0])}")
     for name in sorted(ours.keys() & theirs.keys() - set(expected)):
-        if HARMLESS.fullmatch(name) or not ours[name] or any(value in ours[name] for value in theirs[name]):
+        if HARMLESS.fullmatch(name) or any(value in ours[name] for value in theirs[name]):
             continue
         told = f"{name} is {_short(theirs[name][0])}, and the base's is {_short(ours[name][0])}"
         (faults if DESCRIPTION.fullmatch(name) else notes).append(told)

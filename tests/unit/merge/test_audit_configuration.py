@@ -34,6 +34,7 @@ def judged(folder: Path, changes: dict[str, object], base_changes: dict[str, obj
         ("hidden_size", 128, "hidden_size is 128, and the base's is 64"),
         ("num_experts_per_tok", 2, "num_experts_per_tok is 2, and the base's is 8"),
         ("rms_norm_eps", 1e-5, "rms_norm_eps is 1e-05, and the base's is 1e-06"),
+        ("model_type", None, "model_type is missing, and the base's is qwen3_moe"),
         ("model_type", "llama", "model_type is llama, and the base's is qwen3_moe"),
         ("vocab_size", 12, "vocab_size is 12, and the base's is 11"),
         ("tie_word_embeddings", True, "tie_word_embeddings is True, and the base's is False"),
