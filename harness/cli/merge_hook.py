@@ -36,7 +36,7 @@ def hook_command(then: str | None, out: Path | None) -> list[str] | None:
     if not words or shutil.which(words[0]) is None:
         raise ConfigurationError(
             f"--then names no command that is found here: {then!r}.",
-            remedy=SHELL_REMEDY,
+            remedy=f"Correct the name. {SHELL_REMEDY}",
         )
     return [word.replace("{out}", str(out.absolute() if out else "")) for word in words]
 

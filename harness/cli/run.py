@@ -24,6 +24,7 @@ from harness.errors import ConfigurationError
 from harness.matrix.cell import Stack
 from harness.matrix.plan import one_cell
 from harness.matrix.versions import complete_stack, parse_pin, parse_version
+from harness.report import quantized
 
 
 def run(
@@ -31,7 +32,12 @@ def run(
     transformers: Annotated[str | None, typer.Option(help="Version of transformers, as 5.5.0.")] = None,
     peft: Annotated[str | None, typer.Option(help="Version of peft.")] = None,
     trl: Annotated[str | None, typer.Option(help="Version of trl.")] = None,
-    recipe: Annotated[str, typer.Option(help="What is trained: lora, lora-attention, lora-experts, …")] = "lora",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="What is trained: lora, lora-attention, lora-experts, qlora4, qlora8, … (all: docs/reference/checkpoints.md)."
+        ),
+    ] = "lora",
     geometry: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +121,8 @@ def run(
         report=False,
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
+    if costs := quantized.sentence(rows[0].result):
+        screen.print(costs, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
         screen.print(f"work directory: {out / 'work' / cell.family / cell.file_stem}", markup=False, soft_wrap=True)

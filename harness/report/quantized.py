@@ -58,3 +58,17 @@ def quantized(rows: Sequence[Row]) -> list[Row]:
 def pairs(result: CellResult) -> list[tuple[str, str | float | None]]:
     """Return the table's line for one cell as names and values; nothing for a cell whose base was not quantised."""
     return [] if result.quantization is None else [(title, text(result)) for title, text in COLUMNS]
+
+
+def sentence(result: CellResult) -> str | None:
+    """Return what quantisation and merging cost in one cell, in a line; None for a cell that has no such figures."""
+    metrics = result.metrics
+    gap, error = metrics.kl_quantization_gap_original, metrics.kl_reference_merged
+    if gap is None or error is None:
+        return None
+    values = [gap, error, metrics.kl_quantization_gap_dequantized, metrics.kl_dequantized_merged]
+    original_gap, original_error, gap_decoded, error_decoded = map(figures.number, values)
+    return (
+        f"KL of quantisation {original_gap}, of the merge {original_error} (original base); "
+        f"{gap_decoded} and {error_decoded} (the base that the codes mean)"
+    )

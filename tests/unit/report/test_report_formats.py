@@ -27,6 +27,7 @@ from harness.report.html import render_html
 from harness.report.json_report import render_json
 from harness.report.junit import render_junit
 from harness.report.markdown import code_block, code_span, render_markdown
+from harness.report.quantized import sentence
 from harness.report.table import Row
 from harness.report.terminal import print_failure, print_table
 from harness.report.write import write_report
@@ -464,3 +465,12 @@ def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_b
     for text in (_written(console), render_markdown([own]), render_junit([own])):
         assert own.reproduce in text
     assert json.loads(render_json([own]))["rows"][0]["reproduce"] == own.reproduce
+
+
+def test_a_run_says_what_quantisation_and_merging_cost() -> None:
+    codes = on_codes(cell("glm4_moe", "qlora4", geometry="blocks"))
+
+    assert sentence(codes) == (
+        "KL of quantisation 0.24, of the merge 7.00e-13 (original base); 1.10e-12 and 7.60e-13 (the base that the codes mean)"
+    )
+    assert sentence(measured(cell("glm4_moe"))) is None
