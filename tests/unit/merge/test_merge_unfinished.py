@@ -67,18 +67,21 @@ def test_killed_at_fifty_random_moments_there_is_no_output_or_a_whole_one(sizeab
     right = contents(tmp_path / "timing" / "warm0")
     out, killed = tmp_path / "place" / "out", 0
 
-    for _ in range(50):
+    for _ in range(150):
         code = killed_after(sizeable, out, moments.uniform(0, whole))
 
         if out.exists():
             assert contents(out) == right  # published, whether or not the process lived to say so
             shutil.rmtree(out)
+            whole *= 0.97  # measured on a machine that was busier then
         else:
             assert code == -9
             killed += 1
         assert all(name.startswith(".out.partial-") for name in (names(out.parent) if out.parent.exists() else ()))
+        if killed == 50:
+            break
 
-    assert killed >= 25
+    assert killed == 50
     assert (contents(sizeable.base), contents(sizeable.adapter)) == before
     merge(plan_merge(sizeable.base, sizeable.adapter), out)
     assert contents(out) == right
@@ -94,10 +97,13 @@ def test_killed_while_overwriting_there_is_the_old_or_the_new_one(sizeable: Samp
     (out / "config.json").write_text("{}")
     old, replaced = contents(out), 0
 
-    for _ in range(20):
+    for attempt in range(60):
         killed_after(sizeable, out, moments.uniform(0.5 * whole, 1.2 * whole), overwrite=True)
         assert contents(out) in (old, new)
         replaced += contents(out) == new
+        if replaced and attempt >= 19:
+            break
+        whole *= 1.0 if replaced else 1.1  # measured on a machine that was idler then
 
     assert replaced
     assert_merged(sizeable, out)
