@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import NEWEST, STANDARD, SWAPPED
-
-import harness
-from harness.envs import child_environment, ensure_environment
-from harness.matrix.catalogue import read_catalogue
-from harness.matrix.config import load_config
-from harness.matrix.locate import find_config
+from real_stacks import NEWEST, STANDARD, SWAPPED, ask
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -31,20 +23,8 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the program said on one stack, by scenario."""
-    config = load_config(find_config(), read_catalogue())
-    environment = ensure_environment(next(stack for stack in config.declared if stack.id == request.param))
-    scratch = tmp_path_factory.mktemp("quantization")
-    done = subprocess.run(
-        [environment.python, "-I", str(PROGRAM), str(Path(harness.__file__).parents[1])],
-        env=child_environment(scratch=scratch, prefix=environment.prefix),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Rows] = defaultdict(list)
-    for line in done.stdout.splitlines():
-        row = json.loads(line)
+    for row in ask(request.param, PROGRAM, [], tmp_path_factory.mktemp("quantization")):
         found[row["scenario"]].append({**row, "stack": request.param})
     return found
 
