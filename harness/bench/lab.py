@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -16,6 +17,7 @@ from harness.bench.checkpoints import write_adapter, write_base
 from harness.bench.pairs import rounds
 from harness.bench.process import MeasurementError, Ran, copy_code, run_measured
 from harness.bench.settings import Settings, size_text
+from harness.bench.stacks import NoSuchStackError, declared_python
 from harness.envs import Unresolvable, child_environment
 from harness.errors import HarnessError
 
@@ -91,11 +93,22 @@ class Lab:
         Raises:
             MeasurementError: its environment cannot be made.
         """
+        return self._interpreter(name, contender(name).python)
+
+    def stack_python(self, transformers: str) -> Path:
+        """Return the interpreter of the first declared stack whose transformers begins with these digits, made when it is first asked for.
+
+        Raises:
+            MeasurementError: its environment cannot be made, or there is no such stack.
+        """
+        return self._interpreter(f"transformers-{transformers}", partial(declared_python, transformers=transformers))
+
+    def _interpreter(self, name: str, make: Callable[[Callable[[str], None]], Path]) -> Path:
         if name not in self._pythons:
             with (self.work / "logs" / f"environment-{name}.log").open("w", encoding="utf-8") as lines:
                 try:
-                    self._pythons[name] = contender(name).python(lambda line: _write_line(lines, line))
-                except (HarnessError, Unresolvable) as error:
+                    self._pythons[name] = make(lambda line: _write_line(lines, line))
+                except (HarnessError, Unresolvable, NoSuchStackError) as error:
                     raise MeasurementError(f"no environment could be made: {error}") from error
         return self._pythons[name]
 
@@ -107,8 +120,9 @@ class Lab:
         inputs: Sequence[Path],
         state: State,
         python: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Ran:
-        """Run a module of a contender or a program with its ``inputs`` in ``state``.
+        """Run a module of a contender or a program with its ``inputs`` in ``state``, and ``variables`` besides its usual environment.
 
         Raises:
             MeasurementError: it failed.
@@ -121,7 +135,10 @@ class Lab:
             self._code,
             module,
             request,
-            environment=child_environment(scratch=scratch, threads=len(os.sched_getaffinity(0))),
+            environment={
+                **child_environment(scratch=scratch, threads=len(os.sched_getaffinity(0))),
+                **(variables or {}),
+            },
             folder=scratch,
             log=self.work / "logs" / f"{name}.log",
             before=lambda: prepare(state, files_below(*inputs)),

@@ -2,7 +2,7 @@
 
 PEFT keeps the LoRA of a fused parameter as two flat Linears and multiplies them out to a delta as large as the parameter. Kept apart, a token of expert
 e costs ``x @ first[e] @ second[e] * scaling`` and nothing is multiplied out. Which side of the parameter lora_A faces and how lora_B is packed is decided
-where merges decide it (``harness.merge.layout``, ``harness.merge.sources.split_experts``), from what PEFT itself recorded in the live wrapper:
+where merges decide it (``harness.merge.layout``, ``harness.merge.sources``), from what PEFT itself recorded in the live wrapper:
 ``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
 """
 
@@ -16,7 +16,7 @@ import torch
 from harness.experts.errors import UnrecognisedLoraError
 from harness.merge.errors import MergeError
 from harness.merge.layout import IoLayout, decide_io_layout, parameter_readings
-from harness.merge.sources import split_stacks
+from harness.merge.sources import stack_a, stack_b
 
 TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
 """Experts modules that store (num_experts, in, out) and lack the attribute ``is_transposed`` by which transformers says so."""
@@ -40,6 +40,37 @@ class ExpertLora:
     io_layout: IoLayout
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecognisedLora:
+    """What ``extract_expert_lora`` factors: PEFT's two flat weights, lora_A (num_experts·rank, a) and lora_B (b, num_experts·rank), and how they are read."""
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    rank: int
+    scaling: float
+    num_experts: int
+    io_layout: IoLayout
+
+    @property
+    def facing(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight that faces the input, and the one that faces the output."""
+        return (self.lora_a, self.lora_b) if self.io_layout == "standard" else (self.lora_b, self.lora_a)
+
+    def inward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that faces the input, or one like it, as (num_experts, rank, in)."""
+        return self._stack_a(weight) if self.io_layout == "standard" else self._stack_b(weight).mT
+
+    def outward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that faces the output, or one like it, as (num_experts, out, rank)."""
+        return self._stack_b(weight) if self.io_layout == "standard" else self._stack_a(weight).mT
+
+    def _stack_a(self, lora_a: torch.Tensor) -> torch.Tensor:
+        return stack_a(lora_a, count=self.num_experts, rank=self.rank)
+
+    def _stack_b(self, lora_b: torch.Tensor) -> torch.Tensor:
+        return stack_b(lora_b, count=self.num_experts, rank=self.rank, grouped_by_expert=False)
+
+
 def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool | None = None) -> ExpertLora:
     """Return the LoRA that a PEFT ``ParamWrapper`` holds for a fused experts parameter.
 
@@ -51,6 +82,23 @@ def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed:
     Raises:
         UnrecognisedLoraError: anything about the wrapper, the adapter or the shapes that is not understood: a wrapper of another kind, several active
             adapters, a bias, dropout, a LoRA variant, shapes that fit no reading.
+    """
+    found = recognise_lora(wrapper, adapter, transposed=transposed)
+    inward, outward = found.facing
+    return ExpertLora(
+        first=found.inward(inward).mT,
+        second=found.outward(outward).mT,
+        scaling=found.scaling,
+        num_experts=found.num_experts,
+        io_layout=found.io_layout,
+    )
+
+
+def recognise_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool | None = None) -> RecognisedLora:
+    """Return how the LoRA of a ``ParamWrapper`` is to be read, without reading it; see ``extract_expert_lora``.
+
+    Raises:
+        UnrecognisedLoraError: see there.
     """
     missing = [name for name in ATTRIBUTES if not hasattr(wrapper, name)]
     if missing:
@@ -72,10 +120,13 @@ def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed:
         )
     turned = _transposed(wrapper) if transposed is None else transposed
     layout = _io_layout(wrapper, lora_a.weight, lora_b.weight, turned)
-    stack_a, stack_b = split_stacks(lora_a.weight, lora_b.weight, count=count, rank=rank, grouped_by_expert=False)
-    first, second = (stack_a.mT, stack_b.mT) if layout == "standard" else (stack_b, stack_a)
-    return ExpertLora(
-        first=first, second=second, scaling=float(wrapper.scaling[name]), num_experts=count, io_layout=layout
+    return RecognisedLora(
+        lora_a=lora_a.weight,
+        lora_b=lora_b.weight,
+        rank=rank,
+        scaling=float(wrapper.scaling[name]),
+        num_experts=count,
+        io_layout=layout,
     )
 
 

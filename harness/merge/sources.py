@@ -219,10 +219,21 @@ def split_stacks(
     Expert e's rows of lora_A are consecutive. Its columns of lora_B are every count-th (``rank_major``, PEFT) or
     consecutive (``grouped_by_expert``).
     """
-    stacked_A = lora_A.reshape(count, rank, -1)  # noqa: N806
+    return stack_a(lora_A, count=count, rank=rank), stack_b(
+        lora_B, count=count, rank=rank, grouped_by_expert=grouped_by_expert
+    )
+
+
+def stack_a(lora_A: torch.Tensor, *, count: int, rank: int) -> torch.Tensor:  # noqa: N803
+    """Return the half of ``split_stacks`` that is ``lora_A``'s: a view of it."""
+    return lora_A.reshape(count, rank, -1)
+
+
+def stack_b(lora_B: torch.Tensor, *, count: int, rank: int, grouped_by_expert: bool) -> torch.Tensor:  # noqa: N803
+    """Return the half of ``split_stacks`` that is ``lora_B``'s: a copy."""
     if grouped_by_expert:
         stacked_B = lora_B.reshape(-1, count, rank)  # noqa: N806
     else:
         # In two steps, each of which moves runs of neighbours: half the time of one.
         stacked_B = lora_B.reshape(-1, rank, count).transpose(1, 2).contiguous()  # noqa: N806
-    return stacked_A, stacked_B.permute(1, 0, 2).contiguous()
+    return stacked_B.permute(1, 0, 2).contiguous()

@@ -81,7 +81,6 @@ def saved(case: dict[str, Any]) -> dict[str, Any]:
         "plain": _largest_saved(plain, weights[0].num_experts),
         "ours": _largest_saved(ours, weights[0].num_experts),
         "weight": min(getattr(weights[0], role).numel() for role in ROLES),
-        "lora": max(p.numel() for n, p in plain.named_parameters() if "lora_" in n),
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from harness.bench.case import Found, Step, Tick
-from harness.bench.lab import Lab, contender
+from harness.bench.lab import Lab
 from harness.bench.pairs import rounds
 from harness.bench.process import MeasurementError
 from harness.bench.programs.experts_train import GROUPED
@@ -20,26 +21,43 @@ CODES: dict[str, str | None] = {"bf16": None, "nf4": "nf4", "int8": "int8"}
 LOAD_PEAK = 0.85
 RESIDENT = {"nf4": 0.30, "int8": 0.55}
 PATHS = ("eager", "grouped_mm", GROUPED)
+LIST_PATHS = ("eager", GROUPED)
+"""transformers 4 has one way through its lists of experts."""
 PATH_CODES = ("bf16", "nf4")
 PATH_FAMILY = "qwen3_moe"
 LOAD_PATH = "grouped_mm"
+LIST_STACK = "4."
 STEPS = 3
 """Of which the first, which warms up, is not counted."""
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc gives freed memory back at once, which is slower. As it is, it keeps tens of megabytes by chance, as much as some paths differ by."""
+
+Runs = dict[str, list[dict[str, Any]]]
+"""By code and path, as ``nf4 eager``: what each process found."""
+
 
 def steps(settings: Settings) -> list[Step]:
-    """Return a step for each family's loads, and one for the forward paths."""
+    """Return a step for each family's loads, and one for the forward paths of either kind of experts."""
     families = FAMILIES[:1] if settings.quick else FAMILIES
     count = 1 if settings.quick else 2
-    loads = [
-        Step(name=f"experts/load/{family}", units=len(CODES), measure=partial(_loads, family=family))
-        for family in families
+    return [
+        *(
+            Step(name=f"experts/load/{family}", units=len(CODES), measure=partial(_loads, family=family))
+            for family in families
+        ),
+        *(
+            Step(
+                name=name,
+                units=(count + 1) * len(paths) * len(PATH_CODES),
+                measure=partial(_paths, paths=paths, listed=listed, count=count),
+            )
+            for name, paths, listed in (("experts/paths", PATHS, False), ("experts/list-paths", LIST_PATHS, True))
+        ),
     ]
-    units = count * len(PATHS) * len(PATH_CODES)
-    return [*loads, Step(name="experts/paths", units=units, measure=partial(_paths, count=count))]
 
 
-def _base(lab: Lab, family: str) -> Any:
+def _base(lab: Lab, family: str) -> Path:
     folder = lab.work / f"experts-{family}"
     if not folder.exists():
         request: dict[str, object] = {"family": family, "out": str(folder), "seed": lab.settings.seed}
@@ -47,39 +65,46 @@ def _base(lab: Lab, family: str) -> Any:
     return folder
 
 
-def _train(lab: Lab, family: str, code: str, path: str, count: int) -> dict[str, Any]:
-    """Return what one process found, or ``{"failed": reason}``."""
-    request: dict[str, object] = {
-        "base": str(_base(lab, family)), "code": CODES[code], "path": path, "steps": count,
-    }  # fmt: skip
+def _train(
+    lab: Lab, base: Path, code: str, path: str, *, count: int, listed: bool = False, memory: bool = False
+) -> dict[str, Any]:
+    """Return what one process found, its times or its ``memory``, or ``{"failed": reason}``."""
+    request: dict[str, object] = {"base": str(base), "code": CODES[code], "path": path, "steps": count}
     try:
-        module = "harness.bench.programs.experts_train"
-        ran = lab.run(module, request, inputs=(_base(lab, family),), state="warm", python=lab.python("peft"))
+        python = lab.stack_python(LIST_STACK) if listed else lab.python("peft")
+        module, variables = "harness.bench.programs.experts_train", GIVES_BACK if memory else None
+        ran = lab.run(module, request, inputs=(base,), state="warm", python=python, variables=variables)
     except MeasurementError as error:
         return {"failed": lab.plain(str(error))}
     return dict(ran.found)
 
 
 def _loads(lab: Lab, tick: Tick, *, family: str) -> dict[str, Any]:
+    base = _base(lab, family)
     found = {}
     for code in CODES:
-        found[code] = _train(lab, family, code, LOAD_PATH, 1)
+        found[code] = _train(lab, base, code, LOAD_PATH, count=1, memory=True)
         tick()
-    if family != PATH_FAMILY:
-        lab.remove(lab.work / f"experts-{family}")
+    lab.remove(base)
     return found
 
 
-def _paths(lab: Lab, tick: Tick, *, count: int) -> dict[str, Any]:
-    names = [f"{code} {path}" for code in PATH_CODES for path in PATHS]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+def _paths(lab: Lab, tick: Tick, *, paths: tuple[str, ...], listed: bool, count: int) -> dict[str, Any]:
+    base = _base(lab, PATH_FAMILY)
+    names = [f"{code} {path}" for code in PATH_CODES for path in paths]
+    found: Runs = {name: [] for name in names}
+    memory = {}
+    for name in names:
+        code, _, path = name.partition(" ")
+        memory[name] = _train(lab, base, code, path, count=1, listed=listed, memory=True)
+        tick()
     for order in rounds(names, count):
         for name in order:
             code, _, path = name.partition(" ")
-            found[name].append(_train(lab, PATH_FAMILY, code, path, STEPS))
+            found[name].append(_train(lab, base, code, path, count=STEPS, listed=listed))
             tick()
-    lab.remove(lab.work / f"experts-{PATH_FAMILY}")
-    return {"runs": found, "versions": lab.versions.get("experts_train", {}), "title": contender("peft").TITLE}
+    lab.remove(base)
+    return {"runs": found, "memory": memory, "versions": lab.versions.get("experts_train", {})}
 
 
 def _rate(run: dict[str, Any]) -> float:
@@ -87,38 +112,56 @@ def _rate(run: dict[str, Any]) -> float:
     return float(run["tokens"] / min(run["step_seconds"][1:]))
 
 
-def _faster(runs: dict[str, list[dict[str, Any]]], one: str, other: str) -> Estimate | None:
+def _failed(runs: Runs, *names: str) -> bool:
+    return any("failed" in run for name in names for run in runs[name])
+
+
+def _faster(runs: Runs, one: str, other: str) -> Estimate | None:
     """Return how many times as many tokens per second ``one`` has as ``other``."""
-    if any("failed" in run for run in [*runs[one], *runs[other]]):
+    if _failed(runs, one, other):
         return None
     return estimate(ratios([_rate(run) for run in runs[one]], [_rate(run) for run in runs[other]]))
+
+
+def _step_peak(run: dict[str, Any]) -> int:
+    return int(run["step_peak"]) + _mapped(run)
+
+
+def _leaner(memory: dict[str, dict[str, Any]], one: str, other: str) -> float | None:
+    """Return the step peak of ``one`` as a share of that of ``other``."""
+    if any("failed" in memory[name] for name in (one, other)):
+        return None
+    return _step_peak(memory[one]) / _step_peak(memory[other])
 
 
 def section(found: Found, settings: Settings) -> Section:
     """Return the section."""
     families = FAMILIES[:1] if settings.quick else FAMILIES
     loads = {family: found.get(f"experts/load/{family}", {}) for family in families}
-    runs = found.get("experts/paths", {}).get("runs", {})
+    fused, listed = (found.get(step, {}) for step in ("experts/paths", "experts/list-paths"))
     return Section(
         title="QLoRA on fused experts",
         how=(
             (
-                "A model whose layers have 64 experts of 3 x 768 x 768 weights, saved in bf16; a LoRA of rank 16 on every expert; 256 tokens a step. Peaks are of"
-                " anonymous memory above the imports, sampled every 2 ms; 16-bit experts that stay mapped from the file (qwen3_5_moe) count with their bytes. Paths run in interleaved rounds, each in a process of its own; a run counts with its best step after the first."
+                "A model whose two layers with experts have 64 of 3 x 768 x 768 weights, saved in bf16; a LoRA of rank 16 on every expert; 256 tokens a step."
+                " Peaks are of anonymous memory above the imports, sampled every 2 ms; 16-bit experts that stay mapped from the file (qwen3_5_moe; all of transformers 4)"
+                " count with their bytes, in both peaks. Peaks and times are of runs of their own: for peaks glibc is told to give freed memory back at once. Paths run in interleaved rounds,"
+                " each in a process of its own; a run counts with its best step after the first."
+            ),
+            (
+                "Experts are fused parameters in transformers 5, and LoRA is PEFT's on parameters; in transformers 4 they are a list of MLPs, in 4 bits with bitsandbytes' Linears,"
+                " and LoRA is PEFT's on each Linear, run in a loop over experts."
             ),
         ),
-        goals=_goals(loads, runs),
+        goals=_goals(loads, fused, listed),
         tables=(
             Table(
                 title="Load and one training step, by transformers' grouped_mm",
                 head=("family", "code", "load peak, MiB", "experts, MiB", "step peak, MiB"),
                 rows=tuple(_load_row(family, code, loads[family].get(code)) for family in families for code in CODES),
             ),
-            Table(
-                title="Forward paths, a training step",
-                head=("base", "path", "tokens/s", "step peak, MiB", "times eager", "times grouped_mm"),
-                rows=tuple(_path_row(runs, code, path) for code in PATH_CODES for path in PATHS if runs),
-            ),
+            _path_table("Forward paths, a training step: fused experts (transformers 5)", fused, PATHS),
+            _path_table("Forward paths, a training step: a list of experts (transformers 4)", listed, LIST_PATHS),
         ),
     )
 
@@ -126,27 +169,48 @@ def section(found: Found, settings: Settings) -> Section:
 def _load_row(family: str, code: str, run: dict[str, Any] | None) -> tuple[str, ...]:
     if run is None or "failed" in run:
         return (family, code, "-" if run is None else f"failed: {run['failed']}", "-", "-")
-    return (family, code, *map(mebibytes, (_load_peak(run), run["expert_bytes"], run["step_peak"])))
+    return (family, code, *map(mebibytes, (_load_peak(run), run["expert_bytes"], _step_peak(run))))
 
 
-def _load_peak(run: dict[str, Any]) -> float:
-    """Return the peak of a load; experts that lie on disk as they are in memory stay mapped, and count with their bytes."""
-    return float(max(run["load_peak"], run["expert_bytes"]))
+def _mapped(run: dict[str, Any]) -> int:
+    """Return the bytes of experts that lie on disk as they are in memory, and so were not copied to anonymous memory."""
+    return int(run["expert_bytes"]) if run["load_peak"] < run["expert_bytes"] else 0
 
 
-def _path_row(runs: dict[str, list[dict[str, Any]]], code: str, path: str) -> tuple[str, ...]:
-    name = f"{code} {path}"
-    failed = next((run["failed"] for run in runs[name] if "failed" in run), None)
+def _load_peak(run: dict[str, Any]) -> int:
+    return max(int(run["load_peak"]), _mapped(run))
+
+
+def _path_table(title: str, found: dict[str, Any], paths: tuple[str, ...]) -> Table:
+    """Return the table of one kind of experts, each path beside all the others."""
+    others = [path for path in paths if path != GROUPED]
+    names = [(code, path) for code in PATH_CODES for path in paths] if found else []
+    return Table(
+        title=title,
+        head=("base", "path", "tokens/s", "step peak, MiB", *(f"times {other}" for other in others)),
+        rows=tuple(_path_row(found, code, path, others) for code, path in names),
+    )
+
+
+def _path_row(found: dict[str, Any], code: str, path: str, others: list[str]) -> tuple[str, ...]:
+    name, runs = f"{code} {path}", found["runs"]
+    memory = found["memory"][name]
+    failed = next((run["failed"] for run in [memory, *runs[name]] if "failed" in run), None)
     if failed is not None:
-        return (code, path, f"failed: {failed}", "-", "-", "-")
-    best = sorted(_rate(run) for run in runs[name])[len(runs[name]) // 2]
-    versus = [_faster(runs, name, f"{code} {other}") for other in PATHS[:2]]
-    peak = mebibytes(max(run["step_peak"] for run in runs[name]))
-    return (code, path, f"{best:.0f}", peak, *("-" if ratio is None else interval(ratio) for ratio in versus))
+        return (code, path, f"failed: {failed}", "-", *("-" for _ in others))
+    middle = sorted(_rate(run) for run in runs[name])[len(runs[name]) // 2]
+    versus = [_faster(runs, name, f"{code} {other}") for other in others]
+    return (
+        code,
+        path,
+        f"{middle:.0f}",
+        mebibytes(_step_peak(memory)),
+        *("-" if ratio is None else interval(ratio) for ratio in versus),
+    )
 
 
-def _goals(loads: dict[str, dict[str, Any]], runs: dict[str, list[dict[str, Any]]]) -> tuple[Goal, ...]:
-    """Return the goals: the worst family of each."""
+def _goals(loads: dict[str, dict[str, Any]], fused: dict[str, Any], listed: dict[str, Any]) -> tuple[Goal, ...]:
+    """Return the goals: the worst family of each load, and ours beside the best path that the releases have."""
     goals = []
     for code, limit in RESIDENT.items():
         known = [found for found in loads.values() if "failed" not in found.get(code, {"failed": ""})]
@@ -157,7 +221,18 @@ def _goals(loads: dict[str, dict[str, Any]], runs: dict[str, list[dict[str, Any]
             bounded(f"peak of loading in {code} / in bf16, worst family", peak, LOAD_PEAK, ""),
             bounded(f"resident bytes of experts in {code} / in 16 bits", kept, limit, ""),
         ]
-    for code in PATH_CODES if runs else ():
-        ratio = _faster(runs, f"{code} {GROUPED}", f"{code} grouped_mm")
-        goals.append(at_least(f"tokens/s of our grouped forward / grouped_mm, {code}", ratio, 1.0))
+    for found, best, what in ((fused, "grouped_mm", "grouped_mm"), (listed, "eager", "transformers 4's loop")):
+        for code in PATH_CODES if found else ():
+            ours, theirs = f"{code} {GROUPED}", f"{code} {best}"
+            goals += [
+                at_least(
+                    f"tokens/s of our grouped forward / {what}, {code}", _faster(found["runs"], ours, theirs), 1.0
+                ),
+                bounded(
+                    f"step peak of our grouped forward / {what}, {code}",
+                    _leaner(found["memory"], ours, theirs),
+                    1.0,
+                    "",
+                ),
+            ]
     return tuple(goals)

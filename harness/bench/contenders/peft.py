@@ -18,13 +18,9 @@ def python(log: Callable[[str], None]) -> Path:
     Raises:
         HarnessError: the environment cannot be made.
     """
-    from harness.envs import ensure_environment
-    from harness.matrix.catalogue import read_catalogue
-    from harness.matrix.config import load_config
-    from harness.matrix.locate import find_config
+    from harness.bench.stacks import declared_python
 
-    stack = load_config(find_config(None), read_catalogue()).declared[0]
-    return ensure_environment(stack, log=log).python
+    return declared_python(log)
 
 
 def load() -> dict[str, str]:

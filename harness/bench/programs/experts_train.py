@@ -1,17 +1,24 @@
-"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps; says what memory and time both took."""
+"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps; says what memory and time both took.
+
+Experts are what the interpreter's transformers makes of them: fused parameters in 5, which ``ExpertQuantizationConfig`` quantises, a list of MLPs in 4,
+whose Linears transformers' own config quantises.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from harness.bench.measured import resident
+from harness.worker.releases import release
 
 PAUSE = 0.002
 """Seconds between two looks at the memory."""
 BATCH, LENGTH = 2, 128
+MOST_LAYERS = 8
+"""More than any model here has."""
 GROUPED = "grouped_forward"
 
 
@@ -24,12 +31,20 @@ def load() -> dict[str, str]:
     import transformers
     from transformers import AutoModelForCausalLM
 
-    import harness.experts
-
     assert AutoModelForCausalLM is not None  # noqa: S101 - it is lazy
-    assert harness.experts.ExpertQuantizationConfig is not None  # noqa: S101 - so is this
+    if fused():
+        import harness.experts
+
+        assert harness.experts.ExpertQuantizationConfig is not None  # noqa: S101 - so is this
     versions = {"bitsandbytes": bitsandbytes.__version__, "peft": peft.__version__, "torch": torch.__version__}
     return {**versions, "transformers": transformers.__version__}
+
+
+def fused() -> bool:
+    """Whether transformers makes one parameter of a layer's experts."""
+    import transformers
+
+    return release(transformers.__version__) >= (5, 0)
 
 
 class Peak:
@@ -60,10 +75,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from harness.experts import ExpertQuantizationConfig, quantization_report
+    from harness.experts import quantization_report
 
-    code = request["code"]
-    quantization = None if code is None else ExpertQuantizationConfig(code)
+    quantization = _quantization(request["code"])
     before = resident("RssAnon")
     started = time.perf_counter()
     with Peak() as loading:
@@ -99,13 +113,39 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {**found, "step_peak": training.highest - before, "step_seconds": seconds, "tokens": BATCH * LENGTH}
 
 
+def _quantization(code: Literal["nf4", "int8"] | None) -> Any:
+    """Return the config that quantises Linears and experts; routers stay as they are."""
+    if code is None:
+        return None
+    if fused():
+        from harness.experts import ExpertQuantizationConfig
+
+        return ExpertQuantizationConfig(code)
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # Full names: transformers 4.57 takes a bare "gate" for part of "gate_proj" too.
+    routers = [f"model.layers.{layer}.mlp.gate" for layer in range(MOST_LAYERS)]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=code,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[*routers, "lm_head"],
+    )
+
+
 def _attach(model: Any, path: str) -> tuple[Any, Any]:
     """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths; and our forward's report where it is ours."""
     from peft import LoraConfig, get_peft_model
 
-    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=[], target_parameters=targets, init_lora_weights=False)
-    model.set_experts_implementation("eager" if path == GROUPED else path)
+    if fused():
+        names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+        targets: dict[str, Any] = {"target_modules": [], "target_parameters": names}
+        model.set_experts_implementation("eager" if path == GROUPED else path)
+    else:
+        targets = {"target_modules": r".*\.mlp\.experts\.\d+\.(gate|up|down)_proj"}
+    config = LoraConfig(r=16, lora_alpha=32, init_lora_weights=False, **targets)
     peft_model = get_peft_model(model, config).train()
     if path != GROUPED:
         return peft_model, None

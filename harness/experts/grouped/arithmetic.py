@@ -1,7 +1,8 @@
 """Grouped products: every row times the matrix of its own expert, rows sorted by expert.
 
-One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored, packed where it is packed, and the rows
-only where the weight is trained. A packed weight is unpacked one expert at a time, in forward and again in backward, and never kept.
+One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored, and the rows only where the weight is
+trained. What has to be made of it is made in forward and again in backward, and never kept: a packed weight is unpacked one expert at a time, the
+factors of a LoRA are stacked, turned and cast.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
-
-from harness.experts.extraction import ExpertLora
 
 ALIGNMENT = 16
 """Bytes that ``torch.nn.functional.grouped_mm`` wants rows and addresses to be a multiple of (2.13; 2.10 also on CPU)."""
@@ -49,6 +48,30 @@ class Groups:
         return [(expert, start, end) for expert, (start, end) in enumerate(self.bounds) if start < end]
 
 
+@dataclass(frozen=True)
+class Made:
+    """(num_experts, out, in) matrices that are made of other tensors at each use.
+
+    ``tensors``: the parameters that gradients go to. ``make``: returns the matrices, differentiably.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    make: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FactoredLora:
+    """A LoRA as products take it: ``inward`` makes (num_experts, rank, in), ``outward`` (num_experts, out, rank)."""
+
+    inward: Made
+    outward: Made
+    scaling: float
+
+    def way(self, dtype: torch.dtype) -> Way:
+        """How the products with x of a dtype run."""
+        return way(*(factor.make(*factor.tensors).to(dtype) for factor in (self.inward, self.outward)))
+
+
 def is_packed(weight: torch.Tensor) -> bool:
     """Whether a weight is stored packed: a tensor subclass of which ``weight[e]`` unpacks expert e, as its ``dequantize_expert`` says."""
     return hasattr(type(weight), "dequantize_expert")
@@ -60,27 +83,28 @@ def way(*operands: torch.Tensor) -> Way:
     return "grouped_mm" if takes else "loop"
 
 
-def grouped_linear(x: torch.Tensor, weight: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Return ``x[i] @ weight[e].T`` for each row i of expert e.
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor | Made, groups: Groups) -> torch.Tensor:
+    """Return ``x[i] @ weight[e].T`` for each row i of expert e, in the dtype of x.
 
     Args:
-        x: (rows, in), sorted by expert, in the dtype of the weight.
-        weight: (num_experts, out, in), plain or packed.
+        x: (rows, in), sorted by expert.
+        weight: (num_experts, out, in), plain, packed or made; a plain one or a packed one in the dtype of x.
         groups: where each expert's rows end; the last ends with the rows.
     """
-    product: torch.Tensor = _GroupedLinear.apply(x, weight, groups)
+    tensors, make = (weight.tensors, weight.make) if isinstance(weight, Made) else ((weight,), None)
+    product: torch.Tensor = _GroupedLinear.apply(x, groups, make, *tensors)
     return product
 
 
-def grouped_lora(base: torch.Tensor, x: torch.Tensor, lora: ExpertLora | None, groups: Groups) -> torch.Tensor:
+def grouped_lora(base: torch.Tensor, x: torch.Tensor, lora: FactoredLora | None, groups: Groups) -> torch.Tensor:
     """Return base (rows, out) plus what the LoRA adds for x (rows, in), in the dtype of x; the delta is never multiplied out.
 
     The small factors are cast to the dtype of x, as PEFT 0.21 casts them to the parameter's (``ParamWrapper.get_delta_factors``).
     """
     if lora is None:
         return base
-    inner = grouped_linear(x, lora.first.mT.to(x.dtype), groups)
-    return torch.add(base, grouped_linear(inner, lora.second.mT.to(x.dtype), groups), alpha=lora.scaling)
+    inner = grouped_linear(x, lora.inward, groups)
+    return torch.add(base, grouped_linear(inner, lora.outward, groups), alpha=lora.scaling)
 
 
 def routed(
@@ -113,21 +137,40 @@ class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is 
     """``grouped_linear`` with a backward that unpacks again instead of keeping."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, groups: Groups) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, groups: Groups, make: Callable[..., torch.Tensor] | None, *tensors: torch.Tensor
+    ) -> torch.Tensor:
         """Save only what backward needs: for a frozen weight that is the weight itself."""
-        ctx.groups = groups
-        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        ctx.groups, ctx.make = groups, make
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[3:]) else None, *tensors)
+        ctx.dtype = x.dtype
+        weight = tensors[0] if make is None else make(*tensors).to(x.dtype)
         return _multiply(x, weight, groups, across=False)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of the rows, and of the weight where it is trained."""
-        weight, x = ctx.saved_tensors
+        x, *tensors = ctx.saved_tensors
         grad = grad.contiguous()  # the gradient of a sum has strides of 0
+        made = tensors[0]
+        if ctx.make is not None:
+            tensors = [
+                tensor.detach().requires_grad_(needed)
+                for tensor, needed in zip(tensors, ctx.needs_input_grad[3:], strict=True)
+            ]
+            with torch.enable_grad():
+                made = ctx.make(*tensors).to(ctx.dtype)
+        weight = made.detach()
         grad_x = _multiply(grad, weight, ctx.groups, across=True) if ctx.needs_input_grad[0] else None
-        grad_weight = _outer(grad, x, ctx.groups, weight) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, None
+        if x is None:
+            return (grad_x, None, None, *(None for _ in tensors))
+        grad_weight = _outer(grad, x, ctx.groups, weight)
+        if ctx.make is None:
+            return grad_x, None, None, grad_weight
+        trained = [tensor for tensor in tensors if tensor.requires_grad]
+        found = iter(torch.autograd.grad(made, trained, grad_weight))
+        return (grad_x, None, None, *(next(found) if tensor.requires_grad else None for tensor in tensors))
 
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, groups: Groups, *, across: bool) -> torch.Tensor:

@@ -11,8 +11,17 @@ from typing import Any, ClassVar
 import torch
 
 from harness.experts.errors import IneligibleError
-from harness.experts.extraction import ExpertLora, extract_expert_lora
-from harness.experts.grouped.arithmetic import Groups, grouped_linear, grouped_lora, is_packed, routed, way
+from harness.experts.extraction import recognise_lora
+from harness.experts.grouped.arithmetic import (
+    FactoredLora,
+    Groups,
+    Made,
+    grouped_linear,
+    grouped_lora,
+    is_packed,
+    routed,
+    way,
+)
 from harness.experts.grouped.eligibility import check_untouched, check_weight, is_class
 
 ROLES = ("gate_up_proj", "down_proj")
@@ -38,7 +47,7 @@ class FusedExperts:
     """Fused experts with their LoRAs, to be called as the module is."""
 
     experts: Any
-    loras: dict[str, ExpertLora]
+    loras: dict[str, FactoredLora]
     dimensions: ClassVar[tuple[int, ...]] = (2, 2, 2)
 
     def __call__(
@@ -64,8 +73,7 @@ class FusedExperts:
             weight = getattr(self.experts, role)
             base = "loop over packed experts" if is_packed(weight) else way(weight)
             lora = self.loras.get(role)
-            factors = () if lora is None else (lora.first.to(weight.dtype), lora.second.to(weight.dtype))
-            said.append(f"{role} {base}, " + (f"LoRA {way(*factors)}" if factors else "no LoRA"))
+            said.append(f"{role} {base}, " + (f"LoRA {lora.way(weight.dtype)}" if lora is not None else "no LoRA"))
         return "; ".join(said)
 
 
@@ -93,7 +101,7 @@ def read_fused(outermost: Any) -> FusedExperts:
     """
     wrappers, experts = _unwrap(outermost)
     check_fused(experts)
-    loras: dict[str, ExpertLora] = {}
+    loras: dict[str, FactoredLora] = {}
     for wrapper in wrappers:
         role = wrapper.parameter_name
         if role not in ROLES:
@@ -106,13 +114,15 @@ def read_fused(outermost: Any) -> FusedExperts:
             continue
         if role in loras:
             raise IneligibleError(f"two LoRAs are active on {role}")
-        loras[role] = extract_expert_lora(wrapper)
+        found = recognise_lora(wrapper)
+        inward, outward = found.facing
+        loras[role] = FactoredLora(Made((inward,), found.inward), Made((outward,), found.outward), found.scaling)
     if not loras:
         raise IneligibleError("no LoRA is active")
     for role in ROLES:
         weight = getattr(experts, role)
         check_weight(role, weight, experts.num_experts)
-        if role in loras and loras[role].first.device != weight.device:
+        if role in loras and loras[role].inward.tensors[0].device != weight.device:
             raise IneligibleError(f"the LoRA on {role} is on another device")
     return FusedExperts(experts, loras)
 

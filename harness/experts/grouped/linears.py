@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.experts.errors import IneligibleError
-from harness.experts.extraction import ExpertLora
-from harness.experts.grouped.arithmetic import Groups, grouped_lora, routed, way
+from harness.experts.grouped.arithmetic import FactoredLora, Groups, Made, grouped_lora, routed
 from harness.experts.grouped.eligibility import check_untouched, is_class
 
 ROLES = ("gate_proj", "up_proj", "down_proj")
@@ -52,15 +51,17 @@ class ExpertLinears:
             return base
         lora = self.stacked(used)
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else lora.first.dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.factors[0][0].dtype
         return grouped_lora(base, x.to(dtype), lora, Groups(groups.ends[used])).to(base.dtype)
 
-    def stacked(self, used: list[int]) -> ExpertLora:
+    def stacked(self, used: list[int]) -> FactoredLora:
         """Return the LoRA of these experts alone: one without tokens gets no gradient, not a gradient of zeros, on which an optimiser would step."""
-        lora_a, lora_b = (torch.stack([self.factors[expert][side] for expert in used]) for side in (0, 1))
-        return ExpertLora(
-            first=lora_a.mT, second=lora_b.mT, scaling=self.scaling, num_experts=len(used), io_layout="standard"
-        )
+        inward, outward = (Made(tuple(self.factors[expert][side] for expert in used), _stack) for side in (0, 1))
+        return FactoredLora(inward, outward, self.scaling)
+
+
+def _stack(*matrices: torch.Tensor) -> torch.Tensor:
+    return torch.stack(matrices)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ListedExperts:
     def ways(self) -> str:
         """How the products run: the base's, and its LoRA's."""
         loras = {role: one.stacked([0]) for role, one in self.linears.items() if one.factors}
-        said = [f"{role} {way(lora.first, lora.second)}" for role, lora in loras.items()]
+        said = [f"{role} {lora.way(self.linears[role].factors[0][0].dtype)}" for role, lora in loras.items()]
         return f"base Linears in a loop; LoRA {', '.join(said)}"
 
 

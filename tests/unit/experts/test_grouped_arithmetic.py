@@ -7,7 +7,7 @@ import torch
 from packed_experts import Packed
 
 from harness.experts.extraction import ExpertLora
-from harness.experts.grouped.arithmetic import Groups, grouped_linear, grouped_lora, routed, way
+from harness.experts.grouped.arithmetic import FactoredLora, Groups, Made, grouped_linear, grouped_lora, routed, way
 
 ENDS = [0, 3, 3, 4, 9]
 """Five experts; the first and the third have no rows."""
@@ -30,6 +30,15 @@ def lora(dtype: torch.dtype = torch.float64, *, rank: int = 4) -> ExpertLora:
     return ExpertLora(first=first, second=second, scaling=0.75, num_experts=5, io_layout="standard")
 
 
+def transposed(matrices: torch.Tensor) -> torch.Tensor:
+    return matrices.mT
+
+
+def factored(adapter: ExpertLora) -> FactoredLora:
+    """The adapter as products take it, made of its two factors at each use."""
+    return FactoredLora(Made((adapter.first,), transposed), Made((adapter.second,), transposed), adapter.scaling)
+
+
 @pytest.mark.parametrize(
     ("dtype", "rank", "expected", "tolerance"),
     [
@@ -44,7 +53,7 @@ def test_each_row_meets_its_own_experts_matrix_and_lora(
 ) -> None:
     x, weight, adapter = draw(9, 8, dtype=dtype, seed=1), draw(5, 16, 8, dtype=dtype, seed=2), lora(dtype, rank=rank)
 
-    found = grouped_lora(grouped_linear(x, weight, groups()), x, adapter, groups())
+    found = grouped_lora(grouped_linear(x, weight, groups()), x, factored(adapter), groups())
 
     by_hand = torch.empty(9, 16, dtype=torch.float64)
     for row in range(9):
@@ -69,7 +78,7 @@ def test_gradients_of_a_sum_reach_the_factors(dtype: torch.dtype) -> None:
     for factor in (adapter.first, adapter.second):
         factor.requires_grad_()
 
-    grouped_lora(torch.zeros(9, 16, dtype=dtype), x, adapter, groups()).sum().backward()
+    grouped_lora(torch.zeros(9, 16, dtype=dtype), x, factored(adapter), groups()).sum().backward()
 
     for e in range(5):
         rows = x[[row for row in range(9) if expert_of(row) == e]].double()
@@ -78,6 +87,52 @@ def test_gradients_of_a_sum_reach_the_factors(dtype: torch.dtype) -> None:
         torch.testing.assert_close(adapter.second.grad[e].double(), of_second, rtol=1e-5, atol=1e-5)
         of_first = 0.75 * rows.T @ ones @ adapter.second[e].detach().double().T
         torch.testing.assert_close(adapter.first.grad[e].double(), of_first, rtol=1e-5, atol=1e-5)
+
+
+def stacked(*matrices: torch.Tensor) -> torch.Tensor:
+    return torch.stack(matrices)
+
+
+def test_gradients_reach_every_tensor_that_matrices_are_made_of() -> None:
+    x, matrices = draw(9, 8, seed=1).requires_grad_(), [draw(16, 8, seed=e).requires_grad_() for e in range(5)]
+
+    assert torch.autograd.gradcheck(
+        lambda rows, *given: grouped_linear(rows, Made(given, stacked), groups()), (x, *matrices)
+    )
+
+
+def test_a_tensor_that_is_not_trained_gets_no_gradient_beside_one_that_is() -> None:
+    x, matrices = draw(9, 8, seed=1), [draw(16, 8, seed=e).requires_grad_(e != 1) for e in range(5)]
+
+    grouped_linear(x, Made(tuple(matrices), stacked), groups()).sum().backward()
+
+    assert [matrix.grad is not None for matrix in matrices] == [True, False, True, True, True]
+
+
+def test_matrices_that_are_made_are_cast_to_the_rows_and_their_gradients_back() -> None:
+    x, matrices = (
+        draw(9, 8, dtype=torch.bfloat16, seed=1),
+        [draw(16, 8, dtype=torch.float32, seed=e).requires_grad_() for e in range(5)],
+    )
+
+    found = grouped_linear(x, Made(tuple(matrices), stacked), groups())
+    found.sum().backward()
+
+    assert found.dtype == torch.bfloat16
+    for e, matrix in enumerate(matrices):
+        rows = x[[row for row in range(9) if expert_of(row) == e]].float()
+        assert matrix.grad.dtype == torch.float32
+        torch.testing.assert_close(matrix.grad, rows.sum(0).expand(16, 8), rtol=2e-2, atol=2e-2)
+
+
+def test_matrices_that_are_made_are_not_kept_for_backward() -> None:
+    x, matrices = draw(9, 8, seed=1), [draw(16, 8, seed=e).requires_grad_() for e in range(5)]
+    kept: list[int] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        grouped_linear(x, Made(tuple(matrices), stacked), groups())
+
+    assert kept == [x.data_ptr(), *(matrix.data_ptr() for matrix in matrices)]
 
 
 def test_a_packed_weight_is_unpacked_for_the_experts_with_rows_alone_and_never_kept() -> None:
