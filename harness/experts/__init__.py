@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.experts.errors import (
     ExpertsError,
-    ExpertsLeftUnquantizedError,
     IneligibleError,
+    LeftUnquantizedError,
     NotFiniteError,
     NothingToEnableError,
     NotWritableError,
+    QloraConfigError,
     UnknownSchemeError,
     UnpackableShapeError,
     UnrecognisedLoraError,
@@ -24,6 +25,7 @@ from harness.experts.errors import (
 )
 from harness.experts.extraction import ExpertLora, extract_expert_lora
 from harness.experts.grouped import BlockReport, GroupedForward, enable_grouped_forward
+from harness.experts.qlora import check_qlora
 from harness.experts.quantization.linears import decode_linear
 from harness.experts.quantization.report import Count, quantization_report
 from harness.experts.quantization.tensor import QuantizedExperts
@@ -37,18 +39,20 @@ __all__ = [
     "ExpertLora",
     "ExpertQuantizationConfig",
     "ExpertsError",
-    "ExpertsLeftUnquantizedError",
     "GroupedForward",
     "IneligibleError",
+    "LeftUnquantizedError",
     "NotFiniteError",
     "NotWritableError",
     "NothingToEnableError",
+    "QloraConfigError",
     "QuantizedExperts",
     "UnknownSchemeError",
     "UnpackableShapeError",
     "UnrecognisedLoraError",
     "UnsupportedStackError",
     "WrongDecodeError",
+    "check_qlora",
     "decode_linear",
     "enable_grouped_forward",
     "extract_expert_lora",

@@ -15,6 +15,10 @@ class UnknownSchemeError(ExpertsError):
     """A quantisation that does not exist."""
 
 
+class QloraConfigError(ExpertsError):
+    """Settings that cannot be trained together, or would train something else than they say."""
+
+
 class UnpackableShapeError(ExpertsError):
     """Weights whose shape the codec cannot pack."""
 
@@ -31,8 +35,8 @@ class NotWritableError(ExpertsError):
     """An operation that would have to write to quantised experts in a way that codes cannot follow."""
 
 
-class ExpertsLeftUnquantizedError(ExpertsError):
-    """Experts that stayed in 16 bits although they were to be quantised."""
+class LeftUnquantizedError(ExpertsError):
+    """Weights that stayed in 16 bits although they were to be quantised."""
 
 
 class UnsupportedStackError(ExpertsError):

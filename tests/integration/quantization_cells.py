@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,7 @@ from harness.experts import (  # noqa: E402 - after the identities were taken
     ExpertQuantizationConfig,
     ExpertsError,
     QuantizedExperts,
+    check_qlora,
     quantization_report,
 )
 from harness.worker.checkpoints.family import build  # noqa: E402
@@ -326,17 +329,28 @@ def tensors() -> Any:
     }
 
 
+@contextmanager
+def planted(name: str, made: Callable[..., Any]) -> Any:
+    """Put something in the place of a function of bitsandbytes within the block."""
+    right = getattr(bitsandbytes.functional, name)
+    setattr(bitsandbytes.functional, name, lambda *given, **named: made(right, *given, **named))
+    try:
+        yield
+    finally:
+        setattr(bitsandbytes.functional, name, right)
+
+
 def refusals() -> Any:
     """What is refused, and as what."""
 
-    def missing() -> None:
+    def missing(module: str, code: str) -> None:
         folder = tiny()
         from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
         path = folder / "model.safetensors"
-        kept = {k: v for k, v in load_file(path).items() if "layers.1.mlp.experts" not in k or "down_proj" not in k}
+        kept = {k: v for k, v in load_file(path).items() if not re.search(rf"layers\.1\..*{module}", k)}
         save_file(kept, path, metadata={"format": "pt"})
-        load(folder, config("nf4"))
+        load(folder, config(code))
 
     def not_finite() -> None:
         folder = tiny()
@@ -348,20 +362,30 @@ def refusals() -> Any:
         save_file(values, path, metadata={"format": "pt"})
         load(folder, config("nf4"))
 
-    def wrong_decode() -> None:
-        right = bitsandbytes.functional.dequantize_4bit
-        bitsandbytes.functional.dequantize_4bit = lambda *given, **named: right(*given, **named) * 1.25
-        try:
+    def wrong_decode(shape: tuple[int, int]) -> None:
+        def wrong(right: Any, codes: torch.Tensor, state: Any, *given: Any, **named: Any) -> torch.Tensor:
+            return right(codes, state, *given, **named) * (1.25 if tuple(state.shape) == shape else 1)
+
+        with planted("dequantize_4bit", wrong):
             load(tiny(), config("nf4"))
-        finally:
-            bitsandbytes.functional.dequantize_4bit = right
+
+    def no_kernel() -> None:
+        def absent(*_: Any, **__: Any) -> None:
+            raise NotImplementedError("Could not run 'bitsandbytes::quantize_4bit'")
+
+        with planted("quantize_4bit", absent):
+            load(tiny(), config("nf4"))
 
     cases: dict[str, Callable[[], Any]] = {
         "unknown code": lambda: ExpertQuantizationConfig("nf5"),  # type: ignore[arg-type]
         "double int8": lambda: ExpertQuantizationConfig("int8", double_quant=True),
         "odd shape": lambda: load(tiny(hidden=24, intermediate=10), config("nf4")),
-        "missing experts": missing,
-        "wrong decode": wrong_decode,
+        "missing experts": lambda: missing("mlp.experts.*down_proj", "nf4"),
+        "missing Linear, 4 bits": lambda: missing("q_proj", "nf4"),
+        "missing Linear, 8 bits": lambda: missing("q_proj", "int8"),
+        "wrong decode": lambda: wrong_decode((256, 64)),
+        "wrong decode of a Linear": lambda: wrong_decode((64, 64)),
+        "no kernel": no_kernel,
         "not finite": not_finite,
     }
     for case, attempt in cases.items():
@@ -373,12 +397,58 @@ def refusals() -> Any:
             yield {"case": case, "refused": None, "message": ""}
 
 
+def configs() -> Any:
+    """What cannot be trained, said before anything is loaded; and what PEFT makes of it once the model is there."""
+    model_folder, quantization = tiny(), config("nf4")
+    plain: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": list(PARAMETERS)}
+    cases: dict[str, dict[str, Any]] = {
+        "fine": plain,
+        "rslora": {**plain, "use_rslora": True},
+        "gaussian": {**plain, "init_lora_weights": "gaussian"},
+        "dropout on Linears alone": {"target_modules": ["q_proj"], "lora_dropout": 0.1},
+        "dropout": {**plain, "lora_dropout": 0.1},
+        "DoRA": {**plain, "use_dora": True},
+        "bias": {**plain, "lora_bias": True},
+        "fan_in_fan_out": {**plain, "fan_in_fan_out": True},
+        "orthogonal": {**plain, "init_lora_weights": "orthogonal"},
+        "PiSSA": {**plain, "init_lora_weights": "pissa_niter_4"},
+        "PiSSA on Linears alone": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+        "OLoRA on Linears alone": {"target_modules": ["q_proj"], "init_lora_weights": "olora"},
+        "a Linear's weight": {**plain, "target_parameters": [*PARAMETERS, "self_attn.v_proj.weight"]},
+    }
+    for case, options in cases.items():
+        wanted = LoraConfig(r=4, **options)
+        yield {"case": case, "refused": _refusal(quantization, wanted), "peft": _pefts_own(model_folder, wanted)}
+    yield {"case": "no adapter", "refused": _refusal(quantization, None), "peft": None}
+    alone = BitsAndBytesConfig(load_in_4bit=True)
+    yield {"case": "not ours", "refused": _refusal(alone, LoraConfig(**plain)), "peft": None}
+    yield {"case": "another adapter", "refused": _refusal(quantization, peft.IA3Config()), "peft": None}
+
+
+def _refusal(quantization: Any, adapter: Any) -> str | None:
+    try:
+        check_qlora(quantization, adapter)
+    except ExpertsError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _pefts_own(folder: Path, wanted: LoraConfig) -> str | None:
+    """Say how attaching, or the first forward and backward, ends; what the LoRA then is of the wrong shape for counts as an end."""
+    try:
+        model = get_peft_model(load(folder, config("nf4")), wanted)
+        model(input_ids=X, labels=X).loss.backward()
+    except Exception as error:  # noqa: BLE001 - whatever it is, a row says so
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return None
+
+
 def patched() -> Any:
     """Say what is another object now than before anything of ours was imported."""
     after = callables()
     yield {"changed": sorted(name for name in BEFORE.keys() | after.keys() if BEFORE.get(name) != after.get(name))}
 
 
-for scenario in (loads, forwards, merges, adapters, tensors, refusals, patched):
+for scenario in (loads, forwards, merges, adapters, tensors, refusals, configs, patched):
     for found in scenario():
         sys.stdout.write(json.dumps({"scenario": scenario.__name__, **found}) + "\n")

@@ -102,10 +102,31 @@ def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:
         "unknown code": "UnknownSchemeError",
         "double int8": "UnknownSchemeError",
         "odd shape": "UnpackableShapeError",
-        "missing experts": "ExpertsLeftUnquantizedError",
+        "missing experts": "LeftUnquantizedError",
+        "missing Linear, 4 bits": "LeftUnquantizedError",
+        "missing Linear, 8 bits": "LeftUnquantizedError",
         "wrong decode": "WrongDecodeError",
+        "wrong decode of a Linear": "WrongDecodeError",
+        "no kernel": "UnsupportedStackError",
         "not finite": "NotFiniteError",
     }
+
+
+def test_what_cannot_be_trained_is_refused_before_loading_where_peft_fails_late_or_never(said: dict[str, Rows]) -> None:
+    refused = {row["case"] for row in said["configs"] if row["refused"] is not None}
+    pefts_own = {row["case"] for row in said["configs"] if row["peft"] is not None}
+
+    fails_late = {
+        "dropout", "DoRA", "bias", "fan_in_fan_out", "orthogonal", "PiSSA", "PiSSA on Linears alone",
+    }  # fmt: skip
+    assert pefts_own == fails_late
+    assert refused == fails_late | {
+        "OLoRA on Linears alone", "a Linear's weight", "no adapter", "not ours", "another adapter",
+    }  # fmt: skip
+    assert {row["case"] for row in said["configs"]} - refused == {
+        "fine", "rslora", "gaussian", "dropout on Linears alone",
+    }  # fmt: skip
+    assert all(row["refused"].startswith("QloraConfigError: ") for row in said["configs"] if row["refused"])
 
 
 def test_no_callable_of_any_library_is_another_one_afterwards(said: dict[str, Rows]) -> None:

@@ -9,10 +9,11 @@ values for some shapes, so nothing they packed is used before it was decoded by 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from harness.experts.errors import UnpackableShapeError, WrongDecodeError
+from harness.experts.errors import UnpackableShapeError, UnsupportedStackError, WrongDecodeError
 from harness.experts.quantization.scheme import BLOCKSIZE, Scheme
 
 NESTED_BLOCKSIZE = 256
@@ -35,6 +36,26 @@ def check_packable(scheme: Scheme, shape: tuple[int, ...], name: str) -> None:
         raise UnpackableShapeError(
             f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} packs whole blocks of that; int8 packs any."
         )
+
+
+def check_backend(scheme: Scheme, device: Any, dtype: torch.dtype) -> None:
+    """Pack and decode a few weights on a device, so that one that cannot is known before anything is loaded.
+
+    Raises:
+        UnsupportedStackError: bitsandbytes has no kernel there.
+        WrongDecodeError: it has one that decodes wrong.
+    """
+    shape = (2, BLOCKSIZE)
+    try:
+        with torch.device(
+            device
+        ):  # transformers asks while the meta device is the default, for bitsandbytes' own tables too
+            weight = torch.arange(2 * BLOCKSIZE, dtype=torch.float32).sub(BLOCKSIZE).reshape(shape).to(dtype)
+            check_decode(scheme, encode(scheme, weight), shape, dtype, f"a test on {device}")
+    except RuntimeError as error:  # NotImplementedError too: torch has it where no kernel is registered
+        raise UnsupportedStackError(
+            f"bitsandbytes cannot quantise to {scheme} on {device} here: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def encode(scheme: Scheme, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -113,6 +134,6 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
 
         error = float((got.float() - meant).norm() / meant.norm())
         raise WrongDecodeError(
-            f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of an "
-            f"expert of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes, or int8, may do."
+            f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of a "
+            f"matrix of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes, or int8, may do."
         )

@@ -7,8 +7,16 @@ from typing import Any
 import torch
 
 from harness.experts.errors import UnsupportedStackError
-from harness.experts.quantization.codec import NESTED_BLOCKSIZE, decode_by_definition
+from harness.experts.quantization.codec import NESTED_BLOCKSIZE, Parts, check_decode, decode_by_definition
 from harness.experts.quantization.scheme import BLOCKSIZE, Scheme
+
+
+def packed_linears(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the Linears of a model that bitsandbytes made, by name, packed or not."""
+    import bitsandbytes  # noqa: PLC0415 - only who quantises needs it
+
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def decode_linear(module: Any) -> torch.Tensor:
@@ -17,10 +25,28 @@ def decode_linear(module: Any) -> torch.Tensor:
     Raises:
         UnsupportedStackError: it is packed in a way that is not known here.
     """
+    scheme, parts, shape, dtype = _read(module)
+    return decode_by_definition(scheme, parts, shape).to(dtype)
+
+
+def check_linears(model: torch.nn.Module) -> None:
+    """Decode every Linear that bitsandbytes packed by its kernels and by definition, and compare.
+
+    Raises:
+        WrongDecodeError: the kernels return other values than the codes mean.
+        UnsupportedStackError: see ``decode_linear``.
+    """
+    for name, module in packed_linears(model).items():
+        scheme, parts, shape, dtype = _read(module)
+        check_decode(scheme, parts, shape, dtype, name)
+
+
+def _read(module: Any) -> tuple[Scheme, Parts, tuple[int, int], torch.dtype]:
+    """Return how a Linear is packed, its codes and tables, and the shape and dtype that they mean."""
     weight = module.weight
     if weight.dtype == torch.int8:
         scales = weight.SCB if weight.SCB is not None else module.state.SCB
-        return decode_by_definition(Scheme("int8"), {"codes": weight.data, "scales": scales}, tuple(weight.shape))
+        return Scheme("int8"), {"codes": weight.data, "scales": scales}, tuple(weight.shape), torch.float32
     state = getattr(weight, "quant_state", None)
     if state is None or state.blocksize != BLOCKSIZE or weight.dtype != torch.uint8:
         raise UnsupportedStackError(f"{type(module).__name__} holds a weight that is packed in no known way.")
@@ -34,4 +60,4 @@ def decode_linear(module: Any) -> torch.Tensor:
             "nested_offset": state.offset,
         }
     scheme = Scheme(state.quant_type, double_quant=bool(state.nested))
-    return decode_by_definition(scheme, parts, tuple(state.shape)).to(state.dtype)
+    return scheme, parts, tuple(state.shape), state.dtype

@@ -16,12 +16,14 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from harness.experts.errors import ExpertsError, ExpertsLeftUnquantizedError, NotFiniteError, WrongDecodeError
+from harness.experts.errors import ExpertsError, LeftUnquantizedError, NotFiniteError, WrongDecodeError
 from harness.experts.fused import FUSED, fused_experts, is_fused_experts
-from harness.experts.quantization.codec import check_packable
+from harness.experts.quantization.codec import check_backend, check_packable
 from harness.experts.quantization.config import METHOD_4BIT, METHOD_8BIT, ExpertQuantizationConfig
+from harness.experts.quantization.linears import check_linears, packed_linears
 from harness.experts.quantization.packed import pack
-from harness.experts.quantization.tensor import QuantizedExperts, wrap
+from harness.experts.quantization.report import is_quantized
+from harness.experts.quantization.tensor import wrap
 
 SMALLEST_OUTPUT = 2
 """A gate with one output is not worth 4 bits, and bitsandbytes' CPU kernels cannot pack it."""
@@ -92,24 +94,28 @@ class _FusedExperts:
         return [*kept, *gates]
 
     def _process_model_before_weight_loading(self, model: Any, *args: Any, **options: Any) -> Any:
+        scheme = self.quantization_config.experts
         for name, weights in fused_experts(model):
-            check_packable(self.quantization_config.experts, tuple(weights.shape), name)
+            check_packable(scheme, tuple(weights.shape), name)
+        placed = options.get("device_map") or {}
+        for device in dict.fromkeys(placed.values() if placed else ("cpu",)):
+            check_backend(scheme, device, model.dtype)
         return super()._process_model_before_weight_loading(model, *args, **options)  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         if self._wrong:
             raise self._wrong[0]
-        left = [
-            name
-            for name, weights in model.named_parameters()
-            if weights.ndim == FUSED and "expert" in name and not isinstance(weights, QuantizedExperts)
-        ]
-        if left or not any(True for _ in fused_experts(model)):
-            what = f"{len(left)} of them, {left[0]} first, stayed as they are" if left else "none were found"
-            raise ExpertsLeftUnquantizedError(
-                f"{type(model).__name__} is not quantised: of its fused experts parameters {what}. The checkpoint has no values for them, or the model keeps them in "
-                "a way that is not known here."
+        if not any(True for _ in fused_experts(model)):
+            raise LeftUnquantizedError(
+                f"{type(model).__name__} is not quantised: no fused experts were found in it. It has none, or keeps them in a way that is not known here."
             )
+        left = left_unquantized(model)
+        if left:
+            raise LeftUnquantizedError(
+                f"{type(model).__name__} is not quantised: {len(left)} of its parameters, {left[0]} first, stayed as they are. The checkpoint has no values for them, "
+                "or the model keeps experts in a way that is not known here."
+            )
+        check_linears(model)
         return super()._process_model_after_weight_loading(model, **options)  # type: ignore[misc]
 
     def _dequantize(self, model: Any, *args: Any, **options: Any) -> Any:
@@ -121,6 +127,17 @@ class _FusedExperts:
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """Say no: adapters are saved, and merged checkpoints, but not these codes."""
         return False
+
+
+def left_unquantized(model: Any) -> list[str]:
+    """Return the parameters that were to be quantised and are not: of whatever is called experts, and of bitsandbytes' Linears."""
+    experts = [
+        name
+        for name, weights in model.named_parameters()
+        if weights.ndim == FUSED and "expert" in name and not is_quantized(weights)
+    ]
+    linears = [f"{name}.weight" for name, module in packed_linears(model).items() if not is_quantized(module.weight)]
+    return experts + linears
 
 
 @register_quantizer(METHOD_4BIT)

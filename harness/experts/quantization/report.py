@@ -47,6 +47,11 @@ def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
     }
 
 
+def is_quantized(weights: torch.Tensor) -> bool:
+    """Say whether a parameter holds codes: ours, or those of one of bitsandbytes' Linears."""
+    return _measure(weights)[0]
+
+
 def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
     if ".lora_" in path:
         return "other"

@@ -80,9 +80,15 @@ def load_quantized(directory: Path, request: Request, quantization: Quantization
 
 
 def check_quantized(observation: Observation, model: Any) -> None:
-    """Count by kind what is quantised, and fail by name where experts are not."""
-    from harness.experts import quantization_report
+    """Count by kind what is quantised, and fail by name where experts are not.
 
+    Raises:
+        WrongDecodeError: bitsandbytes' kernels return other values for some Linear than its codes mean.
+    """
+    from harness.experts import quantization_report
+    from harness.experts.quantization.linears import check_linears
+
+    check_linears(model)  # experts were checked as they were packed
     report = quantization_report(model)
     observation.data["quantization"] = {
         "kinds": {
@@ -134,16 +140,11 @@ def save_dequantized(model: Any, request: Request, checkpoint: Checkpoint) -> No
 
 def _decoded(model: Any) -> dict[str, Any]:
     """Return the decoded weights by module, or ``module:parameter`` for fused experts, in float32 on the CPU."""
-    import bitsandbytes
+    from harness.experts import QuantizedExperts, decode_linear
+    from harness.experts.quantization.linears import packed_linears
 
-    from harness.experts import decode_linear
-    from harness.experts.quantization.tensor import QuantizedExperts
-
-    packed = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
-    found: dict[str, Any] = {}
+    found = {path: decode_linear(module).cpu() for path, module in packed_linears(model).items()}
     for path, module in model.named_modules():
-        if isinstance(module, packed):
-            found[path] = decode_linear(module).cpu()
         for leaf, weights in module.named_parameters(recurse=False):
             if isinstance(weights, QuantizedExperts):
                 found[f"{path}:{leaf}"] = weights.dequantize().float().cpu()
