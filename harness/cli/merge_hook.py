@@ -12,6 +12,8 @@ from harness.errors import ConfigurationError, HookFailedError
 
 SHELL_ONLY = re.compile(r"&&|\|\||[;&|<>`$]")
 """What a shell would act on, and a program would be given as a word."""
+BRACES = re.compile(r"\{(?!out\})\w+\}")
+"""A word in braces that is not ours; in quotes it may be somebody else's."""
 QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
 SHELL_REMEDY = "For a shell say: --then \"sh -c '…'\". Quote what is meant as it stands."
 AGAIN = "Run that command again by itself; the merge need not be repeated."
@@ -29,9 +31,15 @@ def hook_command(then: str | None, out: Path | None) -> list[str] | None:
         words = shlex.split(then)
     except ValueError as error:
         raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
-    if found := SHELL_ONLY.search(QUOTED.sub("", then)):
+    bare = QUOTED.sub("", then)
+    if found := SHELL_ONLY.search(bare):
         raise ConfigurationError(
             f"--then holds {found[0]!r}, which only a shell understands, and none is used.", remedy=SHELL_REMEDY
+        )
+    if found := BRACES.search(bare):
+        raise ConfigurationError(
+            f"--then holds {found[0]!r}; the only word in braces is {{out}}, the output's path.",
+            remedy="Write the path itself, or quote what is meant as it stands.",
         )
     if not words or shutil.which(words[0]) is None:
         raise ConfigurationError(

@@ -125,7 +125,8 @@ def run(
         screen.print(costs, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
-        screen.print(f"work directory: {out / 'work' / cell.family / cell.file_stem}", markup=False, soft_wrap=True)
+        work = out / "work" / cell.family / cell.file_stem
+        screen.print(f"work directory: {work}, with base, adapter and merged", markup=False, soft_wrap=True)
     if json_file is not None:
         json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.merge.adapter import Adapter, open_adapter
+from harness.merge.ancestry import ancestry_notes
 from harness.merge.checkpoint import open_checkpoint
 from harness.merge.claims import Claim, regions_of
 from harness.merge.coverage import check_coverage
@@ -270,7 +271,7 @@ def plan_merge(
         base_as="original" if found is None else "quantized",
         quantization=found,
         dtype=dtype,
-        notes=(*_repeated(adapters), *planner.notes, *vocabulary.notes),
+        notes=(*_repeated(adapters), *ancestry_notes(index.base.root, adapters), *planner.notes, *vocabulary.notes),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from harness.merge.adapter import ADAPTER_CONFIG, ADAPTER_FILE, Adapter, open_adapter
 from harness.merge.adapters.factors import unpack
 from harness.merge.adapters.shape import AdapterForm, FusedPair, LinearPair, read_form
+from harness.merge.checkpoint import open_checkpoint
 from harness.merge.errors import InputRefusedError, LayoutContradictionError, MergeError
 from harness.merge.json_file import read_object
 from harness.merge.layout import BPacking, Decision, IoLayout
@@ -155,7 +156,7 @@ def inspect_adapter(
         b_packing: overrides how lora_B is packed.
 
     Raises:
-        MergeError: the adapter cannot be read, or uses a feature that is not supported.
+        MergeError: the adapter or the base cannot be read, or the adapter uses a feature that is not supported.
     """
     found = open_adapter(adapter)
     undecided: str | None = None
@@ -167,6 +168,7 @@ def inspect_adapter(
     layout, packing = (form.io_layout, form.b_packing) if form else (None, None)
     fits, misfit, covers, notes = None, None, Counter[str](), found.config.notes
     if base is not None:
+        open_checkpoint(base)  # what is no checkpoint is an error, and not one that the adapter does not fit
         try:
             plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
         except MergeError as error:

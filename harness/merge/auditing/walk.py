@@ -30,6 +30,7 @@ JOB_BYTES = 1 << 25
 """Bytes that a thread takes at a time."""
 UNMERGED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.|\.token_adapter\.")
 LEFT_BEHIND = "tensors of an adapter lie beside the merged ones, and a loader ignores them"
+ONE_DIRECTORY = "base and merged are one directory, so whatever the adapter changes reads as dropped"
 STORED_TWICE = "tensors are there under two names or in two forms, and loaders differ in which they take"
 Progress = Callable[[int, int], None]
 
@@ -112,6 +113,11 @@ def run_audit(
         other_files=others,
         io_layout=plan.io_layout,
         b_packing=plan.b_packing,
-        notes=(*plan.notes, *differing.notes, *([f"{LEFT_BEHIND}: {listed(left)}"] if left else [])),
+        notes=(
+            *plan.notes,
+            *([ONE_DIRECTORY] if plan.base.root == found.root else []),
+            *differing.notes,
+            *([f"{LEFT_BEHIND}: {listed(left)}"] if left else []),
+        ),
         bytes_read=bytes_read,
     )

@@ -16,7 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from harness.merge import InputRefusedError, UsageError, merge, plan_merge
 from harness.merge.adapters import convert_adapter, inspect_adapter
-from harness.merge.errors import AmbiguousLayoutError, MalformedAdapterError, OutputExistsError, UnsupportedAdapterError
+from harness.merge.errors import (
+    AmbiguousLayoutError,
+    InputNotFoundError,
+    MalformedAdapterError,
+    OutputExistsError,
+    UnsupportedAdapterError,
+)
 
 VERSIONS = {"standard": "0.19.1", "swapped": "0.18.1"}
 
@@ -227,6 +233,16 @@ def test_inspection(tmp_path: Path) -> None:
     assert misfit.fits is False
     assert misfit.misfit
     assert json.dumps(facts.to_json())
+
+
+def test_a_base_that_is_no_checkpoint_is_an_error_and_not_one_that_does_not_fit(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(InputNotFoundError, match=r"the base directory .* does not exist"):
+        inspect_adapter(sample.adapter, base=tmp_path / "absent")
+    with pytest.raises(InputRefusedError):
+        inspect_adapter(sample.adapter, base=tmp_path / "empty")
 
 
 def test_inspection_of_an_adapter_whose_layout_nothing_tells(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
         (("--then", "true; touch ran"), "holds ';'"),
         (("--then", "ls > ran"), "holds '>'"),
         (("--then", "echo $HOME"), "holds '$'"),
+        (("--then", "echo ${HOME}"), "holds '$'"),
+        (("--then", "echo {output}"), "holds '{output}'"),
         (("--then", "echo `id`"), "holds '`'"),
         (("--then", "true", "--dry-run"), "goes with neither"),
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
