@@ -25,7 +25,9 @@ from harness.errors import HarnessError
 from harness.execution.deadman import TOKEN
 from harness.matrix.catalogue import read_catalogue
 from harness.merge.adapter_config import INIT_CHANGES_BASE
+from harness.merge.auditing.report import AuditReport, TensorVerdict
 from harness.merge.errors import MergeError
+from harness.merge.report import MergeReport, Resumed
 from harness.result import OUTCOMES, STAGES, CellResult
 from harness.worker.checkpoints.geometry import geometry
 
@@ -315,6 +317,35 @@ def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+@pytest.mark.parametrize(
+    ("page", "written"),
+    [
+        ("audit.md", AuditReport(rows=(), bytes_read=0)),
+        (
+            "audit.md",
+            TensorVerdict(
+                key="k", kind="expert", layer=0, expert=None, verdict="partial", detail="d", scale=1.0, exact_share=1.0,
+                stored_as=("s",), merged_dtype="F32", slices={"partial": 1}, at_fault=(0,),
+            ),
+        ),
+        (
+            "merge.md",
+            MergeReport(
+                by_kind={}, io_layout=None, b_packing=None, notes=(), files_left_out=(), bytes_written=0,
+                bytes_decoded=0, resumed=None,
+            ),
+        ),
+        ("merge.md", Resumed(shards=1, kept=0, rejected=0, foreign=0)),
+    ],
+)  # fmt: skip
+def test_every_field_of_what_merge_and_audit_write_is_described(
+    page: str, written: AuditReport | TensorVerdict | MergeReport | Resumed
+) -> None:
+    described = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8").partition("## JSON")[2]
+
+    assert [name for name in written.to_json() if f"`{name}`" not in described.partition("\n## ")[0]] == []
 
 
 def test_every_outcome_is_explained_in_order() -> None:
