@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from harness.experts.attached import check_attached
 from harness.experts.errors import (
     ExpertsError,
     IneligibleError,
@@ -17,6 +18,7 @@ from harness.experts.errors import (
     NothingToEnableError,
     NotWritableError,
     QloraConfigError,
+    ShapeMismatchError,
     UnknownSchemeError,
     UnpackableShapeError,
     UnrecognisedLoraError,
@@ -47,11 +49,13 @@ __all__ = [
     "NothingToEnableError",
     "QloraConfigError",
     "QuantizedExperts",
+    "ShapeMismatchError",
     "UnknownSchemeError",
     "UnpackableShapeError",
     "UnrecognisedLoraError",
     "UnsupportedStackError",
     "WrongDecodeError",
+    "check_attached",
     "check_qlora",
     "decode_linear",
     "enable_grouped_forward",
@@ -61,7 +65,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs transformers 5 only when it is asked for."""
-    if name == "ExpertQuantizationConfig":
+    """Import what needs transformers 5 only when it is asked for.
+
+    Raises:
+        UnsupportedStackError: the installed transformers has no fused experts.
+    """
+    if name != "ExpertQuantizationConfig":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         return importlib.import_module("harness.experts.quantization.quantizer").ExpertQuantizationConfig
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name != "transformers.core_model_loading":  # new in transformers 5
+            raise
+        raise UnsupportedStackError(
+            "ExpertQuantizationConfig needs transformers 5, where experts are fused parameters. Before, they are Linears, which transformers' own BitsAndBytesConfig quantises; "
+            "enable_grouped_forward works on both."
+        ) from error

@@ -23,6 +23,10 @@ class UnpackableShapeError(ExpertsError):
     """Weights whose shape the codec cannot pack."""
 
 
+class ShapeMismatchError(ExpertsError):
+    """Weights of another shape than the model's: transformers does not look where it quantises."""
+
+
 class WrongDecodeError(ExpertsError):
     """The codec's kernel does not return the values that its codes mean: a fault of the stack."""
 

@@ -1,7 +1,8 @@
-"""Whether a LoRA can be trained on quantised experts at all, said before anything is loaded: PEFT says so after, and of some things not at all."""
+"""Whether a LoRA can be trained on quantised experts, said before anything is loaded: PEFT says so after, and of some things not at all."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 from harness.experts.errors import QloraConfigError
@@ -11,15 +12,16 @@ NOT_FOR_PARAMETERS = {
     "lora_dropout": "dropout cannot be taken out of a delta that is added to a parameter; set lora_dropout=0.0",
     "use_dora": "DoRA needs the norms of a weight that is a Linear's",
     "lora_bias": "a parameter has no output to add a bias to",
-    "use_qalora": "QA-LoRA pools the input of a Linear",
     "fan_in_fan_out": "a parameter says itself how it is stored",
-    "velora_config": "VeLoRA works on Linears alone",
-    "kasa_config": "KaSA works on Linears alone",
 }
 """Settings of ``peft.LoraConfig`` that its ``ParamWrapper`` refuses (0.18.1 to 0.21.2), and why."""
-INITIALISES_PARAMETERS = ("gaussian", "eva")
-REWRITES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of ``init_lora_weights`` that take a part of the base away, which codes cannot follow and a merge into the original would not."""
+NOT_FOR_CODES = ("use_qalora", "velora_config", "kasa_config", "loftq_config", "corda_config", "lora_ga_config")
+"""Settings that need, or change, the numbers of a Linear's weight."""
+INITIALISES = ("gaussian", "eva")
+"""Values of ``init_lora_weights``, besides True and False, that leave the base alone and need nothing of it. ``pissa``, ``olora``, ``corda``, ``loftq`` and ``lora_ga`` take a part of it
+away, which codes cannot follow and a merge into the original would not; ``orthogonal`` and ``mica`` read its numbers."""
+REWRITTEN = ("gate_proj", "up_proj", "down_proj")
+"""Names that PEFT 0.19 and later, on transformers 5, take for the fused experts' (``peft.utils.transformers_weight_conversion``)."""
 
 
 def check_qlora(quantization: Any, adapter: Any) -> None:
@@ -40,24 +42,35 @@ def check_qlora(quantization: Any, adapter: Any) -> None:
         raise QloraConfigError(
             "Quantised weights cannot be trained themselves: give a LoRA, or load without a quantization_config."
         )
-    kind = str(getattr(getattr(adapter, "peft_type", None), "value", "unknown"))
-    if kind != "LORA":
+    kind = getattr(adapter, "peft_type", None)
+    if kind != "LORA":  # an enumeration of strings
         raise QloraConfigError(f"An adapter of type {kind} is not known to work on quantised experts; LORA is.")
     initialisation = getattr(adapter, "init_lora_weights", True)
-    if isinstance(initialisation, str) and initialisation.lower().startswith(REWRITES_THE_BASE):
+    if isinstance(initialisation, str) and initialisation.lower() not in INITIALISES:
         raise QloraConfigError(
-            f"init_lora_weights={initialisation!r} moves a part of the base into the LoRA, and the base is codes; use True or 'gaussian'."
+            f"init_lora_weights={initialisation!r} reads or changes the numbers of the base, and the base is codes; use True or 'gaussian'."
         )
-    parameters = list(getattr(adapter, "target_parameters", None) or ())
-    packed = [name for name in parameters if name.rpartition(".")[2] == "weight"]
-    if packed:
-        raise QloraConfigError(
-            f"target_parameters names {packed[0]}, the weight of a Linear, which is packed to another shape; name the Linear in target_modules."
-        )
-    if parameters and isinstance(initialisation, str) and initialisation.lower() not in INITIALISES_PARAMETERS:
-        raise QloraConfigError(
-            f"init_lora_weights={initialisation!r} needs a Linear's weight, which target_parameters have none of; use True or 'gaussian'."
-        )
+    for setting in NOT_FOR_CODES:
+        if getattr(adapter, setting, None):
+            raise QloraConfigError(f"{setting} needs, or changes, the numbers of the base, and the base is codes.")
+    _check_modules(getattr(adapter, "target_modules", None), metadata.version("peft"))
     for setting, why in NOT_FOR_PARAMETERS.items():
-        if parameters and getattr(adapter, setting, None):
+        if getattr(adapter, "target_parameters", None) and getattr(adapter, setting, None):
             raise QloraConfigError(f"{setting}={getattr(adapter, setting)} does not go with target_parameters: {why}.")
+
+
+def _check_modules(modules: Any, version: str) -> None:
+    """Refuse ``target_modules`` that the installed PEFT reads as something else."""
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if isinstance(modules, str) and release == (0, 19):
+        raise QloraConfigError(
+            f"PEFT {version} splits target_modules={modules!r} into its letters; give a list of names, or use PEFT 0.20 or later."
+        )
+    lost = (
+        [name for name in modules or () if name.rpartition(".")[2] in REWRITTEN] if not isinstance(modules, str) else []
+    )
+    if lost and release >= (0, 19):
+        raise QloraConfigError(
+            f"PEFT {version} takes {min(lost)!r} in target_modules for the fused experts', so that shared experts and dense MLPs of that name get no LoRA, without a word. "
+            "Take it out, and name the experts in target_parameters."
+        )

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ import transformers
 import transformers.core_model_loading
 import transformers.integrations.bitsandbytes
 import transformers.integrations.moe
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-sys.path.insert(0, sys.argv[1])
+sys.path.extend([sys.argv[1], str(Path(__file__).parent)])
+from quantization_models import CODES, FAMILIES, PARAMETERS, X, attach, config, decoded, load, lora, packed, tiny
 
 WATCHED = (
     torch.Tensor, torch.nn.Module, torch.nn.functional, torch.nn.utils.parametrize,
@@ -51,82 +50,17 @@ def callables() -> dict[str, int]:
     }
 
 
-SIZES = {"hidden": 64, "intermediate": 128, "experts": 4}
-
-
-def tiny(**sizes: int) -> Path:
-    """Write a qwen3_moe of given sizes with transformers itself."""
-    wanted = {**SIZES, **sizes}
-    torch.manual_seed(0)
-    model = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            hidden_size=wanted["hidden"], intermediate_size=64, moe_intermediate_size=wanted["intermediate"],
-            num_experts=wanted["experts"], num_experts_per_tok=min(2, wanted["experts"]), num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
-        )
-    )  # fmt: skip
-    folder = Path(tempfile.mkdtemp())
-    model.save_pretrained(folder)
-    return folder
-
-
-def load(folder: Path, quantization: Any = None) -> Any:
-    """Load in float32, quantised or not, in training mode: on some CPUs 4-bit Linears compute in bfloat16 in the other."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization).train()
-
-
 load(tiny(), BitsAndBytesConfig(load_in_4bit=True))  # transformers adds methods to torch's classes when it first loads
 BEFORE = callables()
 
 from harness.experts import (  # noqa: E402 - after the identities were taken
-    ExpertQuantizationConfig,
     ExpertsError,
     QuantizedExperts,
-    check_qlora,
     quantization_report,
 )
 from harness.worker.checkpoints.family import build  # noqa: E402
 from harness.worker.checkpoints.geometry import geometry  # noqa: E402
 from harness.worker.checkpoints.writer import write_checkpoint  # noqa: E402
-
-FAMILIES = ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe")
-CODES: dict[str, dict[str, Any]] = {
-    "nf4": {}, "nf4 single": {"code": "nf4", "double_quant": False}, "fp4": {}, "int8": {},
-}  # fmt: skip
-PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-X = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(3))
-
-
-def config(code: str) -> ExpertQuantizationConfig:
-    """Return the config of one of ``CODES``, with Linears that compute in float32."""
-    return ExpertQuantizationConfig(**{"code": code, **CODES[code]}, compute_dtype=torch.float32)
-
-
-def decoded(model: Any) -> Any:
-    """Return a copy whose experts are the plain parameters that the codes mean."""
-    plain = copy.deepcopy(model)
-    for module in plain.modules():
-        for name, weights in list(module.named_parameters(recurse=False)):
-            if isinstance(weights, QuantizedExperts):
-                setattr(module, name, torch.nn.Parameter(weights.dequantize(), requires_grad=False))
-    return plain
-
-
-def packed(model: Any) -> dict[str, Any]:
-    """Return what every quantised experts parameter keeps."""
-    return {name: p.packed for name, p in model.named_parameters() if isinstance(p, QuantizedExperts)}
-
-
-def lora(seed: int, parameters: tuple[str, ...] = PARAMETERS) -> tuple[int, LoraConfig]:
-    """Return a LoRA whose weights are random, not zero."""
-    options = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, "target_modules": []}
-    return seed, LoraConfig(**options, target_parameters=list(parameters))
-
-
-def attach(model: Any, chosen: tuple[int, LoraConfig]) -> Any:
-    """Attach it."""
-    torch.manual_seed(chosen[0])
-    return get_peft_model(model, chosen[1])
 
 
 def differences(one: Any, other: Any, implementation: str) -> dict[str, float]:
@@ -329,118 +263,65 @@ def tensors() -> Any:
     }
 
 
-@contextmanager
-def planted(name: str, made: Callable[..., Any]) -> Any:
-    """Put something in the place of a function of bitsandbytes within the block."""
-    right = getattr(bitsandbytes.functional, name)
-    setattr(bitsandbytes.functional, name, lambda *given, **named: made(right, *given, **named))
-    try:
-        yield
-    finally:
-        setattr(bitsandbytes.functional, name, right)
-
-
-def refusals() -> Any:
-    """What is refused, and as what."""
-
-    def missing(module: str, code: str) -> None:
-        folder = tiny()
-        from safetensors.torch import load_file, save_file  # noqa: PLC0415
-
-        path = folder / "model.safetensors"
-        kept = {k: v for k, v in load_file(path).items() if not re.search(rf"layers\.1\..*{module}", k)}
-        save_file(kept, path, metadata={"format": "pt"})
-        load(folder, config(code))
-
-    def not_finite() -> None:
-        folder = tiny()
-        from safetensors.torch import load_file, save_file  # noqa: PLC0415
-
-        path = folder / "model.safetensors"
-        values = load_file(path)
-        next(v for k, v in values.items() if "experts" in k).view(-1)[7] = torch.nan
-        save_file(values, path, metadata={"format": "pt"})
-        load(folder, config("nf4"))
-
-    def wrong_decode(shape: tuple[int, int]) -> None:
-        def wrong(right: Any, codes: torch.Tensor, state: Any, *given: Any, **named: Any) -> torch.Tensor:
-            return right(codes, state, *given, **named) * (1.25 if tuple(state.shape) == shape else 1)
-
-        with planted("dequantize_4bit", wrong):
-            load(tiny(), config("nf4"))
-
-    def no_kernel() -> None:
-        def absent(*_: Any, **__: Any) -> None:
-            raise NotImplementedError("Could not run 'bitsandbytes::quantize_4bit'")
-
-        with planted("quantize_4bit", absent):
-            load(tiny(), config("nf4"))
-
-    cases: dict[str, Callable[[], Any]] = {
-        "unknown code": lambda: ExpertQuantizationConfig("nf5"),  # type: ignore[arg-type]
-        "double int8": lambda: ExpertQuantizationConfig("int8", double_quant=True),
-        "odd shape": lambda: load(tiny(hidden=24, intermediate=10), config("nf4")),
-        "missing experts": lambda: missing("mlp.experts.*down_proj", "nf4"),
-        "missing Linear, 4 bits": lambda: missing("q_proj", "nf4"),
-        "missing Linear, 8 bits": lambda: missing("q_proj", "int8"),
-        "wrong decode": lambda: wrong_decode((256, 64)),
-        "wrong decode of a Linear": lambda: wrong_decode((64, 64)),
-        "no kernel": no_kernel,
-        "not finite": not_finite,
+def ways_to_load() -> Any:
+    """By a dictionary, and onto a device that is looked for; and a router that is a Linear, which stays one."""
+    folder = tiny()
+    wanted = config("nf4")
+    for case, options in {
+        "dictionary": {"quantization_config": wanted.to_dict()},
+        "auto": {"quantization_config": wanted, "device_map": "auto"},
+        "cpu": {"quantization_config": wanted, "device_map": "cpu"},
+    }.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        report = quantization_report(model)
+        yield {"case": case, "plain": report["experts"].plain, "quantized": report["experts"].quantized}
+    again = type(wanted).from_dict(wanted.to_dict())
+    yield {"case": "round trip", "same": again.to_dict() == wanted.to_dict() and again.experts == wanted.experts}
+    torch.manual_seed(0)
+    other = transformers.HunYuanMoEV1ForCausalLM(
+        transformers.HunYuanMoEV1Config(
+            hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_experts=4, moe_topk=2, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
+        )
+    )  # fmt: skip
+    folder = Path(tempfile.mkdtemp())
+    other.save_pretrained(folder)
+    kinds = {
+        name: type(module).__name__
+        for name, module in load(folder, wanted).named_modules()
+        if name.endswith((".wg", "q_proj"))
     }
-    for case, attempt in cases.items():
-        try:
-            attempt()
-        except ExpertsError as error:
-            yield {"case": case, "refused": type(error).__name__, "message": str(error)}
-        else:
-            yield {"case": case, "refused": None, "message": ""}
+    yield {"case": "router", "kinds": sorted(kinds.values())}
 
 
-def configs() -> Any:
-    """What cannot be trained, said before anything is loaded; and what PEFT makes of it once the model is there."""
-    model_folder, quantization = tiny(), config("nf4")
-    plain: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": list(PARAMETERS)}
-    cases: dict[str, dict[str, Any]] = {
-        "fine": plain,
-        "rslora": {**plain, "use_rslora": True},
-        "gaussian": {**plain, "init_lora_weights": "gaussian"},
-        "dropout on Linears alone": {"target_modules": ["q_proj"], "lora_dropout": 0.1},
-        "dropout": {**plain, "lora_dropout": 0.1},
-        "DoRA": {**plain, "use_dora": True},
-        "bias": {**plain, "lora_bias": True},
-        "fan_in_fan_out": {**plain, "fan_in_fan_out": True},
-        "orthogonal": {**plain, "init_lora_weights": "orthogonal"},
-        "PiSSA": {**plain, "init_lora_weights": "pissa_niter_4"},
-        "PiSSA on Linears alone": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
-        "OLoRA on Linears alone": {"target_modules": ["q_proj"], "init_lora_weights": "olora"},
-        "a Linear's weight": {**plain, "target_parameters": [*PARAMETERS, "self_attn.v_proj.weight"]},
-    }
-    for case, options in cases.items():
-        wanted = LoraConfig(r=4, **options)
-        yield {"case": case, "refused": _refusal(quantization, wanted), "peft": _pefts_own(model_folder, wanted)}
-    yield {"case": "no adapter", "refused": _refusal(quantization, None), "peft": None}
-    alone = BitsAndBytesConfig(load_in_4bit=True)
-    yield {"case": "not ours", "refused": _refusal(alone, LoraConfig(**plain)), "peft": None}
-    yield {"case": "another adapter", "refused": _refusal(quantization, peft.IA3Config()), "peft": None}
+def casts() -> Any:
+    """What people do to a quantised model before training: neither changes a code."""
+    for case, cast in {
+        "prepare_model_for_kbit_training": peft.prepare_model_for_kbit_training,
+        "float16": lambda model: model.to(torch.float16),
+        "load_state_dict": _loaded,
+    }.items():
+        folder = tiny()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config("nf4"))
+        before = packed(model)
+        after = packed(cast(model))
+        yield {
+            "case": case,
+            "same": all(
+                torch.equal(after[name].parts[part], codes.parts[part])
+                for name, codes in before.items()
+                for part in codes.parts
+            ),
+            "left": sorted(before.keys() ^ after.keys()),
+        }
 
 
-def _refusal(quantization: Any, adapter: Any) -> str | None:
-    try:
-        check_qlora(quantization, adapter)
-    except ExpertsError as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _pefts_own(folder: Path, wanted: LoraConfig) -> str | None:
-    """Say how attaching, or the first forward and backward, ends; what the LoRA then is of the wrong shape for counts as an end."""
-    try:
-        model = get_peft_model(load(folder, config("nf4")), wanted)
-        model(input_ids=X, labels=X).loss.backward()
-    except Exception as error:  # noqa: BLE001 - whatever it is, a row says so
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return None
+def _loaded(model: Any) -> Any:
+    """Load a model's own experts into it: bitsandbytes' Linears have state dicts that they do not take back."""
+    model.load_state_dict(
+        {n: p for n, p in model.state_dict().items() if isinstance(p, QuantizedExperts)}, strict=False
+    )
+    return model
 
 
 def patched() -> Any:
@@ -449,6 +330,15 @@ def patched() -> Any:
     yield {"changed": sorted(name for name in BEFORE.keys() | after.keys() if BEFORE.get(name) != after.get(name))}
 
 
-for scenario in (loads, forwards, merges, adapters, tensors, refusals, configs, patched):
+for scenario in (
+    loads,
+    forwards,
+    merges,
+    adapters,
+    tensors,
+    ways_to_load,
+    casts,
+    patched,
+):
     for found in scenario():
         sys.stdout.write(json.dumps({"scenario": scenario.__name__, **found}) + "\n")

@@ -1,4 +1,4 @@
-"""Fused experts quantised on load, in every PEFT that the stacks hold: what is kept, what it computes, what merging does to it, what is refused."""
+"""Fused experts quantised on load, in every PEFT that the stacks hold: what is kept, what it computes, what merging does to it."""
 
 from __future__ import annotations
 
@@ -97,36 +97,21 @@ def test_the_tensor_is_read_copied_moved_and_written_as_the_parameter_it_stands_
     )
 
 
-def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:
-    assert {row["case"]: row["refused"] for row in said["refusals"]} == {
-        "unknown code": "UnknownSchemeError",
-        "double int8": "UnknownSchemeError",
-        "odd shape": "UnpackableShapeError",
-        "missing experts": "LeftUnquantizedError",
-        "missing Linear, 4 bits": "LeftUnquantizedError",
-        "missing Linear, 8 bits": "LeftUnquantizedError",
-        "wrong decode": "WrongDecodeError",
-        "wrong decode of a Linear": "WrongDecodeError",
-        "no kernel": "UnsupportedStackError",
-        "not finite": "NotFiniteError",
-    }
+def test_a_model_is_loaded_by_a_dictionary_and_by_device_maps_and_keeps_its_routers(said: dict[str, Rows]) -> None:
+    rows = {row["case"]: row for row in said["ways_to_load"]}
+
+    for case in ("dictionary", "auto", "cpu"):
+        assert rows[case]["plain"] == 0 < rows[case]["quantized"], case
+    assert rows["round trip"]["same"]
+    assert rows["router"]["kinds"] == ["Linear", "Linear4bit"]
 
 
-def test_what_cannot_be_trained_is_refused_before_loading_where_peft_fails_late_or_never(said: dict[str, Rows]) -> None:
-    refused = {row["case"] for row in said["configs"] if row["refused"] is not None}
-    pefts_own = {row["case"] for row in said["configs"] if row["peft"] is not None}
-
-    fails_late = {
-        "dropout", "DoRA", "bias", "fan_in_fan_out", "orthogonal", "PiSSA", "PiSSA on Linears alone",
-    }  # fmt: skip
-    assert pefts_own == fails_late
-    assert refused == fails_late | {
-        "OLoRA on Linears alone", "a Linear's weight", "no adapter", "not ours", "another adapter",
-    }  # fmt: skip
-    assert {row["case"] for row in said["configs"]} - refused == {
-        "fine", "rslora", "gaussian", "dropout on Linears alone",
-    }  # fmt: skip
-    assert all(row["refused"].startswith("QloraConfigError: ") for row in said["configs"] if row["refused"])
+def test_casting_a_model_leaves_its_codes(said: dict[str, Rows]) -> None:
+    assert [(row["case"], row["same"], row["left"]) for row in said["casts"]] == [
+        ("prepare_model_for_kbit_training", True, []),
+        ("float16", True, []),
+        ("load_state_dict", True, []),
+    ]
 
 
 def test_no_callable_of_any_library_is_another_one_afterwards(said: dict[str, Rows]) -> None:

@@ -90,7 +90,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "load_seconds": loaded,
         "load_peak": loading.highest - before,
         "expert_bytes": experts.stored,
-        "expert_bytes_16_bit": 2 * (experts.quantized + experts.plain),
+        "expert_bytes_16_bit": experts.bytes_in_16_bits,
     }
     if not request["steps"]:
         return found

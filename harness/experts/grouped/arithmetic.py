@@ -142,6 +142,8 @@ class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is 
     ) -> torch.Tensor:
         """Save only what backward needs: for a frozen weight that is the weight itself."""
         ctx.groups, ctx.make = groups, make
+        if hasattr(tensors[0], "snapshot"):  # codes can be merged into before backward
+            tensors = (tensors[0].snapshot(),)
         ctx.save_for_backward(x if any(ctx.needs_input_grad[3:]) else None, *tensors)
         ctx.dtype = x.dtype
         weight = tensors[0] if make is None else make(*tensors).to(x.dtype)

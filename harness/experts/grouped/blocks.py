@@ -89,6 +89,7 @@ class Block:
         try:
             if not self.enabled:
                 raise IneligibleError("disabled")
+            self._follow()
             self._check_free()
             reason = self.read(self.standing).ways()
         except ExpertsError as error:

@@ -18,6 +18,7 @@ from harness.experts.grouped.linears import looks_listed, read_listed, replaced_
 class GroupedForward:
     """The grouped forward on one model: live, until it is disabled. A context manager that disables on leaving."""
 
+    model: Any
     hooked: tuple[Block, ...]
     refused: tuple[BlockReport, ...]
 
@@ -30,6 +31,10 @@ class GroupedForward:
         """Give every module its own forward back."""
         for block in self.hooked:
             block.disable()
+        for module in self.model.modules():  # PEFT's layer_replication copies layers, and what is on them
+            for name, own in list(vars(module).items()):
+                if isinstance(own, Replacement) and own.block in self.hooked:
+                    delattr(module, name)
 
     def __enter__(self) -> Self:
         return self
@@ -64,14 +69,16 @@ def enable_grouped_forward(model: Any) -> GroupedForward:
             hooked.append(block)
     if not hooked and not refused:
         raise NothingToEnableError(f"{type(model).__name__} has no experts")
-    return GroupedForward(tuple(hooked), tuple(refused))
+    return GroupedForward(model, tuple(hooked), tuple(refused))
 
 
 def _places(model: Any) -> Iterator[tuple[str, Callable[[], Block]]]:
     """Yield the name of each place where experts are called, and what makes a block of it or refuses."""
     for name, owner in list(model.named_modules()):
         if any(isinstance(own, Replacement) for own in vars(owner).values()):
-            raise NothingToEnableError(f"{name} is enabled already")
+            raise NothingToEnableError(
+                f"{name or type(model).__name__} is enabled already; what enable_grouped_forward returned then is still live, and its disable() ends it."
+            )
         if looks_listed(owner):
             yield f"{name}.experts", partial(_listed, name, owner)
         for child, module in list(owner.named_children()):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harness.experts.errors import UnpackableShapeError, UnsupportedStackError, WrongDecodeError
+from harness.experts.errors import NotFiniteError, UnpackableShapeError, UnsupportedStackError, WrongDecodeError
 from harness.experts.quantization.scheme import BLOCKSIZE, Scheme
 
 NESTED_BLOCKSIZE = 256
@@ -52,7 +52,10 @@ def check_backend(scheme: Scheme, device: Any, dtype: torch.dtype) -> None:
         ):  # transformers asks while the meta device is the default, for bitsandbytes' own tables too
             weight = torch.arange(2 * BLOCKSIZE, dtype=torch.float32).sub(BLOCKSIZE).reshape(shape).to(dtype)
             check_decode(scheme, encode(scheme, weight), shape, dtype, f"a test on {device}")
-    except RuntimeError as error:  # NotImplementedError too: torch has it where no kernel is registered
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # NotImplementedError too: no kernel; AssertionError: torch without CUDA
         raise UnsupportedStackError(
             f"bitsandbytes cannot quantise to {scheme} on {device} here: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -122,8 +125,11 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
 
     Raises:
         WrongDecodeError: the kernel's values differ by more than the rounding of ``dtype``.
+        NotFiniteError: the codes mean NaN or infinity.
     """
     meant = decode_by_definition(scheme, parts, shape)
+    if not bool(torch.isfinite(meant).all()):
+        raise NotFiniteError(f"{name} holds weights so large that {scheme} means infinity by their codes.")
     got = decode(scheme, parts, shape, dtype)
     # Two roundings: float32 arithmetic in another order, and to dtype, whose smallest numbers are no finer than one step.
     room = 2 * (torch.finfo(dtype).eps + torch.finfo(torch.float32).eps)
@@ -135,5 +141,6 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
         error = float((got.float() - meant).norm() / meant.norm())
         raise WrongDecodeError(
             f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of a "
-            f"matrix of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes, or int8, may do."
+            f"matrix of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes may do, or int8, or sizes "
+            "that are multiples of 64."
         )

@@ -15,46 +15,20 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.utils import logging
 
-from harness.experts.errors import ExpertsError, LeftUnquantizedError, NotFiniteError, WrongDecodeError
+from harness.experts.errors import ExpertsError, LeftUnquantizedError
 from harness.experts.fused import FUSED, fused_experts, is_fused_experts
 from harness.experts.quantization.codec import check_backend, check_packable
 from harness.experts.quantization.config import METHOD_4BIT, METHOD_8BIT, ExpertQuantizationConfig
+from harness.experts.quantization.conversion import QuantizeExperts
 from harness.experts.quantization.linears import check_linears, packed_linears
-from harness.experts.quantization.packed import pack
 from harness.experts.quantization.report import is_quantized
-from harness.experts.quantization.tensor import wrap
+
+logger = logging.get_logger(__name__)
 
 SMALLEST_OUTPUT = 2
 """A gate with one output is not worth 4 bits, and bitsandbytes' CPU kernels cannot pack it."""
-
-
-class QuantizeExperts(ConversionOps):  # type: ignore[misc]
-    """Quantises what is a fused experts parameter; leaves the rest to the operation for Linears."""
-
-    def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[ExpertsError]) -> None:
-        self.config = config
-        self.linears = linears
-        self.wrong = wrong
-
-    def convert(
-        self, input_dict: dict[str, Any], model: torch.nn.Module | None = None, **options: Any
-    ) -> dict[str, torch.Tensor]:
-        """Return the parameters of ``input_dict``, packed."""
-        converted: dict[str, torch.Tensor] = {}
-        for name, given in input_dict.items():
-            module, leaf = get_module_from_name(model, name)
-            if not is_fused_experts(module, leaf):
-                converted |= self.linears.convert({name: given}, model=model, **options)
-                continue
-            values = given[0] if isinstance(given, list) else given
-            try:
-                values = wrap(pack(values, self.config.experts, name), values.dtype)
-            except (WrongDecodeError, NotFiniteError) as error:
-                # Raised here it would drown in transformers' report of what could not be converted; it is once all is loaded.
-                self.wrong.append(error)
-            converted[name] = torch.nn.Parameter(values, requires_grad=False)
-        return converted
 
 
 class _FusedExperts:
@@ -82,23 +56,17 @@ class _FusedExperts:
         keep_in_fp32_modules: list[str] | None = None,
         add_default_skips: bool = True,
     ) -> list[str]:
-        """Return patterns of Linears that stay: transformers' own, those that were given, and gates."""
+        """Return patterns of Linears that stay: transformers' own, those that were given, gates and routers."""
         kept: list[str] = super().get_modules_to_not_convert(  # type: ignore[misc]
             model, skip_modules, keep_in_fp32_modules, add_default_skips
         )
-        gates = [
-            f"{re.escape(name)}$"
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module.out_features < SMALLEST_OUTPUT
-        ]
-        return [*kept, *gates]
+        return [*kept, *(f"{re.escape(name)}$" for name in gates(model))]
 
     def _process_model_before_weight_loading(self, model: Any, *args: Any, **options: Any) -> Any:
         scheme = self.quantization_config.experts
         for name, weights in fused_experts(model):
             check_packable(scheme, tuple(weights.shape), name)
-        placed = options.get("device_map") or {}
-        for device in dict.fromkeys(placed.values() if placed else ("cpu",)):
+        for device in _devices(options.get("device_map")):
             check_backend(scheme, device, model.dtype)
         return super()._process_model_before_weight_loading(model, *args, **options)  # type: ignore[misc]
 
@@ -125,8 +93,34 @@ class _FusedExperts:
         return super()._dequantize(model, *args, **options)  # type: ignore[misc]
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """Say no: adapters are saved, and merged checkpoints, but not these codes."""
+        """Say no: adapters are saved, and merged checkpoints, but not these codes. transformers then says to look for a warning."""
+        logger.warning(
+            "Quantised experts cannot be saved. Save the adapter, and merge it into the original checkpoint (harness merge); or call model.dequantize() first."
+        )
         return False
+
+
+def _devices(device_map: Any) -> list[Any]:
+    """Return where a device_map puts parameters; ``auto`` and its like are not worked out yet."""
+    if isinstance(device_map, dict):
+        return list(dict.fromkeys(device_map.values()))
+    return ["cuda" if torch.cuda.is_available() and device_map is not None else "cpu"]
+
+
+def gates(model: Any) -> list[str]:
+    """Return the names of Linears with a single output, and of those beside fused experts that have an output for each expert: routers."""
+    blocks: dict[str, int] = {}
+    for name, weights in fused_experts(model):
+        experts, _, _ = name.rpartition(".")
+        blocks[experts.rpartition(".")[0]] = weights.shape[0]
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    routers = {
+        name
+        for block, count in blocks.items()
+        for name, module in linears.items()
+        if name.startswith(f"{block}.") and module.out_features == count
+    }
+    return [name for name, module in linears.items() if module.out_features < SMALLEST_OUTPUT or name in routers]
 
 
 def left_unquantized(model: Any) -> list[str]:

@@ -10,41 +10,38 @@ import torch
 from harness.experts.fused import is_fused_experts
 from harness.experts.quantization.tensor import QuantizedExperts
 
-Kind = Literal["experts", "linears", "other"]
-KINDS: tuple[Kind, ...] = ("experts", "linears", "other")
+Kind = Literal["experts", "linears", "other", "adapters"]
+KINDS: tuple[Kind, ...] = ("experts", "linears", "other", "adapters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Parameters of one kind, ``weights`` of them quantised or not, and the bytes they take.
-
-    ``quantized`` and ``plain`` count weights (numbers of the logical shape); ``stored`` is bytes; ``plain_bytes`` what they would take in the dtype they
-    compute in.
-    """
+    """Parameters of one kind: ``quantized`` and ``plain`` count weights (numbers of the logical shape), ``stored`` is bytes."""
 
     quantized: int = 0
     plain: int = 0
     stored: int = 0
-    plain_bytes: int = 0
+
+    @property
+    def bytes_in_16_bits(self) -> int:
+        """What as many weights take in bfloat16."""
+        return 2 * (self.quantized + self.plain)
 
 
 def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
-    """Count the parameters of ``model``: fused experts (or Linears within ``experts``), other Linears, and the rest."""
-    found = {kind: [0, 0, 0, 0] for kind in KINDS}
+    """Count the parameters of ``model``: fused experts (or Linears within ``experts``), other Linears, the rest, and LoRAs."""
+    found = {kind: [0, 0, 0] for kind in KINDS}
     seen: set[int] = set()
     for path, module in model.named_modules():
         for leaf, weights in module.named_parameters(recurse=False):
             if id(weights) in seen:
                 continue
             seen.add(id(weights))
-            quantized, count, stored, itemsize = _measure(weights)
+            quantized, count, stored = _measure(weights)
             row = found[_kind(path, module, leaf)]
             row[0 if quantized else 1] += count
             row[2] += stored
-            row[3] += count * itemsize
-    return {
-        kind: Count(quantized=row[0], plain=row[1], stored=row[2], plain_bytes=row[3]) for kind, row in found.items()
-    }
+    return {kind: Count(quantized=row[0], plain=row[1], stored=row[2]) for kind, row in found.items()}
 
 
 def is_quantized(weights: torch.Tensor) -> bool:
@@ -54,21 +51,21 @@ def is_quantized(weights: torch.Tensor) -> bool:
 
 def _kind(path: str, module: torch.nn.Module, leaf: str) -> Kind:
     if ".lora_" in path:
-        return "other"
+        return "adapters"
     if is_fused_experts(module, leaf) or (leaf == "weight" and ".experts." in f".{path}."):
         return "experts"
     return "linears" if isinstance(module, torch.nn.Linear) else "other"
 
 
-def _measure(weights: Any) -> tuple[bool, int, int, int]:
-    """Return whether a parameter is quantised, how many weights it means, its bytes, and those of one weight when computed with."""
+def _measure(weights: Any) -> tuple[bool, int, int]:
+    """Return whether a parameter is quantised, how many weights it means, and its bytes."""
     if isinstance(weights, QuantizedExperts):
-        return True, weights.numel(), weights.stored_bytes, weights.element_size()
+        return True, weights.numel(), weights.stored_bytes
     stored = weights.numel() * weights.element_size()
     state = getattr(weights, "quant_state", None)
     if state is not None:  # bitsandbytes' Params4bit
         scales = state.absmax.numel() * state.absmax.element_size()
-        return True, state.shape.numel(), stored + scales, state.dtype.itemsize
+        return True, state.shape.numel(), stored + scales
     if weights.dtype == torch.int8:  # its Int8Params, with a scale a row
-        return True, weights.numel(), stored + 4 * weights.shape[0], 2
-    return False, weights.numel(), stored, weights.element_size()
+        return True, weights.numel(), stored + 4 * weights.shape[0]
+    return False, weights.numel(), stored

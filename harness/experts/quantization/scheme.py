@@ -27,10 +27,18 @@ class Scheme:
     def __post_init__(self) -> None:
         """Check the two."""
         if self.code not in CODES:
-            raise UnknownSchemeError(f"no code {self.code!r} for experts; known are {', '.join(CODES)}.")
+            raise UnknownSchemeError(
+                f"no code {self.code!r} for experts; known are {', '.join(CODES)}.{_meant(self.code)}"
+            )
         if self.code == "int8" and self.double_quant:
             raise UnknownSchemeError("int8 has one scale a row, which double quantisation does not apply to.")
 
     def __str__(self) -> str:
         """Return it as reports name it."""
         return f"{self.code}, double quantised" if self.double_quant else self.code
+
+
+def _meant(text: object) -> str:
+    """Return which code was meant where only case or a hyphen is off."""
+    plain = "".join(letter for letter in str(text).lower() if letter.isalnum())
+    return f" Did you mean {plain!r}?" if plain in CODES else ""

@@ -8,6 +8,7 @@ in place) decodes, adds and quantises again; taking the very same delta away aft
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -36,6 +37,12 @@ class _Store:
         if sign < 0 and self.before and self.before[-1][0] == mark:
             _, self.packed = self.before.pop()
             return
+        if sign < 0 and self.before:
+            warnings.warn(
+                "A delta is taken away from quantised experts that is not, to the bit, the last that was added (of another dtype, say), so the codes of before are not put "
+                "back, and the result is quantised once more.",
+                stacklevel=2,
+            )
         old = self.packed
         self.packed = pack(_Sum(old, delta, sign, dtype), old.scheme, "merged experts")
         if sign > 0:
@@ -97,6 +104,10 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
     def dequantize_expert(self, number: int) -> torch.Tensor:
         """Return one expert's weights, (out, in), as an ordinary tensor; ``self[number]`` does the same."""
         return self.packed.expert(number, self.dtype)
+
+    def snapshot(self) -> QuantizedExperts:
+        """Return the weights as they are now: what is merged into this tensor later does not reach them. Nothing is copied."""
+        return wrap(self.packed, self.dtype)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         """Say what it is without decoding it."""
@@ -250,9 +261,11 @@ def _accumulate(tensor: QuantizedExperts, other: Any, alpha: Any, sign: int) -> 
 def _copy(tensor: QuantizedExperts, source: torch.Tensor, _non_blocking: bool = False) -> Any:
     if source.shape != tensor.shape:
         return NotImplemented
-    moved = source.to(tensor.device)
-    made = moved if isinstance(moved, QuantizedExperts) else _packed_like(tensor, moved)
-    tensor._store.packed, tensor._store.before = made.packed, []
+    if isinstance(source, QuantizedExperts):  # its codes, not the values that they mean
+        tensor._store.packed = source.packed.map(lambda part: part.to(tensor.device, copy=True))
+        tensor._store.before = []
+        return tensor
+    tensor._store.packed, tensor._store.before = _packed_like(tensor, source.to(tensor.device)).packed, []
     return tensor
 
 

@@ -4,8 +4,8 @@ from harness.worker.recipes.quantization import Quantization
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="QLoRA, 8 bits: attention and routed experts",
-    kinds=("attention", "expert"),
+    summary="QLoRA, 8 bits: attention, routed experts, shared experts and dense MLP",
+    kinds=("attention", "expert", "shared_expert", "dense"),
     geometry="blocks",
     quantization=Quantization(code="int8"),
 )

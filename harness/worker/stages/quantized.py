@@ -96,9 +96,10 @@ def check_quantized(observation: Observation, model: Any) -> None:
                 "quantized": row.quantized,
                 "plain": row.plain,
                 "stored_bytes": row.stored,
-                "bf16_bytes": 2 * (row.quantized + row.plain),
+                "bf16_bytes": row.bytes_in_16_bits,
             }
             for kind, row in report.items()
+            if row.quantized or row.plain
         }
     }
     experts = report["experts"]
