@@ -10,7 +10,7 @@ prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,6 +55,9 @@ a merge that was never tried must not hide behind an adapter that is known not t
 
 KINDS = ("attention", "expert", "shared_expert", "router", "dense", "other")
 """What a tensor is part of. ``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts."""
+
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""A name that is our own or torch's, not a library's free text: no report has to be afraid of it."""
 
 
 class _Model(BaseModel):
@@ -133,7 +136,7 @@ class Metrics(_Model):
     kl_trained_merged_p99: float | None = None
     kl_trained_merged_max: float | None = None
     kl_reference_merged: float | None = None
-    """KL(base + delta rounded once ‖ merged), for dtypes narrower than float32: what the functional gate judges there."""
+    """KL(base + delta rounded once ‖ merged), for dtypes narrower than float32 and for QLoRA: what the functional gate judges there."""
     kl_trained_adapter: float | None = None
     kl_trained_base: float | None = None
     kl_merged_base: float | None = None
@@ -142,7 +145,7 @@ class Metrics(_Model):
     samples_matched: int | None = None
     samples_total: int | None = None
     first_divergence: str | None = None
-    """Which sample and token differ first, and the trained model's top-1 margin there (log-probability)."""
+    """Which sample and token differ first, and the top-1 margin there (log-probability) of the model that the merge is held against."""
     positions_total: int | None = None
     positions_near_tie: int | None = None
     """Positions whose router top-k gap is below epsilon: there a right merge may flip an expert."""
@@ -173,9 +176,9 @@ class QuantizedKind(_Model):
 
 
 class QuantizationInfo(_Model):
-    """What of the base was quantised while it was trained on, by kind (experts, linears, other)."""
+    """What of the base was quantised while it was trained on, by kind (experts, linears, other, and what else a worker tells apart)."""
 
-    kinds: dict[Literal["experts", "linears", "other"], QuantizedKind]
+    kinds: dict[Word, QuantizedKind]
 
 
 class Training(_Model):
@@ -190,6 +193,8 @@ class Training(_Model):
     """``{"training": n, "evaluation": m}``: tokens seen by the expert that saw the fewest."""
     attached: dict[str, str] = Field(default_factory=dict)
     """Per kind, ``found/expected`` modules or parameters that got a LoRA."""
+    lora_dtypes: dict[Word, int] = Field(default_factory=dict)
+    """LoRA tensors by the dtype that they were trained in, ``{"bfloat16": 24}``; empty where nobody looked."""
 
 
 class PathDifference(_Model):
@@ -237,7 +242,7 @@ class CellResult(_Model):
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
     quantization: QuantizationInfo | None = None
-    shims: list[str] = Field(default_factory=list)
+    shims: list[Word] = Field(default_factory=list)
     """What was replaced in a library while the adapter was loaded again, because the recipe says so: shows that it can work, not that it does."""
     controls: list[ControlResult] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)

@@ -23,7 +23,7 @@ from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Device, Stack
 from harness.matrix.verdict import judge
 from harness.report.table import Row, not_run
-from harness.report.terminal import print_failure, print_table
+from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
 from harness.result import CellResult
 
@@ -132,9 +132,10 @@ def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
 
 
 def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
-    """Print the table, then every cell that is not as it should be, then where everything lies."""
+    """Print the table, why known failures fail, then every cell that is not as it should be, then where everything lies."""
     console.print()
     print_table(console, rows)
+    print_declared(console, rows)
     wrong = [row for row in rows if row.standing in {"regression", "unexpected-pass"}]
     for row in wrong[:FAILURES_SHOWN]:
         log = out / row.result.log if row.result.log else None

@@ -24,7 +24,7 @@ from harness.errors import ConfigurationError
 from harness.matrix.cell import Stack
 from harness.matrix.plan import one_cell
 from harness.matrix.versions import complete_stack, parse_pin, parse_version
-from harness.report import quantized
+from harness.report import quantized, shims
 
 
 def run(
@@ -121,8 +121,8 @@ def run(
         report=False,
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
-    if costs := quantized.sentence(rows[0].result):
-        screen.print(costs, markup=False, soft_wrap=True)
+    for line in filter(None, (*quantized.lines(rows[0]), shims.note(rows[0].result))):
+        screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
         work = out / "work" / cell.family / cell.file_stem

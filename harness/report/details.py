@@ -132,6 +132,7 @@ def _training(result: CellResult) -> Section:
             for phase, count in sorted(training.tokens_per_expert_min.items())
         ]
         pairs += [(f"LoRA attached, {kind}", count) for kind, count in sorted(training.attached.items())]
+        pairs += [(f"LoRA tensors in {dtype}", count) for dtype, count in sorted(training.lora_dtypes.items())]
     return _pairs("Training", ("what", "value"), pairs)
 
 
@@ -183,7 +184,7 @@ def sections(row: Row) -> tuple[Section, ...]:
         _stages(result),
         *_merge(result),
         _pairs("Metrics (KL in nats)", ("metric", "value"), metrics),
-        _pairs("Quantised base", ("what", "value"), quantized.pairs(result)),
+        _pairs("Quantised base", ("what", "value"), quantized.pairs(row)),
         _controls(result),
         _training(result),
         _pairs("Timings", ("phase", "time"), timings),

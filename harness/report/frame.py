@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from harness.report import quantized
 from harness.report.table import COLUMNS, Row, ordered
 
 
@@ -13,7 +14,8 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Return a data frame with a line per cell, indexed by cell id, in the report's order.
 
     The columns are the report's, unrounded: KL in nats; ``merged`` and ``samples`` are shares in [0, 1], with their counts
-    beside them. What was not measured is NaN (counts: ``<NA>``). ``outcome``, ``status``, ``standing`` and ``stage`` come last.
+    beside them. What was not measured is NaN (counts: ``<NA>``). After them stand the columns of quantised bases (what was quantised and
+    its bytes as shares, KL in nats, MiB); ``outcome``, ``status``, ``standing`` and ``stage`` come last.
     No column holds free text from a result, so a spreadsheet has nothing to mistake for a formula.
 
     Raises:
@@ -28,6 +30,9 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     merges = [row.result.merge for row in rows]
     table["applied"] = pd.array([None if merge is None else merge.applied for merge in merges], dtype="Int64")
     table["attempted"] = pd.array([None if merge is None else merge.attempted for merge in merges], dtype="Int64")
+    for column in quantized.COLUMNS:
+        values = [column.value(row) for row in rows]
+        table[column.key] = pd.Series(values, index=table.index, dtype="float64" if column.numeric else "object")
     table["outcome"] = [row.result.outcome for row in rows]
     table["stage"] = [row.result.stage for row in rows]
     table["status"] = [row.status for row in rows]

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from packaging.version import Version
 
-from harness.report import details, figures
+from harness.report import details, figures, quantized, shims
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
 from harness.report.summary import counted, summarise
 from harness.report.table import COLUMNS, STANDINGS, Row, ordered, stack_title
@@ -81,7 +81,7 @@ def _details(row: Row) -> dict[str, Any]:
 def _why(row: Row) -> str:
     """Return the short text under the outcome: what a person wants to know before opening the row."""
     if row.passed:
-        return ""
+        return shims.note(row.result) or ""
     checks = details.failed_checks(row)
     words = row.result.reason or details.verdict(row) or row.expectation_reason or ""
     return one_line(checks[0] if checks else words, 110)
@@ -116,6 +116,20 @@ def _line(row: Row, ranks: dict[str, int]) -> dict[str, Any]:
         "family": row.result.cell.family,
         "recipe": row.result.cell.recipe,
         "why": _why(row),
+    }
+
+
+def _quantized(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return the table of QLoRA cells; None where there are none."""
+    chosen = quantized.quantized(rows)
+    if not chosen:
+        return None
+    return {
+        "title": quantized.TITLE,
+        "introduction": quantized.INTRODUCTION,
+        "footnote": quantized.FOOTNOTE,
+        "columns": quantized.COLUMNS,
+        "lines": [(row.result.cell_id, [column.text(row) for column in quantized.COLUMNS]) for row in chosen],
     }
 
 
@@ -165,4 +179,5 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
         columns=COLUMNS,
         filters=_choices(rows),
         lines=[_line(row, ranks) for row in rows],
+        quantized=_quantized(rows),
     ) + "\n"  # fmt: skip

@@ -16,7 +16,7 @@ from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict, web_link
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
 from harness.report.summary import summarise
-from harness.report.table import COLUMNS, STANDINGS, Row, ordered
+from harness.report.table import COLUMNS, STANDINGS, Column, Row, ordered
 from harness.report.text import clean, one_line
 
 _NOT_PLANNED = "·"
@@ -85,16 +85,30 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
+def _footnote(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what the table's numbers mean in QLoRA rows, where there are any."""
+    if quantized.quantized(rows):
+        yield quantized.FOOTNOTE
+
+
 def _quantized(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the section on QLoRA cells, where there are any."""
     chosen = quantized.quantized(rows)
     if not chosen:
         return
-    yield "## Quantised bases"
+    yield f"## {quantized.TITLE}"
     yield quantized.INTRODUCTION
-    head = ("cell", *(title for title, _ in quantized.COLUMNS))
-    lines = [(code_span(row.result.cell_id), *(text(row.result) for _, text in quantized.COLUMNS)) for row in chosen]
-    yield _pipe_table(head, lines, (False, *(title != "shims" for title, _ in quantized.COLUMNS)))
+    head = ("cell", *(column.title for column in quantized.COLUMNS))
+    lines = [
+        (code_span(row.result.cell_id), *(_measured(column, row) for column in quantized.COLUMNS)) for row in chosen
+    ]
+    yield _pipe_table(head, lines, (False, *(column.numeric for column in quantized.COLUMNS)))
+
+
+def _measured(column: Column, row: Row) -> str:
+    """Return a number, or what a result says in words as code."""
+    text = column.text(row)
+    return text if column.numeric or column.value(row) is None else code_span(text)
 
 
 def _group_key(row: Row) -> tuple[object, ...]:
@@ -158,6 +172,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
             "## Cells",
             "KL in nats, the mean over prompt positions. Merged tensors: applied/attempted, measured from the bytes.",
             _table(rows),
+            *_footnote(rows),
             *_quantized(rows),
             *_not_passes(rows),
         ]

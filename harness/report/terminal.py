@@ -15,12 +15,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict
 from harness.report.figures import MISSING
 from harness.report.look import Tone, look, outcome_text
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, ordered
-from harness.report.text import clean, fold
+from harness.report.text import clean, fold, one_line
 
 _STYLES: dict[Tone, str] = {
     "pass": "green",
@@ -83,8 +84,25 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
         _print_narrow(console, rows)
     else:
         console.print(table, crop=False)
+    if quantized.quantized(rows):
+        console.print(Text(quantized.FOOTNOTE, style="dim"), soft_wrap=not console.is_terminal)
     sentence = f"{summary.headline}. {summary.sentence}"
     console.print(Text(sentence, style=_SUMMARY_STYLES[summary.colour]), soft_wrap=True)
+
+
+def print_declared(console: Console, rows: Iterable[Row]) -> None:
+    """Print why cells fail that were declared to: each declaration once, with its link and the number of its cells."""
+    declared: dict[tuple[str, str | None], list[Row]] = {}
+    for row in ordered(rows):
+        if row.standing in {"known-failure", "flaky"} and row.expectation_reason:
+            declared.setdefault((row.expectation_reason, row.expectation_link), []).append(row)
+    for (words, link), found in declared.items():
+        head = Text(outcome_text(found[0]), style=_STYLES[look(found[0]).tone])
+        cells = f" ({len(found)} cells)" if len(found) > 1 else ""
+        head.append(f"{cells}, as declared: {one_line(words, 2000)}", style="default")
+        console.print(head, soft_wrap=True)
+        if link:
+            console.print(Text(f"  {one_line(link, 2000)}"), soft_wrap=True)
 
 
 def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | str | None) -> None:

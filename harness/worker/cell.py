@@ -126,8 +126,8 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
     with observation.stage("save"):
+        save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
-        save_lora_dtypes(peft_model, request.work)
         check_saved(observation, peft_model, request)
         save_deltas(peft_model, request.work)
     _record_vram(observation, request)

@@ -26,7 +26,8 @@ class Truth:
 
     A merge that stores fewer digits than training used cannot say what the trained model said: in a tiny random model one
     rounding flips routers. There the functional gate is held against ``reference``, the base with PEFT's own deltas added in
-    float64 and rounded once (``stages.reference``), and the distance from the trained model is reported beside it.
+    float64 and rounded once (``stages.reference``), and the distance from the trained model is reported beside it. So it is with
+    QLoRA, where the model that was trained, and ``base_logits``, are of a quantised base and the merge is not.
     """
 
     def __init__(self, request: Request) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,13 @@ def _decoded(model: Any) -> dict[str, Any]:
     return found
 
 
-def save_lora_dtypes(peft_model: Any, work: Path) -> None:
-    """Keep the dtype of every LoRA tensor: releases of TRL cast them, and a reloaded adapter is compared as it was trained."""
+def save_lora_dtypes(observation: Observation, peft_model: Any, work: Path) -> None:
+    """Keep the dtype of every LoRA tensor, and count them: releases of TRL cast them, and a reloaded adapter is compared as it was trained."""
     dtypes = {
         name: str(p.dtype).removeprefix("torch.") for name, p in peft_model.named_parameters() if ".lora_" in name
     }
     (work / LORA_DTYPES).write_text(json.dumps(dtypes))
+    observation.data.setdefault("training", {})["lora_dtypes"] = dict(sorted(Counter(dtypes.values()).items()))
 
 
 def cast_lora(peft_model: Any, work: Path) -> None:

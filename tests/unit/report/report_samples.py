@@ -176,8 +176,14 @@ def on_codes(cell: Cell) -> CellResult:
     result.metrics.kl_quantization_gap_original = 0.24
     result.metrics.kl_quantization_gap_dequantized = 1.1e-12
     result.metrics.kl_dequantized_merged = 7.6e-13
-    experts = QuantizedKind(quantized=1179648, plain=0, stored_bytes=613056, bf16_bytes=2359296)
-    result.quantization = QuantizationInfo(kinds={"experts": experts})
+    kinds = {
+        "experts": QuantizedKind(quantized=1179648, plain=0, stored_bytes=613056, bf16_bytes=2359296),
+        "linears": QuantizedKind(quantized=319488, plain=13696, stored_bytes=193408, bf16_bytes=666368),
+        "adapters": QuantizedKind(quantized=0, plain=4096, stored_bytes=16384, bf16_bytes=8192),
+    }
+    result.quantization = QuantizationInfo(kinds=kinds)
+    assert result.training is not None
+    result.training.lora_dtypes = {"float32": 2, "bfloat16": 22}
     result.shims = ["weight-converter-arguments"]
     return result
 

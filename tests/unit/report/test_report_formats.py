@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,20 +17,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, on_codes, sample_rows, stopped
+from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, sample_rows, stopped
 from rich.console import Console
 
 from harness.cli.execute import row_of
 from harness.cli.setup import load_setup
 from harness.report.details import sections, web_link
-from harness.report.figures import MISSING
 from harness.report.html import render_html
 from harness.report.json_report import render_json
 from harness.report.junit import render_junit
 from harness.report.markdown import code_block, code_span, render_markdown
-from harness.report.quantized import sentence
 from harness.report.table import Row
-from harness.report.terminal import print_failure, print_table
+from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
 from harness.result import CellResult, Check, Metrics
 
@@ -404,6 +403,7 @@ def test_a_failure_is_told_with_its_log_and_the_line_that_reproduces_it() -> Non
 def test_a_terminal_obeys_nothing_that_results_say(text: str) -> None:
     console = _console(100, terminal=False)
     print_failure(console, hostile_row(text), text, text)
+    print_declared(console, [dataclasses.replace(hostile_row(text), status="known-failure")])
     print_table(console, [hostile_row(text)])
 
     assert not set(_written(console)) & {"\x1b", "\r", "\x07", "\x9b", "\u202e"}
@@ -432,23 +432,6 @@ def test_rows_that_cannot_be_reported_leave_the_last_report_alone(tmp_path: Path
     assert (tmp_path / "report.md").read_bytes() == before
 
 
-def test_a_quantised_base_has_its_gap_and_its_merge_error_apart() -> None:
-    rows = [*sample_rows(), Row(result=on_codes(cell("glm4_moe", "qlora4", geometry="blocks")), status="ok")]
-    page = render_markdown(rows)
-    section = page[page.index("## Quantised bases") :]
-    line = next(line for line in section.splitlines() if "qlora4@" in line)
-
-    texts = [text.strip() for text in line.strip("|").split("|")]
-    assert texts[1:4] == ["1,179,648/1,179,648", "0.260", MISSING]
-    assert texts[4:8] == ["0.24", "7.00e-13", "1.10e-12", "7.60e-13"]
-    assert texts[-1] == "weight-converter-arguments"
-    assert "Quantised base" not in render_markdown(sample_rows())
-    (opened,) = [
-        section for row in rows for section in sections(row) if section.title == "Quantised base"
-    ]  # the details of the one cell
-    assert ("gap, original", "0.24") in [line.cells for line in opened.lines]
-
-
 def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_by(tmp_path: Path) -> None:
     config, expectations = tmp_path / "my matrix.toml", tmp_path / "known.toml"
     config.write_bytes((ROOT / "matrix.toml").read_bytes())
@@ -467,10 +450,27 @@ def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_b
     assert json.loads(render_json([own]))["rows"][0]["reproduce"] == own.reproduce
 
 
-def test_a_run_says_what_quantisation_and_merging_cost() -> None:
-    codes = on_codes(cell("glm4_moe", "qlora4", geometry="blocks"))
-
-    assert sentence(codes) == (
-        "KL of quantisation 0.24, of the merge 7.00e-13 (original base); 1.10e-12 and 7.60e-13 (the base that the codes mean)"
+def test_a_known_failure_is_explained_once_however_many_cells_it_has() -> None:
+    rows = sample_rows()
+    known = next(row for row in rows if row.result.stage == "reload-adapter")
+    twin = Row(
+        result=known.result.model_copy(update={"cell_id": f"{known.result.cell_id}+seed=1"}),
+        status="known-failure",
+        expectation_reason=known.expectation_reason,
+        expectation_link=known.expectation_link,
     )
-    assert sentence(measured(cell("glm4_moe"))) is None
+    console = _console(60, terminal=False)
+    print_declared(console, [*rows, twin])
+
+    assert _written(console).splitlines() == [
+        "△ known error in reload-adapter (2 cells), as declared: peft 0.19.1 passes an argument that 5.6.2 dropped",
+        f"  {LINK}",
+        "△ known unresolvable in resolve, as declared: no common version",
+    ]
+
+
+def test_nothing_is_declared_of_cells_that_are_not_known_to_fail() -> None:
+    console = _console(60, terminal=False)
+    print_declared(console, [row for row in sample_rows() if row.standing != "known-failure"])
+
+    assert _written(console) == ""

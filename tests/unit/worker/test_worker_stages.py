@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Bands, Request, read_request
 from harness.worker.stages.attach import expected_targets
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
+from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
 from harness.worker.stages.train import trainer_options
 
 RECIPES = ("lora", "lora-attention", "lora-experts", "lora-gate-up-only", "lora-down-only")
@@ -282,3 +284,21 @@ def test_the_network_hook_lets_local_sockets_through() -> None:
         _hook("socket.connect", (local, "/nowhere"))
         with pytest.raises(NetworkTouchedError, match=r"192\.0\.2\.1"):
             _hook("socket.connect", (remote, ("192.0.2.1", 80)))
+
+
+def test_the_dtypes_that_the_lora_was_trained_in_are_kept_and_counted(tmp_path: Path) -> None:
+    dtypes = {
+        "q_proj.lora_A.default.weight": "torch.float32", "q_proj.lora_B.default.weight": "torch.bfloat16",
+        "k_proj.lora_A.default.weight": "torch.bfloat16", "k_proj.weight": "torch.uint8",
+    }  # fmt: skip
+    model = SimpleNamespace(named_parameters=lambda: [(n, SimpleNamespace(dtype=d)) for n, d in dtypes.items()])
+    observation = Observation(tmp_path / "o.json")
+    observation.data["training"] = {"steps": 4}
+
+    save_lora_dtypes(observation, model, tmp_path)
+
+    assert observation.data["training"] == {"steps": 4, "lora_dtypes": {"bfloat16": 2, "float32": 1}}
+    assert json.loads((tmp_path / LORA_DTYPES).read_text()) == {
+        "q_proj.lora_A.default.weight": "float32", "q_proj.lora_B.default.weight": "bfloat16",
+        "k_proj.lora_A.default.weight": "bfloat16",
+    }  # fmt: skip
