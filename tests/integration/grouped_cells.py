@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 sys.path.extend([sys.argv[1], str(Path(__file__).parent), str(Path(__file__).parents[1])])
-from grouped_life import again, callables, compiled, copied, hooked, life, mixed, refused, wrapped
+from grouped_life import again, callables, compiled, copied, hooked, life, mixed, refused, replicated, wrapped
 from grouped_sums import halves, packed, quantised, saved, single, steps
 
 SCENARIOS = {
@@ -26,6 +26,7 @@ SCENARIOS = {
         quantised,
         life,
         again,
+        replicated,
         callables,
         copied,
         compiled,

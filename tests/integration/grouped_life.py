@@ -95,13 +95,29 @@ def again(case: dict[str, Any]) -> dict[str, Any]:
         plain.save_pretrained(folder)
         with enable_grouped_forward(base) as grouped:
             ours = PeftModel.from_pretrained(base, folder)
+            early = states(grouped)
             x = torch.randn(1, 5, 48, dtype=torch.float64)
             mine, theirs = (model.base_model.model.model.layers[0].mlp.forward(x) for model in (ours, plain))
             past = apart(*(out[0] if isinstance(out, tuple) else out for out in (mine, theirs)))
             before = calls(grouped)
             found = {"past": past, "logits": apart(logits(ours), logits(plain)), "calls": calls(grouped)}
     ran = [now - then for now, then in zip(found["calls"], before, strict=True)]
-    return {**found, "calls": ran, "traces": traces(ours), "states": states(grouped)}
+    return {**found, "calls": ran, "traces": traces(ours), "states": states(grouped), "early": early}
+
+
+def replicated(case: dict[str, Any]) -> dict[str, Any]:
+    """Layers that PEFT copies, what is on them included: the same numbers, and nothing left of it afterwards."""
+    plain, ours = base_model(case), base_model(case)
+    grouped = enable_grouped_forward(ours)
+    config = lora(case)
+    config.layer_replication = [(0, 1), (0, 1)]
+    ours, plain = (fill(get_peft_model(model, config)) for model in (ours, plain))
+    found = {"logits": apart(logits(ours), logits(plain)), "layers": len(ours.base_model.model.model.layers)}
+    grouped.disable()
+    with enable_grouped_forward(ours) as afterwards:
+        once_more = apart(logits(ours), logits(plain))
+        states_then = states(afterwards)
+    return {**found, "again": once_more, "states": states_then, "traces": traces(ours)}
 
 
 def callables(case: dict[str, Any]) -> dict[str, Any]:

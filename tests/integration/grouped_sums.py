@@ -187,18 +187,22 @@ def quantised(case: dict[str, Any]) -> dict[str, Any]:
     experts = plain.base_model.model.model.layers[0].mlp.experts
     weight = experts.get_base_layer().down_proj if FUSED else experts[0].down_proj.get_base_layer()
 
-    def gradients() -> dict[str, torch.Tensor]:
+    def gradients(before_backward: Any = lambda: None) -> dict[str, torch.Tensor]:
         plain.zero_grad(set_to_none=True)
-        plain(input_ids=IDS, labels=IDS).loss.backward()
+        loss = plain(input_ids=IDS, labels=IDS).loss
+        before_backward()
+        loss.backward()
         return {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
 
     theirs = gradients()
     with enable_grouped_forward(plain) as grouped:
-        mine, said = gradients(), reasons(grouped)
+        mine, said, ran = gradients(), reasons(grouped), calls(grouped)
+        late = gradients(before_backward=plain.merge_adapter) if FUSED else mine
     return {
+        "merged_before_backward": max(apart(late[name], mine[name]) for name in mine),
         "kind": type(weight).__name__,
         "reasons": said,
-        "calls": calls(grouped),
+        "calls": ran,
         "same_tensors": mine.keys() == theirs.keys(),
         "gradients": max(apart(mine[name], theirs[name]) for name in theirs),
     }

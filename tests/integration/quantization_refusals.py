@@ -101,7 +101,7 @@ def refusals() -> Any:
         "no kernel": no_kernel,
         "not finite": lambda: holding(torch.nan, "experts"),
         "not finite in a Linear": lambda: holding(torch.inf, "q_proj"),
-        "too large": lambda: holding(3e38, "experts"),
+        "too large for the kernel": lambda: holding(3e38, "experts", "int8"),
         "an expert less": lambda: missing(r"mlp\.experts\.0\.", "int8"),
         "a projection less": lambda: missing(r"mlp.experts.1.down_proj", "nf4"),
         "other sizes": of_other_sizes,

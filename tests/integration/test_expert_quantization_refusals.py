@@ -41,7 +41,7 @@ def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:
         "no kernel": "UnsupportedStackError",
         "not finite": "NotFiniteError",
         "not finite in a Linear": "NotFiniteError",
-        "too large": "NotFiniteError",
+        "too large for the kernel": "WrongDecodeError",
         "an expert less": "ShapeMismatchError",
         "a projection less": "ShapeMismatchError",
         "other sizes": "ShapeMismatchError",

@@ -41,7 +41,10 @@ STEPS_OF_LINEARS: list[dict[str, Any]] = [
     *({"reentrant": reentrant} for reentrant in (False, True)),
 ]
 OTHERS: list[dict[str, Any]] = [
-    *({"scenario": name} for name in ("life", "again", "callables", "copied", "hooked", "wrapped", "mixed", "refused")),
+    *(
+        {"scenario": name}
+        for name in ("life", "again", "replicated", "callables", "copied", "hooked", "wrapped", "mixed", "refused")
+    ),
     {"scenario": "compiled", "backend": "aot_eager"},
     {"scenario": "quantised", "geometry": "blocks", "dtype": "float32"},
 ]
@@ -161,6 +164,17 @@ def test_an_adapter_loaded_onto_an_enabled_base_is_not_hidden(said: Answers) -> 
     assert found["calls"] == GROUPED
     assert found["traces"] == []
     assert found["states"] == ["library"]
+    assert found["early"] == ["grouped"]  # as of now, before anything has run
+
+
+def test_layers_that_peft_copies_are_run_and_given_back(said: Answers) -> None:
+    found = said.of["replicated"]
+
+    assert found["layers"] == 2
+    assert found["logits"] < EXACT
+    assert found["again"] < EXACT
+    assert found["states"] == ["grouped"]
+    assert found["traces"] == []
 
 
 def test_disabling_gives_back_the_same_callables(said: Answers) -> None:
@@ -169,7 +183,7 @@ def test_disabling_gives_back_the_same_callables(said: Answers) -> None:
     assert found["during"] > 0
     assert found["same"]
     assert found["after"] == []
-    assert found["twice"].endswith("is enabled already")
+    assert "is enabled already" in found["twice"]
 
 
 def test_a_copied_model_runs_its_own_experts(said: Answers) -> None:
@@ -290,3 +304,4 @@ def test_experts_in_four_bits(said: Answers) -> None:
     assert found["calls"] == GROUPED
     assert found["same_tensors"]
     assert found["gradients"] < SINGLE
+    assert found["merged_before_backward"] == 0  # backward has the codes of forward

@@ -44,12 +44,19 @@ class Experts(Protocol):
         """How the products run."""
 
 
+class Session:
+    """One enabling, which copies of its blocks belong to as well: PEFT's layer_replication copies layers."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        return self
+
+
 @dataclass(eq=False)
 class Block:
     """A hooked block.
 
     ``owner``: the module that calls the experts. ``child``: its attribute that is called, whatever stands there; None where the owner calls a method of
-    its own. ``method``: the method that is replaced. ``read``: returns the replacement as of now, or raises an ExpertsError.
+    its own. ``method``: the method that is replaced. ``read``: returns the replacement as of now, or raises an ExpertsError. ``session``: whose it is.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Block:
     child: str | None
     method: str
     read: Callable[[Any], Experts]
+    session: Session
     grouped_calls: int = field(default=0, init=False)
     library_calls: int = field(default=0, init=False)
     enabled: bool = field(default=False, init=False)

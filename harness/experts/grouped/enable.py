@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.experts.errors import IneligibleError, NothingToEnableError
-from harness.experts.grouped.blocks import Block, BlockReport, Replacement
+from harness.experts.grouped.blocks import Block, BlockReport, Replacement, Session
 from harness.experts.grouped.fused import check_fused, innermost, looks_fused, read_fused
 from harness.experts.grouped.linears import looks_listed, read_listed, replaced_method
 
@@ -19,22 +19,30 @@ class GroupedForward:
     """The grouped forward on one model: live, until it is disabled. A context manager that disables on leaving."""
 
     model: Any
+    session: Session
     hooked: tuple[Block, ...]
     refused: tuple[BlockReport, ...]
 
     @property
     def blocks(self) -> tuple[BlockReport, ...]:
         """Every block with experts, as of now: adapters may have been switched, merged or removed since."""
-        return (*(block.report() for block in self.hooked), *self.refused)
+        return (*(block.report() for block in self._live()), *self.refused)
 
     def disable(self) -> None:
         """Give every module its own forward back."""
-        for block in self.hooked:
+        for block in self._live():
             block.disable()
-        for module in self.model.modules():  # PEFT's layer_replication copies layers, and what is on them
-            for name, own in list(vars(module).items()):
-                if isinstance(own, Replacement) and own.block in self.hooked:
-                    delattr(module, name)
+
+    def _live(self) -> list[Block]:
+        """The blocks that were hooked, and copies of them that have come to the model since."""
+        found = [
+            own.block
+            for module in self.model.modules()
+            for own in vars(module).values()
+            if isinstance(own, Replacement)
+        ]
+        copies = [block for block in found if block.session is self.session and block not in self.hooked]
+        return [*self.hooked, *copies]
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +67,10 @@ def enable_grouped_forward(model: Any) -> GroupedForward:
     """
     hooked: list[Block] = []
     refused: list[BlockReport] = []
-    for name, find in list(_places(model)):  # all before any is hooked, so that a refusal leaves nothing behind
+    session = Session()
+    for name, find in list(
+        _places(model, session)
+    ):  # all before any is hooked, so that a refusal leaves nothing behind
         try:
             block = find()
             block.enable()
@@ -69,10 +80,10 @@ def enable_grouped_forward(model: Any) -> GroupedForward:
             hooked.append(block)
     if not hooked and not refused:
         raise NothingToEnableError(f"{type(model).__name__} has no experts")
-    return GroupedForward(model, tuple(hooked), tuple(refused))
+    return GroupedForward(model, session, tuple(hooked), tuple(refused))
 
 
-def _places(model: Any) -> Iterator[tuple[str, Callable[[], Block]]]:
+def _places(model: Any, session: Session) -> Iterator[tuple[str, Callable[[], Block]]]:
     """Yield the name of each place where experts are called, and what makes a block of it or refuses."""
     for name, owner in list(model.named_modules()):
         if any(isinstance(own, Replacement) for own in vars(owner).values()):
@@ -80,16 +91,16 @@ def _places(model: Any) -> Iterator[tuple[str, Callable[[], Block]]]:
                 f"{name or type(model).__name__} is enabled already; what enable_grouped_forward returned then is still live, and its disable() ends it."
             )
         if looks_listed(owner):
-            yield f"{name}.experts", partial(_listed, name, owner)
+            yield f"{name}.experts", partial(_listed, name, owner, session)
         for child, module in list(owner.named_children()):
             if child != "base_layer" and looks_fused(innermost(module)):
-                yield f"{name}.{child}", partial(_fused, name, owner, child)
+                yield f"{name}.{child}", partial(_fused, name, owner, child, session)
 
 
-def _fused(name: str, owner: Any, child: str) -> Block:
+def _fused(name: str, owner: Any, child: str, session: Session) -> Block:
     check_fused(innermost(getattr(owner, child)))
-    return Block(f"{name}.{child}", owner, child, "forward", read_fused)
+    return Block(f"{name}.{child}", owner, child, "forward", read_fused, session)
 
 
-def _listed(name: str, owner: Any) -> Block:
-    return Block(f"{name}.experts", owner, None, replaced_method(owner), read_listed)
+def _listed(name: str, owner: Any, session: Session) -> Block:
+    return Block(f"{name}.experts", owner, None, replaced_method(owner), read_listed, session)
