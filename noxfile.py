@@ -129,7 +129,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure the merge engine beside a copy, PEFT, unsloth-zoo and cmp: half an hour on a quiet machine, 40 GB of disk.
+    """Measure merge engine, audit and expert runtime beside what others do: forty minutes on a quiet machine, 40 GB of disk.
 
     Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what is in reports/bench afterwards.
     """

@@ -80,7 +80,7 @@ def render(results: Mapping[str, Any]) -> str:
     goals = [goal for part in parts for goal in part.goals]
     reached = sum(goal.reached for goal in goals)
     sizes = " and ".join(size_text(size) for size in settings.sizes)
-    words = ["# The merge engine, measured"]
+    words = ["# Merge engine, audit and expert runtime, measured"]
     if settings.quick:
         words.append(
             "**A smoke run on small checkpoints: it shows that the bench works, and its numbers mean nothing.**"

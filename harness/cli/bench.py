@@ -1,4 +1,4 @@
-"""``harness bench``: the merge engine, measured beside a copy, other mergers and ``cmp``."""
+"""``harness bench``: the merge engine, the audit and the expert runtime, measured beside a copy, other mergers, ``cmp`` and transformers' own paths."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def bench(
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the checkpoints there.")] = False,
 ) -> None:
-    """Measure the merge engine: time, memory and exactness, beside `cp`, PEFT, unsloth-zoo and `cmp`, on this machine.
+    """Measure merge engine and audit beside `cp`, PEFT, unsloth-zoo and `cmp`, and QLoRA on fused experts beside transformers' own paths, on this machine.
 
-    Needs torch and safetensors, half an hour, some 40 GB of disk and a machine that does nothing else. A goal that is not reached is
+    Needs torch and safetensors, forty minutes, some 40 GB of disk and a machine that does nothing else. A goal that is not reached is
     reported, and is no error: the exit code is 0.
 
     Example: [bold]harness bench --quick[/]
