@@ -36,9 +36,11 @@ class QuantizeExperts(ConversionOps):  # type: ignore[misc]
             module, leaf = get_module_from_name(model, name)
             values = given[0] if isinstance(given, list) else given
             try:
-                _check(values, getattr(module, leaf), name)
+                _check_shape(values, getattr(module, leaf), name)
                 if is_fused_experts(module, leaf):
                     values = wrap(pack(values, self.config.experts, name), values.dtype)
+                else:
+                    _check_finite(values, name)
             except (WrongDecodeError, NotFiniteError, ShapeMismatchError) as error:
                 self.wrong.append(error)
                 converted[name] = torch.nn.Parameter(values, requires_grad=False)
@@ -50,7 +52,7 @@ class QuantizeExperts(ConversionOps):  # type: ignore[misc]
         return converted
 
 
-def _check(values: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
+def _check_shape(values: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
     """Hold values against the model's own parameter; transformers does so for all but quantised ones.
 
     A layer that lacks an expert on disk would be stacked without it, and every later one would stand a place too low.
@@ -59,5 +61,9 @@ def _check(values: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
         raise ShapeMismatchError(
             f"{name} is {tuple(values.shape)} in the checkpoint and {tuple(wanted.shape)} in the model: config.json means another checkpoint, or experts are missing in this one."
         )
+
+
+def _check_finite(values: torch.Tensor, name: str) -> None:
+    """Refuse a Linear's weights that no code can mean; experts are looked at one by one as they are packed."""
     if not bool(torch.isfinite(values).all()):
         raise NotFiniteError(f"{name} holds NaN or infinity.")

@@ -40,6 +40,8 @@ def _about_the_adapter(report: AuditReport) -> Iterator[str]:
             yield from _about(report, kind, kinds[kind], whole=kind in dropped)
         if not any(row.verdict in FAULTS for row in report.rows if row.targeted):
             yield "the adapter is merged"
+        elif all(_only(kinds[kind], "wrong") for kind in telling):
+            yield "nothing fits: it may be merged into another base (after a QLoRA, the dequantised one); audit it against that one"
 
 
 def _about_the_rest(report: AuditReport) -> Iterator[str]:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from merge_samples import Spec, build
+from safetensors.torch import load_file, save_file
 
 from harness.merge import audit, merge, plan_merge
 
@@ -59,3 +61,23 @@ def test_an_audit_of_the_base_against_itself_says_so(tmp_path: Path) -> None:
     report = audit(sample.base, sample.adapter, sample.base)
 
     assert "base and merged are one directory, so whatever the adapter changes reads as dropped" in report.notes
+
+
+def test_an_audit_against_another_base_than_the_one_merged_into_says_so(tmp_path: Path) -> None:
+    sample = build(tmp_path, Spec())
+    shutil.copytree(sample.base, tmp_path / "other")
+    noise = torch.Generator().manual_seed(0)
+    for path in (tmp_path / "other").glob("*.safetensors"):
+        values = load_file(path)
+        changed = {
+            name: (value.float() + value.float().std() * torch.randn(value.shape, generator=noise)).to(value.dtype)
+            for name, value in values.items()
+        }
+        save_file(changed, path, metadata={"format": "pt"})
+    merge(plan_merge(tmp_path / "other", sample.adapter), tmp_path / "merged")
+
+    right = audit(tmp_path / "other", sample.adapter, tmp_path / "merged")
+    wrong = audit(sample.base, sample.adapter, tmp_path / "merged")
+
+    assert "another base" not in right.sentence
+    assert "it may be merged into another base" in wrong.sentence

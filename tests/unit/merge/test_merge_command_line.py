@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,20 @@ def test_what_is_quoted_is_meant_as_it_stands(sample: Sample) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == ["a && b", 'c | " d', "e;f"]
+
+
+def test_an_adapter_that_was_trained_on_another_directory_here_is_noted(sample: Sample, tmp_path: Path) -> None:
+    shutil.copytree(sample.base, tmp_path / "twin")
+    config = sample.adapter / "adapter_config.json"
+    said = json.loads(config.read_text())
+    notes = []
+    for named in (str(tmp_path / "twin"), str(sample.base), "ORG/NAME", "x" * 5000, 7):
+        config.write_text(json.dumps(said | {"base_model_name_or_path": named}))
+        done = typed(sample, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        notes.append("was trained on" in done.stderr)
+
+    assert notes == [True, False, False, False, False]
 
 
 def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> None:
