@@ -27,6 +27,7 @@ from harness.experts.quantization.report import is_quantized
 
 logger = logging.get_logger(__name__)
 
+NO_ROUTER = re.compile("attn|attention|expert")
 SMALLEST_OUTPUT = 2
 """A gate with one output is not worth 4 bits, and bitsandbytes' CPU kernels cannot pack it."""
 
@@ -108,19 +109,17 @@ def _devices(device_map: Any) -> list[Any]:
 
 
 def gates(model: Any) -> list[str]:
-    """Return the names of Linears with a single output, and of those beside fused experts that have an output for each expert: routers."""
-    blocks: dict[str, int] = {}
-    for name, weights in fused_experts(model):
-        experts, _, _ = name.rpartition(".")
-        blocks[experts.rpartition(".")[0]] = weights.shape[0]
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    routers = {
-        name
-        for block, count in blocks.items()
-        for name, module in linears.items()
-        if name.startswith(f"{block}.") and module.out_features == count
-    }
-    return [name for name, module in linears.items() if module.out_features < SMALLEST_OUTPUT or name in routers]
+    """Return the names of Linears with a single output, and of routers: Linears beside fused experts, of no attention or expert, with an output for each expert."""
+    counts = {name.rpartition(".")[0].rpartition(".")[0]: weights.shape[0] for name, weights in fused_experts(model)}
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        places = [name.removeprefix(f"{block}.") for block in counts if name.startswith(f"{block}.")]
+        beside = any(not NO_ROUTER.search(place) for place in places)
+        if module.out_features < SMALLEST_OUTPUT or (beside and module.out_features in counts.values()):
+            found.append(name)
+    return found
 
 
 def left_unquantized(model: Any) -> list[str]:
