@@ -80,6 +80,8 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
                     progress.update(task, completed=event["done"], total=event["total"])
                     if not screen.is_terminal:
                         lines.update(event["done"], event["total"])
+                elif event["event"] == "note":
+                    screen.print(f"note: {event['text']}", markup=False, soft_wrap=True)
                 else:
                     last = event
         except KeyboardInterrupt:

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from harness.cli.engine import engine_command, run_engine
-from harness.cli.merge_base import trained_elsewhere
 from harness.cli.merge_hook import hook_command, run_hook
 from harness.cli.merge_screen import show_outcome
 from harness.cli.setup import check_writable
@@ -109,11 +108,6 @@ def merge(
     screen = Console(stderr=True, highlight=False)
     if os.path.lexists(Path(base) / "merge_manifest.json"):
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")
-    for path in adapter:
-        if other := trained_elsewhere(path, base):
-            screen.print(
-                f"note: {path} was trained on {other}, which is not the base given here.", markup=False, soft_wrap=True
-            )
     arguments = ["--base", base]
     arguments += [word for path in adapter for word in ("--adapter", path)]
     arguments += [f"--weight={value}" for value in weight or []]

@@ -1,6 +1,6 @@
 """The engine as a process: options in, JSON lines out, exit code from the error's class.
 
-One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of them), then one of
+One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of them) or ``{"event": "note", "text": …}``, then one of
 ``{"event": "plan", …}`` (with ``--dry-run``), ``{"event": "part", …}`` (with ``--shard``), ``{"event": "report", …}`` or ``{"event": "error", "class": …, "message": …, "remedy": …,
 "exit_code": …}``. It is what runs a merge where the calling program has no torch.
 """
@@ -19,6 +19,7 @@ from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
 from harness.merge.process import Parser, progress, run, say
 from harness.merge.records import DTYPE_NAMES
 from harness.merge.rehearsal import rehearse
+from harness.merge.trained_on import trained_elsewhere
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -83,6 +84,9 @@ def _run(argv: Sequence[str] | None) -> int:
         base_as=options.base_as,
         quantization=options.quantization,
     )
+    for path in options.adapter:
+        if other := trained_elsewhere(path, options.base):
+            say("note", {"text": f"{path} was trained on {other}, which is not the base given here."})
     common: dict[str, Any] = {"overwrite": options.overwrite, "accumulate": options.accumulate, "progress": progress()}
     how: dict[str, Any] = {"resume": options.resume, "device": options.device, "threads": options.threads}
     if options.dry_run:

@@ -9,7 +9,7 @@ from harness.merge.hub import find_directory
 from harness.merge.json_file import read_object
 
 
-def trained_elsewhere(adapter: str, base: str) -> str | None:
+def trained_elsewhere(adapter: Path, base: Path) -> str | None:
     """Return the directory that the adapter names as its base where that is here and is another one; None where nothing can be said.
 
     What cannot be read says nothing here: the engine will say what is wrong with it.
