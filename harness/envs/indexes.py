@@ -211,13 +211,13 @@ def _network(pip: Mapping[str, str], notes: list[str]) -> dict[str, str]:
     """Return the variables that carry pip's certificates, proxy and patience; what cannot be used is added to ``notes``."""
     variables: dict[str, str] = {}
     if cert := _text(pip.get("cert", "")):
-        path = Path(cert).expanduser()
+        path = _at_home(cert)
         if path.exists():
             variables["SSL_CERT_DIR" if path.is_dir() else "SSL_CERT_FILE"] = str(path)
         else:
             notes.append(f"pip's certificate file {cert} does not exist: not handed over")
     if client := _text(pip.get("client-cert", "")):
-        variables["SSL_CLIENT_CERT"] = str(Path(client).expanduser())
+        variables["SSL_CLIENT_CERT"] = str(_at_home(client))
     if hosts := _words(pip.get("trusted-host", "")):
         variables["UV_INSECURE_HOST"] = " ".join(hosts)
     if proxy := _text(pip.get("proxy", "")):
@@ -240,7 +240,7 @@ def _find_links(words: list[str]) -> tuple[list[str], list[str]]:
         if parts.scheme and parts.scheme != "file":
             links.append(word.replace(",", "%2C"))
             continue
-        path = Path(unquote(parts.path)) if parts.scheme else Path(word).expanduser().absolute()
+        path = Path(unquote(parts.path)) if parts.scheme else _at_home(word).absolute()
         if not path.exists():
             notes.append(
                 f"find-links {word} does not exist: left out, because uv refuses to start with a missing folder"
@@ -342,5 +342,10 @@ def _is_true(raw: str) -> bool:
 
 def _address(word: str) -> str:
     """Return an index address; pip takes a local folder too, and so does uv once it is an address."""
-    path = Path(word).expanduser()
-    return path.absolute().as_uri() if "://" not in word and path.exists() else word
+    path = _at_home(word)
+    return path.absolute().as_uri() if "://" not in word and os.path.exists(path) else word  # noqa: PTH110 - false for what no file can be called
+
+
+def _at_home(word: str) -> Path:
+    """Return a path with ``~`` read as a home directory; one of nobody's stays as it is, as pip leaves it."""
+    return Path(os.path.expanduser(word))  # noqa: PTH111 - Path.expanduser raises for it

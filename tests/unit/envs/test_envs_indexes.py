@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.envs import indexes
@@ -257,6 +257,8 @@ def test_text_without_addresses_is_not_touched(text: str) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["index-url", "extra-index-url", "timeout", "pre", "proxy"]), st.text()))
+@example({"index-url": "~nobody"})
+@example({"extra-index-url": "x" * 5000})
 def test_translation_of_anything_is_made_of_variables_that_hold_something(pip: dict[str, str]) -> None:
     variables, options, _ = translate(pip, {})
 
