@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,14 @@ def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def rows_by_scenario(stack_id: str, program: Path, scratch: Path) -> dict[str, list[dict[str, Any]]]:
+    """What a program that takes no cases says on one stack: its rows by scenario, each with the stack."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in ask(stack_id, program, [], scratch):
+        found[row["scenario"]].append({**row, "stack": stack_id})
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import NEWEST, STANDARD, SWAPPED, ask
+from real_stacks import NEWEST, STANDARD, SWAPPED, rows_by_scenario
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -23,10 +22,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the program said on one stack, by scenario."""
-    found: dict[str, Rows] = defaultdict(list)
-    for row in ask(request.param, PROGRAM, [], tmp_path_factory.mktemp("quantization")):
-        found[row["scenario"]].append({**row, "stack": request.param})
-    return found
+    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory.mktemp("quantization"))
 
 
 def test_every_expert_of_every_family_is_quantised_where_transformers_alone_leaves_them(said: dict[str, Rows]) -> None:
