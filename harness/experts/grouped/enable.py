@@ -68,9 +68,8 @@ def enable_grouped_forward(model: Any) -> GroupedForward:
     hooked: list[Block] = []
     refused: list[BlockReport] = []
     session = Session()
-    for name, find in list(
-        _places(model, session)
-    ):  # all before any is hooked, so that a refusal leaves nothing behind
+    places = list(_places(model, session))  # all before any is hooked, so that a refusal leaves nothing behind
+    for name, find in places:
         try:
             block = find()
             block.enable()
