@@ -47,15 +47,12 @@ def check_backend(scheme: Scheme, device: Any, dtype: torch.dtype) -> None:
     """
     shape = (2, BLOCKSIZE)
     try:
-        with torch.device(
-            device
-        ):  # transformers asks while the meta device is the default, for bitsandbytes' own tables too
+        # Transformers asks while the meta device is the default, which would take bitsandbytes' own tables too.
+        with torch.device(device):
             weight = torch.arange(2 * BLOCKSIZE, dtype=torch.float32).sub(BLOCKSIZE).reshape(shape).to(dtype)
             check_decode(scheme, encode(scheme, weight), shape, dtype, f"a test on {device}")
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # NotImplementedError too: no kernel; AssertionError: torch without CUDA
+    # RuntimeError, or its NotImplementedError: torch has no kernel there. AssertionError: torch was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
         raise UnsupportedStackError(
             f"bitsandbytes cannot quantise to {scheme} on {device} here: {' '.join(str(error).split())[:300]}"
         ) from error
