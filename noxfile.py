@@ -88,6 +88,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("python", "-m", "harness.matrix.schema", "--check")
     session.run("python", "-m", "harness.cli.reference", "--check")
+    session.run("python", "-m", "harness.report.contract_tables", "--check")
     session.run("python", "-m", "harness.bench.readme", "--check")
 
 

@@ -9,52 +9,17 @@ prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.contract import checks
+from harness.contract.facts import CellFacts
+from harness.contract.outcomes import Outcome
+from harness.contract.stages import STAGES, StageName
 from harness.matrix.cell import Cell
 
-SCHEMA_VERSION = 1
-
-Outcome = Literal[
-    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass"
-]
-OUTCOMES: tuple[Outcome, ...] = (
-    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass",
-)  # fmt: skip
-"""Worst first: a cell's outcome is the worst of its stages'."""
-
-StageName = Literal[
-    "resolve", "install", "import", "build", "load", "attach", "train", "save",
-    "reload-adapter", "merge", "reload-merged", "compare", "controls",
-]  # fmt: skip
-STAGES: tuple[StageName, ...] = (
-    "resolve", "install", "import", "build", "load", "attach", "train", "save",
-    "reload-adapter", "merge", "reload-merged", "compare", "controls",
-)  # fmt: skip
-
-NEEDS: Mapping[StageName, tuple[StageName, ...]] = {
-    "resolve": (),
-    "install": ("resolve",),
-    "import": ("install",),
-    "build": ("install",),
-    "load": ("import", "build"),
-    "attach": ("load",),
-    "train": ("attach",),
-    "save": ("train",),
-    "reload-adapter": ("save",),
-    "merge": ("save",),
-    "reload-merged": ("merge",),
-    "compare": ("merge",),
-    "controls": ("compare",),
-}
-"""What each stage cannot do without. A stage may be ``not_run`` only because one of these, or one of theirs, did not pass:
-a merge that was never tried must not hide behind an adapter that is known not to reload."""
-
-KINDS = ("attention", "expert", "shared_expert", "router", "dense", "other")
-"""What a tensor is part of. ``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts."""
+SCHEMA_VERSION = 2
 
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """A name that is our own or torch's, not a library's free text: no report has to be afraid of it."""
@@ -75,15 +40,11 @@ class StageResult(_Model):
 class Check(_Model):
     """One measured value held against its band.
 
-    ``band`` is written as a person reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
-    ``name`` is one of attached, gradients, loss, coverage, signal, kl, logprob, samples, applied, exact, untouched_bytes,
-    keys, dtypes, files, adapter_reload, forward_paths, ``control:<name>``, and where the base was quantised quantized, kl_dequantized and applied_dequantized.
+    ``name`` and ``stage`` are those of ``harness.contract.checks``, or ``control:<fault>``. ``band`` is written as a person
+    reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
     """
 
-    name: str = Field(
-        pattern=r"^(attached|gradients|loss|coverage|signal|kl|logprob|samples|applied|exact|untouched_bytes|keys|dtypes"
-        r"|files|adapter_reload|forward_paths|quantized|kl_dequantized|applied_dequantized|control:[a-z0-9-]+)$"
-    )
+    name: str = Field(pattern=checks.NAME_PATTERN)
     stage: StageName
     value: float | int | str | None
     band: str
@@ -218,7 +179,7 @@ class ControlResult(_Model):
 class CellResult(_Model):
     """Everything known about one cell."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     cell: Cell
     cell_id: str
     outcome: Outcome
@@ -233,6 +194,8 @@ class CellResult(_Model):
     threads: int | None = None
     seed: int = 0
     base_sha256: str | None = None
+    facts: CellFacts | None = None
+    """From which it follows which checks a pass needs; None where the LoRA was never attached."""
     adapter: AdapterInfo | None = None
     merge: MergeCounts | None = None
     stages: dict[StageName, StageResult] = Field(default_factory=dict)
@@ -260,13 +223,13 @@ class CellResult(_Model):
         return self
 
 
-NEEDED_CHECKS = frozenset(
-    {
-        "attached", "gradients", "loss", "coverage", "signal", "kl", "logprob", "samples", "applied", "exact",
-        "untouched_bytes", "keys", "dtypes", "files", "adapter_reload", "control:base-copied",
-    }
-)  # fmt: skip
-"""Checks without which nothing has passed, whoever says so."""
+HOST_FIELDS = frozenset(
+    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "started"}
+)
+"""What the host alone says. A worker observes the rest."""
+
+WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS
+"""What a worker's observation may hold."""
 
 
 def missing_evidence(result: CellResult) -> str | None:
@@ -274,12 +237,8 @@ def missing_evidence(result: CellResult) -> str | None:
     unfinished = [name for name in STAGES if _stage(result, name) != "pass"]
     if unfinished:
         return f"these stages did not pass: {', '.join(unfinished)}"
-    lacking = sorted(NEEDED_CHECKS - {check.name for check in result.checks})
-    if lacking:
-        return f"these checks are not there: {', '.join(lacking)}"
-    failed = sorted({check.name for check in result.checks if not check.passed})
-    if failed:
-        return f"these checks failed: {', '.join(failed)}"
+    if (lacking := _missing_checks(result)) is not None:
+        return lacking
     merge = result.merge
     if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
         return "the merge's counts do not show that everything attempted was applied"
@@ -290,13 +249,20 @@ def missing_evidence(result: CellResult) -> str | None:
     return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
 
 
+def _missing_checks(result: CellResult) -> str | None:
+    """Say which checks a pass lacks, or which failed; None when all that apply to the cell are there and passed."""
+    if result.facts is None:
+        return "nothing is known of what was attached"
+    seen = {(check.name, check.stage) for check in result.checks}
+    lacking = [check for check in checks.needed(result.facts) if (check.name, check.stage) not in seen]
+    if lacking:
+        return f"these checks are not there: {', '.join(f'{check.name} ({check.stage})' for check in lacking)}"
+    failed = sorted({check.name for check in result.checks if not check.passed})
+    return f"these checks failed: {', '.join(failed)}" if failed else None
+
+
 def _stage(result: CellResult, name: StageName) -> str:
     """Return a stage's result; an interpreter that the user gave needs neither resolving nor installing."""
     if result.cell.unmanaged and name in {"resolve", "install"}:
         return "pass"
     return result.stages[name].result if name in result.stages else "not_run"
-
-
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the outcome of a cell from those of its stages: the worst, and ``pass`` only when there is nothing else."""
-    return min(outcomes, key=OUTCOMES.index, default="pass")

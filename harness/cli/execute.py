@@ -9,18 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.cli.setup import Setup
+from harness.contract.cell_fields import Device
 from harness.envs import cache_dir, check_versions_exist, child_environment, ensure_environment, unmanaged_environment
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
 from harness.execution.files import tail
-from harness.execution.finalise import LOG_ENDS
+from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
 from harness.execution.services import CellSettings, Prepare, PreparedEnvironment, Services
 from harness.execution.supervise import Limits
-from harness.matrix.cell import Cell, Device, Stack
+from harness.matrix.cell import Cell, Stack
 from harness.matrix.verdict import judge
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table

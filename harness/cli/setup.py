@@ -11,10 +11,11 @@ from pathlib import Path
 from packaging.version import Version
 from rich.console import Console
 
+from harness.contract.cell_fields import Device
 from harness.envs import unmanaged_environment
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import Catalogue, read_catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Device, Stack
+from harness.matrix.cell import MAIN_PACKAGES, Stack
 from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.locate import find_config, find_expectations

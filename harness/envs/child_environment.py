@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.envs.lock import Device
+from harness.contract.cell_fields import Device
 
 CUDA_NAMES = ("LD_LIBRARY_PATH",)
 CUDA_SETTINGS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from harness.contract.cell_fields import Device
 from harness.envs.interpreter import describe, find_interpreter
 from harness.envs.layout import CacheLayout, cache_dir
-from harness.envs.lock import Device, Lock
+from harness.envs.lock import Lock
 from harness.envs.resolution import resolve
 from harness.envs.uv_command import find_uv
 from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv

@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from packaging.utils import canonicalize_name
 
+from harness.contract.cell_fields import Device
 from harness.envs.uv_command import UvRunner
 
 SCHEMA = 1
 """Part of every key; raised when locks are made differently."""
 
-Device = Literal["cpu", "cuda"]
 
 _PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?===?(?P<version>[^\s;\\]+)")
 

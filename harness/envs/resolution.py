@@ -9,10 +9,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from harness.contract.cell_fields import Device
 from harness.envs.guard import exclusively
 from harness.envs.interpreter import Interpreter
 from harness.envs.layout import CacheLayout, write_atomically
-from harness.envs.lock import Device, Lock, compile_requirements, lock_key, locked_versions
+from harness.envs.lock import Lock, compile_requirements, lock_key, locked_versions
 from harness.envs.torch_build import choose_torch, exact_torch
 from harness.envs.uv_command import Uv
 from harness.envs.versions import missing_pins, pinned_version, raise_for_missing

@@ -20,8 +20,9 @@ from typing import Literal
 
 from packaging.version import Version
 
+from harness.contract.cell_fields import Device
 from harness.envs.interpreter import Interpreter
-from harness.envs.lock import Device, compile_requirements
+from harness.envs.lock import compile_requirements
 from harness.envs.uv_command import Unresolvable, UvRunner
 from harness.errors import EnvironmentFailedError
 

@@ -27,10 +27,11 @@ from typing import Literal
 
 from packaging.utils import canonicalize_name
 
+from harness.contract.cell_fields import Device
 from harness.envs.guard import hold_exclusively, hold_shared, open_guard
 from harness.envs.interpreter import Interpreter
 from harness.envs.layout import CacheLayout, write_atomically
-from harness.envs.lock import Device, Lock
+from harness.envs.lock import Lock
 from harness.envs.torch_build import assert_torch_build
 from harness.envs.uv_command import Unresolvable, Uv
 from harness.errors import EnvironmentFailedError

@@ -21,7 +21,7 @@ from pathlib import Path
 import harness
 from harness.errors import HarnessError
 
-WORKER_PACKAGES = ("worker", "merge", "experts", "engines", "faults")
+WORKER_PACKAGES = ("contract", "worker", "merge", "experts", "engines", "faults")
 """Subpackages of ``harness`` that run inside a cell. None of them imports anything of the host's."""
 
 SUFFIXES = frozenset({".py", ".jinja", ".json"})

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.contract.stages import StageName
 from harness.execution.bundle import Bundle
 from harness.execution.files import tail
 from harness.execution.finalise import StackRecord, finalise
@@ -24,7 +25,7 @@ from harness.execution.services import CellSettings, ChildEnvironment, PreparedE
 from harness.execution.store import ResultStore
 from harness.execution.supervise import run_supervised
 from harness.matrix.cell import Cell
-from harness.result import CellResult, StageName
+from harness.result import CellResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harness.result import STAGES, StageName
-
-_WORKER_FIELDS = frozenset({
-    "stages", "checks", "metrics", "training", "quantization", "shims", "forward_paths", "adapter", "merge", "controls", "base_sha256", "versions", "python",
-    "platform", "device", "threads", "timings", "seed", "peak_rss_mb", "peak_vram_mb",
-})  # fmt: skip
+from harness.contract.stages import STAGES, StageName
+from harness.result import WORKER_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +49,7 @@ def parse_observation(content: bytes | None) -> Observation:
     done = value.pop("done", False)
     if (running is not None and running not in STAGES) or not isinstance(done, bool):
         return Observation(problem=f"the worker's observation has running={running!r}, done={done!r}")
-    unknown = sorted(value.keys() - _WORKER_FIELDS)
+    unknown = sorted(value.keys() - WORKER_FIELDS)
     if unknown:
         return Observation(problem=f"the worker's observation has unknown fields: {', '.join(unknown)}")
     return Observation(fields=_finite_mapping(value), running=running, done=done)

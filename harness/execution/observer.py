@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.contract.stages import StageName
 from harness.errors import HarnessError
 from harness.matrix.cell import Cell, Stack
-from harness.result import CellResult, StageName
+from harness.result import CellResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.contract.outcomes import Outcome
+from harness.contract.stages import StageName
 from harness.execution.observer import Observer, RunReport
 from harness.matrix.cell import Cell, Stack
-from harness.result import CellResult, Outcome, StageName
+from harness.result import CellResult
 
 COLOURS: dict[Outcome, str] = {
     "crash": "bold red", "oom": "bold red", "timeout": "bold red", "error": "red", "noop": "red", "fail": "red",

@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.contract.cell_fields import MEANINGS
 from harness.execution.files import write_atomically
 from harness.matrix.cell import Cell
 
 REQUEST_SCHEMA = 1
-CELL_FIELDS = (
-    "family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing",
-)  # fmt: skip
-"""What a worker is told of its cell. Not the stack: it observes what is installed instead of believing what should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,8 @@ class WorkerRequest:
         return json.dumps(
             {
                 "schema": REQUEST_SCHEMA,
-                "cell": {name: cell[name] for name in CELL_FIELDS},
+                # Not the stack: a worker observes what is installed instead of believing what should be.
+                "cell": {name: cell[name] for name in MEANINGS},
                 "work": str(self.work),
                 "observation": str(self.observation),
                 "bands": dict(self.bands),

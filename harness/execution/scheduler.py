@@ -16,6 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from harness.contract.outcomes import Outcome
+from harness.contract.stages import StageName
 from harness.envs import Unresolvable
 from harness.errors import (
     EnvironmentFailedError,
@@ -34,7 +36,7 @@ from harness.execution.observer import Observer, RunReport
 from harness.execution.services import CellSettings, PreparedEnvironment, Services
 from harness.execution.store import ResultStore, fingerprint
 from harness.matrix.cell import Cell, Stack
-from harness.result import CellResult, Outcome, StageName
+from harness.result import CellResult
 
 _TICK = 0.1
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from harness.contract.cell_fields import Device
 from harness.execution.supervise import Limits
-from harness.matrix.cell import Cell, Device, Stack
+from harness.matrix.cell import Cell, Stack
 
 
 class PreparedEnvironment(Protocol):

@@ -8,10 +8,12 @@ appended in alphabetical order: ``…+dtype=bf16+geometry=square-down``. Ids are
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any
 
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from harness.contract.cell_fields import DEFAULTS, MEANINGS, NAME_PATTERN, SEEDS, CellFields
 
 
 def canonical_version(text: str) -> str:
@@ -25,11 +27,6 @@ def canonical_version(text: str) -> str:
 
 
 VersionText = Annotated[str, AfterValidator(canonical_version)]
-Dtype = Literal["float32", "bf16"]
-Device = Literal["cpu", "cuda"]
-BPacking = Literal["rank_major", "grouped_by_expert"]
-IoLayout = Literal["standard", "swapped"]
-Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 
 MAIN_PACKAGES = ("transformers", "peft", "trl")
 """The three packages whose versions name a stack."""
@@ -70,41 +67,40 @@ class Stack(BaseModel):
         return self.pins.get(package)
 
 
-class Cell(BaseModel):
-    """One (stack, family, recipe) and whatever about it is not the default."""
+def _describe(schema: dict[str, Any]) -> None:
+    """Give the JSON Schema of a cell the meaning of each field."""
+    for name, meaning in MEANINGS.items():
+        schema["properties"][name]["description"] = meaning
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    DEFAULTS: ClassVar[dict[str, object]] = {
-        "b_packing": None,
-        "device": "cpu",
-        "dtype": "float32",
-        "engine": "reference",
-        "geometry": "distinct",
-        "seed": 0,
-        "variant": "published",
-    }
+class Cell(BaseModel, CellFields, frozen=True):
+    """One (stack, family, recipe) and whatever about it is not the default; the fields are ``CellFields``'."""
 
-    family: Word
-    recipe: Word
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_describe)
+
     stack: Stack
-    geometry: Word = "distinct"
-    variant: Word = "published"
-    dtype: Dtype = "float32"
-    device: Device = "cpu"
-    engine: Word = "reference"
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    b_packing: BPacking | None = None
-    """The packing that the engine is *told*, where a fault is planted on purpose; None leaves it to decide, as users do."""
     unmanaged: bool = False
     """True when the cell runs in an interpreter that the user gave instead of an environment of ours."""
+
+    @field_validator(*MEANINGS)
+    @classmethod
+    def _harmless(cls, value: object) -> object:
+        """Ids are plain strings for shells, file systems and globs, so every text in them must be."""
+        if isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) is None:
+            raise ValueError(f"{value!r} is not a name of lower case letters, digits, '_', '-' and '.'")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _every_library_takes_it(cls, value: int) -> int:
+        if not 0 <= value < SEEDS:
+            raise ValueError(f"{value}: a seed lies between 0 and {SEEDS - 1}")
+        return value
 
     @property
     def id(self) -> str:
         """The cell's identifier."""
-        options = {
-            name: getattr(self, name) for name, default in self.DEFAULTS.items() if getattr(self, name) != default
-        }
+        options = {name: getattr(self, name) for name, default in DEFAULTS.items() if getattr(self, name) != default}
         options |= {name: self.stack.pins[name] for name in self.stack.extra_pins}
         if self.stack.python is not None:
             options["python"] = self.stack.python
@@ -126,7 +122,7 @@ class Cell(BaseModel):
         words += [f"--pin {name}=={self.stack.pins[name]}" for name in self.stack.extra_pins]
         if self.stack.python is not None:
             words.append(f"--python-version {self.stack.python}")
-        for name, default in self.DEFAULTS.items():
+        for name, default in DEFAULTS.items():
             value = getattr(self, name)
             if value != default or name == "device":
                 words.append(f"--{name.replace('_', '-')} {value}")

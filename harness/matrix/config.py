@@ -7,17 +7,29 @@ the catalogue (names of families, recipes, geometries) is checked when the file 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from packaging.utils import canonicalize_name
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from harness.contract import bands
+from harness.contract.cell_fields import Dtype
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Dtype, Stack, VersionText
+from harness.matrix.cell import MAIN_PACKAGES, Stack, VersionText
 from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
@@ -103,32 +115,36 @@ class Profile(_Table):
     """Its blocks."""
 
 
-class Bands(_Table):
-    """Where a measured value stops being right, for one storage dtype.
+_LIMITS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("greater than", operator.gt),
+    "le": ("at most", operator.le),
+}
+"""What the contract limits a band to, in words and as a comparison."""
 
-    KL divergences are means over prompt positions, in nats; log-probabilities are natural.
-    """
 
-    kl_max: float = Field(gt=0)
-    """Largest KL(trained ‖ merged) of a right merge after a fresh reload."""
-    adapter_reload_kl_max: float = Field(gt=0)
-    """Largest KL(trained ‖ base + saved adapter) after a fresh reload."""
-    logprob_max: float = Field(gt=0)
-    """Largest |Δ log p| between trained and merged, over all positions and tokens that are not near a tie."""
-    samples_min: float = Field(ge=0, le=1)
-    """Smallest fraction of greedy samples that must match token by token; 1.0 is all of them."""
-    exact_min: float = Field(ge=0, le=1)
-    """Smallest fraction of merged elements equal to the correctly rounded float64 result."""
-    ulp_max: float = Field(ge=0)
-    """Largest distance of a merged element from that result, in ulps of max(|base|, |delta|, |result|), beyond what float32
-    accumulation may lose."""
-    signal_min: float = Field(gt=0)
-    """Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind."""
-    near_tie_epsilon: float = Field(ge=0)
-    """Router gap between the last expert chosen and the first one not, below which a position is reported apart."""
-    paths_max: float = Field(gt=0)
-    """Largest difference between two experts forwards of the trained model: of logits, in their standard deviations, or of a LoRA tensor's gradient,
-    relative to its norm."""
+def _describe_bands(schema: dict[str, Any]) -> None:
+    """Give the JSON Schema of the bands the meaning of each and its limits."""
+    limits = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
+    for item in dataclasses.fields(bands.Bands):
+        entry = schema["properties"][item.name]
+        entry["description"] = item.metadata["meaning"]
+        entry |= {word: item.metadata[name] for name, word in limits.items() if item.metadata[name] is not None}
+
+
+class Bands(BaseModel, bands.Bands, frozen=True):
+    """Where a measured value stops being right, for one storage dtype: see ``harness.contract.bands``."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_describe_bands)
+
+    @field_validator("*")
+    @classmethod
+    def _within_limits(cls, value: float, info: ValidationInfo) -> float:
+        limits = next(item.metadata for item in dataclasses.fields(bands.Bands) if item.name == info.field_name)
+        for name, (words, holds) in _LIMITS.items():
+            if (limit := limits[name]) is not None and not holds(value, limit):
+                raise ValueError(f"{value:g} is not {words} {limit:g}")
+        return value
 
 
 class Limits(_Table):

@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.contract.stages import StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell
@@ -21,7 +22,7 @@ from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.config import MatrixConfig
 from harness.matrix.plan import all_cells
 from harness.matrix.reading import read_model
-from harness.result import StageName, StageResult
+from harness.result import StageResult
 
 FailingOutcome = Literal["crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable"]
 

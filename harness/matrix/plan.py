@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 from rapidfuzz import fuzz, process
 
+from harness.contract.cell_fields import DEFAULTS, Device
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Cell, Device, Stack
+from harness.matrix.cell import MAIN_PACKAGES, Cell, Stack
 from harness.matrix.config import DTYPES, MatrixConfig, expand_names
 from harness.matrix.names import match_names
 from harness.matrix.reading import describe
@@ -124,14 +125,14 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         ConfigurationError: another option has a value that it cannot have.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    options.setdefault("geometry", catalogue.geometry_of.get(recipe, Cell.DEFAULTS["geometry"]))
+    options.setdefault("geometry", catalogue.geometry_of.get(recipe, DEFAULTS["geometry"]))
     names = {"model": (family, catalogue.families), "recipe": (recipe, catalogue.recipes)}
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
-        names[what] = (str(options.get(what, Cell.DEFAULTS[what])), known)
+        names[what] = (str(options.get(what, DEFAULTS[what])), known)
     for what, (name, known) in names.items():
         if name not in known:
             raise UnknownNameError(what, name, known)
-    variant = str(options.get("variant", Cell.DEFAULTS["variant"]))
+    variant = str(options.get("variant", DEFAULTS["variant"]))
     if variant not in (offered := catalogue.variants_of(family)):
         raise UnknownNameError(f"variant of {family}", variant, offered)
     fields = {"family": family, "recipe": recipe, "stack": stack, **options}

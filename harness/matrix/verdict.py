@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contract.outcomes import HARMLESS, worst
+from harness.contract.stages import STAGES, TABLE, StageName
 from harness.matrix.expectations import Expectation
-from harness.result import NEEDS, STAGES, CellResult, StageName, StageResult, missing_evidence, worst
+from harness.result import CellResult, StageResult, missing_evidence
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
-
-_HARMLESS = ("pass", "unsupported", "skipped")
-_MAY_LACK: tuple[StageName, ...] = ("import", "load", "attach")
-"""Stages in which a stack may say that it has no such family or feature. Later the same words are a fault: it was there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,8 @@ def _undeclared(
         outcome = _stage_result(result, stage)
         if outcome.result == "not_run" and not _explained(result, stage):
             return Verdict(status="regression", sentence=f"{stage} was not run, although all it needs passed")
-        misplaced = outcome.result == "unsupported" and stage not in _MAY_LACK
-        if (misplaced or outcome.result not in {*_HARMLESS, "not_run"}) and stage not in decided:
+        misplaced = outcome.result == "unsupported" and not TABLE[stage].may_lack
+        if (misplaced or outcome.result not in {*HARMLESS, "not_run"}) and stage not in decided:
             declared = next((item for item in applicable if item.stage == stage), None)
             words = f" with {declared.match!r}" if declared and declared.match else ""
             instead = f" (declared: {declared.outcome}{words})" if declared else ""
@@ -116,5 +114,5 @@ def _explained(result: CellResult, stage: StageName) -> bool:
     """Say whether something that ``stage`` needs, directly or not, was run and did not pass."""
     return any(
         _stage_result(result, need).result not in {"pass", "not_run"} or _explained(result, need)
-        for need in NEEDS[stage]
+        for need in TABLE[stage].needs
     )

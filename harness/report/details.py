@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from harness.contract.stages import STAGES
+from harness.contract.tensors import COUNTS, KINDS
 from harness.report import figures, quantized
 from harness.report.table import Row
 from harness.report.text import fold, one_line
-from harness.result import KINDS, STAGES, CellResult, StageResult, TensorCounts
+from harness.result import CellResult, StageResult, TensorCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,6 @@ class Section:
     title: str
     head: tuple[str, ...]
     lines: tuple[Line, ...] = field(default=())
-
-
-_COUNTS = ("attempted", "applied", "zero_delta", "below_rounding", "dropped", "wrong")
 
 
 def _plain(cells: Iterable[str | float | None]) -> tuple[str, ...]:
@@ -79,7 +78,7 @@ def _stages(result: CellResult) -> Section:
 
 
 def _counts_line(name: str, counts: TensorCounts) -> Line:
-    values = [getattr(counts, column) for column in _COUNTS]
+    values = [getattr(counts, column) for column in COUNTS]
     return Line(cells=_plain((name, *values)), bad=bool(counts.dropped or counts.wrong))
 
 
@@ -90,7 +89,7 @@ def _merge(result: CellResult) -> Sequence[Section]:
     known = [kind for kind in KINDS if kind in merge.by_kind]
     others = sorted(merge.by_kind.keys() - set(KINDS))
     lines = [_counts_line("all", merge), *(_counts_line(kind, merge.by_kind[kind]) for kind in [*known, *others])]
-    head = ("tensors", *(column.replace("_", " ") for column in _COUNTS))
+    head = ("tensors", *(column.replace("_", " ") for column in COUNTS))
     claims: list[tuple[str, str | float | None]] = [
         ("applied, as the engine says", merge.engine_applied),
         ("by another path, as the engine says", merge.fallback),

@@ -20,12 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from packaging.version import Version
 
+from harness.contract.outcomes import OUTCOMES
 from harness.report import details, figures, quantized, shims
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
 from harness.report.summary import counted, summarise
 from harness.report.table import COLUMNS, STANDINGS, Row, ordered, stack_title
 from harness.report.text import clean, one_line
-from harness.result import OUTCOMES
 
 
 @cache

@@ -14,11 +14,11 @@ from xml.etree import ElementTree as ET
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+from harness.contract.outcomes import Outcome
 from harness.report.details import failed_checks, reason
 from harness.report.look import outcome_text
 from harness.report.table import Row, ordered, recipe_with_options
 from harness.report.text import clean, one_line
-from harness.result import Outcome
 
 _REJECTED: frozenset[Outcome] = frozenset({"fail", "noop", "blind"})
 """Regressions that a check found; the others (exceptions, crashes, time limits) are errors."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contract.outcomes import OUTCOMES
 from harness.report.table import STANDINGS, Row, Standing, ordered, stack_title
-from harness.result import OUTCOMES
 
 Tone = Literal["pass", "quiet", "known", "bad", "surprise", "flaky", "unknown"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contract.outcomes import OUTCOMES, Outcome
 from harness.report.table import STANDINGS, Row, Standing
-from harness.result import OUTCOMES, Outcome
 
 Colour = Literal["green", "amber", "red"]
 

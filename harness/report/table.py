@@ -13,9 +13,10 @@ from typing import Literal
 
 from packaging.version import Version
 
+from harness.contract.outcomes import HARMLESS
 from harness.matrix.cell import Cell
 from harness.report import figures
-from harness.result import CellResult, Outcome
+from harness.result import CellResult
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
 Standing = Literal["regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok"]
@@ -24,7 +25,6 @@ STANDINGS: tuple[Standing, ...] = (
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
 
-OK_OUTCOMES: tuple[Outcome, ...] = ("pass", "unsupported", "skipped")
 """The outcomes that can be ok. A result that calls anything else ok contradicts itself."""
 
 
@@ -52,7 +52,7 @@ class Row:
     options: str = ""
 
     def __post_init__(self) -> None:
-        if self.status == "ok" and self.result.outcome not in OK_OUTCOMES:
+        if self.status == "ok" and self.result.outcome not in HARMLESS:
             raise ValueError(f"{self.result.cell_id}: outcome {self.result.outcome!r} cannot have the status 'ok'")
 
     @property

@@ -2,7 +2,8 @@
 
 Stages run in forked children. Parent and children share the file: a child loads it, adds its stages and writes it back, so
 that a child that dies by a signal leaves behind exactly what was known until then, and which stage was running.
-The field names are those of the result contract (``harness.result.CellResult`` on the host).
+The field names are those of the result contract (``harness.result.CellResult`` on the host). A stage's entry says how it ended;
+what that amounts to is the host's to decide.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from harness.contract.checks import find
+from harness.contract.outcomes import Ended
+from harness.contract.stages import StageName
 
 TRACEBACK_LINES = 3
 
@@ -46,7 +51,7 @@ class Observation:
         temporary.replace(self.path)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: StageName) -> Iterator[None]:
         """Run a stage: its time, its result and, when it raises, its reason.
 
         Raises:
@@ -59,52 +64,63 @@ class Observation:
         try:
             yield
         except UnsupportedError as error:
-            self._close(name, start, "unsupported", str(error))
+            self.close(name, "unsupported", start=start, reason=str(error))
             raise StageStoppedError(name) from error
         except Exception as error:
             # The one place that catches everything: what a library under test raises is the observation itself.
             traceback.print_exc()
-            self._close(name, start, "error", describe(error))
+            self.close(name, "raised", start=start, reason=describe(error))
             raise StageStoppedError(name) from error
-        self._close(name, start, self._judge(name), self._failed_checks(name))
+        self.close(name, "completed", start=start)
 
     def check(
-        self, name: str, stage: str, value: float | str | None, band: str, *, passed: bool, detail: str | None = None
+        self,
+        name: str,
+        stage: StageName,
+        value: float | str | None,
+        band: str,
+        *,
+        passed: bool,
+        detail: str | None = None,
     ) -> None:
-        """Record one check. ``detail`` says what was off, by name."""
+        """Record one check. ``detail`` says what was off, by name.
+
+        Raises:
+            KeyError: the contract has no such check in that stage.
+        """
+        find(name, stage)
         entry = {"name": name, "stage": stage, "value": value, "band": band, "passed": bool(passed)}
         self.data["checks"].append({**entry, "detail": None if passed else detail})
         print(f"    check {name}: {value} ({band}) {'ok' if passed else 'FAILED'}", flush=True)
 
-    def _close(self, name: str, start: float, result: str, reason: str | None) -> None:
-        seconds = round(time.perf_counter() - start, 3)
-        self.data["stages"][name] = {"result": result, "seconds": seconds, "reason": reason}
+    def close(
+        self,
+        name: StageName,
+        ended: Ended,
+        *,
+        start: float | None = None,
+        reason: str | None = None,
+        signal: int | None = None,
+    ) -> None:
+        """Record how a stage ended, and that none is running.
+
+        Args:
+            name: the stage.
+            ended: the way it ended.
+            start: when it began, by ``time.perf_counter``; None when that is not known.
+            reason: why it did not complete.
+            signal: the signal that its process died by.
+        """
+        seconds = None if start is None else round(time.perf_counter() - start, 3)
+        self.data["stages"][name] = {"ended": ended, "seconds": seconds, "reason": reason, "signal": signal}
         self.data["running"] = None
         self.save()
-        print(f"=== stage {name}: {result} in {seconds:.1f} s{f': {reason}' if reason else ''}", flush=True)
+        took = "" if seconds is None else f" in {seconds:.1f} s"
+        print(f"=== stage {name}: {ended}{took}{f': {reason}' if reason else ''}", flush=True)
 
-    def _judge(self, name: str) -> str:
-        checks = [check for check in self.data["checks"] if check["stage"] == name and not check["passed"]]
-        failed = {check["name"] for check in checks}
-        merge = self.data.get("merge") or {}
-        if name == "compare" and failed:
-            if merge.get("attempted") == 0 or merge.get("dropped", 0) == _with_delta(merge) > 0:
-                return "noop"
-            # Where no position lies clear of a tie every distance is NaN (unequal to itself): nothing was seen to be wrong.
-            seen = {check["name"] for check in checks if check["value"] == check["value"]}
-            return "blind" if "signal" in failed and seen <= {"signal"} else "fail"
-        if name == "controls" and failed:
-            return "blind"
-        return "fail" if failed else "pass"
-
-    def _failed_checks(self, name: str) -> str | None:
-        failed = [check for check in self.data["checks"] if check["stage"] == name and not check["passed"]]
-        texts = [
-            f"{check['name']}: {check['value']} is not {check['band']}"
-            + (f" ({check['detail']})" if check["detail"] else "")
-            for check in failed
-        ]
-        return "; ".join(texts) or None
+    def completed(self, name: StageName) -> bool:
+        """Whether a stage has come to its end, whatever its checks say."""
+        return bool(self.data["stages"].get(name, {}).get("ended") == "completed")
 
 
 def describe(error: BaseException) -> str:
@@ -112,8 +128,3 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-TRACEBACK_LINES:]
     places = " < ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames))
     return f"{type(error).__name__}: {error} [{places}]"
-
-
-def _with_delta(merge: dict[str, Any]) -> int:
-    """On-disk tensors whose delta is neither zero nor lost in the dtype."""
-    return int(merge.get("attempted", 0) - merge.get("zero_delta", 0) - merge.get("below_rounding", 0))

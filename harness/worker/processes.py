@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 
+from harness.contract.stages import WORKER_STAGES
 from harness.worker.observation import Observation, StageStoppedError
-
-ORDER = (
-    "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare", "controls",
-)  # fmt: skip
-"""Stages in the order in which a cell begins them."""
 
 STOPPED = 1
 """Exit code of a child in which a stage ended without a usable result; the record says which and why."""
@@ -40,24 +37,19 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
     _, status = os.waitpid(pid, 0)
     observation.data = Observation.load(observation.path).data
     # A child that dies between two stages has finished the first: its end belongs to the one that it never began.
-    next_stage = next((name for name in ORDER if name not in observation.data["stages"]), ORDER[-1])
+    next_stage = next((name for name in WORKER_STAGES if name not in observation.data["stages"]), WORKER_STAGES[-1])
+    running = observation.data["running"]
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        running = observation.data["running"] or next_stage
         reason = f"killed by signal {number}"
-        if number == 9:  # noqa: PLR2004 — SIGKILL, by its number everywhere
+        if number == signal.SIGKILL:
             reason += " (SIGKILL: most often the kernel, when memory runs out)"
-        observation.data["stages"][running] = {"result": "crash", "seconds": None, "reason": reason}
-        observation.data["running"] = None
-        observation.save()
+        observation.close(running or next_stage, "died", reason=reason, signal=number)
         return False
     code = os.waitstatus_to_exitcode(status)
-    running = observation.data["running"]
     if running is not None or code not in {0, STOPPED}:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
-        observation.data["stages"][running or next_stage] = {"result": "error", "seconds": None, "reason": reason}
-        observation.data["running"] = None
-        observation.save()
+        observation.close(running or next_stage, "died", reason=reason)
         return False
     return code == 0
 

@@ -5,53 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-BPacking = Literal["rank_major", "grouped_by_expert"]
+from harness.contract.bands import Bands
+from harness.contract.cell_fields import CellFields
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bands:
-    """What a right merge may cost, per dtype; the values and how they were measured are in ``matrix.toml``.
+class Request(CellFields):
+    """One cell, as the worker sees it.
 
     Attributes:
-        kl_max: KL(trained ‖ merged), mean over clear positions, nats.
-        logprob_max: largest |Δ log p| at a clear position, nats.
-        samples_min: share of greedy samples that must match token by token.
-        signal_min: KL(trained ‖ base) that a cell needs to see anything at all, nats.
-        exact_min: share of changed elements equal to the correctly rounded float64 result.
-        ulp_max: distance of any changed element from the exact result, in units in the last place of the largest of
-            |base|, |delta| and |result|.
-        adapter_reload_kl_max: KL(trained ‖ base + reloaded adapter), nats.
-        near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
-        paths_max: largest difference between two forward paths of the trained model, of logits relative to their standard
-            deviation or of a LoRA gradient relative to its norm.
+        work: the cell's directory, empty at first.
+        observation: the file that is rewritten after each stage.
+        threads: how many threads each process of the cell may compute with.
+        bands: what the checks are held against.
     """
 
-    kl_max: float
-    logprob_max: float
-    samples_min: float
-    signal_min: float
-    exact_min: float
-    ulp_max: float
-    adapter_reload_kl_max: float
-    near_tie_epsilon: float
-    paths_max: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One cell, as the worker sees it."""
-
-    family: str
-    recipe: str
-    geometry: str
-    variant: str
-    dtype: str
-    device: str
-    seed: int
-    engine: str
-    b_packing: BPacking | None
     work: Path
     observation: Path
     threads: int
@@ -81,10 +51,8 @@ def read_request(path: Path) -> Request:
         KeyError, TypeError, json.JSONDecodeError: it is not a request of this version.
     """
     data: dict[str, Any] = json.loads(path.read_text())
-    cell = data["cell"]
-    names = ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
     return Request(
-        **{name: cell[name] for name in names},
+        **data["cell"],
         work=Path(data["work"]),
         observation=Path(data["observation"]),
         threads=int(data["threads"]),

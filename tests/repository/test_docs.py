@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -20,6 +21,9 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.cli.reference import Command, commands, main, render
+from harness.contract.facts import CellFacts
+from harness.contract.outcomes import OUTCOMES
+from harness.contract.stages import STAGES
 from harness.envs.child_environment import child_environment
 from harness.errors import HarnessError
 from harness.execution.deadman import TOKEN
@@ -28,7 +32,7 @@ from harness.merge.adapter_config import INIT_CHANGES_BASE
 from harness.merge.auditing.report import AuditReport, TensorVerdict
 from harness.merge.errors import MergeError
 from harness.merge.report import MergeReport, Resumed
-from harness.result import OUTCOMES, STAGES, CellResult
+from harness.result import CellResult
 from harness.worker.checkpoints.geometry import geometry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,6 +310,7 @@ def test_every_field_of_a_result_is_described() -> None:
     page = DOCS / "reference" / "result.md"
     assert table_names(page, "Top level") == set(CellResult.model_fields)
     spans = set(code_spans(page))
+    assert {field.name for field in dataclasses.fields(CellFacts)} <= spans
     for name in ("merge", "adapter", "metrics", "training", "stages", "checks", "controls", "cell"):
         for model in _models(CellResult.model_fields[name].annotation):
             undescribed = set(model.model_fields) - spans

@@ -18,20 +18,35 @@ UNDER_TEST = frozenset({
 })  # fmt: skip
 """What a cell's environment holds and the host's does not."""
 
-IN_A_CELL = ("worker", "merge", "experts", "engines", "faults")
+IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults")
 
 ALLOWED: Mapping[str, frozenset[str]] = {
+    "contract": frozenset({"contract"}),
     "errors": frozenset(),
-    "result": frozenset({"matrix.cell"}),
-    "matrix": frozenset({"matrix", "matrix.cell", "errors", "result"}),
-    "envs": frozenset({"envs", "matrix.cell", "errors"}),
-    "execution": frozenset({"execution", "envs", "matrix.cell", "errors", "result"}),
-    "report": frozenset({"report", "matrix.cell", "result"}),
+    "matrix.cell": frozenset({"contract"}),
+    "result": frozenset({"contract", "matrix.cell"}),
+    "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "result"}),
+    "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
+    "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "result"}),
+    "report": frozenset({"contract", "report", "matrix.cell", "result"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
-    "worker": frozenset({"worker", "merge", "experts", "engines", "faults"}),
+    "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults"}),
     "bench": frozenset({"bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
-    "cli": frozenset({"cli", "bench", "matrix", "matrix.cell", "envs", "execution", "report", "errors", "result"}),
+    "cli": frozenset(
+        {
+            "contract",
+            "cli",
+            "bench",
+            "matrix",
+            "matrix.cell",
+            "envs",
+            "execution",
+            "report",
+            "errors",
+            "result",
+        }
+    ),
     "__main__": frozenset({"cli"}),
 }
 """Package or module of ours to those it may import. ``matrix.cell`` stands apart: everything speaks of cells."""
@@ -79,8 +94,9 @@ def _walk(nodes: Iterable[ast.AST], *, at_import: bool, for_types: bool) -> Iter
 
 def files_of(*parts: str) -> list[Path]:
     """Return the files of some packages or modules of ours."""
-    found = [path for part in parts for path in (PACKAGE / part).rglob("*.py")]
-    found += [path for part in parts if (path := PACKAGE / f"{part}.py").is_file()]
+    places = [PACKAGE / part.replace(".", "/") for part in parts]
+    found = [path for place in places for path in place.rglob("*.py")]
+    found += [path for place in places if (path := place.with_suffix(".py")).is_file()]
     assert found
     return sorted(found)
 
@@ -119,16 +135,21 @@ def test_lower_packages_never_import_upper_ones(layer: str) -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
-def test_cells_are_the_bottom() -> None:
+def test_cells_are_below_everything_but_the_contract() -> None:
     source = (PACKAGE / "matrix" / "cell.py").read_text("utf-8")
-    assert [item.module for item in imports_of(source) if layer_of(item.module)] == []
+    assert {layer_of(item.module) for item in imports_of(source)} == {None, "contract"}
+
+
+def test_the_contract_uses_the_standard_library_alone() -> None:
+    found = [item.module for path in files_of("contract") for item in third_party(path.read_text("utf-8"))]
+    assert found == []
 
 
 def test_the_table_has_no_cycle() -> None:
     """``result`` speaks of cells and ``matrix`` judges results, so ``matrix.cell`` has a place of its own below both."""
     below = {layer: {name for name in names if name != layer} for layer, names in ALLOWED.items()}
-    order: list[str] = ["matrix.cell"]
-    while len(order) <= len(below):
+    order: list[str] = []
+    while len(order) < len(below):
         ready = [name for name in below if name not in order and below[name] <= {*order, *IN_A_CELL}]
         assert ready, f"a cycle among {below.keys() - set(order)}"
         order += ready

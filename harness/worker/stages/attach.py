@@ -9,8 +9,11 @@ targets on the fused experts, and so silently lose the dense MLP and the shared 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
+from harness.contract.facts import CellFacts
+from harness.contract.tensors import KINDS
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import Recipe
@@ -151,7 +154,16 @@ def attach_and_check(
     observation: Observation, model: Any, checkpoint: Checkpoint, recipe: Recipe, request: Request, rank: int
 ) -> tuple[Any, dict[str, set[Target]]]:
     """Attach and count; return the PEFT model and what was targeted."""
-    targets = expected_targets(checkpoint, recipe, fused=has_fused_experts(model, checkpoint))
+    fused = has_fused_experts(model, checkpoint)
+    targets = expected_targets(checkpoint, recipe, fused=fused)
+    facts = CellFacts(
+        kinds=tuple(kind for kind in KINDS if kind in targets),
+        quantized=recipe.quantization is not None,
+        fused_experts=fused,
+        num_experts=checkpoint.num_experts,
+        rank=rank,
+    )
+    observation.data["facts"] = asdict(facts)
     peft_model = attach(model, targets, recipe, rank, request.seed)
     check_attached(observation, peft_model, targets)
     return peft_model, targets

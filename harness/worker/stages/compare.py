@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness.contract.tensors import COUNTS, RIGHT
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.writer import sha256_of_directory
 from harness.worker.observation import Observation
@@ -13,9 +14,6 @@ from harness.worker.request import Request
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, distance, match_samples
 from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
-
-COUNTS = ("attempted", "applied", "zero_delta", "below_rounding", "dropped", "wrong")
-
 
 MOST_CLEAR = 0.5
 """Share of positions that must lie clear of router ties for a cell to have seen enough."""
@@ -48,7 +46,7 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
 
     The bytes are judged even where the directory could not be loaded again: that failure has a stage of its own.
     """
-    loaded = observation.data["stages"].get("reload-merged", {}).get("result") == "pass"
+    loaded = observation.completed("reload-merged")
     judge(observation, request, checkpoint, merged=request.merged, view="merged" if loaded else None)
     observation.data["merge"] |= {"engine_applied": engine["engine_applied"], "fallback": engine["fallback"]}
 
@@ -148,7 +146,7 @@ def functional_checks(
 def tensor_checks(observation: Observation, request: Request, report: TensorReport) -> None:
     """Record what the bytes say."""
     bands, counts = request.bands, report.counts
-    rightly = counts["applied"] + counts["zero_delta"] + counts["below_rounding"]
+    rightly = sum(counts[name] for name in RIGHT)
     attempted = counts["attempted"]
     check = observation.check
     check(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from harness.contract.cell_fields import BPacking
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
-from harness.worker.request import BPacking, Request
+from harness.worker.request import Request
 from harness.worker.stages.compare import judge
 from harness.worker.stages.evaluate import logits_of, samples_of, save_view
 from harness.worker.stages.load import load_model

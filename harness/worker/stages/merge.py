@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.worker.request import BPacking, Request
+from harness.contract.cell_fields import BPacking
+from harness.worker.request import Request
 
 ENGINE_REPORT = "engine.json"
 

@@ -11,35 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contract_samples import complete_observation
+
+from harness.contract.cell_fields import Device
+from harness.contract.stages import WORKER_STAGES, StageName
 from harness.execution.observer import RunReport
 from harness.execution.services import CellSettings, Services
 from harness.execution.supervise import Limits
-from harness.matrix.cell import Cell, Device, Stack
-from harness.result import CellResult, StageName
-
-ALL_CHECKS = (
-    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("signal", "compare"),
-    ("kl", "compare"), ("logprob", "compare"), ("samples", "compare"), ("applied", "compare"), ("exact", "compare"),
-    ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
-    ("adapter_reload", "reload-adapter"), ("control:base-copied", "controls"),
-)  # fmt: skip
-"""Every check that a pass needs, with the stage it belongs to."""
-
-WORKER_STAGES = (
-    "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare",
-    "controls",
-)  # fmt: skip
+from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult
 
 WORKER = (
-    f"CHECKS = {ALL_CHECKS!r}"
+    f"STAGES = {WORKER_STAGES!r}\nCOMPLETE = {complete_observation()!r}\n"
     '''
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 request = json.loads(Path(sys.argv[1]).read_text())
 behaviour = request["cell"]["recipe"]
-STAGES = ["import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare",
-          "controls"]
 seen = {"stages": {}, "running": None, "done": False}
 
 def write():
@@ -50,17 +39,12 @@ def write():
 def reach(stage):
     """Pass every stage before `stage`, then be in it."""
     for name in STAGES[: STAGES.index(stage)]:
-        seen["stages"][name] = {"result": "pass", "seconds": 0.01, "reason": None}
+        seen["stages"][name] = COMPLETE["stages"][name]
     seen["running"] = stage
     write()
 
 def finish():
-    for name in STAGES:
-        seen["stages"].setdefault(name, {"result": "pass", "seconds": 0.01, "reason": None})
-    seen["checks"] = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
-    seen["merge"] = {"attempted": 6, "applied": 6, "engine_applied": 6}
-    seen["controls"] = [{"name": "base-copied", "rejected": True, "by": ["applied", "kl"], "value": 0.5}]
-    seen["running"], seen["done"] = None, True
+    seen.update(COMPLETE)
     write()
 
 print("cwd", os.getcwd())

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from execution_helpers import ALL_CHECKS, alive, cell, wait_until
+from contract_samples import complete_observation
+from execution_helpers import alive, cell, wait_until
 
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
 from harness.execution.store import load_results
@@ -18,7 +19,7 @@ DRIVER = """
 import subprocess, sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from execution_helpers import Recorder, cell, fake_environment, services
 from harness.errors import EnvironmentFailedError, HarnessError
 from harness.execution.scheduler import run_cells
@@ -49,7 +50,7 @@ except HarnessError as error:
 """
 
 HANGING_WORKER = (
-    f"CHECKS = {ALL_CHECKS!r}"
+    f"COMPLETE = {complete_observation()!r}"
     """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -63,13 +64,7 @@ def note(pid):
         file.write(f"{pid}\\n")
 
 if recipe == "passes":
-    stages = ["import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged",
-              "compare", "controls"]
-    checks = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
-    seen = {"stages": {name: {"result": "pass"} for name in stages}, "checks": checks,
-            "merge": {"attempted": 6, "applied": 6}, "controls": [{"name": "base-copied", "rejected": True}],
-            "running": None, "done": True}
-    Path(request["observation"]).write_text(json.dumps(seen))
+    Path(request["observation"]).write_text(json.dumps(COMPLETE))
     raise SystemExit
 note(os.getpid())
 note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
@@ -90,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, scene: str) -> subprocess.Popen[str]:
-    here = str(Path(__file__).parent)
+    here = ":".join(str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[2]))
     command = [sys.executable, str(folder / "driver.py"), here, str(folder), scene]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

@@ -8,6 +8,7 @@ import pytest
 from execution_helpers import cell
 from rich.console import Console
 
+from harness.contract.outcomes import OUTCOMES
 from harness.execution.observer import RunReport
 from harness.execution.progress import (
     COLOURS,
@@ -19,7 +20,7 @@ from harness.execution.progress import (
     finished_line,
     remaining,
 )
-from harness.result import OUTCOMES, CellResult, MergeCounts
+from harness.result import CellResult, MergeCounts
 
 
 def console(*, terminal: bool) -> Console:

@@ -7,40 +7,23 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from contract_samples import ALL_CHECKS, FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from harness.contract.outcomes import OUTCOMES, Outcome, worst
+from harness.contract.stages import STAGES, StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import (
-    NEEDS,
-    OUTCOMES,
-    STAGES,
-    CellResult,
-    Check,
-    ControlResult,
-    MergeCounts,
-    Outcome,
-    StageName,
-    StageResult,
-    worst,
-)
+from harness.result import CellResult, Check, ControlResult, MergeCounts, StageResult
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
-
-ALL_CHECKS = (
-    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("signal", "compare"),
-    ("kl", "compare"), ("logprob", "compare"), ("samples", "compare"), ("applied", "compare"), ("exact", "compare"),
-    ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
-    ("adapter_reload", "reload-adapter"), ("control:base-copied", "controls"),
-)  # fmt: skip
-"""Every check that a pass needs, with the stage it belongs to."""
 
 RELOAD = Expectation(
     when="transformers>=5.6.2, peft==0.19.1",
@@ -82,6 +65,7 @@ def result(
         outcome=overall,
         stages=made,
         checks=[*checks, *passed],
+        facts=FACTS,
         merge=MergeCounts(attempted=6, applied=6),
         controls=[ControlResult(name="base-copied", rejected=True)],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
@@ -254,12 +238,6 @@ def test_a_given_interpreter_needs_no_environment() -> None:
 
     assert judge(result(environment, cell=unmanaged), []).status == "ok"
     assert judge(result(environment), []).status == "regression"
-
-
-def test_each_stage_needs_only_stages_before_it() -> None:
-    assert tuple(NEEDS) == STAGES
-    for stage, needs in NEEDS.items():
-        assert all(STAGES.index(need) < STAGES.index(stage) for need in needs)
 
 
 @given(

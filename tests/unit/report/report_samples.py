@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from harness.contract.outcomes import Outcome
+from harness.contract.stages import STAGES, StageName
 from harness.matrix.cell import Cell, Stack
 from harness.report.table import Row, not_run
 from harness.result import (
-    STAGES,
     AdapterInfo,
     CellResult,
     Check,
     ControlResult,
     MergeCounts,
     Metrics,
-    Outcome,
     QuantizationInfo,
     QuantizedKind,
-    StageName,
     StageResult,
     TensorCounts,
     Training,

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import NEWEST, OLDEST, STACK, cell, measured, sample_rows, stopped
 
+from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome
 from harness.report.frame import frame, render_csv
 from harness.report.look import look, outcome_text, overview
 from harness.report.summary import summarise
-from harness.report.table import COLUMNS, OK_OUTCOMES, Row, Status, not_run, ordered
-from harness.result import OUTCOMES, Outcome
+from harness.report.table import COLUMNS, Row, Status, not_run, ordered
 
 
 def test_rows_are_sorted_newest_stack_first_whatever_order_they_come_in() -> None:
@@ -65,7 +65,7 @@ def test_a_right_merge_whose_adapter_cannot_be_reloaded_shows_both() -> None:
 def test_ok_and_a_failing_outcome_contradict_each_other() -> None:
     for outcome in OUTCOMES:
         result = stopped(cell("qwen3_moe"), outcome, "train", "x")
-        if outcome in OK_OUTCOMES:
+        if outcome in HARMLESS:
             assert Row(result=result, status="ok").standing == "ok"
         else:
             with pytest.raises(ValueError, match="cannot have the status 'ok'"):
@@ -77,7 +77,7 @@ def possible_rows() -> list[Row]:
     statuses: list[Status | None] = [*get_args(Status), None]
     rows = []
     for outcome, status in itertools.product(OUTCOMES, statuses):
-        if status != "ok" or outcome in OK_OUTCOMES:
+        if status != "ok" or outcome in HARMLESS:
             rows.append(Row(result=measured(cell("qwen3_moe"), outcome=outcome), status=status))
     return rows
 

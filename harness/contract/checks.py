@@ -1,0 +1,212 @@
+"""The table of checks: what is measured in which stage, which gate it belongs to, when a pass needs it.
+
+Adding a check is a row here and its measurement in ``harness/worker/stages``. A worker that records a check that is not in the
+table, or one of another stage, fails at once. A pass lacks evidence as long as a check that applies to its cell is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.contract.facts import CellFacts
+from harness.contract.outcomes import Outcome
+from harness.contract.stages import StageName
+
+Gate = Literal["training", "adapter", "quantization", "tensor", "functional"]
+"""``tensor`` decides whether a merge is correct, ``functional`` whether it works. The others judge what comes before it."""
+
+CONTROL = "control:"
+"""What the name of a control's check begins with; the fault's name follows."""
+
+
+def _always(_facts: CellFacts) -> bool:
+    return True
+
+
+def _quantized(facts: CellFacts) -> bool:
+    return facts.quantized
+
+
+def _has_paths(facts: CellFacts) -> bool:
+    """Several experts forwards can be compared: transformers' own where experts are fused, ours where they have a LoRA."""
+    return facts.fused_experts or "expert" in facts.kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One row of the table.
+
+    Attributes:
+        name: its name, which several stages may share.
+        stage: where it is measured.
+        gate: what it is part of.
+        passes_when: for the reader of a table.
+        failing: what a stage ends in when only checks like this one fail.
+        applies: whether a pass of a cell with these facts needs it.
+    """
+
+    name: str
+    stage: StageName
+    gate: Gate
+    passes_when: str
+    failing: Outcome = "fail"
+    applies: Callable[[CellFacts], bool] = _always
+
+
+TABLE: tuple[Check, ...] = (
+    Check(
+        name="quantized",
+        stage="load",
+        gate="quantization",
+        passes_when="QLoRA: every weight of the routed experts is quantised",
+        applies=_quantized,
+    ),
+    Check(
+        name="attached",
+        stage="attach",
+        gate="training",
+        passes_when="exactly what the recipe targets got a LoRA, counted from the checkpoint's own description",
+    ),
+    Check(
+        name="gradients",
+        stage="train",
+        gate="training",
+        passes_when="every LoRA tensor of every targeted kind had a non-zero gradient in some step",
+    ),
+    Check(name="loss", stage="train", gate="training", passes_when="the loss on one fixed batch fell"),
+    Check(
+        name="coverage",
+        stage="train",
+        gate="training",
+        passes_when="every expert of every layer saw tokens in training and in evaluation",
+    ),
+    Check(
+        name="forward_paths",
+        stage="train",
+        gate="training",
+        passes_when="every experts forward of the trained model gives the same logits and the same LoRA gradients; "
+        "the worst is named",
+        applies=_has_paths,
+    ),
+    Check(
+        name="attached",
+        stage="save",
+        gate="adapter",
+        passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
+    ),
+    Check(
+        name="adapter_reload",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="KL(trained ‖ base + reloaded adapter) is within its band",
+    ),
+    Check(
+        name="signal",
+        stage="compare",
+        gate="training",
+        passes_when="KL(trained ‖ base) is large enough to see anything (for QLoRA both are quantised)",
+        failing="blind",
+    ),
+    Check(
+        name="kl",
+        stage="compare",
+        gate="functional",
+        passes_when="KL(trained ‖ merged) of the reloaded merge is within its band (for bf16 and for QLoRA: "
+        "KL(reference ‖ merged), the reference being the original base + adapter, unmerged, rounded once)",
+    ),
+    Check(
+        name="logprob",
+        stage="compare",
+        gate="functional",
+        passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares with",
+    ),
+    Check(
+        name="samples",
+        stage="compare",
+        gate="functional",
+        passes_when="greedy samples of the reloaded merge are those of what `kl` compares with, ties apart",
+    ),
+    Check(
+        name="applied",
+        stage="compare",
+        gate="tensor",
+        passes_when="every attempted tensor is rightly merged, there is at least one, and every saved pair covers "
+        "something on disk",
+    ),
+    Check(
+        name="exact",
+        stage="compare",
+        gate="tensor",
+        passes_when="enough elements equal the correctly rounded float64 result, and none is further away than `ulp_max`",
+    ),
+    Check(
+        name="coverage",
+        stage="compare",
+        gate="training",
+        passes_when="no tensor, and no expert inside a fused tensor, was left without a delta",
+    ),
+    Check(name="untouched_bytes", stage="compare", gate="tensor", passes_when="no tensor without a delta changed"),
+    Check(
+        name="keys",
+        stage="compare",
+        gate="tensor",
+        passes_when="the tensor names are the base's, and the index says where they are",
+    ),
+    Check(name="dtypes", stage="compare", gate="tensor", passes_when="no tensor changed its dtype"),
+    Check(
+        name="files",
+        stage="compare",
+        gate="tensor",
+        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as it was",
+    ),
+    Check(
+        name="kl_dequantized",
+        stage="compare",
+        gate="functional",
+        passes_when="QLoRA: the merge onto the dequantised base says what that base with the adapter says",
+        applies=_quantized,
+    ),
+    Check(
+        name="applied_dequantized",
+        stage="compare",
+        gate="tensor",
+        passes_when="QLoRA: the merge onto the dequantised base has every attempted tensor",
+        applies=_quantized,
+    ),
+)
+
+NAME_PATTERN = (
+    "^("
+    + "|".join([*dict.fromkeys(re.escape(check.name) for check in TABLE), f"{CONTROL}[a-z0-9]+(-[a-z0-9]+)*"])
+    + ")$"
+)
+"""What the name of a check in a result matches."""
+
+
+def find(name: str, stage: StageName) -> Check:
+    """Return the row of a check; a control has one of its own.
+
+    Raises:
+        KeyError: the table has no such check in that stage.
+    """
+    if name.startswith(CONTROL) and stage == "controls":
+        return Check(
+            name=name, stage=stage, gate="tensor", passes_when="the gates reject that broken merge", failing="blind"
+        )
+    for check in TABLE:
+        if (check.name, check.stage) == (name, stage):
+            return check
+    raise KeyError(f"there is no check {name!r} in stage {stage!r}: harness/contract/checks.py has the table")
+
+
+def names_of_gate(gate: Gate) -> frozenset[str]:
+    """Return the names of the checks that make up a gate."""
+    return frozenset(check.name for check in TABLE if check.gate == gate)
+
+
+def needed(facts: CellFacts) -> tuple[Check, ...]:
+    """Return the checks that a pass of a cell with these facts must show; its controls come on top."""
+    return tuple(check for check in TABLE if check.applies(facts))

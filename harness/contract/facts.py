@@ -1,0 +1,26 @@
+"""What is known of a cell once its LoRA is attached, from which it follows which checks and controls apply to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.contract.tensors import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """Facts that a worker reads off the recipe, the checkpoint and the model in memory.
+
+    Attributes:
+        kinds: what of the model gets a LoRA.
+        quantized: whether the base is quantised while it is trained on.
+        fused_experts: whether the model in memory holds its experts as 3D parameters.
+        num_experts: routed experts of a layer.
+        rank: rank of the LoRA.
+    """
+
+    kinds: tuple[Kind, ...]
+    quantized: bool
+    fused_experts: bool
+    num_experts: int
+    rank: int

@@ -1,0 +1,41 @@
+"""What can happen to a stage, and so to a cell, worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
+
+Outcome = Literal[
+    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass"
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""Worst first: a cell's outcome is the worst of its stages'."""
+
+MEANINGS: Mapping[Outcome, str] = {
+    "crash": "a process was killed by a signal",
+    "oom": "it used more memory than allowed, or the kernel killed it for memory",
+    "timeout": "it did not end within its time limit",
+    "error": "an exception, in the library's own words",
+    "noop": "nothing was attempted, or every tensor with a delta was dropped: the merged checkpoint is the base",
+    "fail": "a check rejected it",
+    "blind": "too little signal, or a control got through: this cell could not have noticed a fault, so it says nothing",
+    "unresolvable": "existing versions contradict each other, in uv's words",
+    "unsupported": "the stack has no such family or feature, said by the library",
+    "skipped": "it needs something that this machine has not",
+    "pass": "everything ran, everything was right, and the controls were rejected",
+}
+
+HARMLESS: tuple[Outcome, ...] = ("unsupported", "skipped", "pass")
+"""Outcomes that are no failure."""
+
+Ended = Literal["completed", "raised", "unsupported", "died"]
+"""How a stage ended, which is all that a worker says of it.
+
+``raised``: an exception. ``unsupported``: the library said that it has no such family or feature. ``died``: its process ended
+before it did. What that amounts to is the host's to decide (``harness.execution.decision``).
+"""
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the outcome of a cell from those of its stages: the worst, and ``pass`` only when there is nothing else."""
+    return min(outcomes, key=OUTCOMES.index, default="pass")

@@ -1,0 +1,104 @@
+"""The tables of the documentation that the contract decides: outcomes, stages, checks, cell fields.
+
+``python -m harness.report.contract_tables --write`` puts them between their marks in the pages, ``--check`` says whether they
+are what the contract says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness.contract import checks, outcomes, stages
+from harness.contract.cell_fields import DEFAULTS, MEANINGS
+
+PAGES = (Path("docs/explanation/verdicts.md"), Path("docs/reference/result.md"))
+
+
+def _code(names: Iterable[object]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; columns are not padded, so that a changed row changes one line of a page."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def outcome_table() -> str:
+    """Return the outcomes, worst first."""
+    return _pipe_table(("outcome", "meaning"), [(f"`{name}`", outcomes.MEANINGS[name]) for name in outcomes.OUTCOMES])
+
+
+def stage_table() -> str:
+    """Return the stages in order, with what each needs."""
+    return _pipe_table(
+        ("stage", "what happens", "needs"),
+        [(f"`{name}`", stage.does, _code(stage.needs)) for name, stage in stages.TABLE.items()],
+    )
+
+
+def check_table() -> str:
+    """Return the checks by stage, with the gate that each belongs to."""
+    rows: list[tuple[str, ...]] = [
+        (f"`{check.name}`", check.stage, check.gate, check.passes_when) for check in checks.TABLE
+    ]
+    control = checks.find(f"{checks.CONTROL}x", "controls")
+    rows.append((f"`{checks.CONTROL}<name>`", control.stage, "both", control.passes_when))
+    return _pipe_table(("name", "stage", "part of", "passes when"), rows)
+
+
+def cell_field_table() -> str:
+    """Return the fields of a cell beside its stack."""
+    return _pipe_table(
+        ("field", "default", "meaning"),
+        [(f"`{name}`", _code([DEFAULTS[name]] if name in DEFAULTS else []), words) for name, words in MEANINGS.items()],
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "outcomes": outcome_table,
+    "stages": stage_table,
+    "checks": check_table,
+    "cell fields": cell_field_table,
+}
+"""By the name between the marks ``<!-- name -->`` and ``<!-- /name -->``."""
+
+
+def with_tables(page: str) -> str:
+    """Return a page with every table between its marks made anew.
+
+    Raises:
+        ValueError: a mark is not closed.
+    """
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if start in page:
+            head, rest = page[: page.index(start) + len(start)], page[page.index(end) :]
+            page = f"{head}\n{table()}\n{rest}"
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 when ``--check`` finds a page that says something else than the contract."""
+    parser = argparse.ArgumentParser(prog="python -m harness.report.contract_tables", description=__doc__)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true", help="exit 1 when a page is not up to date")
+    action.add_argument("--write", action="store_true", help="write the pages")
+    options = parser.parse_args(arguments)
+    stale = 0
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        wanted = with_tables(text)
+        if options.write:
+            path.write_text(wanted, encoding="utf-8")
+        elif text != wanted:
+            stale = 1
+            sys.stderr.write(f"{path} is not up to date: python -m harness.report.contract_tables --write\n")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""A cell that shows all it must, derived from the contract; ``tests/unit/contract`` holds the contract against a literal list."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from harness.contract.checks import needed
+from harness.contract.facts import CellFacts
+from harness.contract.stages import WORKER_STAGES
+
+FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, num_experts=8, rank=3)
+CONTROLS = ("base-copied",)
+ALL_CHECKS = (
+    *((check.name, check.stage) for check in needed(FACTS)),
+    *((f"control:{name}", "controls") for name in CONTROLS),
+)
+"""Every check that a pass of such a cell needs, with the stage it belongs to."""
+
+
+def complete_observation() -> dict[str, Any]:
+    """Return what a worker writes of a cell that passes."""
+    return {
+        "stages": {name: {"ended": "completed", "seconds": 0.01, "reason": None} for name in WORKER_STAGES},
+        "checks": [
+            {"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in ALL_CHECKS
+        ],
+        "facts": asdict(FACTS),
+        "merge": {"attempted": 6, "applied": 6, "engine_applied": 6},
+        "controls": [{"name": name, "rejected": True, "by": ["applied", "kl"], "value": 0.5} for name in CONTROLS],
+        "running": None,
+        "done": True,
+    }

@@ -1,0 +1,127 @@
+"""The contract against lists written by hand: what is removed from a table, or moved, is noticed here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from harness.contract import outcomes, stages
+from harness.contract.cell_fields import DEFAULTS, MEANINGS
+from harness.contract.checks import NAME_PATTERN, TABLE, find, names_of_gate, needed
+from harness.contract.facts import CellFacts
+from harness.contract.outcomes import Outcome, worst
+from harness.contract.stages import STAGES, WORKER_STAGES, StageName
+from harness.contract.tensors import COUNTS
+from harness.matrix.expectations import Expectation
+from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
+
+PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, num_experts=8, rank=4)
+
+ALWAYS = {
+    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
+    ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
+    ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
+}  # fmt: skip
+WITH_PATHS = {("forward_paths", "train")}
+QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
+
+
+def test_the_checks_are_these() -> None:
+    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | WITH_PATHS | QUANTIZED
+    assert len(TABLE) == len(ALWAYS | WITH_PATHS | QUANTIZED)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (PLAIN, ALWAYS | WITH_PATHS),
+        (replace(PLAIN, quantized=True), ALWAYS | WITH_PATHS | QUANTIZED),
+        (replace(PLAIN, kinds=("attention",)), ALWAYS | WITH_PATHS),
+        (replace(PLAIN, fused_experts=False), ALWAYS | WITH_PATHS),
+        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS),
+    ],
+)
+def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
+    assert {(check.name, check.stage) for check in needed(facts)} == expected
+
+
+def test_the_gates_are_these() -> None:
+    assert names_of_gate("functional") == {"kl", "logprob", "samples", "kl_dequantized"}
+    assert names_of_gate("tensor") == {
+        "applied", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
+    }  # fmt: skip
+
+
+def test_only_the_signal_and_controls_blind_a_cell() -> None:
+    assert {check.name for check in TABLE if check.failing != "fail"} == {"signal"}
+    assert find("signal", "compare").failing == find("control:base-copied", "controls").failing == "blind"
+
+
+@pytest.mark.parametrize("name", ["attached", "kl_dequantized", "control:base-copied", "control:b-packing"])
+def test_names_of_checks_fit_the_pattern(name: str) -> None:
+    assert re.match(NAME_PATTERN, name)
+
+
+@pytest.mark.parametrize("name", ["", "vibes", "kl2", "control:", "control:A", "control:-a", "kl\n", "xkl"])
+def test_other_names_do_not(name: str) -> None:
+    assert not re.fullmatch(NAME_PATTERN.strip("^$"), name)
+
+
+def test_the_stages_are_these_and_each_needs_only_earlier_ones() -> None:
+    assert STAGES == (
+        "resolve", "install", "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge",
+        "reload-merged", "compare", "controls",
+    )  # fmt: skip
+    assert STAGES[2:] == WORKER_STAGES
+    assert tuple(stages.TABLE) == STAGES
+    needs: dict[StageName, tuple[StageName, ...]] = {name: stage.needs for name, stage in stages.TABLE.items()}
+    assert all(STAGES.index(need) < STAGES.index(name) for name, found in needs.items() for need in found)
+    assert needs["merge"] == needs["reload-adapter"] == ("save",), "the merge does not wait for the adapter's reload"
+
+
+def test_the_outcomes_are_these_worst_first() -> None:
+    assert outcomes.OUTCOMES == (
+        "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass",
+    )  # fmt: skip
+    assert tuple(outcomes.MEANINGS) == outcomes.OUTCOMES
+    assert outcomes.OUTCOMES[-3:] == outcomes.HARMLESS
+
+
+@pytest.mark.parametrize(
+    ("some", "expected"),
+    [(["pass", "fail", "blind"], "fail"), (["pass", "skipped"], "skipped"), (["error", "oom"], "oom"), ([], "pass")],
+)
+def test_the_worst_outcome_decides(some: list[Outcome], expected: Outcome) -> None:
+    assert worst(some) == expected
+
+
+def test_every_failure_can_be_declared() -> None:
+    """A Literal cannot be computed, so the one in expectations is held against the table."""
+    for outcome in outcomes.OUTCOMES:
+        fields = {"cells": ["*"], "stage": "train", "outcome": outcome, "reason": "why", "since": "1"}
+        if outcome in outcomes.HARMLESS:
+            with pytest.raises(ValueError, match="outcome"):
+                Expectation.model_validate(fields)
+        else:
+            assert Expectation.model_validate(fields).outcome == outcome
+
+
+def test_a_worker_may_not_conclude() -> None:
+    assert not {"outcome", "stage", "reason", "cell", "cell_id"} & WORKER_FIELDS
+    assert set(CellResult.model_fields) == HOST_FIELDS | WORKER_FIELDS
+    assert {"stages", "checks", "facts", "merge", "controls", "metrics"} <= WORKER_FIELDS
+
+
+def test_the_counts_of_a_merge_are_these() -> None:
+    assert COUNTS == ("attempted", "applied", "zero_delta", "below_rounding", "dropped", "wrong")
+
+
+def test_a_cell_is_plain_unless_something_else_is_asked_for() -> None:
+    assert {name: DEFAULTS[name] for name in ("geometry", "variant", "dtype", "device", "engine", "seed")} == {
+        "geometry": "distinct", "variant": "published", "dtype": "float32", "device": "cpu", "engine": "reference",
+        "seed": 0,
+    }  # fmt: skip
+    assert MEANINGS.keys() - DEFAULTS.keys() == {"family", "recipe"}

@@ -1,0 +1,163 @@
+"""What ended stages and measured checks amount to: the central claim's own function, with values worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from contract_samples import ALL_CHECKS, FACTS
+from execution_helpers import cell
+
+from harness.contract.outcomes import Ended, Outcome
+from harness.contract.stages import WORKER_STAGES, StageName
+from harness.execution.decision import EndedStage, Interruption, decide
+from harness.result import CellResult, Check, ControlResult, MergeCounts, StageResult
+
+VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
+
+
+def check(name: str, stage: StageName = "compare", *, passed: bool = True, value: Any = 1.0) -> Check:
+    return Check(name=name, stage=stage, value=value, band="any", passed=passed)
+
+
+def measured(**changes: Any) -> CellResult:
+    """All that a passing cell measured, with ``changes``; nothing is decided yet."""
+    subject = cell()
+    fields: dict[str, Any] = {
+        "versions": VERSIONS,
+        "facts": FACTS,
+        "merge": MergeCounts(attempted=6, applied=6),
+        "checks": [check(name, stage) for name, stage in ALL_CHECKS],
+        "controls": [ControlResult(name="base-copied", rejected=True)],
+        "stages": {"resolve": StageResult(result="pass"), "install": StageResult(result="pass")},
+    }
+    return CellResult(cell=subject, cell_id=subject.id, outcome="error", **(fields | changes))
+
+
+def completed(**others: Ended) -> dict[StageName, EndedStage]:
+    """Every stage of the worker, completed unless another end is given."""
+    ends: dict[str, Ended] = {name.replace("_", "-"): end for name, end in others.items()}
+    return {
+        name: EndedStage(ended=ends.get(name, "completed"), seconds=1.0, reason=f"{name}'s reason")
+        for name in WORKER_STAGES
+    }
+
+
+def failing(*names: str, value: Any = 1.0) -> list[Check]:
+    """All checks of a cell, of which those named fail in the compare stage."""
+    kept = [check(name, stage) for name, stage in ALL_CHECKS if not (name in names and stage == "compare")]
+    return [*kept, *(check(name, passed=False, value=value) for name in names)]
+
+
+def test_everything_shown_is_a_pass() -> None:
+    result = decide(measured(), completed())
+
+    assert (result.outcome, result.stage, result.reason) == ("pass", None, None)
+
+
+@pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "controls"])
+def test_a_pass_without_any_one_check_is_an_error(name: str, stage: StageName) -> None:
+    without = [item for item in measured().checks if (item.name, item.stage) != (name, stage)]
+    result = decide(measured(checks=without), completed())
+
+    assert result.outcome == "error"
+    assert result.reason == f"the worker reports no failure, but these checks are not there: {name} ({stage})"
+
+
+@pytest.mark.parametrize(("name", "stage"), ALL_CHECKS)
+def test_any_one_failed_check_is_no_pass(name: str, stage: StageName) -> None:
+    checks = [
+        check(item.name, item.stage, passed=(item.name, item.stage) != (name, stage)) for item in measured().checks
+    ]
+    result = decide(measured(checks=checks), completed())
+    expected = "blind" if name == "signal" or stage == "controls" else "fail"
+
+    assert (result.outcome, result.stage) == (expected, stage)
+    assert result.reason == f"{name} is 1.0, the band is any"
+
+
+@pytest.mark.parametrize(
+    ("merge", "failed", "expected"),
+    [
+        ({"attempted": 4, "applied": 4}, (), "pass"),
+        ({"attempted": 4, "applied": 3, "dropped": 1}, ("applied", "kl"), "fail"),
+        ({"attempted": 4, "dropped": 4}, ("applied", "kl"), "noop"),
+        ({"attempted": 4, "zero_delta": 1, "dropped": 3}, ("applied",), "noop"),
+        ({"attempted": 4, "below_rounding": 3, "dropped": 1}, ("applied",), "noop"),
+        ({"attempted": 0}, ("applied",), "noop"),
+        ({"attempted": 4, "applied": 4}, ("signal",), "blind"),
+        ({"attempted": 4, "applied": 4}, ("signal", "kl"), "fail"),
+    ],
+)
+def test_the_compare_stage_s_outcome(merge: dict[str, int], failed: tuple[str, ...], expected: Outcome) -> None:
+    result = decide(measured(merge=MergeCounts(**merge), checks=failing(*failed)), completed())
+
+    assert result.stages["compare"].result == expected
+
+
+@pytest.mark.parametrize("nan", [float("nan"), "nan"])
+def test_a_cell_without_a_clear_position_is_blind_and_not_a_failed_merge(nan: float | str) -> None:
+    result = decide(measured(checks=failing("signal", "kl", "logprob", value=nan)), completed())
+
+    assert (result.outcome, result.stage) == ("blind", "compare")
+
+
+def test_a_number_that_is_infinite_was_seen() -> None:
+    result = decide(measured(checks=failing("signal", "kl", value="inf")), completed())
+
+    assert result.outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("how", "out_of_memory", "expected"),
+    [
+        (EndedStage(ended="raised", reason="TypeError: x"), False, "error"),
+        (EndedStage(ended="unsupported", reason="no such model"), False, "unsupported"),
+        (EndedStage(ended="died", reason="exit code 3"), False, "error"),
+        (EndedStage(ended="died", signal=11), False, "crash"),
+        (EndedStage(ended="died", signal=11), True, "crash"),
+        (EndedStage(ended="died", signal=9), False, "crash"),
+        (EndedStage(ended="died", signal=9), True, "oom"),
+    ],
+)
+def test_what_the_end_of_a_stage_is(how: EndedStage, out_of_memory: bool, expected: Outcome) -> None:
+    ended: dict[StageName, EndedStage] = {"import": EndedStage(ended="completed"), "build": how}
+    result = decide(measured(), ended, out_of_memory=out_of_memory)
+
+    assert (result.outcome, result.stage, result.reason) == (expected, "build", how.reason)
+    assert result.stages["load"].reason == f"needs build, which ended in {expected}"
+
+
+def test_a_failed_check_of_a_stage_that_nobody_heard_of_counts() -> None:
+    ended = completed()
+    del ended["train"]
+    checks = [check("loss", "train", passed=False)]
+    result = decide(measured(checks=checks), ended)
+
+    assert result.stages["train"].result == "fail"
+
+
+def test_an_interruption_never_softens_what_was_known() -> None:
+    ended = completed(merge="died")
+    softer = Interruption(stage="merge", outcome="timeout", reason="too long")
+    known = {**ended, "merge": EndedStage(ended="died", signal=6, reason="killed by signal 6")}
+
+    assert decide(measured(), known, interruption=softer).stages["merge"].result == "crash"
+    harder = Interruption(stage="merge", outcome="crash", reason="killed by SIGSEGV")
+    assert decide(measured(), ended, interruption=harder).stages["merge"].result == "crash"
+
+
+def test_the_host_s_own_findings_outrank_the_worker_s() -> None:
+    """An import of another version than the environment holds is an error, however well it went."""
+    found = {**measured().stages, "import": StageResult(result="error", reason="imported peft 9")}
+    result = decide(measured(stages=found), completed())
+
+    assert (result.outcome, result.stage, result.reason) == ("error", "import", "imported peft 9")
+
+
+def test_deciding_changes_nothing_that_was_given() -> None:
+    given = measured()
+    before = given.model_dump_json()
+    decide(given, completed(merge="raised"), interruption=Interruption(stage="save", outcome="oom", reason="x"))
+
+    assert given.model_dump_json() == before
