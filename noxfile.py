@@ -7,6 +7,7 @@ those that pip or uv already know on this machine (``harness/envs/indexes.py``, 
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +127,35 @@ def browser(session: nox.Session) -> None:
     """The report's page in a real Chromium, which must be installed."""
     _install(session, "tests", "browser")
     session.run("pytest", "tests/browser", *session.posargs, env={"HARNESS_BROWSER": "1"})
+
+
+_SEES_A_GPU = (
+    "import torch, transformers, peft, trl, bitsandbytes, harness.cli; print('yes' * torch.cuda.is_available())"
+)
+
+
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Cells and forward paths on a GPU, in the interpreter that runs nox or ``-- --python PATH``: under ten minutes.
+
+    Nothing is installed, because machines with a GPU often reach no index: the interpreter must hold the harness's
+    dependencies, transformers, peft, trl, datasets, bitsandbytes and a torch that sees the GPU. Writes ``reports/gpu``.
+    """
+    words = list(session.posargs)
+    python = words[words.index("--python") + 1] if "--python" in words[:-1] else sys.executable
+    if session.run(python, "-c", _SEES_A_GPU, external=True, silent=True, success_codes=[0, 1]) != "yes\n":
+        session.error(
+            f"{python} is not one that can run this: it needs the harness (pip install .), transformers, peft, trl, "
+            "datasets, bitsandbytes and a torch that sees a GPU. Name another with: nox -s gpu -- --python PATH"
+        )
+    harness = (python, "-m", "harness")
+    place = ROOT / "reports" / "gpu"
+    results = ROOT / "results" / "gpu"
+    cells = ("--profile", "gpu", "--device", "cuda", "--python", python)
+    session.run(*harness, "matrix", *cells, "--out", str(results), external=True)
+    session.run(*harness, "report", str(results), "--out", str(place), external=True)
+    bench = ("--only", "experts_gpu", "--python", python, "--out", str(place / "bench"))
+    session.run(*harness, "bench", *bench, external=True)
 
 
 @nox.session(default=False)

@@ -42,5 +42,8 @@ def case_names() -> tuple[str, ...]:
 
 
 def load_case(name: str) -> ModuleType:
-    """Return the module of a case: ``ORDER``, ``steps(settings)``, ``section(found, settings)``."""
+    """Return the module of a case: ``ORDER``, ``steps(settings)``, ``section(found, settings)``.
+
+    One with ``ASKED_FOR = True`` is left out of a run of all cases.
+    """
     return importlib.import_module(f"harness.bench.cases.{name}")

@@ -18,6 +18,7 @@ from harness.bench.pairs import rounds
 from harness.bench.process import MeasurementError, Ran, copy_code, run_measured
 from harness.bench.settings import Settings, size_text
 from harness.bench.stacks import NoSuchStackError, declared_python
+from harness.contract.cell_fields import Device
 from harness.envs import Unresolvable, child_environment
 from harness.errors import HarnessError
 
@@ -42,9 +43,19 @@ def contender(name: str) -> ModuleType:
 class Lab:
     """One run's workplace."""
 
-    def __init__(self, work: Path, settings: Settings, log: Callable[[str], None]) -> None:
-        """Take ``work``, which is emptied, as the folder for checkpoints, outputs and logs."""
+    def __init__(
+        self, work: Path, settings: Settings, log: Callable[[str], None], *, python: Path | None = None
+    ) -> None:
+        """Take ``work``, which is emptied, as the folder for checkpoints, outputs and logs.
+
+        Args:
+            work: the folder.
+            settings: what is measured.
+            log: receives lines for people.
+            python: an interpreter that sees a GPU, or None.
+        """
         self.settings = settings
+        self._given_python = python
         self.log = log
         self.work = work
         shutil.rmtree(work, ignore_errors=True)
@@ -103,6 +114,14 @@ class Lab:
         """
         return self._interpreter(f"transformers-{transformers}", partial(declared_python, transformers=transformers))
 
+    def gpu_python(self) -> Path:
+        """Return the interpreter that was given for a GPU, else that of the first declared stack with a CUDA build of torch.
+
+        Raises:
+            MeasurementError: its environment cannot be made.
+        """
+        return self._given_python or self._interpreter("gpu", partial(declared_python, device="cuda"))
+
     def _interpreter(self, name: str, make: Callable[[Callable[[str], None]], Path]) -> Path:
         if name not in self._pythons:
             with (self.work / "logs" / f"environment-{name}.log").open("w", encoding="utf-8") as lines:
@@ -121,8 +140,11 @@ class Lab:
         state: State,
         python: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        device: Device = "cpu",
     ) -> Ran:
-        """Run a module of a contender or a program with its ``inputs`` in ``state``, and ``variables`` besides its usual environment.
+        """Run a module of a contender or a program with its ``inputs`` in ``state``.
+
+        Its environment lets it see a GPU where ``device`` is cuda, and holds ``variables`` besides the usual ones.
 
         Raises:
             MeasurementError: it failed.
@@ -136,7 +158,7 @@ class Lab:
             module,
             request,
             environment={
-                **child_environment(scratch=scratch, threads=len(os.sched_getaffinity(0))),
+                **child_environment(scratch=scratch, threads=len(os.sched_getaffinity(0)), device=device),
                 **(variables or {}),
             },
             folder=scratch,

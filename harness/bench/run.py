@@ -41,7 +41,7 @@ class Screen(Protocol):
 
 
 def choose(only: Sequence[str]) -> tuple[str, ...]:
-    """Return the cases to run, in their order.
+    """Return the cases to run, in their order; all of them are those that need nothing special.
 
     Raises:
         UnknownNameError: there is no such case.
@@ -50,7 +50,7 @@ def choose(only: Sequence[str]) -> tuple[str, ...]:
     for name in only:
         if name not in known:
             raise UnknownNameError("case", name, known, where="--only")
-    return tuple(name for name in known if not only or name in only)
+    return tuple(name for name in known if name in only or not (only or getattr(load_case(name), "ASKED_FOR", False)))
 
 
 def check_ready(work: Path, settings: Settings) -> None:
@@ -83,6 +83,7 @@ def run_bench(
     command: str,
     resume: bool,
     keep: bool,
+    python: Path | None = None,
     screen: Screen,
     log: Callable[[str], None],
 ) -> list[Path]:
@@ -96,6 +97,7 @@ def run_bench(
         command: as the report shows it.
         resume: take over finished steps of an interrupted run of the same settings, code and machine.
         keep: leave ``work`` there.
+        python: an interpreter that sees a GPU, for the cases that need one.
         screen: shows progress.
         log: receives lines for people.
 
@@ -104,7 +106,7 @@ def run_bench(
     """
     cases = choose(only)
     check_ready(work, settings)
-    lab = Lab(work / "bench", settings, log)
+    lab = Lab(work / "bench", settings, log, python=python)
     heading = {
         "settings": settings.to_json(),
         "cases": list(cases),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.contract.cell_fields import Device
 from harness.envs import ensure_environment
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.config import load_config
@@ -15,8 +16,10 @@ class NoSuchStackError(LookupError):
     """The matrix declares no stack of these releases."""
 
 
-def declared_python(log: Callable[[str], None], transformers: str = "") -> Path:
-    """Return the interpreter of the first declared stack whose transformers begins with the given digits, made now if it was not there.
+def declared_python(log: Callable[[str], None], transformers: str = "", device: Device = "cpu") -> Path:
+    """Return the interpreter of the first declared stack whose transformers begins with the given digits.
+
+    It is made now if it was not there, with the build of torch that ``device`` needs.
 
     Raises:
         HarnessError: the environment cannot be made.
@@ -26,4 +29,4 @@ def declared_python(log: Callable[[str], None], transformers: str = "") -> Path:
     stack = next((one for one in declared if one.transformers.startswith(transformers)), None)
     if stack is None:
         raise NoSuchStackError(f"no declared stack has transformers {transformers}")
-    return ensure_environment(stack, log=log).python
+    return ensure_environment(stack, device=device, log=log).python

@@ -31,7 +31,9 @@ def bench(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only this case: copy, others, exactness, audit, plan, experts. Default: all."),
+        typer.Option(
+            help="Only this case, a file of harness/bench/cases. Default: all but experts_gpu, which needs a GPU."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -46,6 +48,9 @@ def bench(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")
     ] = False,
+    python: Annotated[
+        Path | None, typer.Option("--python", help="An interpreter whose torch sees a GPU, for experts_gpu.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the checkpoints there.")] = False,
 ) -> None:
     """Measure merge engine and audit beside `cp`, PEFT, unsloth-zoo and `cmp`, and QLoRA on fused experts beside transformers' own paths, on this machine.
@@ -73,6 +78,7 @@ def bench(
             command=command,
             resume=resume,
             keep=keep,
+            python=python,
             screen=screen,
             log=screen.say,
         )

@@ -77,13 +77,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     from harness.experts import quantization_report
 
-    quantization = _quantization(request["code"])
+    codes = quantization(request["code"])
     before = resident("RssAnon")
     started = time.perf_counter()
     with Peak() as loading:
-        model = AutoModelForCausalLM.from_pretrained(
-            request["base"], dtype=torch.bfloat16, quantization_config=quantization
-        )
+        model = AutoModelForCausalLM.from_pretrained(request["base"], dtype=torch.bfloat16, quantization_config=codes)
     loaded = time.perf_counter() - started
     experts = quantization_report(model)["experts"]
     found = {
@@ -94,7 +92,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     }
     if not request["steps"]:
         return found
-    peft_model, grouped = _attach(model, request["path"])
+    peft_model, grouped = attach(model, request["path"])
     batch = torch.randint(0, 256, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=1e-3)
     seconds = []
@@ -113,7 +111,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {**found, "step_peak": training.highest - before, "step_seconds": seconds, "tokens": BATCH * LENGTH}
 
 
-def _quantization(code: Literal["nf4", "int8"] | None) -> Any:
+def quantization(code: Literal["nf4", "int8"] | None) -> Any:
     """Return the config that quantises Linears and experts; routers stay as they are."""
     if code is None:
         return None
@@ -135,7 +133,7 @@ def _quantization(code: Literal["nf4", "int8"] | None) -> Any:
     )
 
 
-def _attach(model: Any, path: str) -> tuple[Any, Any]:
+def attach(model: Any, path: str) -> tuple[Any, Any]:
     """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths; and our forward's report where it is ours."""
     from peft import LoraConfig, get_peft_model
 
