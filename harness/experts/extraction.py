@@ -2,7 +2,7 @@
 
 PEFT keeps the LoRA of a fused parameter as two flat Linears and multiplies them out to a delta as large as the parameter. Kept apart, a token of expert
 e costs ``x @ first[e] @ second[e] * scaling`` and nothing is multiplied out. Which side of the parameter lora_A faces and how lora_B is packed is decided
-where merges decide it (``harness.merge.layout``, ``harness.merge.sources``), from what PEFT itself recorded in the live wrapper:
+where merges decide it (``harness.merge.adapter.layout``, ``harness.merge.adapter.packing``), from what PEFT itself recorded in the live wrapper:
 ``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from harness.experts.errors import UnrecognisedLoraError
+from harness.merge.adapter.layout import IoLayout, decide_io_layout, parameter_readings
+from harness.merge.adapter.packing import stack_a, stack_b
 from harness.merge.errors import MergeError
-from harness.merge.layout import IoLayout, decide_io_layout, parameter_readings
-from harness.merge.sources import stack_a, stack_b
 
 TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
 """Experts modules that store (num_experts, in, out) and lack the attribute ``is_transposed`` by which transformers says so."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.merge import assemble, merge, merge_part, plan_merge
+from harness.merge.adapter.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.adapter.trained_on import trained_elsewhere
 from harness.merge.errors import UsageError
-from harness.merge.estimate import default_threads, estimate
-from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.plan.estimate import default_threads, estimate
+from harness.merge.plan.merge_plan import DTYPE_NAMES
 from harness.merge.process import Parser, progress, run, say
-from harness.merge.records import DTYPE_NAMES
-from harness.merge.rehearsal import rehearse
-from harness.merge.trained_on import trained_elsewhere
+from harness.merge.run.dry_run import rehearse
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_
 from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
-from harness.merge.families import family_of
-from harness.merge.records import PairUse
+from harness.merge.base.families import family_of
+from harness.merge.plan.merge_plan import PairUse
 
 SCREENED = 1 << 18
 """Elements on which the candidates that are few are compared."""

@@ -20,7 +20,7 @@ from harness.merge.auditing.slices import Slice
 from harness.merge.auditing.source import Source
 from harness.merge.auditing.tally import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally
 from harness.merge.auditing.verdicts import Found
-from harness.merge.records import PairUse
+from harness.merge.plan.merge_plan import PairUse
 
 STRETCH = {torch.float32: 2.0**-16, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """Relative error of a feature's scale where sum, norm, magnitude and quotient are rounded to a dtype (float32: where norms add up thousands of squares)."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.merge.auditing.merged import MergedCheckpoint
-from harness.merge.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Checkpoint
-from harness.merge.confine import confined
+from harness.merge.base.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Checkpoint
 from harness.merge.errors import InputRefusedError
-from harness.merge.json_file import read_object
+from harness.merge.files.confine import confined
+from harness.merge.files.json_file import read_object
 
 NEEDED = (
     CONFIG_FILE, "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",

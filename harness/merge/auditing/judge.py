@@ -19,14 +19,14 @@ from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairer, Pairing
 from harness.merge.auditing.replaced import Replaced
-from harness.merge.auditing.report import TensorVerdict, Verdict
 from harness.merge.auditing.slices import Gap, Siblings, Slice, gaps_of, slices_of
 from harness.merge.auditing.source import PIECE_ELEMENTS, Adapter, Source
+from harness.merge.auditing.tensor_verdict import TensorVerdict, Verdict
 from harness.merge.auditing.verdicts import Found, row_of, summed
-from harness.merge.outputs import Output
-from harness.merge.records import MergePlan, PairUse, PlanRow
-from harness.merge.sources import TORCH_DTYPES
-from harness.merge.weights import Coded, Stored
+from harness.merge.base.weight import Coded, Stored
+from harness.merge.plan.merge_plan import MergePlan, PairUse, PlanRow
+from harness.merge.plan.output_shards import Output
+from harness.merge.write.values import TORCH_DTYPES
 
 PIECE_BYTES = 1 << 20
 

@@ -1,6 +1,6 @@
 """The merged checkpoint as its headers and index describe it: somebody's output, so faults are found rather than refused.
 
-A base that contradicts itself is refused (``harness.merge.checkpoint``), because nothing could be concluded from it. Here the
+A base that contradicts itself is refused (``harness.merge.base.checkpoint``), because nothing could be concluded from it. Here the
 contradiction is the finding: a shard that the index does not name, a tensor that it promises and no shard holds. Only what cannot be
 read at all (a corrupt header, a pickle, a link out of the directory) ends the audit.
 """
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.merge.adapter import ADAPTER_CONFIG
-from harness.merge.checkpoint import INDEX_FILE, SINGLE_FILE
-from harness.merge.confine import check_name, confined, open_root, walk_files
+from harness.merge.adapter.adapter import ADAPTER_CONFIG
+from harness.merge.base.checkpoint import INDEX_FILE, SINGLE_FILE
 from harness.merge.errors import InconsistentCheckpointError, UnsafeFormatError, UsageError, listed
-from harness.merge.json_file import read_object
-from harness.merge.safetensors_file import TensorFile, TensorInfo, read_header
+from harness.merge.files.confine import check_name, confined, open_root, walk_files
+from harness.merge.files.json_file import read_object
+from harness.merge.files.safetensors_file import TensorFile, TensorInfo, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 

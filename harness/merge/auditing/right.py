@@ -1,6 +1,6 @@
 """What a piece of a right merge holds: base + delta in float32, rounded once, in buffers that are used again.
 
-Fresh buffers would cost as much as the arithmetic, because the kernel clears each page. The same arithmetic as ``harness.merge.deltas``, in fewer passes over memory: a scaling that is a power of two changes no bit of the product's
+Fresh buffers would cost as much as the arithmetic, because the kernel clears each page. The same arithmetic as ``harness.merge.write.arithmetic``, in fewer passes over memory: a scaling that is a power of two changes no bit of the product's
 mantissa, so a GEMM that accumulates onto the base in one go gives what product, scaling and sum give one after the other. Where a
 processor's GEMM does it in another order, the piece is not equal in every bit and is measured with care.
 """
@@ -11,7 +11,7 @@ from math import frexp, prod
 
 import torch
 
-from harness.merge.records import PairUse
+from harness.merge.plan.merge_plan import PairUse
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 LANE_WORDS = 1 << 13
@@ -81,7 +81,7 @@ class Workspace:
 
 
 def _sides(factors: Factors, use: PairUse, expert: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two matrices whose product are rows of an expert's delta as stored; see ``harness.merge.deltas.delta_rows``."""
+    """Return the two matrices whose product are rows of an expert's delta as stored; see ``harness.merge.write.arithmetic.delta_rows``."""
     lora_A, lora_B = factors[0][expert], factors[1][expert]  # noqa: N806 - the field's names
     return (lora_A[:, first:last].T, lora_B.T) if use.swapped else (lora_B[first:last], lora_A)
 

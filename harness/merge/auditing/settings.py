@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairing
-from harness.merge.checkpoint import CONFIG_FILE
-from harness.merge.confine import confined
-from harness.merge.json_file import read_object
-from harness.merge.records import MergePlan, PlanRow
-from harness.merge.sources import TORCH_DTYPES
-from harness.merge.weights import Coded
+from harness.merge.base.checkpoint import CONFIG_FILE
+from harness.merge.base.weight import Coded
+from harness.merge.files.confine import confined
+from harness.merge.files.json_file import read_object
+from harness.merge.plan.merge_plan import MergePlan, PlanRow
+from harness.merge.write.values import TORCH_DTYPES
 
 
 def merged_config(merged: MergedCheckpoint) -> Mapping[str, object]:

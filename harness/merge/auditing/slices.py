@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from harness.merge.auditing.pairing import Pairing
-from harness.merge.names import common, expert_module
-from harness.merge.records import MergePlan, PairUse, PlanRow, Term
-from harness.merge.weights import Coded, Stored
+from harness.merge.base.names import common, expert_module
+from harness.merge.base.weight import Coded, Stored
+from harness.merge.plan.merge_plan import MergePlan, PairUse, PlanRow, Term
 
 Group = tuple[object, ...]
 

@@ -12,12 +12,12 @@ from harness.merge.auditing.merged import MergedCheckpoint
 from harness.merge.auditing.reading import Reader
 from harness.merge.auditing.right import Factors, Workspace
 from harness.merge.auditing.slices import Slice
-from harness.merge.codecs import codecs
-from harness.merge.deltas import delta_rows
+from harness.merge.base.codecs import codecs
+from harness.merge.base.weight import Coded, Stored
 from harness.merge.errors import NonFiniteError
-from harness.merge.records import MergePlan, PairUse, TensorUse, Term, Use
-from harness.merge.sources import AdapterValues, Files, all_finite, split_experts
-from harness.merge.weights import Coded, Stored
+from harness.merge.plan.merge_plan import MergePlan, PairUse, TensorUse, Term, Use
+from harness.merge.write.arithmetic import delta_rows
+from harness.merge.write.values import AdapterValues, Files, all_finite, split_experts
 
 PIECE_ELEMENTS = 1 << 19
 """Elements compared at once: few enough to stay in the processor's cache between the steps of the comparison."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.merge.auditing.pairing import Pairing
-from harness.merge.auditing.report import FAULTS, TensorVerdict, Verdict
-from harness.merge.names import expert_module, kind_of, layer_of
+from harness.merge.auditing.tensor_verdict import FAULTS, TensorVerdict, Verdict
+from harness.merge.base.names import expert_module, kind_of, layer_of
 
 SEVERITY: tuple[str, ...] = ("indistinguishable", "applied", "untouched", "partial", "scrambled", "wrong", "missing")
 CARE: tuple[str, ...] = ("bit-exact", "bf16-double-rounded", "fp16-double-rounded", "1-ulp", "low-precision")

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from harness.merge.adapter.layout import BPacking, IoLayout
 from harness.merge.auditing.configuration import differences
 from harness.merge.auditing.files import missing_files
 from harness.merge.auditing.judge import Judge
 from harness.merge.auditing.merged import open_merged
-from harness.merge.auditing.report import AuditReport, TensorVerdict
+from harness.merge.auditing.report import AuditReport
 from harness.merge.auditing.settings import config_problems, merged_config
 from harness.merge.auditing.source import Adapter
+from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import listed
-from harness.merge.estimate import default_threads
-from harness.merge.layout import BPacking, IoLayout
-from harness.merge.outputs import Output, output_shard
-from harness.merge.plan import plan_merge
-from harness.merge.threads import Pool, one_thread_per_operation
+from harness.merge.plan.estimate import default_threads
+from harness.merge.plan.output_shards import Output, output_shard
+from harness.merge.plan.planner import plan_merge
+from harness.merge.write.threads import Pool, one_thread_per_operation
 
 JOB_BYTES = 1 << 25
 """Bytes that a thread takes at a time."""

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.merge import InputRefusedError, audit
-from harness.merge.adapter import LoraPair
+from harness.merge.adapter.adapter import LoraPair
 from harness.merge.auditing import walk
 from harness.merge.auditing.equality import decoded_alike, identical, same
 from harness.merge.auditing.right import Workspace, count
-from harness.merge.records import PairUse
-from harness.merge.safetensors_file import TensorInfo
+from harness.merge.files.safetensors_file import TensorInfo
+from harness.merge.plan.merge_plan import PairUse
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -22,10 +22,11 @@ from quantised_samples import e4m3, eight_bit, four_bit, mxfp4
 from safetensors.torch import load_file, save_file
 
 from harness.merge import errors, plan_merge
-from harness.merge.checkpoint import open_checkpoint
-from harness.merge.codecs import codecs
-from harness.merge.codecs.bnb_4bit import FP4
-from harness.merge.weights import Coded, read_weights
+from harness.merge.base.checkpoint import open_checkpoint
+from harness.merge.base.codecs import codecs
+from harness.merge.base.codecs.bnb_4bit import FP4
+from harness.merge.base.weight import Coded
+from harness.merge.base.weights import read_weights
 
 Q, O_PROJ, EXPERTS = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.experts"
 
