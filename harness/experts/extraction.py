@@ -15,7 +15,7 @@ import torch
 
 from harness.experts.errors import UnrecognisedLoraError
 from harness.merge.adapter.layout import IoLayout, decide_io_layout, parameter_readings
-from harness.merge.adapter.packing import stack_a, stack_b
+from harness.merge.adapter.packing import split_lora_a, split_lora_b
 from harness.merge.errors import MergeError
 
 TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
@@ -58,17 +58,17 @@ class RecognisedLora:
 
     def inward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that faces the input, or one like it, as (num_experts, rank, in)."""
-        return self._stack_a(weight) if self.io_layout == "standard" else self._stack_b(weight).mT
+        return self._split_a(weight) if self.io_layout == "standard" else self._split_b(weight).mT
 
     def outward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that faces the output, or one like it, as (num_experts, out, rank)."""
-        return self._stack_b(weight) if self.io_layout == "standard" else self._stack_a(weight).mT
+        return self._split_b(weight) if self.io_layout == "standard" else self._split_a(weight).mT
 
-    def _stack_a(self, lora_a: torch.Tensor) -> torch.Tensor:
-        return stack_a(lora_a, count=self.num_experts, rank=self.rank)
+    def _split_a(self, lora_a: torch.Tensor) -> torch.Tensor:
+        return split_lora_a(lora_a, num_experts=self.num_experts, rank=self.rank)
 
-    def _stack_b(self, lora_b: torch.Tensor) -> torch.Tensor:
-        return stack_b(lora_b, count=self.num_experts, rank=self.rank, grouped_by_expert=False)
+    def _split_b(self, lora_b: torch.Tensor) -> torch.Tensor:
+        return split_lora_b(lora_b, num_experts=self.num_experts, rank=self.rank, packing="rank_major")
 
 
 def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool | None = None) -> ExpertLora:

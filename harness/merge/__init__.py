@@ -79,10 +79,10 @@ def merge(
     Raises:
         MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
     """
-    from harness.merge.run.engine import How, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
+    from harness.merge.run.engine import ComputeOptions, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
-    how = How(accumulate=accumulate, device=device, threads=threads)
-    return run_merge(plan, out, overwrite=overwrite, resume=resume, how=how, progress=progress)
+    compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
+    return run_merge(plan, out, overwrite=overwrite, resume=resume, compute=compute, progress=progress)
 
 
 def merge_part(
@@ -105,11 +105,13 @@ def merge_part(
     Raises:
         MergeError: one of its subclasses; then there is no new part.
     """
-    from harness.merge.run.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.run.engine import ComputeOptions  # noqa: PLC0415 - as above
     from harness.merge.run.parts import run_part  # noqa: PLC0415
 
-    how = How(accumulate=accumulate, device=device, threads=threads)
-    return run_part(plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, how=how, progress=progress)
+    compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
+    return run_part(
+        plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, compute=compute, progress=progress
+    )
 
 
 def assemble(
@@ -132,10 +134,12 @@ def assemble(
     Raises:
         MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written. The parts stay.
     """
-    from harness.merge.run.engine import How  # noqa: PLC0415 - as above
+    from harness.merge.run.engine import ComputeOptions  # noqa: PLC0415 - as above
     from harness.merge.run.parts import run_assemble  # noqa: PLC0415
 
-    return run_assemble(plan, out, overwrite=overwrite, how=How(accumulate=accumulate), progress=progress)
+    return run_assemble(
+        plan, out, overwrite=overwrite, compute=ComputeOptions(accumulate=accumulate), progress=progress
+    )
 
 
 def audit(

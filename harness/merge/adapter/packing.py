@@ -1,7 +1,7 @@
 """The flat matrices of a fused LoRA taken apart by expert and put together again, without touching a value.
 
-Everything here permutes, so it works in the adapter's own dtype and taking apart undoes putting together bit for bit. Shapes: flat lora_A
-(E*r, a) and lora_B (b, E*r); stacks (E, r, a) and (E, b, r).
+Everything here permutes. So it works in the adapter's own dtype, and taking apart undoes putting together bit for bit.
+``harness.merge.adapter.layout`` says what the packings mean.
 """
 
 from __future__ import annotations
@@ -10,64 +10,55 @@ import torch
 
 from harness.merge.adapter.layout import BPacking
 
-Stacks = tuple[torch.Tensor, torch.Tensor]
-"""lora_A (E, r, a) and lora_B (E, b, r)."""
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""lora_A (num_experts, rank, a_features) and lora_B (num_experts, b_features, rank)."""
 
 
-def unpack(lora_a: torch.Tensor, lora_b: torch.Tensor, rank: int, packing: BPacking) -> Stacks:
-    """Return the stacks of flat matrices; see ``harness.merge.adapter.layout`` for what the packings mean."""
-    count = lora_a.shape[0] // rank
-    stacked_a = lora_a.reshape(count, rank, -1)
+def split_by_expert(
+    lora_A: torch.Tensor,  # noqa: N803 - the field's names
+    lora_B: torch.Tensor,  # noqa: N803
+    *,
+    num_experts: int,
+    rank: int,
+    packing: BPacking,
+) -> Factors:
+    """Return the factors of each expert from lora_A (num_experts*rank, a_features) and lora_B (b_features, num_experts*rank)."""
+    return (
+        split_lora_a(lora_A, num_experts=num_experts, rank=rank),
+        split_lora_b(lora_B, num_experts=num_experts, rank=rank, packing=packing),
+    )
+
+
+def split_lora_a(lora_A: torch.Tensor, *, num_experts: int, rank: int) -> torch.Tensor:  # noqa: N803 - as above
+    """Return lora_A as (num_experts, rank, a_features): a view, because an expert's rows are consecutive."""
+    return lora_A.reshape(num_experts, rank, -1)
+
+
+def split_lora_b(lora_B: torch.Tensor, *, num_experts: int, rank: int, packing: BPacking) -> torch.Tensor:  # noqa: N803
+    """Return lora_B as (num_experts, b_features, rank), a copy.
+
+    An expert's columns are every num_experts-th (``rank_major``, PEFT) or consecutive (``grouped_by_expert``).
+    """
     if packing == "grouped_by_expert":
-        return stacked_a, lora_b.reshape(-1, count, rank).permute(1, 0, 2)
-    return stacked_a, lora_b.reshape(-1, rank, count).permute(2, 0, 1)
+        by_expert = lora_B.reshape(-1, num_experts, rank)
+    else:
+        # In two steps, each of which moves runs of neighbours: half the time of one.
+        by_expert = lora_B.reshape(-1, rank, num_experts).transpose(1, 2).contiguous()
+    return by_expert.permute(1, 0, 2).contiguous()
 
 
-def pack(stacks: Stacks, packing: BPacking) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the flat matrices of stacks, contiguous."""
-    lora_a, lora_b = stacks
+def pack(factors: Factors, packing: BPacking) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the flat lora_A and lora_B, contiguous; undoes ``split_by_expert``."""
+    lora_a, lora_b = factors
     count, rank, _ = lora_a.shape
     flat_b = lora_b.permute(1, 0, 2) if packing == "grouped_by_expert" else lora_b.permute(1, 2, 0)
     return lora_a.reshape(count * rank, -1).contiguous(), flat_b.reshape(-1, count * rank).contiguous()
 
 
-def turn(stacks: Stacks) -> Stacks:
-    """Return the stacks of the other io layout: the same delta, as the transpose of a product instead of a product.
+def turn(factors: Factors) -> Factors:
+    """Return the factors of the other io layout: the same delta, as the transpose of a product instead of a product.
 
     (B A)^T = A^T B^T, so lora_A becomes B^T and lora_B becomes A^T.
     """
-    lora_a, lora_b = stacks
+    lora_a, lora_b = factors
     return lora_b.transpose(1, 2), lora_a.transpose(1, 2)
-
-
-def split_stacks(
-    lora_A: torch.Tensor,  # noqa: N803 - the field's names
-    lora_B: torch.Tensor,  # noqa: N803
-    *,
-    count: int,
-    rank: int,
-    grouped_by_expert: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``lora_A`` (count, rank, a) and ``lora_B`` (count, b, rank) from the flat (count*rank, a) and (b, count*rank).
-
-    Expert e's rows of lora_A are consecutive. Its columns of lora_B are every count-th (``rank_major``, PEFT) or
-    consecutive (``grouped_by_expert``).
-    """
-    return stack_a(lora_A, count=count, rank=rank), stack_b(
-        lora_B, count=count, rank=rank, grouped_by_expert=grouped_by_expert
-    )
-
-
-def stack_a(lora_A: torch.Tensor, *, count: int, rank: int) -> torch.Tensor:  # noqa: N803
-    """Return the half of ``split_stacks`` that is ``lora_A``'s: a view of it."""
-    return lora_A.reshape(count, rank, -1)
-
-
-def stack_b(lora_B: torch.Tensor, *, count: int, rank: int, grouped_by_expert: bool) -> torch.Tensor:  # noqa: N803
-    """Return the half of ``split_stacks`` that is ``lora_B``'s: a copy."""
-    if grouped_by_expert:
-        stacked_B = lora_B.reshape(-1, count, rank)  # noqa: N806
-    else:
-        # In two steps, each of which moves runs of neighbours: half the time of one.
-        stacked_B = lora_B.reshape(-1, rank, count).transpose(1, 2).contiguous()  # noqa: N806
-    return stacked_B.permute(1, 0, 2).contiguous()

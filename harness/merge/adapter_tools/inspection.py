@@ -12,7 +12,7 @@ import torch
 
 from harness.merge.adapter.adapter import ADAPTER_CONFIG, ADAPTER_FILE, Adapter, open_adapter
 from harness.merge.adapter.layout import BPacking, Decision, IoLayout
-from harness.merge.adapter.packing import unpack
+from harness.merge.adapter.packing import split_by_expert
 from harness.merge.adapter_tools.shape import AdapterForm, FusedPair, LinearPair, read_form
 from harness.merge.base.checkpoint import open_checkpoint
 from harness.merge.base.names import KINDS, kind_of, layer_of
@@ -123,13 +123,14 @@ def _zeros(adapter: Adapter, form: AdapterForm | None) -> list[str]:
                 continue  # they change the weight or the layer's bias, whatever the product is
             item = fused.get(pair.module)
             lora_a, lora_b = read(pair.lora_A), read(pair.lora_B)
-            stacks = unpack(lora_a, lora_b, item.rank, packing) if item else (lora_a[None], lora_b[None])
+            count, rank = (item.num_experts, item.rank) if item else (1, pair.columns)
+            factors = split_by_expert(lora_a, lora_b, num_experts=count, rank=rank, packing=packing)
             silent = [
                 expert
-                for expert in range(stacks[0].shape[0])
-                if not (bool(stacks[0][expert].any()) and bool(stacks[1][expert].any()))
+                for expert in range(factors[0].shape[0])
+                if not (bool(factors[0][expert].any()) and bool(factors[1][expert].any()))
             ]
-            if len(silent) == stacks[0].shape[0]:
+            if len(silent) == factors[0].shape[0]:
                 found.append(item.name if item else pair.module)
             elif item is not None:
                 found += [f"{item.name} (expert {expert})" for expert in silent]

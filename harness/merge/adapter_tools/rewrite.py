@@ -15,7 +15,7 @@ import torch
 from harness.merge.adapter.adapter import LoraPair
 from harness.merge.adapter.keys import PREFIX
 from harness.merge.adapter.layout import BPacking, IoLayout
-from harness.merge.adapter.packing import Stacks, pack, turn, unpack
+from harness.merge.adapter.packing import Factors, pack, split_by_expert, turn
 from harness.merge.adapter_tools.shape import DOWN, GATE_UP, AdapterForm, FusedPair, LinearPair, experts_of
 from harness.merge.base.names import PARTS
 from harness.merge.errors import SHOWN, UnsupportedAdapterError
@@ -64,9 +64,10 @@ def _dtypes(pair: LoraPair) -> tuple[str, str]:
     return pair.lora_A.dtype, pair.lora_B.dtype
 
 
-def _stacks(read: Read, item: FusedPair, layout: IoLayout, packing: BPacking, wanted: IoLayout) -> Stacks:
-    stacks = unpack(read(item.pair.lora_A), read(item.pair.lora_B), item.rank, packing)
-    return stacks if layout == wanted else turn(stacks)
+def _factors(read: Read, item: FusedPair, layout: IoLayout, packing: BPacking, wanted: IoLayout) -> Factors:
+    lora_a, lora_b = read(item.pair.lora_A), read(item.pair.lora_B)
+    factors = split_by_expert(lora_a, lora_b, num_experts=item.num_experts, rank=item.rank, packing=packing)
+    return factors if layout == wanted else turn(factors)
 
 
 def repacked(item: FusedPair, old: tuple[IoLayout, BPacking], new: tuple[IoLayout, BPacking]) -> Group:
@@ -83,7 +84,7 @@ def repacked(item: FusedPair, old: tuple[IoLayout, BPacking], new: tuple[IoLayou
     key_a, key_b = keys_of(item.pair.module)
 
     def make(read: Read) -> Made:
-        lora_a, lora_b = pack(_stacks(read, item, *old, new[0]), new[1])
+        lora_a, lora_b = pack(_factors(read, item, *old, new[0]), new[1])
         return {key_a: lora_a, key_b: lora_b}
 
     outputs = _outputs(item.pair.module, dtypes, (columns, features[0]), (features[1], columns))
@@ -107,7 +108,7 @@ def unfused(item: FusedPair, layout: IoLayout, packing: BPacking) -> tuple[Group
         outputs |= _outputs(module, dtypes, (item.rank, inner), (rows, item.rank))
 
     def make(read: Read) -> Made:
-        lora_a, lora_b = _stacks(read, item, layout, packing, "standard")
+        lora_a, lora_b = _factors(read, item, layout, packing, "standard")
         made: dict[str, torch.Tensor] = {}
         for expert in range(item.num_experts):
             for number, part in enumerate(parts):
@@ -212,8 +213,8 @@ def _fuse(item: _Parameter, module: str, new: tuple[IoLayout, BPacking]) -> Grou
                 top, left = parts.index(leaf) * rows, 0 if item.shared else block * single
                 whole[top : top + rows, left : left + single] = read(pair.lora_B)
             each_b.append(whole)
-        stacks = torch.stack(each_a), torch.stack(each_b)
-        lora_a, lora_b = pack(stacks if new[0] == "standard" else turn(stacks), new[1])
+        factors = torch.stack(each_a), torch.stack(each_b)
+        lora_a, lora_b = pack(factors if new[0] == "standard" else turn(factors), new[1])
         return {key_a: lora_a, key_b: lora_b}
 
     return Group(outputs=_outputs(module, dtypes, (columns, features[0]), (features[1], columns)), make=make)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from harness.merge.auditing.merged import MergedCheckpoint
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.families import family_of
 from harness.merge.base.names import PARTS, TEXT_PREFIXES, ExpertKeys, common, expert_keys, expert_module, split

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from harness.merge.adapter.layout import BPacking, IoLayout
-from harness.merge.auditing.configuration import differences
-from harness.merge.auditing.files import missing_files
+from harness.merge.auditing.config_contradictions import config_problems, merged_config
+from harness.merge.auditing.config_differences import differences
 from harness.merge.auditing.judge import Judge
-from harness.merge.auditing.merged import open_merged
+from harness.merge.auditing.merged_checkpoint import open_merged
+from harness.merge.auditing.missing_files import missing_files
 from harness.merge.auditing.report import AuditReport
-from harness.merge.auditing.settings import config_problems, merged_config
-from harness.merge.auditing.source import Adapter
+from harness.merge.auditing.source import AdapterReader
 from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import listed
 from harness.merge.plan.estimate import default_threads
@@ -86,11 +86,11 @@ def run_audit(
     found = open_merged(merged)
     shards = (output_shard(plan, number) for number in range(len(plan.base.shards)))
     wanted = {output.key: output for shard in shards for output in shard.outputs}
-    with ExitStack() as stack:
-        trained = Adapter(plan)
-        stack.callback(trained.close)
+    with ExitStack() as opened:
+        trained = AdapterReader(plan)
+        opened.callback(trained.close)
         judge = Judge(plan, wanted, found, trained)
-        stack.callback(judge.close)
+        opened.callback(judge.close)
         rows = _compare(judge, progress)
         bytes_read = judge.close()
     config = merged_config(found)

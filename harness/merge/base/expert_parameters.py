@@ -35,7 +35,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class ExpertParameter:
     """One expert parameter of one layer, wherever its parts are: per expert (rows, columns) as stored.
 
     (rows, columns) is (out_features, in_features), or the reverse where ``transposed``. ``fused_key`` is its 3D tensor; when that is None,
@@ -103,7 +103,9 @@ def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
     return expected
 
 
-def _fused(base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...], *, transposed: bool) -> Stack:
+def _fused(
+    base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...], *, transposed: bool
+) -> ExpertParameter:
     shape = weights[key].shape
     if len(shape) != 3:  # noqa: PLR2004 - (num_experts, out, in)
         raise UnsupportedBaseError(
@@ -119,7 +121,7 @@ def _fused(base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...],
         raise InconsistentCheckpointError(
             f"{key} has {out_features} output features, which {len(parts)} parts cannot share."
         )
-    return Stack(
+    return ExpertParameter(
         num_experts=shape[0],
         rows=shape[1],
         columns=shape[2],
@@ -130,9 +132,9 @@ def _fused(base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...],
     )
 
 
-def read_stack(
+def read_expert_parameter(
     base: Checkpoint, weights: Weights, path: str, keys: ExpertKeys, parameter: str, *, transposed: bool
-) -> Stack | None:
+) -> ExpertParameter | None:
     """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has none.
 
     Args:
@@ -163,7 +165,7 @@ def read_stack(
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:  # noqa: PLR2004 - (out, in)
         raise InconsistentCheckpointError(f"the experts of {path} differ in shape: {sorted(shapes)}.")
     rows, columns = next(iter(shapes))
-    return Stack(
+    return ExpertParameter(
         num_experts=min(counts.values()),
         rows=rows * len(parts),
         columns=columns,

@@ -1,4 +1,4 @@
-"""The base's weights by the spelling that all names of a thing share, and its expert parameters as stacks."""
+"""The base's weights by the spelling that all names of a thing share, and its expert parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.merge.base.checkpoint import Checkpoint
-from harness.merge.base.expert_parameters import Stack, read_stack
+from harness.merge.base.expert_parameters import ExpertParameter, read_expert_parameter
 from harness.merge.base.families import PLAIN, Family, family_of
 from harness.merge.base.names import PARTS, ExpertKeys, common, expert_keys
 from harness.merge.base.weight import Weight
@@ -34,7 +34,7 @@ class Index:
         self.experts: Mapping[str, ExpertKeys] = expert_keys(
             (spelling, key) for spelling, keys in self._keys.items() for key in keys
         )
-        self._stacks: dict[tuple[str, str], Stack | None] = {}
+        self._expert_parameters: dict[tuple[str, str], ExpertParameter | None] = {}
         self.embedding: Weight | None = self._embedding()
         self.head: Weight | None = self._tied_head()
 
@@ -67,35 +67,35 @@ class Index:
             return self.head
         return self.weights[found[0]] if found else None
 
-    def stacks(self, path: str) -> dict[str, Stack]:
+    def expert_parameters(self, path: str) -> dict[str, ExpertParameter]:
         """Return the expert parameters of the module whose common spelling is ``path``, dtypes and orientation checked."""
         if path not in self.experts:
             return {}
-        for parameter in PARTS:
-            if (path, parameter) not in self._stacks:
-                self._stacks[path, parameter] = self._read(path, parameter)
-        found = {name: stack for name in PARTS if (stack := self._stacks[path, name]) is not None}
+        for name in PARTS:
+            if (path, name) not in self._expert_parameters:
+                self._expert_parameters[path, name] = self._read(path, name)
+        found = {name: parameter for name in PARTS if (parameter := self._expert_parameters[path, name]) is not None}
         self._check_orientation(path, found)
         return found
 
-    def _read(self, path: str, parameter: str) -> Stack | None:
+    def _read(self, path: str, name: str) -> ExpertParameter | None:
         stored = self.experts[path]
-        keys = [stored.fused[parameter]] if parameter in stored.fused else []
-        keys += [key for part in PARTS[parameter] for key in stored.linears.get(part, {}).values()]
+        keys = [stored.fused[name]] if name in stored.fused else []
+        keys += [key for part in PARTS[name] for key in stored.linears.get(part, {}).values()]
         if len(keys) != len(set(keys)) or any(len(self._keys[self.common(key)]) > 1 for key in keys):
             raise AdapterMismatchError(f"the base holds the experts of {path} under several prefixes.")
         for key in keys:
             self.check_dtype(self.weights[key])
-        return read_stack(self.base, self.weights, path, stored, parameter, transposed=self.family.transposed)
+        return read_expert_parameter(self.base, self.weights, path, stored, name, transposed=self.family.transposed)
 
-    def _check_orientation(self, path: str, stacks: Mapping[str, Stack]) -> None:
+    def _check_orientation(self, path: str, found: Mapping[str, ExpertParameter]) -> None:
         """Prove by shapes that fused parameters are stored the way round that the family says.
 
         gate_up_proj is (2I, H) beside down_proj (H, I), or (H, 2I) beside (I, H); both cannot hold, as 2I is not I.
         """
-        if len(stacks) != len(PARTS):
+        if len(found) != len(PARTS):
             return
-        gate_up, down = stacks["gate_up_proj"], stacks["down_proj"]
+        gate_up, down = found["gate_up_proj"], found["down_proj"]
         if gate_up.out_features == 2 * down.in_features and gate_up.in_features == down.out_features:
             return
         shapes = f"gate_up_proj {(gate_up.rows, gate_up.columns)}, down_proj {(down.rows, down.columns)}"

@@ -2,7 +2,7 @@
 
 Paths differ by a prefix: the language model of a composite model is ``model.language_model.`` in some transformers releases
 and in published files, ``model.`` in others. Only those prefixes are taken off, only in front of a decoder layer (or the
-final norm or embeddings), so that other stacks of layers in the same file (``mtp.layers.0``, a vision tower) are never taken for the decoder's.
+final norm or embeddings), so that other runs of layers in the same file (``mtp.layers.0``, a vision tower) are never taken for the decoder's.
 They differ by names inside, too: what transformers 5 calls ``mlp.experts`` is ``block_sparse_moe.experts`` on disk in mixtral and its
 kin, with w1, w3 and w2 for gate, up and down (``transformers.conversion_mapping``, 5.0 to 5.23); what else a family renames stands in ``families``.
 """
@@ -36,9 +36,9 @@ _NUMBERED_LEAF = re.compile(r"(\.experts\.\d+\.)(w[123])(?=\.|$)")
 _NUMBERED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 PARTS: dict[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Which per-expert Linears a fused parameter stacks along its output axis, in that order (transformers 5.x)."""
+"""Which per-expert Linears a fused parameter holds, one after the other along its output axis (transformers 5.x)."""
 PARAMETER_OF = {part: parameter for parameter, parts in PARTS.items() for part in parts}
-"""Which fused parameter a per-expert Linear is stacked in."""
+"""Which fused parameter holds a per-expert Linear."""
 
 
 @lru_cache(maxsize=REMEMBERED)

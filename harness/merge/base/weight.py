@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class PlainSource:
     """A weight that is one plain tensor of the base."""
 
     key: str
@@ -19,7 +19,7 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coded:
+class QuantisedSource:
     """A quantised weight.
 
     ``codec`` names the format (a module in ``codecs``), ``parts`` gives the tensors of the base by their role in it, ``options`` what else
@@ -45,4 +45,4 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     shard: int
-    source: Stored | Coded
+    source: PlainSource | QuantisedSource

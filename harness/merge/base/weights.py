@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import codecs
-from harness.merge.base.weight import Stored, Weight
+from harness.merge.base.weight import PlainSource, Weight
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError, listed
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
@@ -46,7 +46,7 @@ def read_weights(base: Checkpoint) -> Weights:
         InconsistentCheckpointError: the tensors of a quantised weight do not fit together.
     """
     declared = base.config.get("quantization_config")
-    found = {name: coded for name, codec in codecs().items() if (coded := codec.find(base))}
+    found = {name: quantised for name, codec in codecs().items() if (quantised := codec.find(base))}
     if declared and not found:
         method = declared.get("quant_method") if isinstance(declared, dict) else declared
         raise UnsupportedBaseError(
@@ -54,17 +54,17 @@ def read_weights(base: Checkpoint) -> Weights:
             f" here ({', '.join(codecs())}).",
             "Merge into the 16-bit original of this model.",
         )
-    used = {key for coded in found.values() for source in coded.values() for key in source.keys}
+    used = {key for quantised in found.values() for source in quantised.values() for key in source.keys}
     weights = {
-        key: Weight(key=key, shape=info.shape, dtype=info.dtype, shard=number, source=Stored(key=key))
+        key: Weight(key=key, shape=info.shape, dtype=info.dtype, shard=number, source=PlainSource(key=key))
         for number, shard in enumerate(base.shards)
         for key, info in shard.tensors.items()
         if key not in used
     }
     seen: set[str] = set()
     dtype = _output_dtype(base) if found else ""
-    for coded in found.values():
-        for key, source in coded.items():
+    for quantised in found.values():
+        for key, source in quantised.items():
             if twice := seen.intersection(source.keys):
                 raise UnsupportedBaseError(f"two quantised formats claim {listed(twice)}.")
             if key in weights and key not in source.keys:
@@ -77,7 +77,7 @@ def read_weights(base: Checkpoint) -> Weights:
         key
         for key, weight in weights.items()
         if found
-        and isinstance(weight.source, Stored)
+        and isinstance(weight.source, PlainSource)
         and weight.dtype in PACKED_DTYPES
         and "weight" in key.rpartition(".")[2]
     ]
@@ -86,7 +86,7 @@ def read_weights(base: Checkpoint) -> Weights:
             f"the base is quantised, and these weights are in no format that is decoded here: {listed(strange)}.",
             "Merge into the 16-bit original of this model.",
         )
-    kept = {key for coded in found.values() for key in coded}
+    kept = {key for quantised in found.values() for key in quantised}
     dropped = frozenset(used - kept)
     return Weights(
         by_key=weights,

@@ -24,7 +24,7 @@ MAY_BE_SKIPPED = frozenset({"expert", "router"})
 
 
 def _linears(index: Index, num_layers: int) -> Iterator[tuple[str, str]]:
-    """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they stack."""
+    """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they hold."""
     for key, weight in index.weights.by_key.items():
         parts = split(key)
         stem = parts[1] if parts else key
@@ -38,10 +38,10 @@ def _linears(index: Index, num_layers: int) -> Iterator[tuple[str, str]]:
     for path in index.experts:
         if (layer_of(path) or 0) >= num_layers:
             continue
-        for stack in index.stacks(path).values() if _is_decoder(path) else ():
-            if stack.fused_key is not None:
-                for expert in range(stack.num_experts):
-                    yield from ((f"{path}.{expert}.{part}",) * 2 for part in stack.parts)
+        for parameter in index.expert_parameters(path).values() if _is_decoder(path) else ():
+            if parameter.fused_key is not None:
+                for expert in range(parameter.num_experts):
+                    yield from ((f"{path}.{expert}.{part}",) * 2 for part in parameter.parts)
 
 
 def _is_decoder(path: str) -> bool:

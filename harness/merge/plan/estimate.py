@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from harness.merge.plan.merge_plan import MergePlan, PairUse
+from harness.merge.plan.merge_plan import MergePlan, PairContribution
 
 KEPT_BYTES = 384 * 1024 * 1024
 """What the factors of all shards that are written at once should take together; those of one are held whatever they take."""
@@ -48,13 +48,15 @@ class Estimate:
 def _largest_layer(plan: MergePlan) -> int:
     """Return the bytes of the factors that the rows of one layer need, where that is most; each is held twice while it is decoded."""
     sizes = [
-        use.pair.lora_A.nbytes + use.pair.lora_B.nbytes if isinstance(use, PairUse) else use.info.nbytes
-        for use in plan.uses
+        contribution.pair.lora_A.nbytes + contribution.pair.lora_B.nbytes
+        if isinstance(contribution, PairContribution)
+        else contribution.info.nbytes
+        for contribution in plan.contributions
     ]
     layers: dict[int | None, set[int]] = {}
     for row in plan.rows:
         for region in row.regions:
-            layers.setdefault(row.layer, set()).update(region.uses)
+            layers.setdefault(row.layer, set()).update(region.contributions)
     totals = Counter({layer: sum(sizes[number] for number in numbers) for layer, numbers in layers.items()})
     return max(totals.values(), default=0)
 
@@ -65,7 +67,9 @@ def default_threads() -> int:
 
 
 def _is_wide(plan: MergePlan, accumulate: str) -> bool:
-    scaled = any(isinstance(use, PairUse) and use.magnitude for use in plan.uses)
+    scaled = any(
+        isinstance(contribution, PairContribution) and contribution.magnitude for contribution in plan.contributions
+    )
     return accumulate == "float64" or plan.quantization is not None or scaled
 
 

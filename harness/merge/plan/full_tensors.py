@@ -19,8 +19,8 @@ from harness.merge.errors import (
     UnsupportedAdapterError,
 )
 from harness.merge.plan.lora_targets import NOT_THIS_BASE, Match
-from harness.merge.plan.merge_plan import TensorUse, Term, Use
-from harness.merge.plan.regions import Claim, Effect
+from harness.merge.plan.merge_plan import Contribution, TensorContribution, Term
+from harness.merge.plan.regions import Action, Claim
 
 
 def resized_by(index: Index, adapter: Adapter) -> dict[str, tuple[int, ...]]:
@@ -48,13 +48,13 @@ def _columns(shape: tuple[int, ...]) -> int:
     return shape[-1] if len(shape) > 1 else 1
 
 
-def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tuple[int, ...]]) -> list[Claim]:
+def claim_full(index: Index, tensor: FullTensor, contribution: int, resized: dict[str, tuple[int, ...]]) -> list[Claim]:
     """Return the claims of a tensor that replaces the base's, wherever its parts are on disk.
 
     Raises:
         AdapterMismatchError: the base has no such tensor, or one of another shape.
     """
-    effect: Effect = "below" if tensor.wrapped else "full"
+    action: Action = "replace_below" if tensor.wrapped else "replace"
     shape = tensor.info.shape
     weight = index.find(tensor.path)
     if weight is not None:
@@ -66,14 +66,16 @@ def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tu
             )
         columns = _columns(shape)
         rows = prod(shape) // columns
-        term = Term(use=use, expert=None, offset=0)
-        return [Claim(key=weight.key, start=0, rows=rows, columns=columns, term=term, effect=effect)]
+        term = Term(contribution=contribution, expert=None, offset=0)
+        return [Claim(key=weight.key, start=0, rows=rows, columns=columns, term=term, action=action)]
     spelling = index.common(tensor.path)
-    if (fused := fused_parameter(spelling)) is not None and (stack := index.stacks(fused[0]).get(fused[1])):
-        if shape != (stack.num_experts, stack.rows, stack.columns):
+    if (fused := fused_parameter(spelling)) is not None and (
+        parameter := index.expert_parameters(fused[0]).get(fused[1])
+    ):
+        if shape != (parameter.num_experts, parameter.rows, parameter.columns):
             raise AdapterMismatchError(
                 f"the adapter's {tensor.path} has shape {list(shape)}, the base's experts"
-                f" {[stack.num_experts, stack.rows, stack.columns]}.",
+                f" {[parameter.num_experts, parameter.rows, parameter.columns]}.",
                 NOT_THIS_BASE,
             )
         return [
@@ -81,28 +83,28 @@ def claim_full(index: Index, tensor: FullTensor, use: int, resized: dict[str, tu
                 key=place.key,
                 start=place.start,
                 rows=place.rows,
-                columns=stack.columns,
-                term=Term(use=use, expert=expert, offset=place.offset),
-                effect=effect,
+                columns=parameter.columns,
+                term=Term(contribution=contribution, expert=expert, offset=place.offset),
+                action=action,
             )
-            for expert in range(stack.num_experts)
-            for place in stack.places(expert)
+            for expert in range(parameter.num_experts)
+            for place in parameter.places(expert)
         ]
     single = expert_module(spelling.removesuffix(".weight"))
     if single is not None and spelling.endswith(".weight"):
-        stack = index.stacks(single[0]).get(PARAMETER_OF.get(single[2], ""))
-        if stack is not None and single[1] < stack.num_experts:
-            (place,) = stack.places(single[1], single[2])
-            if shape == (place.rows, stack.columns):
-                term = Term(use=use, expert=None, offset=0)
+        parameter = index.expert_parameters(single[0]).get(PARAMETER_OF.get(single[2], ""))
+        if parameter is not None and single[1] < parameter.num_experts:
+            (place,) = parameter.places(single[1], single[2])
+            if shape == (place.rows, parameter.columns):
+                term = Term(contribution=contribution, expert=None, offset=0)
                 return [
                     Claim(
                         key=place.key,
                         start=place.start,
                         rows=place.rows,
-                        columns=stack.columns,
+                        columns=parameter.columns,
                         term=term,
-                        effect=effect,
+                        action=action,
                     )
                 ]
     raise AdapterMismatchError(f"the base has no {tensor.path}, which the adapter holds whole.", NOT_THIS_BASE)
@@ -123,7 +125,7 @@ def _indices(adapter: Adapter, module: str) -> tuple[int, ...]:
 
 
 def claim_tokens(
-    index: Index, adapter: Adapter, module: str, use: int, resized: dict[str, tuple[int, ...]]
+    index: Index, adapter: Adapter, module: str, contribution: int, resized: dict[str, tuple[int, ...]]
 ) -> list[Claim]:
     """Return the claims of trained tokens: one row each, the row of the adapter that has its number.
 
@@ -150,14 +152,14 @@ def claim_tokens(
             start=token * shape[1],
             rows=1,
             columns=shape[1],
-            term=Term(use=use, expert=None, offset=number),
-            effect="tokens",
+            term=Term(contribution=contribution, expert=None, offset=number),
+            action="replace_tokens",
         )
         for number, token in enumerate(indices)
     ]
 
 
-def claim_bias(index: Index, match: Match, use: int) -> Claim:
+def claim_bias(index: Index, match: Match, contribution: int) -> Claim:
     """Return the claim of a bias on lora_B, which PEFT adds to the layer's own bias.
 
     Raises:
@@ -177,21 +179,27 @@ def claim_bias(index: Index, match: Match, use: int) -> Claim:
             f" {match.bias.key} {list(match.bias.shape)}.",
             NOT_THIS_BASE,
         )
-    term = Term(use=use, expert=None, offset=0)
-    return Claim(key=match.bias.key, start=0, rows=prod(match.bias.shape), columns=1, term=term, effect="add")
+    term = Term(contribution=contribution, expert=None, offset=0)
+    return Claim(key=match.bias.key, start=0, rows=prod(match.bias.shape), columns=1, term=term, action="add")
 
 
 def claim_rest(
-    index: Index, adapter: Adapter, position: int, uses: list[Use], resized: dict[str, tuple[int, ...]]
+    index: Index,
+    adapter: Adapter,
+    position: int,
+    contributions: list[Contribution],
+    resized: dict[str, tuple[int, ...]],
 ) -> list[Claim]:
-    """Return the claims of all full tensors and trained tokens of an adapter, and append what they read to ``uses``."""
+    """Return the claims of all full tensors and trained tokens of an adapter, and append what they read to ``contributions``."""
     claims: list[Claim] = []
     for tensor in adapter.full:
-        uses.append(TensorUse(module=tensor.path, role="full", info=tensor.info, adapter=position))
-        claims += claim_full(index, tensor, len(uses) - 1, resized)
+        contributions.append(TensorContribution(module=tensor.path, role="full", info=tensor.info, adapter=position))
+        claims += claim_full(index, tensor, len(contributions) - 1, resized)
     for module, info in adapter.tokens.items():
-        uses.append(TensorUse(module=module, role="trainable_tokens_delta", info=info, adapter=position))
-        claims += claim_tokens(index, adapter, module, len(uses) - 1, resized)
+        contributions.append(
+            TensorContribution(module=module, role="trainable_tokens_delta", info=info, adapter=position)
+        )
+        claims += claim_tokens(index, adapter, module, len(contributions) - 1, resized)
     return claims
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness.merge.adapter.adapter import Adapter, LoraPair
 from harness.merge.adapter.layout import Decision, IoLayout, parameter_readings
 from harness.merge.adapter.patterns import names_suffix
-from harness.merge.base.expert_parameters import Place, Stack
+from harness.merge.base.expert_parameters import ExpertParameter, Place
 from harness.merge.base.index import Index
 from harness.merge.base.names import PARAMETER_OF, expert_module, fused_module, fused_parameter
 from harness.merge.base.weight import Weight
@@ -23,7 +23,7 @@ from harness.merge.errors import (
     UsageError,
     listed,
 )
-from harness.merge.plan.merge_plan import PairUse
+from harness.merge.plan.merge_plan import PairContribution
 
 NOT_THIS_BASE = "Check that the adapter was trained on this base model."
 
@@ -32,7 +32,7 @@ NOT_THIS_BASE = "Check that the adapter was trained on this base model."
 class Match:
     """Where one pair belongs.
 
-    ``name`` is what PEFT's patterns see. ``stems`` are the Linears it changes, in the common spelling. For a fused parameter ``stack`` is set and
+    ``name`` is what PEFT's patterns see. ``stems`` are the Linears it changes, in the common spelling. For a fused parameter ``parameter`` is set and
     ``layouts`` says which io layouts its shapes allow; otherwise ``places`` and ``columns`` say what it covers, and ``swapped`` that the
     weight is stored the other way round (Conv1D, embeddings). ``bias_key`` is the bias that goes with a Linear's weight.
     """
@@ -40,7 +40,7 @@ class Match:
     pair: LoraPair
     name: str
     stems: tuple[str, ...]
-    stack: Stack | None = None
+    parameter: ExpertParameter | None = None
     layouts: frozenset[IoLayout] = frozenset()
     places: tuple[Place, ...] = ()
     columns: int = 0
@@ -72,18 +72,18 @@ class Matcher:
         Raises:
             AdapterMismatchError: nowhere, or its shapes do not fit there.
         """
-        parameter = fused_parameter(self.index.common(f"{pair.module}.weight"))
-        if parameter is not None:
-            return self.match_fused(pair, *parameter, name=f"{pair.module}.weight")
+        parameter_name = fused_parameter(self.index.common(f"{pair.module}.weight"))
+        if parameter_name is not None:
+            return self.match_fused(pair, *parameter_name, name=f"{pair.module}.weight")
         if (path := fused_module(pair.module)) is not None:
             return self.match_fused(pair, self.index.common(path), None, name=path)
         if expert_module(self.index.common(pair.module)) is not None:
             return self.match_expert(pair)
         return self.match_linear(pair)
 
-    def stacks(self, pair: LoraPair, path: str) -> dict[str, Stack]:
+    def expert_parameters(self, pair: LoraPair, path: str) -> dict[str, ExpertParameter]:
         """Return the expert parameters at a path in the common spelling."""
-        found = self.index.stacks(path)
+        found = self.index.expert_parameters(path)
         if not found:
             raise AdapterMismatchError(
                 f"the base has no experts at {path}, which the adapter's {pair.module} needs.", NOT_THIS_BASE
@@ -100,40 +100,42 @@ class Matcher:
             if there:
                 raise UnsupportedAdapterError(f"{pair.module}: lora.ParamWrapper does not work with {said}.")
 
-    def match_fused(self, pair: LoraPair, path: str, parameter: str | None, *, name: str) -> Match:
+    def match_fused(self, pair: LoraPair, path: str, parameter_name: str | None, *, name: str) -> Match:
         """Match a wrapper of a fused parameter: which parameter, its shapes say, and the configuration must agree."""
         self.refuse_extras(pair)
-        stacks = self.stacks(pair, path)
-        if parameter is not None:
-            stacks = {name_: stack for name_, stack in stacks.items() if name_ == parameter}
-        shapes = {key: (stack.out_features, stack.in_features) for key, stack in stacks.items()}
+        held = self.expert_parameters(pair, path)
+        shapes = {
+            key: (one.out_features, one.in_features) for key, one in held.items() if parameter_name in {None, key}
+        }
         readings = parameter_readings(pair.features, shapes)
-        parameters = {key for key, _ in readings}
-        if not parameters:
+        parameter_names = {key for key, _ in readings}
+        if not parameter_names:
             told = ", ".join(f"{key} (out, in) = {shape}" for key, shape in shapes.items())
             raise AdapterMismatchError(f"{pair.module}: {pair.shapes} fits none of {told}.", NOT_THIS_BASE)
-        if len(parameters) > 1:
+        if len(parameter_names) > 1:
             raise AdapterMismatchError(f"{pair.module}: {pair.shapes} fits more than one of {shapes}.")
-        (found,) = parameters
-        seen = name if parameter is not None else f"{name}.{found}"
+        (found,) = parameter_names
+        seen = name if parameter_name is not None else f"{name}.{found}"
         targeted = self.config.target_parameters
         if targeted and not names_suffix(seen, targeted):
             raise MalformedAdapterError(
                 f"{pair.module}: {pair.shapes} can only be {found}, which target_parameters ({listed(targeted)}) does not name."
             )
-        stack = stacks[found]
-        if pair.columns % stack.num_experts:
+        parameter = held[found]
+        if pair.columns % parameter.num_experts:
             raise AdapterMismatchError(
-                f"{pair.module}: {pair.shapes} cannot be shared by the {stack.num_experts} experts of the base.",
+                f"{pair.module}: {pair.shapes} cannot be shared by the {parameter.num_experts} experts of the base.",
                 NOT_THIS_BASE,
             )
         layouts = {self.named(faces) for _, faces in readings}
         return Match(
             pair=pair,
             name=seen,
-            stack=stack,
+            parameter=parameter,
             layouts=frozenset(layouts),
-            stems=tuple(f"{path}.{expert}.{part}" for expert in range(stack.num_experts) for part in stack.parts),
+            stems=tuple(
+                f"{path}.{expert}.{part}" for expert in range(parameter.num_experts) for part in parameter.parts
+            ),
         )
 
     def named(self, faces: IoLayout) -> IoLayout:
@@ -146,17 +148,17 @@ class Matcher:
         """Match the Linear of one expert, stored as itself or as a slice of a fused parameter."""
         stem = self.index.common(pair.module)
         path, expert, leaf = expert_module(stem) or ("", 0, "")
-        stack = self.stacks(pair, path).get(PARAMETER_OF.get(leaf, ""))
-        if stack is None or expert >= stack.num_experts:
+        parameter = self.expert_parameters(pair, path).get(PARAMETER_OF.get(leaf, ""))
+        if parameter is None or expert >= parameter.num_experts:
             raise AdapterMismatchError(f"the base has no {pair.module}.", NOT_THIS_BASE)
-        places = tuple(stack.places(expert, leaf))
-        self.check_features(pair, (places[0].rows, stack.in_features), places[0].key)
+        places = tuple(parameter.places(expert, leaf))
+        self.check_features(pair, (places[0].rows, parameter.in_features), places[0].key)
         return Match(
             pair=pair,
             name=pair.module,
             stems=(stem,),
             places=places,
-            columns=stack.in_features,
+            columns=parameter.in_features,
             bias=self.index.find(f"{pair.module}.bias") if pair.bias else None,
         )
 
@@ -221,9 +223,9 @@ class Matcher:
                     NOT_THIS_BASE,
                 )
 
-    def use(
+    def contribution(
         self, match: Match, adapter: int, weight: float, io_layout: Decision | None, b_packing: Decision | None
-    ) -> PairUse:
+    ) -> PairContribution:
         """Return how a matched pair is read: its rank from its shapes, its scale by PEFT's rule (``LoraModel._create_and_replace``).
 
         Args:
@@ -237,7 +239,7 @@ class Matcher:
             MalformedAdapterError: the rank in the shapes is not the configured one, so the scale cannot be trusted.
             UsageError: the adapter's weight makes the scale infinite.
         """
-        num_experts = match.stack.num_experts if match.stack else None
+        num_experts = match.parameter.num_experts if match.parameter else None
         rank = match.pair.columns // (num_experts or 1)
         configured = self.config.rank_pattern.value(match.name, self.config.r)
         if rank != configured:
@@ -248,16 +250,16 @@ class Matcher:
             )
         alpha = self.config.alpha_pattern.value(match.name, self.config.lora_alpha)
         swapped = match.swapped
-        if match.stack is not None:
+        if match.parameter is not None:
             faces_input = self.named("standard") == (io_layout.value if io_layout else "standard")
             # The stored matrix is (out, in), or with a transposed family (in, out): lora_B @ lora_A fits where lora_A faces its columns.
-            swapped = faces_input == match.stack.transposed
+            swapped = faces_input == match.parameter.transposed
         scaling = weight * (alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank)
         if not abs(scaling) <= LARGEST_SCALE:
             raise UsageError(
                 f"{match.pair.module}: the weight {weight:g} times its scale, {scaling:g}, is no finite float32 number."
             )
-        return PairUse(
+        return PairContribution(
             pair=match.pair,
             name=match.name,
             adapter=adapter,

@@ -19,7 +19,7 @@ from harness.merge.adapter.adapter import Adapter, LoraPair
 from harness.merge.adapter.layout import Decision
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.names import KINDS, Kind
-from harness.merge.base.weight import Coded, Stored
+from harness.merge.base.weight import PlainSource, QuantisedSource
 from harness.merge.files.safetensors_file import TensorInfo
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -28,7 +28,7 @@ DTYPE_NAMES: dict[DtypeName, str] = {"float32": "F32", "bfloat16": "BF16", "floa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairUse:
+class PairContribution:
     """How one lora pair is read.
 
     ``name`` is what PEFT's patterns see: the module, or ``module.parameter``. ``scaling`` includes the adapter's weight. ``num_experts`` is None for
@@ -63,7 +63,7 @@ class PairUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorUse:
+class TensorContribution:
     """A tensor of an adapter that is taken as it is: a fully trained one, a trained token's rows, or with ``scaling`` a bias to add."""
 
     module: str
@@ -78,18 +78,18 @@ class TensorUse:
         return {self.role: self.info}
 
 
-Use = PairUse | TensorUse
+Contribution = PairContribution | TensorContribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """A slice of what one use gives.
+    """A slice of what one contribution gives.
 
-    ``use``: position in ``MergePlan.uses``. ``expert``: which expert of it, None for a tensor without experts. ``offset``: the first row
+    ``contribution``: position in ``MergePlan.contributions``. ``expert``: which expert of it, None for a tensor without experts. ``offset``: the first row
     of it that belongs to the region.
     """
 
-    use: int
+    contribution: int
     expert: int | None
     offset: int
 
@@ -113,10 +113,10 @@ class Region:
         return self.start + self.rows * self.columns
 
     @property
-    def uses(self) -> tuple[int, ...]:
+    def contributions(self) -> tuple[int, ...]:
         """Positions of everything that is read for this region."""
-        replaced = () if self.replacement is None else (self.replacement.use,)
-        return replaced + tuple(term.use for term in self.terms)
+        replaced = () if self.replacement is None else (self.replacement.contribution,)
+        return replaced + tuple(term.contribution for term in self.terms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ class PlanRow:
     expert: int | None
     shape: tuple[int, ...]
     dtype: str
-    source: Stored | Coded | None
+    source: PlainSource | QuantisedSource | None
     regions: tuple[Region, ...]
 
 
@@ -160,7 +160,7 @@ class MergePlan:
 
     base: Checkpoint
     parts: tuple[AdapterPart, ...]
-    uses: tuple[Use, ...]
+    contributions: tuple[Contribution, ...]
     rows: tuple[PlanRow, ...]
     conversions: tuple[PlanRow, ...]
     dropped: frozenset[str]
@@ -195,9 +195,12 @@ class MergePlan:
         """Number of on-disk tensors that an adapter covers."""
         return len(self.rows)
 
-    def used(self, row: PlanRow) -> list[Use]:
+    def contributions_of(self, row: PlanRow) -> list[Contribution]:
         """Return everything that is read for a row."""
-        return [self.uses[number] for number in sorted({number for region in row.regions for number in region.uses})]
+        return [
+            self.contributions[number]
+            for number in sorted({number for region in row.regions for number in region.contributions})
+        ]
 
     def summary(self) -> dict[str, object]:
         """Return totals and decisions as JSON-ready values."""
@@ -205,7 +208,7 @@ class MergePlan:
         return {
             "attempted": self.attempted,
             "by_kind": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
-            "lora_pairs": sum(isinstance(use, PairUse) for use in self.uses),
+            "lora_pairs": sum(isinstance(contribution, PairContribution) for contribution in self.contributions),
             "tensors": len(self.base.shard_of),
             "shards": len(self.base.shards),
             "bytes": sum(shard.size for shard in self.base.shards),
@@ -217,17 +220,20 @@ class MergePlan:
             "dtype": self.dtype,
             "base_as": self.base_as,
             "quantization": self.quantization,
-            "dequantised": sum(isinstance(row.source, Coded) for row in (*self.rows, *self.conversions)),
+            "dequantised": sum(isinstance(row.source, QuantisedSource) for row in (*self.rows, *self.conversions)),
             "config_changes": dict(self.config),
             "files_left_out": list(self.base.left_out),
             "notes": list(self.notes),
         }
 
     def to_json(self) -> dict[str, object]:
-        """Return the summary, every use of an adapter's tensors, and one entry per changed tensor, as JSON-ready values."""
+        """Return the summary, every contribution of an adapter, and one entry per changed tensor, as JSON-ready values."""
         return {
             **self.summary(),
-            "uses": [_use_json(use, self.parts[use.adapter]) for use in self.uses],
+            "uses": [
+                _contribution_json(contribution, self.parts[contribution.adapter])
+                for contribution in self.contributions
+            ],
             "rows": [self._row_json(row) for row in self.rows],
         }
 
@@ -240,35 +246,40 @@ class MergePlan:
             "expert": row.expert,
             "shape": list(row.shape),
             "dtype": row.dtype,
-            "adapter": sorted({use.module for use in self.used(row)}),
-            "scaling": sorted({use.scaling for use in self.used(row)}),
+            "adapter": sorted({contribution.module for contribution in self.contributions_of(row)}),
+            "scaling": sorted({contribution.scaling for contribution in self.contributions_of(row)}),
             "regions": [
                 {
                     "start": region.start,
                     "rows": region.rows,
                     "columns": region.columns,
                     "terms": [
-                        {"use": term.use, "expert": term.expert, "from_row": term.offset} for term in region.terms
+                        {"use": term.contribution, "expert": term.expert, "from_row": term.offset}
+                        for term in region.terms
                     ],
-                    "replaced_by": None if region.replacement is None else region.replacement.use,
+                    "replaced_by": None if region.replacement is None else region.replacement.contribution,
                 }
                 for region in row.regions
             ],
         }
 
 
-def _use_json(use: Use, part: AdapterPart) -> dict[str, object]:
+def _contribution_json(contribution: Contribution, part: AdapterPart) -> dict[str, object]:
     """Return how the tensors of an adapter are read; layouts with what decided them, for fused parameters alone."""
-    said: dict[str, object] = {"module": use.module, "adapter": use.adapter, "scaling": use.scaling}
-    if isinstance(use, TensorUse):
-        return {**said, "role": use.role, "shape": list(use.info.shape)}
-    fused = use.num_experts is not None
+    said: dict[str, object] = {
+        "module": contribution.module,
+        "adapter": contribution.adapter,
+        "scaling": contribution.scaling,
+    }
+    if isinstance(contribution, TensorContribution):
+        return {**said, "role": contribution.role, "shape": list(contribution.info.shape)}
+    fused = contribution.num_experts is not None
     return {
         **said,
         "role": "lora pair",
-        "rank": use.rank,
-        "num_experts": use.num_experts,
-        "dora": use.magnitude is not None,
+        "rank": contribution.rank,
+        "num_experts": contribution.num_experts,
+        "dora": contribution.magnitude is not None,
         "io_layout": part.io_layout.to_json() if fused and part.io_layout else None,
         "b_packing": part.b_packing.to_json() if fused and part.b_packing else None,
     }

@@ -20,7 +20,7 @@ from harness.merge.base.checkpoint import open_checkpoint
 from harness.merge.base.expert_parameters import Place
 from harness.merge.base.index import Index
 from harness.merge.base.names import expert_module, kind_of, layer_of
-from harness.merge.base.weight import Coded, Weight
+from harness.merge.base.weight import QuantisedSource, Weight
 from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
 from harness.merge.plan.ancestry import ancestry_notes
 from harness.merge.plan.coverage import check_coverage
@@ -30,34 +30,34 @@ from harness.merge.plan.lora_targets import Match, Matcher
 from harness.merge.plan.merge_plan import (
     DTYPE_NAMES,
     AdapterPart,
+    Contribution,
     DtypeName,
     MergePlan,
     PlanRow,
     Region,
-    TensorUse,
+    TensorContribution,
     Term,
-    Use,
 )
 from harness.merge.plan.regions import Claim, regions_of
 from harness.merge.plan.tied_embeddings import settle_vocabulary
 
 
-def _claims(match: Match, use: int) -> list[Claim]:
+def _claims(match: Match, contribution: int) -> list[Claim]:
     """Return everything that a matched pair adds to."""
-    if match.stack is None:
+    if match.parameter is None:
         placed: list[tuple[Place, int | None]] = [(place, None) for place in match.places]
         columns = match.columns
     else:
-        count, columns = match.stack.num_experts, match.stack.columns
-        placed = [(place, expert) for expert in range(count) for place in match.stack.places(expert)]
+        count, columns = match.parameter.num_experts, match.parameter.columns
+        placed = [(place, expert) for expert in range(count) for place in match.parameter.places(expert)]
     return [
         Claim(
             key=place.key,
             start=place.start,
             rows=place.rows,
             columns=columns,
-            term=Term(use=use, expert=expert, offset=place.offset),
-            effect="add",
+            term=Term(contribution=contribution, expert=expert, offset=place.offset),
+            action="add",
         )
         for place, expert in placed
     ]
@@ -68,7 +68,7 @@ class _Planner:
 
     def __init__(self, index: Index, adapters: Sequence[Adapter]) -> None:
         self.index = index
-        self.uses: list[Use] = []
+        self.contributions: list[Contribution] = []
         self.claims: list[Claim] = []
         self.parts: list[AdapterPart] = []
         self.reached: list[frozenset[str]] = []
@@ -82,7 +82,7 @@ class _Planner:
         position, config = len(self.parts), adapter.config
         matcher = Matcher(self.index, adapter, self.resized)
         matches = [matcher.match(pair) for pair in adapter.pairs]
-        fused = [(match.pair.module, match.layouts) for match in matches if match.stack is not None]
+        fused = [(match.pair.module, match.layouts) for match in matches if match.parameter is not None]
         layout: Decision | None = None
         packing: Decision | None = None
         if fused:
@@ -91,20 +91,20 @@ class _Planner:
             packing = decide_b_packing(config.lora_B_layout, b_packing)
         mine: list[Claim] = []
         for match in matches:
-            use = matcher.use(match, position, weight, layout, packing)
-            self.uses.append(use)
-            mine += _claims(match, len(self.uses) - 1)
+            contribution = matcher.contribution(match, position, weight, layout, packing)
+            self.contributions.append(contribution)
+            mine += _claims(match, len(self.contributions) - 1)
             if match.pair.bias is not None:
-                bias = TensorUse(
+                bias = TensorContribution(
                     module=match.pair.module,
                     role="lora_B bias",
                     info=match.pair.bias,
                     adapter=position,
-                    scaling=use.scaling,
+                    scaling=contribution.scaling,
                 )
-                self.uses.append(bias)
-                mine.append(claim_bias(self.index, match, len(self.uses) - 1))
-        mine += claim_rest(self.index, adapter, position, self.uses, self.resized)
+                self.contributions.append(bias)
+                mine.append(claim_bias(self.index, match, len(self.contributions) - 1))
+        mine += claim_rest(self.index, adapter, position, self.contributions, self.resized)
         self.claims += mine
         self.reached.append(frozenset(stem for match in matches for stem in match.stems))
         self.parts.append(AdapterPart(adapter=adapter, weight=weight, io_layout=layout, b_packing=packing))
@@ -112,7 +112,7 @@ class _Planner:
     def check_complete(self) -> None:
         """Prove that each adapter holds what its own configuration names, and keep what is worth a note."""
         for position, (part, reached) in enumerate(zip(self.parts, self.reached, strict=True)):
-            mine = [claim for claim in self.claims if self.uses[claim.term.use].adapter == position]
+            mine = [claim for claim in self.claims if self.contributions[claim.term.contribution].adapter == position]
             self._check_rest(part.adapter, mine)
             self.notes += [*part.adapter.config.notes, *check_coverage(self.index, part.adapter, reached)]
 
@@ -139,7 +139,7 @@ class _Planner:
         """Return the plan's row for one output tensor."""
         key = weight.key
         single = expert_module(self.index.common(key).removesuffix(".weight"))
-        convert = dtype is not None and (bool(regions) or isinstance(weight.source, Coded))
+        convert = dtype is not None and (bool(regions) or isinstance(weight.source, QuantisedSource))
         return PlanRow(
             key=key,
             shard=weight.shard,
@@ -188,8 +188,12 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     Raises:
         UsageError: the base is not what was said.
     """
-    coded = [weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, Coded)]
-    found = {str(source.options.get("codes", {"bnb_8bit": "int8"}.get(source.codec, source.codec))) for source in coded}
+    quantised = [
+        weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, QuantisedSource)
+    ]
+    found = {
+        str(source.options.get("codes", {"bnb_8bit": "int8"}.get(source.codec, source.codec))) for source in quantised
+    }
     told = ", ".join(sorted(found)) or None
     if base_as == "original" and found:
         raise UsageError(
@@ -251,11 +255,12 @@ def plan_merge(
     for claim in (*planner.claims, *vocabulary.claims):
         by_key.setdefault(claim.key, []).append(claim)
     rows = [
-        planner.row(weight_of(index, key), regions_of(claims, planner.uses), dtype) for key, claims in by_key.items()
+        planner.row(weight_of(index, key), regions_of(claims, planner.contributions), dtype)
+        for key, claims in by_key.items()
     ]
     planner.check_complete()
     plain = {weight.key: weight for weight in vocabulary.new}
-    plain |= {key: weight for key, weight in index.weights.by_key.items() if isinstance(weight.source, Coded)}
+    plain |= {key: weight for key, weight in index.weights.by_key.items() if isinstance(weight.source, QuantisedSource)}
     conversions = [planner.row(weight, (), dtype) for key, weight in plain.items() if key not in by_key]
     config: dict[str, object] = dict(vocabulary.config)
     if found is not None:
@@ -263,7 +268,7 @@ def plan_merge(
     return MergePlan(
         base=index.base,
         parts=tuple(planner.parts),
-        uses=tuple(planner.uses),
+        contributions=tuple(planner.contributions),
         rows=_in_file_order(index, rows),
         conversions=_in_file_order(index, conversions),
         dropped=index.weights.dropped,

@@ -13,10 +13,14 @@ from itertools import pairwise
 from typing import Literal
 
 from harness.merge.errors import MalformedAdapterError, UnsupportedAdapterError
-from harness.merge.plan.merge_plan import PairUse, Region, Term, Use
+from harness.merge.plan.merge_plan import Contribution, PairContribution, Region, Term
 
-Effect = Literal["add", "full", "below", "tokens"]
-"""``full``: replaces and stands alone; ``below``: replaces, and deltas or tokens may go on top; ``tokens``: replaces what is below."""
+Action = Literal["add", "replace", "replace_below", "replace_tokens"]
+"""What a claim does to its rows.
+
+``replace`` stands alone. Deltas and trained tokens may go on top of ``replace_below``. ``replace_tokens`` takes the place of
+whatever is below.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,7 @@ class Claim:
     rows: int
     columns: int
     term: Term
-    effect: Effect
+    action: Action
 
     @property
     def stop(self) -> int:
@@ -36,29 +40,41 @@ class Claim:
         return self.start + self.rows * self.columns
 
 
-def _region(claims: Sequence[Claim], start: int, stop: int, uses: Sequence[Use]) -> Region:
+def _region(claims: Sequence[Claim], start: int, stop: int, contributions: Sequence[Contribution]) -> Region:
     """Return the region ``[start, stop)``, which every one of the claims covers whole."""
     columns = claims[0].columns
     at = {
         claim: Term(
-            use=claim.term.use, expert=claim.term.expert, offset=claim.term.offset + (start - claim.start) // columns
+            contribution=claim.term.contribution,
+            expert=claim.term.expert,
+            offset=claim.term.offset + (start - claim.start) // columns,
         )
         for claim in claims
     }
-    added = [claim for claim in claims if claim.effect == "add"]
-    replaced = sorted((claim for claim in claims if claim.effect != "add"), key=lambda claim: claim.effect == "tokens")
-    effects = [claim.effect for claim in replaced]
-    if effects not in ([], ["full"], ["below"], ["tokens"], ["below", "tokens"]) or (
-        added and effects not in ([], ["below"])
+    added = [claim for claim in claims if claim.action == "add"]
+    replaced = sorted(
+        (claim for claim in claims if claim.action != "add"), key=lambda claim: claim.action == "replace_tokens"
+    )
+    actions = [claim.action for claim in replaced]
+    together: tuple[list[Action], ...] = (
+        [],
+        ["replace"],
+        ["replace_below"],
+        ["replace_tokens"],
+        ["replace_below", "replace_tokens"],
+    )
+    if actions not in together or (added and actions not in ([], ["replace_below"])):
+        _refuse(claims, contributions)
+    if len(added) > 1 and any(
+        isinstance(contribution := contributions[claim.term.contribution], PairContribution) and contribution.magnitude
+        for claim in added
     ):
-        _refuse(claims, uses)
-    if len(added) > 1 and any(isinstance(use := uses[claim.term.use], PairUse) and use.magnitude for claim in added):
-        _refuse(added, uses)
-    if replaced and len({uses[claim.term.use].adapter for claim in claims}) > 1:
-        _refuse(claims, uses)
-    sources = [uses[claim.term.use].adapter for claim in added]
+        _refuse(added, contributions)
+    if replaced and len({contributions[claim.term.contribution].adapter for claim in claims}) > 1:
+        _refuse(claims, contributions)
+    sources = [contributions[claim.term.contribution].adapter for claim in added]
     if len(set(sources)) != len(sources):
-        _refuse(added, uses)
+        _refuse(added, contributions)
     return Region(
         start=start,
         rows=(stop - start) // columns,
@@ -70,7 +86,7 @@ def _region(claims: Sequence[Claim], start: int, stop: int, uses: Sequence[Use])
 
 def _alone(claim: Claim) -> Region:
     """Return the region of a claim that meets no other."""
-    added = claim.effect == "add"
+    added = claim.action == "add"
     return Region(
         start=claim.start,
         rows=claim.rows,
@@ -80,20 +96,20 @@ def _alone(claim: Claim) -> Region:
     )
 
 
-def _refuse(claims: Sequence[Claim], uses: Sequence[Use]) -> None:
-    adapters = {uses[claim.term.use].adapter for claim in claims}
+def _refuse(claims: Sequence[Claim], contributions: Sequence[Contribution]) -> None:
+    adapters = {contributions[claim.term.contribution].adapter for claim in claims}
     if len(adapters) > 1:
         raise UnsupportedAdapterError(
             f"two adapters cover {claims[0].key}, and not both with plain LoRA: which goes first would matter.",
             "Merge them one after the other.",
         )
-    claimed = " and ".join(uses[claim.term.use].module for claim in claims[:2])
-    if all(claim.effect == "add" for claim in claims):
+    claimed = " and ".join(contributions[claim.term.contribution].module for claim in claims[:2])
+    if all(claim.action == "add" for claim in claims):
         raise MalformedAdapterError(f"two lora pairs cover the same part of {claims[0].key}: {claimed}.")
     raise MalformedAdapterError(f"{claimed} both replace or change the same part of {claims[0].key}.")
 
 
-def regions_of(claims: Sequence[Claim], uses: Sequence[Use]) -> tuple[Region, ...]:
+def regions_of(claims: Sequence[Claim], contributions: Sequence[Contribution]) -> tuple[Region, ...]:
     """Return the regions of one output tensor, in order.
 
     Raises:
@@ -104,7 +120,7 @@ def regions_of(claims: Sequence[Claim], uses: Sequence[Use]) -> tuple[Region, ..
     if all(before.stop <= after.start for before, after in pairwise(ordered)):
         return tuple(_alone(claim) for claim in ordered)
     if len({claim.columns for claim in ordered}) > 1:
-        _refuse(ordered, uses)
+        _refuse(ordered, contributions)
     cuts = sorted({edge for claim in ordered for edge in (claim.start, claim.stop)})
     regions: list[Region] = []
     active: list[Claim] = []
@@ -115,5 +131,5 @@ def regions_of(claims: Sequence[Claim], uses: Sequence[Use]) -> tuple[Region, ..
             position += 1
         active = [claim for claim in active if claim.stop > start]
         if active:
-            regions.append(_region(active, start, stop, uses))
+            regions.append(_region(active, start, stop, contributions))
     return tuple(regions)

@@ -27,10 +27,12 @@ class Vocabulary:
 
 def _mirrored(embedding: Weight, head: Weight, claims: list[Claim]) -> tuple[Claim, ...]:
     """Return the trained tokens of the embedding as claims on the head, where both are to be written."""
-    if any(claim.key == head.key and claim.effect == "tokens" for claim in claims):
+    if any(claim.key == head.key and claim.action == "replace_tokens" for claim in claims):
         return ()
     return tuple(
-        replace(claim, key=head.key) for claim in claims if claim.key == embedding.key and claim.effect == "tokens"
+        replace(claim, key=head.key)
+        for claim in claims
+        if claim.key == embedding.key and claim.action == "replace_tokens"
     )
 
 
@@ -62,7 +64,7 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
                 )
             if mirrored:
                 index.check_dtype(head)
-        tokens_only = all(claim.effect == "tokens" for claim in claims if claim.key == embedding.key)
+        tokens_only = all(claim.action == "replace_tokens" for claim in claims if claim.key == embedding.key)
         if head.key in claimed or (embedding.key in claimed and not tokens_only):
             config["tie_word_embeddings"] = False
             notes = (

@@ -17,7 +17,7 @@ from harness.merge.publish.target import check_target
 from harness.merge.run.part_paths import check_part, shards_of_part
 
 
-def rehearse(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int, int] | None) -> dict[str, object]:
+def check_output(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int, int] | None) -> dict[str, object]:
     """Check what a merge to ``out``, or one part of it, would check there.
 
     Returns:

@@ -22,11 +22,11 @@ from harness.merge.run.ledger import Ledger, Unfinished, entry_of, fingerprint, 
 from harness.merge.run.manifest import build_manifest, identity, made_from, status_of
 from harness.merge.run.report import Counts, MergeReport, Resumed
 from harness.merge.write.arithmetic import Merger, Outcome
-from harness.merge.write.factored_deltas import Products
+from harness.merge.write.factored_deltas import FactoredDeltas
 from harness.merge.write.json_files import rewritten_files
 from harness.merge.write.shards import ShardFile, ShardWriter
 from harness.merge.write.threads import Pool, one_thread_per_operation
-from harness.merge.write.values import AdapterValues, BaseValues, Files
+from harness.merge.write.values import AdapterValues, BaseValues, InputFiles
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
@@ -34,7 +34,7 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class ComputeOptions:
     """How a merge computes: the dtype of sums, where the arithmetic is done, and on how many threads (None: as many as there are cores).
 
     Raises:
@@ -69,15 +69,15 @@ class Prepared:
     """A plan with its files open, its adapters proved finite, and its arithmetic ready: all that writing shards needs."""
 
     plan: MergePlan
-    files: Files
+    files: InputFiles
     merger: Merger
-    products: Products
+    deltas: FactoredDeltas
     device: torch.device
     threads: int
 
 
 @contextmanager
-def prepared(plan: MergePlan, how: How) -> Iterator[Prepared]:
+def prepared(plan: MergePlan, compute: ComputeOptions) -> Iterator[Prepared]:
     """Open and check everything that can be checked before something is written.
 
     Raises:
@@ -85,21 +85,23 @@ def prepared(plan: MergePlan, how: How) -> Iterator[Prepared]:
         NonFiniteError: an adapter holds NaN or infinity.
     """
     try:
-        device = torch.empty(0, device=how.device).device
+        device = torch.empty(0, device=compute.device).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"torch cannot use the device {how.device!r} here: {str(error).splitlines()[0]}") from error
-    threads = how.threads or default_threads()
-    with Files() as files, one_thread_per_operation():
+        raise UsageError(
+            f"torch cannot use the device {compute.device!r} here: {str(error).splitlines()[0]}"
+        ) from error
+    threads = compute.threads or default_threads()
+    with InputFiles() as files, one_thread_per_operation():
         adapters = AdapterValues(plan, files)
         adapters.check_finite(threads)
-        products = Products(plan, adapters, device)
-        accumulate = torch.float64 if how.accumulate == "float64" else torch.float32
-        merger = Merger(plan, BaseValues(plan, files), adapters, products, accumulate)
+        deltas = FactoredDeltas(plan, adapters, device)
+        accumulate = torch.float64 if compute.accumulate == "float64" else torch.float32
+        merger = Merger(plan, BaseValues(plan, files), adapters, deltas, accumulate)
         yield Prepared(
             plan=plan,
             files=files,
             merger=merger,
-            products=products,
+            deltas=deltas,
             device=device,
             threads=threads,
         )
@@ -129,14 +131,14 @@ def write_shards(
         ledger.clear({shard.name for shard in shards} - {shards[number].name for number in numbers})
     wanted = [(number, shards[number]) for number in numbers]
     check_space(work, bytes_needed(ready.plan, [shard for _, shard in wanted], work))
-    ready.products.expect(
+    ready.deltas.expect(
         region
         for _, shard in wanted
         for output in shard.outputs
         if output.row is not None
         for region in output.row.regions
     )
-    writer = ShardWriter(ready.plan, ready.files, ready.merger, ready.products, work)
+    writer = ShardWriter(ready.plan, ready.files, ready.merger, ready.deltas, work)
     total = before + sum(shard.size for _, shard in wanted)
 
     def finished(file: ShardFile) -> None:
@@ -202,31 +204,37 @@ def finish(
 
 
 def run_merge(
-    plan: MergePlan, out: Path, *, overwrite: bool, resume: bool, how: How, progress: Progress | None
+    plan: MergePlan, out: Path, *, overwrite: bool, resume: bool, compute: ComputeOptions, progress: Progress | None
 ) -> MergeReport:
     """Carry out a plan; see ``harness.merge.merge``."""
     if resume and not overwrite:
-        _refuse_complete(plan, out, how)
+        _refuse_complete(plan, out, compute)
     target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
     with Pool(1, thread_name_prefix="merge-hash") as background:
         facts = background.submit(identity, plan)
-        mark = local_mark(plan, fingerprint(plan, how.accumulate, how.device, facts.result())) if resume else None
+        mark = (
+            local_mark(plan, fingerprint(plan, compute.accumulate, compute.device, facts.result())) if resume else None
+        )
         unfinished = None if mark is None else Unfinished(mark)
-        with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
+        with (
+            prepared(plan, compute) as ready,
+            kept_work(resume=resume),
+            working_directory(target, keep=unfinished) as work,
+        ):
             ledger = None if unfinished is None else unfinished.ledger(work)
             done = write_shards(ready, shards, range(len(shards)), work, ledger, progress)
-            return finish(plan, shards, done, work, target, accumulate=how.accumulate, facts=facts.result())
+            return finish(plan, shards, done, work, target, accumulate=compute.accumulate, facts=facts.result())
 
 
-def _refuse_complete(plan: MergePlan, out: Path, how: How) -> None:
+def _refuse_complete(plan: MergePlan, out: Path, compute: ComputeOptions) -> None:
     """Say of an output that it is what is asked for: who resumes a merge that has ended needs no other output, and nothing overwritten.
 
     Raises:
         OutputExistsError: it is.
     """
     manifest = out / MANIFEST_FILE
-    if manifest.is_file() and made_from(manifest, identity(plan), how.accumulate):
+    if manifest.is_file() and made_from(manifest, identity(plan), compute.accumulate):
         raise OutputExistsError(
             f"the output {out} is complete already: it was merged from these inputs with these options.",
             "Nothing is left to do.",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.merge.adapter.adapter import ADAPTER_CONFIG
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.errors import InputRefusedError
 from harness.merge.files.copying import CHUNK
 from harness.merge.files.json_file import read_object
@@ -106,8 +106,8 @@ def build_manifest(
             "kind": row.kind,
             "layer": row.layer,
             "expert": row.expert,
-            "adapter_keys": sorted({use.module for use in plan.used(row)}),
-            "scaling": sorted({use.scaling for use in plan.used(row)}),
+            "adapter_keys": sorted({contribution.module for contribution in plan.contributions_of(row)}),
+            "scaling": sorted({contribution.scaling for contribution in plan.contributions_of(row)}),
             "delta_norm": float(f"{outcomes[row.key].norm:.6g}"),
             "status": status_of(outcomes[row.key]),
         }
@@ -118,7 +118,9 @@ def build_manifest(
         "engine": ENGINE,
         **facts,
         "accumulate": accumulate,
-        "dequantised": sorted(row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, Coded)),
+        "dequantised": sorted(
+            row.key for row in (*plan.rows, *plan.conversions) if isinstance(row.source, QuantisedSource)
+        ),
         "dropped": sorted(plan.dropped),
         **{key: value for key, value in report.to_json().items() if key not in OF_THE_RUN},
     }

@@ -21,7 +21,7 @@ from harness.merge.plan.output_shards import OutputShard, output_shards
 from harness.merge.publish.publish import publish, working_directory
 from harness.merge.publish.target import PART_FILE, check_target
 from harness.merge.run.engine import (
-    How,
+    ComputeOptions,
     Progress,
     Written,
     finish,
@@ -46,14 +46,14 @@ def run_part(
     parts: int,
     overwrite: bool,
     resume: bool,
-    how: How,
+    compute: ComputeOptions,
     progress: Progress | None,
 ) -> PartReport:
     """Write one part; see ``harness.merge.merge_part``."""
     shards = output_shards(plan)
     mine = shards_of_part(shards, part, parts)
     place = part_path(out, part, parts)
-    mark = fingerprint(plan, how.accumulate, how.device, identity(plan))
+    mark = fingerprint(plan, compute.accumulate, compute.device, identity(plan))
     if resume and not overwrite and (place / PART_FILE).is_file():
         _read(place, mark, shards)
         raise OutputExistsError(
@@ -62,7 +62,7 @@ def run_part(
     target = check_part(out, part, parts, overwrite=overwrite, inputs=plan.inputs)
     local = local_mark(plan, f"{mark} {part}/{parts}")
     unfinished = Unfinished(local) if resume else None
-    with prepared(plan, how) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
+    with prepared(plan, compute) as ready, kept_work(resume=resume), working_directory(target, keep=unfinished) as work:
         ledger = None if unfinished is None else unfinished.ledger(work)
         done = write_shards(ready, shards, mine, work, ledger, progress)
         entries = [_entry(shards[number], done, work) for number in mine]
@@ -104,13 +104,15 @@ def _read(folder: Path, mark: str, shards: Sequence[OutputShard]) -> list[Entry]
     return [entry for entry in entries if entry is not None]
 
 
-def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progress: Progress | None) -> MergeReport:
+def run_assemble(
+    plan: MergePlan, out: Path, *, overwrite: bool, compute: ComputeOptions, progress: Progress | None
+) -> MergeReport:
     """Check all parts and publish what they make; see ``harness.merge.assemble``."""
     target = check_target(out, overwrite=overwrite, inputs=plan.inputs)
     shards = output_shards(plan)
     folders = find_parts(target.path, len(shards))
     facts = identity(plan)
-    mark = fingerprint(plan, how.accumulate, how.device, facts)
+    mark = fingerprint(plan, compute.accumulate, compute.device, facts)
     held = [(folder, entry) for folder in folders for entry in _read(folder, mark, shards)]
     names = [entry.name for _, entry in held]
     if sorted(names) != sorted(shard.name for shard in shards):
@@ -129,7 +131,7 @@ def run_assemble(plan: MergePlan, out: Path, *, overwrite: bool, how: How, progr
                 progress(done, total)
         outcomes = {key: outcome for _, entry in held for key, outcome in entry.outcomes.items()}
         whole = Written(outcomes=outcomes, written=total, decoded=0)
-        report = finish(plan, shards, whole, work, target, accumulate=how.accumulate, facts=facts)
+        report = finish(plan, shards, whole, work, target, accumulate=compute.accumulate, facts=facts)
     # The output is there; parts that cannot be removed are only in the way.
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

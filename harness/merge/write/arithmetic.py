@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 from harness.merge.errors import NonFiniteError
-from harness.merge.plan.merge_plan import MergePlan, PairUse, PlanRow, Region, TensorUse, Term
-from harness.merge.write.buffers import Scratch
-from harness.merge.write.factored_deltas import Products
+from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow, Region, TensorContribution, Term
+from harness.merge.write.buffers import Buffers
+from harness.merge.write.factored_deltas import FactoredDeltas
 from harness.merge.write.values import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
 
 
@@ -27,12 +27,12 @@ def bytes_of(tensor: torch.Tensor) -> bytearray:
 
 
 def delta_rows(
-    factors: tuple[torch.Tensor, torch.Tensor], use: PairUse, expert: int, start: int, stop: int
+    factors: tuple[torch.Tensor, torch.Tensor], contribution: PairContribution, expert: int, start: int, stop: int
 ) -> torch.Tensor:
     """Return rows ``start:stop`` of one expert's delta in the coordinates of the stored tensor, float32: lora_B_e @ lora_A_e, or its transpose."""
     lora_A, lora_B = factors[0][expert], factors[1][expert]  # noqa: N806 - the field's names
-    product = lora_A[:, start:stop].T @ lora_B.T if use.swapped else lora_B[start:stop] @ lora_A
-    return product.mul_(use.scaling)
+    product = lora_A[:, start:stop].T @ lora_B.T if contribution.swapped else lora_B[start:stop] @ lora_A
+    return product.mul_(contribution.scaling)
 
 
 @dataclass
@@ -75,7 +75,7 @@ def round_into(result: torch.Tensor, total: torch.Tensor) -> None:
     result.copy_(total)
 
 
-def keep_negative_zeros(scratch: Scratch, result: torch.Tensor, before: torch.Tensor) -> None:
+def keep_negative_zeros(buffers: Buffers, result: torch.Tensor, before: torch.Tensor) -> None:
     """Make -0.0 of each 0.0 in ``result`` that is -0.0 in ``before``, of the same dtype: zero was added to it, which turned it into 0.0.
 
     Looked for as the least integer, because a minimum of integers takes a fraction of the sum's time, and hardly any weight is -0.0.
@@ -85,7 +85,7 @@ def keep_negative_zeros(scratch: Scratch, result: torch.Tensor, before: torch.Te
     negative = torch.iinfo(kind).min
     if int(held.min()) == negative:
         # Comparisons whose outcome is as wide as what they compare are several times quicker than those that give booleans.
-        zero, kept = (scratch.tensor(role, kind, *result.shape) for role in ("zero", "kept"))
+        zero, kept = (buffers.tensor(role, kind, *result.shape) for role in ("zero", "kept"))
         torch.eq(held, negative, out=kept).bitwise_and_(torch.eq(bits, 0, out=zero))
         bits.bitwise_or_(kept.mul_(negative))
 
@@ -97,79 +97,89 @@ class Merger:
     """
 
     def __init__(
-        self, plan: MergePlan, base: BaseValues, adapters: AdapterValues, products: Products, accumulate: torch.dtype
+        self,
+        plan: MergePlan,
+        base: BaseValues,
+        adapters: AdapterValues,
+        deltas: FactoredDeltas,
+        accumulate: torch.dtype,
     ) -> None:
         self._plan = plan
         self._base = base
         self._adapters = adapters
-        self._products = products
+        self._deltas = deltas
         self._accumulate = accumulate
 
     def _is_pairs(self, region: Region) -> bool:
         """Return whether a region is the base plus lora pairs and nothing else, as nearly all are."""
-        uses = [self._plan.uses[term.use] for term in region.terms]
-        return region.replacement is None and all(isinstance(use, PairUse) and not use.magnitude for use in uses)
+        contributions = [self._plan.contributions[term.contribution] for term in region.terms]
+        return region.replacement is None and all(
+            isinstance(contribution, PairContribution) and not contribution.magnitude for contribution in contributions
+        )
 
     def _rows(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
         """Return rows ``first:last`` of a region as one tensor of an adapter has them, as stored."""
-        use = self._plan.uses[term.use]
-        assert isinstance(use, TensorUse)  # noqa: S101 - the caller looked
-        return self._adapters.rows(use, term, first, last, columns)
+        contribution = self._plan.contributions[term.contribution]
+        assert isinstance(contribution, TensorContribution)  # noqa: S101 - the caller looked
+        return self._adapters.rows(contribution, term, first, last, columns)
 
     def _add_term(self, total: torch.Tensor, region: Region, term: Term, first: int, last: int) -> None:
         """Add rows ``first:last`` of one term."""
-        use = self._plan.uses[term.use]
-        if isinstance(use, TensorUse):
+        contribution = self._plan.contributions[term.contribution]
+        if isinstance(contribution, TensorContribution):
             rows = self._rows(term, first, last, region.columns).to(total.device, total.dtype)
-            total.add_(rows, alpha=use.scaling)
+            total.add_(rows, alpha=contribution.scaling)
         else:
             alone = Region(start=region.start, rows=region.rows, columns=region.columns, terms=(term,))
-            self._products.add(total, alone, first, last)
+            self._deltas.add(total, alone, first, last)
 
     def _scale(self, total: torch.Tensor, term: Term, first: int, last: int) -> None:
         """Scale each output feature of base + delta to DoRA's magnitude."""
-        use = self._plan.uses[term.use]
-        assert isinstance(use, PairUse)  # noqa: S101 - only pairs have a magnitude
-        magnitude = self._adapters.magnitude(use).to(total.device, total.dtype)
-        if use.swapped:
+        contribution = self._plan.contributions[term.contribution]
+        assert isinstance(contribution, PairContribution)  # noqa: S101 - only pairs have a magnitude
+        magnitude = self._adapters.magnitude(contribution).to(total.device, total.dtype)
+        if contribution.swapped:
             total.mul_(magnitude / torch.linalg.vector_norm(total, dim=0))
         else:
             part = magnitude[term.offset + first : term.offset + last]
             total.mul_((part / torch.linalg.vector_norm(total, dim=1)).unsqueeze(1))
 
     def _compute(
-        self, scratch: Scratch, source: torch.Tensor, region: Region, first: int, last: int
+        self, buffers: Buffers, source: torch.Tensor, region: Region, first: int, last: int
     ) -> tuple[torch.Tensor, list[float]]:
         """Return the exact values of rows ``first:last``, and the squared norms known by then."""
-        total = scratch.work("sum", self._accumulate, *source.shape)
+        total = buffers.work("sum", self._accumulate, *source.shape)
         total.copy_(source)
         if self._is_pairs(region):
-            self._products.add(total, region, first, last)
+            self._deltas.add(total, region, first, last)
             # The norm of a whole region costs little, and is counted with its first piece.
-            return total, [self._products.squared_norm(region)] if first == 0 else []
+            return total, [self._deltas.squared_norm(region)] if first == 0 else []
         for term in region.terms:
             self._add_term(total, region, term, first, last)
         for term in region.terms:
-            if isinstance(use := self._plan.uses[term.use], PairUse) and use.magnitude:
+            if (
+                isinstance(contribution := self._plan.contributions[term.contribution], PairContribution)
+                and contribution.magnitude
+            ):
                 self._scale(total, term, first, last)
         return total, []
 
     def values(
-        self, scratch: Scratch, row: PlanRow, region: Region, first: int, last: int
+        self, buffers: Buffers, row: PlanRow, region: Region, first: int, last: int
     ) -> tuple[memoryview, Outcome]:
         """Return the bytes of rows ``first:last`` of a region of the output tensor ``row``, and what the adapters did to them.
 
-        The bytes are valid until the next call with the same ``scratch``. A value that does not change keeps the base's own bits.
+        The bytes are valid until the next call with the same ``buffers``. A value that does not change keeps the base's own bits.
 
         Raises:
             NonFiniteError: NaN or infinity in the base, or a result that does not fit the dtype.
         """
         dtype, shape = TORCH_DTYPES[row.dtype], (last - first, region.columns)
-        base = self._base.rows(scratch, row, region.start + first * region.columns, *shape)
+        base = self._base.rows(buffers, row, region.start + first * region.columns, *shape)
         source = base if region.replacement is None else self._rows(region.replacement, first, last, region.columns)
         assert source is not None  # noqa: S101 - a row without a source is replaced in full
-        total, norms = self._compute(scratch, source, region, first, last)
-        result = scratch.tensor("out", dtype, *shape)
+        total, norms = self._compute(buffers, source, region, first, last)
+        result = buffers.tensor("out", dtype, *shape)
         round_into(result, total)
         if not all_finite(result):
             where = (
@@ -179,7 +189,7 @@ class Merger:
             )
             raise NonFiniteError(f"{row.key}: {where}.")
         before = source.to(dtype)
-        keep_negative_zeros(scratch, result, before)
+        keep_negative_zeros(buffers, result, before)
         kept = before if source is base else None if base is None else base.to(dtype)
         changed = kept is None or not torch.equal(result, kept)
         if not self._is_pairs(region):
@@ -190,24 +200,24 @@ class Merger:
         nonzero = changed or (norms != [0.0] if not self._is_pairs(region) else self._any(total, region, first, last))
         if not changed and kept is not None:
             result.copy_(kept)
-        return scratch.bytes_of("out", result.numel() * dtype.itemsize), Outcome(nonzero, changed, norms)
+        return buffers.bytes_of("out", result.numel() * dtype.itemsize), Outcome(nonzero, changed, norms)
 
     def _any(self, total: torch.Tensor, region: Region, first: int, last: int) -> bool:
         """Return whether any element of the deltas is non-zero, by computing them into ``total``."""
-        self._products.add(total.zero_(), region, first, last)
+        self._deltas.add(total.zero_(), region, first, last)
         return bool(total.any())
 
-    def kept(self, scratch: Scratch, row: PlanRow, start: int, elements: int) -> memoryview:
+    def kept(self, buffers: Buffers, row: PlanRow, start: int, elements: int) -> memoryview:
         """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, converted to its dtype.
 
         Raises:
             NonFiniteError: NaN or infinity in the base, or a value that does not fit the dtype.
         """
-        base = self._base.rows(scratch, row, start, elements, 1)
+        base = self._base.rows(buffers, row, start, elements, 1)
         assert base is not None  # noqa: S101 - a row without a source is replaced in full
         dtype = TORCH_DTYPES[row.dtype]
-        result = scratch.tensor("out", dtype, elements, 1)
+        result = buffers.tensor("out", dtype, elements, 1)
         result.copy_(base)
         if not all_finite(result):
             raise NonFiniteError(f"{row.key}: the base holds NaN or infinity, or does not fit {dtype}.")
-        return scratch.bytes_of("out", elements * dtype.itemsize)
+        return buffers.bytes_of("out", elements * dtype.itemsize)

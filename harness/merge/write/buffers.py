@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
-class Scratch:
+class Buffers:
     """The buffers of one thread.
 
     ``bytes_of(role, size)`` and ``tensor(role, dtype, rows, columns)`` give the same memory, as bytes on the host and as numbers: what is read into

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from harness.merge.base.weight import Stored
+from harness.merge.base.weight import PlainSource
 from harness.merge.files.safetensors_file import DTYPE_BITS
-from harness.merge.plan.merge_plan import MergePlan, PairUse, PlanRow, Region
+from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow, Region
 from harness.merge.plan.output_shards import Output, OutputShard
 
 COPY_BYTES = 16 * 1024 * 1024
@@ -54,8 +54,11 @@ Piece = Copy | Change | Convert
 
 def whole_only(plan: MergePlan, region: Region) -> bool:
     """Return whether a region cannot be computed row by row: DoRA over columns, whose norms need every row."""
-    uses = [plan.uses[term.use] for term in region.terms]
-    return any(isinstance(use, PairUse) and use.magnitude and use.swapped for use in uses)
+    contributions = [plan.contributions[term.contribution] for term in region.terms]
+    return any(
+        isinstance(contribution, PairContribution) and contribution.magnitude and contribution.swapped
+        for contribution in contributions
+    )
 
 
 def _copies(shard: int, start: int, stop: int, offset: int) -> Iterator[Copy]:
@@ -69,7 +72,7 @@ def _gap(plan: MergePlan, row: PlanRow, offset: int, start: int, stop: int) -> I
     In a tensor that changes elsewhere they go through memory, because NaN anywhere in it is refused.
     """
     size = DTYPE_BITS[row.dtype] // 8
-    if isinstance(row.source, Stored) and not row.regions:
+    if isinstance(row.source, PlainSource) and not row.regions:
         info = plan.base.info(row.source.key)
         if info.dtype == row.dtype:
             shard = plan.base.shard_of[row.source.key]

@@ -12,18 +12,18 @@ from threading import Lock
 
 import torch
 
-from harness.merge.base.weight import Stored
+from harness.merge.base.weight import PlainSource
 from harness.merge.files.copying import copy_range, create, write_at
 from harness.merge.files.safetensors_file import DTYPE_BITS
 from harness.merge.plan.merge_plan import MergePlan, PlanRow
 from harness.merge.plan.output_shards import OutputShard
 from harness.merge.write.arithmetic import Merger, Outcome
-from harness.merge.write.buffers import Scratch
-from harness.merge.write.factored_deltas import Products
+from harness.merge.write.buffers import Buffers
+from harness.merge.write.factored_deltas import FactoredDeltas
 from harness.merge.write.flushing import Flusher, OpenFile
 from harness.merge.write.pieces import Change, Convert, Copy, Piece, pieces_of, whole_only
 from harness.merge.write.threads import Lanes, share_out
-from harness.merge.write.values import Files
+from harness.merge.write.values import InputFiles
 
 CHUNK_ELEMENTS = 1024 * 1024
 """Elements handled at once: few enough to stay in the processor's caches from the read to the write (4 MiB in float32)."""
@@ -37,7 +37,7 @@ def source_bytes(plan: MergePlan, row: PlanRow, elements: int) -> int:
     if row.source is None:
         return 0
     stored = sum(plan.base.info(key).nbytes for key in row.source.keys)
-    shape = plan.base.info(row.source.key).shape if isinstance(row.source, Stored) else row.source.shape
+    shape = plan.base.info(row.source.key).shape if isinstance(row.source, PlainSource) else row.source.shape
     return stored * elements // prod(shape)
 
 
@@ -64,11 +64,13 @@ class ShardWriter:
     ``written`` counts the bytes so far. ``decoded`` counts bytes of the base that were read as numbers; the rest was copied unseen.
     """
 
-    def __init__(self, plan: MergePlan, files: Files, merger: Merger, products: Products, folder: Path) -> None:
+    def __init__(
+        self, plan: MergePlan, files: InputFiles, merger: Merger, deltas: FactoredDeltas, folder: Path
+    ) -> None:
         self._plan = plan
         self._files = files
         self._merger = merger
-        self._products = products
+        self._deltas = deltas
         self._folder = folder
         self._lock = Lock()
         self._open: list[ShardFile] = []
@@ -87,7 +89,7 @@ class ShardWriter:
         copy_range(descriptor, target.descriptor, piece.start, piece.stop, piece.offset, what=source.name)
         self._count(target, piece.stop - piece.start)
 
-    def _change(self, scratch: Scratch, target: ShardFile, piece: Change) -> None:
+    def _change(self, buffers: Buffers, target: ShardFile, piece: Change) -> None:
         row, region = piece.row, piece.region
         size, columns = DTYPE_BITS[row.dtype] // 8, region.columns
         rows = piece.last - piece.first
@@ -96,28 +98,28 @@ class ShardWriter:
         step = -(-rows // steps)
         for first in range(piece.first, piece.last, step):
             last = min(first + step, piece.last)
-            data, outcome = self._merger.values(scratch, row, region, first, last)
+            data, outcome = self._merger.values(buffers, row, region, first, last)
             write_at(target.descriptor, data, piece.offset + first * columns * size, what=target.name)
-            self._products.done(region, last - first)
+            self._deltas.done(region, last - first)
             target.add(row.key, outcome)
             self._count(target, len(data), source_bytes(self._plan, row, (last - first) * columns))
 
-    def _convert(self, scratch: Scratch, target: ShardFile, piece: Convert) -> None:
+    def _convert(self, buffers: Buffers, target: ShardFile, piece: Convert) -> None:
         row, size = piece.row, DTYPE_BITS[piece.row.dtype] // 8
         step = max(1, CHUNK_ELEMENTS // row.shape[-1]) * row.shape[-1]
         for start in range(piece.start, piece.stop, step):
             stop = min(start + step, piece.stop)
-            data = self._merger.kept(scratch, row, start, stop - start)
+            data = self._merger.kept(buffers, row, start, stop - start)
             write_at(target.descriptor, data, piece.offset + start * size, what=target.name)
             self._count(target, len(data), source_bytes(self._plan, row, stop - start))
 
-    def _do(self, scratch: Scratch, target: ShardFile, piece: Piece) -> None:
+    def _do(self, buffers: Buffers, target: ShardFile, piece: Piece) -> None:
         if isinstance(piece, Copy):
             self._copy(target, piece)
         elif isinstance(piece, Change):
-            self._change(scratch, target, piece)
+            self._change(buffers, target, piece)
         else:
-            self._convert(scratch, target, piece)
+            self._convert(buffers, target, piece)
 
     def _pieces(self, number: int, shard: OutputShard) -> Iterator[tuple[ShardFile, Piece]]:
         """Yield the pieces of a shard, which is opened when the first is asked for."""
@@ -150,10 +152,10 @@ class ShardWriter:
             IncompleteMergeError: writing failed.
         """
 
-        def work(scratch: Scratch, item: tuple[ShardFile, Piece]) -> None:
+        def work(buffers: Buffers, item: tuple[ShardFile, Piece]) -> None:
             target, piece = item
-            with scratch.stream():
-                self._do(scratch, target, piece)
+            with buffers.stream():
+                self._do(buffers, target, piece)
             flusher.piece_done(target)
 
         def check() -> None:
@@ -163,7 +165,7 @@ class ShardWriter:
         try:
             with Flusher(finished, lanes) as flusher:
                 pieces = Lanes((self._pieces(number, shard) for number, shard in shards), lanes)
-                share_out(pieces, work, lambda: Scratch(device), threads=threads, poll=check)
+                share_out(pieces, work, lambda: Buffers(device), threads=threads, poll=check)
             poll()
         finally:
             for target in self._open:

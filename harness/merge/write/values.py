@@ -15,14 +15,14 @@ from typing import Self
 
 import torch
 
-from harness.merge.adapter.packing import split_stacks
+from harness.merge.adapter.packing import Factors, split_by_expert
 from harness.merge.base.codecs import codecs
-from harness.merge.base.weight import Coded, Stored
+from harness.merge.base.weight import PlainSource, QuantisedSource
 from harness.merge.errors import InputChangedError, NonFiniteError, UnreadableInputError
 from harness.merge.files.copying import CHUNK
 from harness.merge.files.safetensors_file import TensorFile, TensorInfo, read_header, read_into, read_range
-from harness.merge.plan.merge_plan import MergePlan, PairUse, PlanRow, TensorUse, Term, Use
-from harness.merge.write.buffers import Scratch
+from harness.merge.plan.merge_plan import Contribution, MergePlan, PairContribution, PlanRow, TensorContribution, Term
+from harness.merge.write.buffers import Buffers
 from harness.merge.write.threads import Lanes, share_out
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -44,7 +44,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
-class Files:
+class InputFiles:
     """Descriptors of input files, opened once, proved to be those that were planned with, closed together; shared by threads."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Files:
 class BaseValues:
     """Rows of the base's weights."""
 
-    def __init__(self, plan: MergePlan, files: Files) -> None:
+    def __init__(self, plan: MergePlan, files: InputFiles) -> None:
         self._plan = plan
         self._files = files
 
@@ -104,40 +104,36 @@ class BaseValues:
         info = base.info(key)
         return self._files.read(base.shards[base.shard_of[key]], info.start + start, info.start + stop)
 
-    def rows(self, scratch: Scratch, row: PlanRow, start: int, rows: int, columns: int) -> torch.Tensor | None:
+    def rows(self, buffers: Buffers, row: PlanRow, start: int, rows: int, columns: int) -> torch.Tensor | None:
         """Return ``rows`` x ``columns`` elements of a row's source from element ``start`` on; None where the row has no source.
 
-        Values of a plain tensor are as stored and lie in the buffer ``base`` of ``scratch``, decoded ones are float32 and do not.
+        Values of a plain tensor are as stored and lie in the buffer ``base`` of ``buffers``, decoded ones are float32 and do not.
         """
         if row.source is None:
             return None
-        if isinstance(row.source, Stored):
+        if isinstance(row.source, PlainSource):
             base = self._plan.base
             info = base.info(row.source.key)
             dtype = TORCH_DTYPES[info.dtype]
-            view = scratch.bytes_of("base", rows * columns * dtype.itemsize)
+            view = buffers.bytes_of("base", rows * columns * dtype.itemsize)
             self._files.read_into(base.shards[base.shard_of[row.source.key]], info.start + start * dtype.itemsize, view)
-            return scratch.tensor("base", dtype, rows, columns)
+            return buffers.tensor("base", dtype, rows, columns)
         return self._decoded(row.source, start, rows, columns)
 
-    def _decoded(self, coded: Coded, start: int, rows: int, columns: int) -> torch.Tensor:
-        width = coded.shape[-1]
+    def _decoded(self, quantised: QuantisedSource, start: int, rows: int, columns: int) -> torch.Tensor:
+        width = quantised.shape[-1]
         first, last = start // width, -(-(start + rows * columns) // width)
-        values = codecs()[coded.codec].rows(coded, self.read_part, first, last)
+        values = codecs()[quantised.codec].rows(quantised, self.read_part, first, last)
         return values.reshape(-1)[start - first * width :][: rows * columns].reshape(rows, columns)
 
 
 class AdapterValues:
-    """The adapters' tensors, read when first needed; shared by threads.
+    """The adapters' tensors, read when first needed; shared by threads."""
 
-    ``factors(use)`` gives ``lora_A`` (num_experts, rank, a_features) and ``lora_B`` (num_experts, b_features, rank) in float32; anything but a
-    fused parameter counts as one expert.
-    """
-
-    def __init__(self, plan: MergePlan, files: Files) -> None:
+    def __init__(self, plan: MergePlan, files: InputFiles) -> None:
         self._plan = plan
         self._files = files
-        self._kept: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._kept: OrderedDict[int, Factors] = OrderedDict()
         self._lock = RLock()
 
     def read(self, adapter: int, info: TensorInfo) -> torch.Tensor:
@@ -152,56 +148,63 @@ class AdapterValues:
             NonFiniteError: names a module that has one.
         """
         pieces = [
-            (use, role, info, start)
-            for use in self._plan.uses
-            for role, info in use.tensors.items()
+            (contribution, role, info, start)
+            for contribution in self._plan.contributions
+            for role, info in contribution.tensors.items()
             for start in range(info.start, info.stop, CHUNK)
         ]
         share_out(Lanes([iter(pieces)], 1), self._check_piece, lambda: None, threads=threads, poll=lambda: None)
 
-    def _check_piece(self, _state: None, piece: tuple[Use, str, TensorInfo, int]) -> None:
-        use, role, info, start = piece
-        file = self._plan.parts[use.adapter].adapter.file
+    def _check_piece(self, _state: None, piece: tuple[Contribution, str, TensorInfo, int]) -> None:
+        contribution, role, info, start = piece
+        file = self._plan.parts[contribution.adapter].adapter.file
         data = self._files.read(file, start, min(start + CHUNK, info.stop))
         if not all_finite(torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype])):
             raise NonFiniteError(
-                f"the adapter's {role} of {use.module} holds NaN or infinity.",
+                f"the adapter's {role} of {contribution.module} holds NaN or infinity.",
                 "The training diverged or the file is damaged; nothing was merged.",
             )
 
-    def factors(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the two stacks of use ``number`` of the plan, which is a pair."""
+    def factors(self, number: int) -> Factors:
+        """Return the factors of contribution ``number`` of the plan, which is a pair, by expert in float32."""
         with self._lock:
             if number not in self._kept:
-                use = self._plan.uses[number]
-                assert isinstance(use, PairUse)  # noqa: S101 - the caller looked
-                first, second = self.read(use.adapter, use.pair.lora_A), self.read(use.adapter, use.pair.lora_B)
-                self._kept[number] = split_experts(first.float(), second.float(), use)
+                contribution = self._plan.contributions[number]
+                assert isinstance(contribution, PairContribution)  # noqa: S101 - the caller looked
+                first, second = (
+                    self.read(contribution.adapter, contribution.pair.lora_A),
+                    self.read(contribution.adapter, contribution.pair.lora_B),
+                )
+                self._kept[number] = split_experts(first.float(), second.float(), contribution)
                 if len(self._kept) > CACHED_PAIRS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)
             return self._kept[number]
 
-    def magnitude(self, use: PairUse) -> torch.Tensor:
+    def magnitude(self, contribution: PairContribution) -> torch.Tensor:
         """Return DoRA's magnitude vector (out_features,) in float32."""
-        assert use.magnitude is not None  # noqa: S101 - the caller looked
-        return self.read(use.adapter, use.magnitude).float()
+        assert contribution.magnitude is not None  # noqa: S101 - the caller looked
+        return self.read(contribution.adapter, contribution.magnitude).float()
 
-    def rows(self, use: TensorUse, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
+    def rows(self, contribution: TensorContribution, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
         """Return rows ``first:last`` of a region as a tensor of the adapter has them, (last - first, columns), as stored there."""
-        info = use.info
+        info = contribution.info
         size = TORCH_DTYPES[info.dtype].itemsize
         # A (num_experts, rows, columns) tensor is num_experts times rows rows.
         skipped = (term.expert or 0) * (info.shape[1] if term.expert is not None else 0) + term.offset
         start = info.start + (skipped + first) * columns * size
         data = self._files.read(
-            self._plan.parts[use.adapter].adapter.file, start, start + (last - first) * columns * size
+            self._plan.parts[contribution.adapter].adapter.file, start, start + (last - first) * columns * size
         )
         return tensor_of(data, info.dtype, (last - first, columns))
 
 
-def split_experts(lora_A: torch.Tensor, lora_B: torch.Tensor, use: PairUse) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803 - the field's names
-    """Return ``lora_A`` (E, r, a) and ``lora_B`` (E, b, r) of a use from the flat (E*r, a) and (b, E*r), in the dtypes given."""
-    return split_stacks(
-        lora_A, lora_B, count=use.num_experts or 1, rank=use.rank, grouped_by_expert=use.grouped_by_expert
+def split_experts(lora_a: torch.Tensor, lora_b: torch.Tensor, contribution: PairContribution) -> Factors:
+    """Return the factors of a pair by expert, in the dtypes given; anything but a fused parameter counts as one expert."""
+    return split_by_expert(
+        lora_a,
+        lora_b,
+        num_experts=contribution.num_experts or 1,
+        rank=contribution.rank,
+        packing="grouped_by_expert" if contribution.grouped_by_expert else "rank_major",
     )

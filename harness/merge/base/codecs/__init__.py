@@ -1,7 +1,7 @@
 """Quantised formats, one file each, found by itself: which tensors make up a weight, and the weight's values in plain torch.
 
 A codec is a module with two functions. ``find(base)`` returns the quantised weights among a checkpoint's tensors, by the key that the
-weight has in the output, from headers alone (and the few bytes of JSON that a format hides in a tensor). ``rows(coded, read, first, last)``
+weight has in the output, from headers alone (and the few bytes of JSON that a format hides in a tensor). ``rows(quantised, read, first, last)``
 returns rows ``first:last`` of the weight, taken as a matrix of its last dimension, in float32; ``read(key, start, stop)`` gives bytes of a tensor of
 the base. torch is imported where values are made, so that planning needs none. A new format is a new file; nothing else changes.
 """
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from harness.merge.base.checkpoint import Checkpoint
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ ReadBytes = Callable[[str, int, int], bytearray]
 class Codec(Protocol):
     """What a module of this package offers; see the package's own description."""
 
-    def find(self, base: Checkpoint) -> dict[str, Coded]:
+    def find(self, base: Checkpoint) -> dict[str, QuantisedSource]:
         """Return the weights of this format by their key in the output.
 
         Raises:
@@ -36,7 +36,7 @@ class Codec(Protocol):
         """
         ...
 
-    def rows(self, coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+    def rows(self, quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
         """Return rows ``first:last`` of a weight in float32, (last - first, columns)."""
         ...
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import ReadBytes
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError
 from harness.merge.files.json_file import parse_object
 from harness.merge.files.safetensors_file import MAX_DIMENSIONS, read_range
@@ -74,9 +74,9 @@ def _check(base: Checkpoint, key: str, wanted: dict[str, tuple[str, int]]) -> No
             )
 
 
-def find(base: Checkpoint) -> dict[str, Coded]:
+def find(base: Checkpoint) -> dict[str, QuantisedSource]:
     """Return the 4-bit weights by key; see the package."""
-    found: dict[str, Coded] = {}
+    found: dict[str, QuantisedSource] = {}
     for state_key in base.shard_of:
         name = next((suffix for suffix in STATES if state_key.endswith(f".{suffix}")), None)
         if name is None:
@@ -125,31 +125,31 @@ def find(base: Checkpoint) -> dict[str, Coded]:
             wanted |= {"nested_absmax": ("F32", -(-blocks // outer)), "nested_quant_map": ("F32", MAP_ENTRIES)}
         _check(base, key, wanted)
         parts = {"weight": key, "state": state_key} | {part: f"{key}.{part}" for part in wanted}
-        found[key] = Coded(codec="bnb_4bit", parts=parts, shape=tuple(shape), options=options)
+        found[key] = QuantisedSource(codec="bnb_4bit", parts=parts, shape=tuple(shape), options=options)
     return found
 
 
-def _floats(coded: Coded, read: ReadBytes, part: str, first: int, last: int) -> torch.Tensor:
+def _floats(quantised: QuantisedSource, read: ReadBytes, part: str, first: int, last: int) -> torch.Tensor:
     import torch  # noqa: PLC0415 - planning needs none
 
-    return torch.frombuffer(read(coded.parts[part], first * 4, last * 4), dtype=torch.float32)
+    return torch.frombuffer(read(quantised.parts[part], first * 4, last * 4), dtype=torch.float32)
 
 
-def _scales(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+def _scales(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return the scales of blocks ``first:last`` in float32."""
     import torch  # noqa: PLC0415 - planning needs none
 
-    if not coded.options["nested"]:
-        return _floats(coded, read, "absmax", first, last)
-    outer = int(str(coded.options["nested_blocksize"]))
+    if not quantised.options["nested"]:
+        return _floats(quantised, read, "absmax", first, last)
+    outer = int(str(quantised.options["nested_blocksize"]))
     low, high = first // outer, -(-last // outer)
-    codes = torch.frombuffer(read(coded.parts["absmax"], first, last), dtype=torch.uint8).long()
-    inner = _floats(coded, read, "nested_quant_map", 0, MAP_ENTRIES)[codes]
-    spread = _floats(coded, read, "nested_absmax", low, high)[torch.arange(first, last) // outer - low]
-    return inner * spread + torch.tensor(coded.options["nested_offset"], dtype=torch.float32)
+    codes = torch.frombuffer(read(quantised.parts["absmax"], first, last), dtype=torch.uint8).long()
+    inner = _floats(quantised, read, "nested_quant_map", 0, MAP_ENTRIES)[codes]
+    spread = _floats(quantised, read, "nested_absmax", low, high)[torch.arange(first, last) // outer - low]
+    return inner * spread + torch.tensor(quantised.options["nested_offset"], dtype=torch.float32)
 
 
-def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+def rows(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return rows ``first:last`` in float32; see the package.
 
     Raises:
@@ -157,14 +157,14 @@ def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """
     import torch  # noqa: PLC0415 - planning needs none
 
-    width, blocksize = coded.shape[-1], int(str(coded.options["blocksize"]))
-    table = torch.tensor(CODES[str(coded.options["codes"])], dtype=torch.float32)
-    if not torch.allclose(_floats(coded, read, "quant_map", 0, len(NF4)), table, rtol=0, atol=1e-6):
-        raise UnsupportedBaseError(f"{coded.parts['quant_map']} is not the table of {coded.options['codes']}.")
+    width, blocksize = quantised.shape[-1], int(str(quantised.options["blocksize"]))
+    table = torch.tensor(CODES[str(quantised.options["codes"])], dtype=torch.float32)
+    if not torch.allclose(_floats(quantised, read, "quant_map", 0, len(NF4)), table, rtol=0, atol=1e-6):
+        raise UnsupportedBaseError(f"{quantised.parts['quant_map']} is not the table of {quantised.options['codes']}.")
     start, stop = first * width, last * width
-    packed = torch.frombuffer(read(coded.parts["weight"], start // 2, -(-stop // 2)), dtype=torch.uint8).long()
+    packed = torch.frombuffer(read(quantised.parts["weight"], start // 2, -(-stop // 2)), dtype=torch.uint8).long()
     codes = torch.stack((packed >> 4, packed & 0xF), dim=-1).reshape(-1)[start % 2 :][: stop - start]
     low, high = start // blocksize, -(-stop // blocksize)
-    scales = _scales(coded, read, low, high)[torch.arange(start, stop) // blocksize - low]
-    values = (table[codes] * scales).to(getattr(torch, str(coded.options["dtype"])))
+    scales = _scales(quantised, read, low, high)[torch.arange(start, stop) // blocksize - low]
+    values = (table[codes] * scales).to(getattr(torch, str(quantised.options["dtype"])))
     return values.float().reshape(last - first, width)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import ReadBytes
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError
 from harness.merge.files.safetensors_file import read_range
 
@@ -33,9 +33,9 @@ def _row_by_row(base: Checkpoint, key: str) -> bool:
         os.close(descriptor)
 
 
-def find(base: Checkpoint) -> dict[str, Coded]:
+def find(base: Checkpoint) -> dict[str, QuantisedSource]:
     """Return the 8-bit weights by key; see the package."""
-    found: dict[str, Coded] = {}
+    found: dict[str, QuantisedSource] = {}
     for scale_key in base.shard_of:
         if not scale_key.endswith(".SCB"):
             continue
@@ -55,15 +55,15 @@ def find(base: Checkpoint) -> dict[str, Coded]:
                     f"{form} names an arrangement of {key} that is not decoded; 0, row by row, is."
                 )
             parts["format"] = form
-        found[key] = Coded(codec="bnb_8bit", parts=parts, shape=weight.shape)
+        found[key] = QuantisedSource(codec="bnb_8bit", parts=parts, shape=weight.shape)
     return found
 
 
-def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+def rows(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return rows ``first:last`` in float32; see the package."""
     import torch  # noqa: PLC0415 - planning needs none
 
-    width = coded.shape[-1]
-    values = torch.frombuffer(read(coded.parts["weight"], first * width, last * width), dtype=torch.int8)
-    scales = torch.frombuffer(read(coded.parts["SCB"], first * 4, last * 4), dtype=torch.float32)
+    width = quantised.shape[-1]
+    values = torch.frombuffer(read(quantised.parts["weight"], first * width, last * width), dtype=torch.int8)
+    scales = torch.frombuffer(read(quantised.parts["SCB"], first * 4, last * 4), dtype=torch.float32)
     return values.reshape(last - first, width) * scales.unsqueeze(1) * RECIPROCAL

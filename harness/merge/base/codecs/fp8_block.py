@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import ReadBytes
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def _block_size(base: Checkpoint, key: str) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def find(base: Checkpoint) -> dict[str, Coded]:
+def find(base: Checkpoint) -> dict[str, QuantisedSource]:
     """Return the FP8 weights by key; see the package."""
-    found: dict[str, Coded] = {}
+    found: dict[str, QuantisedSource] = {}
     for scale_key in base.shard_of:
         key = scale_key.removesuffix(SUFFIX)
         if key == scale_key:
@@ -63,7 +63,7 @@ def find(base: Checkpoint) -> dict[str, Coded]:
         parts = {"weight": key, "scales": scale_key}
         module = key.removesuffix("weight")
         parts |= {name: f"{module}{name}" for name in SPARE if f"{module}{name}" in base}
-        found[key] = Coded(
+        found[key] = QuantisedSource(
             codec="fp8_block",
             parts=parts,
             shape=weight.shape,
@@ -78,25 +78,25 @@ def find(base: Checkpoint) -> dict[str, Coded]:
     return found
 
 
-def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+def rows(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return rows ``first:last`` in float32; see the package."""
     import torch  # noqa: PLC0415 - planning needs none
 
-    height, width = coded.shape[-2:]
-    block_rows, block_columns = (int(str(coded.options[name])) for name in ("block_rows", "block_columns"))
-    scale_dtype = getattr(torch, SCALES[str(coded.options["scales"])])
-    data = read(coded.parts["weight"], first * width, last * width)
-    packed = torch.frombuffer(data, dtype=getattr(torch, FLOAT8[str(coded.options["weight"])]))
+    height, width = quantised.shape[-2:]
+    block_rows, block_columns = (int(str(quantised.options[name])) for name in ("block_rows", "block_columns"))
+    scale_dtype = getattr(torch, SCALES[str(quantised.options["scales"])])
+    data = read(quantised.parts["weight"], first * width, last * width)
+    packed = torch.frombuffer(data, dtype=getattr(torch, FLOAT8[str(quantised.options["weight"])]))
     values = packed.to(scale_dtype).reshape(last - first, width)
     across, down = -(-width // block_columns), -(-height // block_rows)
-    if coded.options["single"]:
-        scales = torch.frombuffer(read(coded.parts["scales"], 0, scale_dtype.itemsize), dtype=scale_dtype)
+    if quantised.options["single"]:
+        scales = torch.frombuffer(read(quantised.parts["scales"], 0, scale_dtype.itemsize), dtype=scale_dtype)
         return (values * scales).float()
     # Row of scales that each row uses; a 3D tensor's matrices follow one another.
     row = torch.arange(first, last)
     scale_row = row // height * down + row % height // block_rows
     low, high = int(scale_row[0]), int(scale_row[-1]) + 1
     size = across * scale_dtype.itemsize
-    table = torch.frombuffer(read(coded.parts["scales"], low * size, high * size), dtype=scale_dtype)
+    table = torch.frombuffer(read(quantised.parts["scales"], low * size, high * size), dtype=scale_dtype)
     spread = table.reshape(high - low, across)[scale_row - low].repeat_interleave(block_columns, dim=1)[:, :width]
     return (values * spread).float()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import ReadBytes
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ GROUP_BYTES = 16
 BIAS = 127
 
 
-def find(base: Checkpoint) -> dict[str, Coded]:
+def find(base: Checkpoint) -> dict[str, QuantisedSource]:
     """Return the MXFP4 parameters by key; see the package."""
-    found: dict[str, Coded] = {}
+    found: dict[str, QuantisedSource] = {}
     for blocks_key in base.shard_of:
         key = blocks_key.removesuffix("_blocks")
         if key == blocks_key or base.info(blocks_key).dtype != "U8":
@@ -48,7 +48,7 @@ def find(base: Checkpoint) -> dict[str, Coded]:
                 f" this model is {str(base.text_config.get('model_type'))[:40]!r}."
             )
         count, out, groups, _ = blocks.shape
-        found[key] = Coded(
+        found[key] = QuantisedSource(
             codec="mxfp4",
             parts={"blocks": blocks_key, "scales": scales_key},
             shape=(count, groups * 2 * GROUP_BYTES, out),
@@ -56,14 +56,14 @@ def find(base: Checkpoint) -> dict[str, Coded]:
     return found
 
 
-def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
+def rows(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return rows ``first:last`` in float32; see the package.
 
     A row is one input feature of one expert over all outputs, so the expert's blocks are read whole and a few groups of them decoded.
     """
     import torch  # noqa: PLC0415 - planning needs none
 
-    _, height, out = coded.shape
+    _, height, out = quantised.shape
     groups = height // (2 * GROUP_BYTES)
     table = torch.tensor(VALUES)
     pieces: list[torch.Tensor] = []
@@ -73,9 +73,11 @@ def rows(coded: Coded, read: ReadBytes, first: int, last: int) -> torch.Tensor:
         stop = min(start + last - position, height)
         low, high = start // (2 * GROUP_BYTES), -(-stop // (2 * GROUP_BYTES))
         size = out * groups
-        packed = read(coded.parts["blocks"], expert * size * GROUP_BYTES, (expert + 1) * size * GROUP_BYTES)
+        packed = read(quantised.parts["blocks"], expert * size * GROUP_BYTES, (expert + 1) * size * GROUP_BYTES)
         blocks = torch.frombuffer(packed, dtype=torch.uint8).reshape(out, groups, GROUP_BYTES)[:, low:high].long()
-        exponents = torch.frombuffer(read(coded.parts["scales"], expert * size, (expert + 1) * size), dtype=torch.uint8)
+        exponents = torch.frombuffer(
+            read(quantised.parts["scales"], expert * size, (expert + 1) * size), dtype=torch.uint8
+        )
         power = exponents.reshape(out, groups)[:, low:high].int() - BIAS
         values = table[torch.stack((blocks & 0xF, blocks >> 4), dim=-1)].reshape(out, high - low, 2 * GROUP_BYTES)
         decoded = torch.ldexp(values, power.unsqueeze(-1)).reshape(out, -1)

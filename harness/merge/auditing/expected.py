@@ -11,9 +11,9 @@ from math import frexp, prod
 
 import torch
 
-from harness.merge.plan.merge_plan import PairUse
+from harness.merge.adapter.packing import Factors
+from harness.merge.plan.merge_plan import PairContribution
 
-Factors = tuple[torch.Tensor, torch.Tensor]
 LANE_WORDS = 1 << 13
 """Words of ones that add up without carrying from one 16-bit lane into the next."""
 
@@ -30,29 +30,39 @@ class Workspace:
             self._kept[name, dtype] = torch.empty(wanted, dtype=dtype)
         return self._kept[name, dtype][:wanted].view(shape)
 
-    def delta(self, factors: Factors, use: PairUse, expert: int, first: int, rows: int, columns: int) -> torch.Tensor:
+    def delta(
+        self, factors: Factors, contribution: PairContribution, expert: int, first: int, rows: int, columns: int
+    ) -> torch.Tensor:
         """Return ``rows`` of a delta from row ``first`` on, (rows, columns) in float32; other arguments as for ``added``."""
-        left, right = _sides(factors, use, expert, first, first + rows)
+        left, right = _sides(factors, contribution, expert, first, first + rows)
         product = torch.mm(left, right, out=self._buffer("delta", (rows, columns), torch.float32))
-        return product.mul_(use.scaling)
+        return product.mul_(contribution.scaling)
 
     def added(
-        self, base: torch.Tensor, factors: Factors, use: PairUse, expert: int, first: int, dtype: torch.dtype
+        self,
+        base: torch.Tensor,
+        factors: Factors,
+        contribution: PairContribution,
+        expert: int,
+        first: int,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         """Return base + delta, rounded once to ``dtype``.
 
         Args:
             base: (rows, columns), in any float dtype.
             factors: ``lora_A`` (num_experts, rank, a_features) and ``lora_B`` (num_experts, b_features, rank), float32.
-            use: how the pair is read.
+            contribution: how the pair is read.
             expert: which expert's delta.
             first: its row that the first row of ``base`` gets.
             dtype: what to round to.
         """
-        if abs(frexp(use.scaling)[0]) != 0.5:  # noqa: PLR2004 - the mantissa of a power of two
-            return self.once(base, self.delta(factors, use, expert, first, *base.shape), dtype)
-        left, right = _sides(factors, use, expert, first, first + base.shape[0])
-        wide = self._buffer("sum", base.shape, torch.float32).copy_(base).addmm_(left, right, alpha=use.scaling)
+        if abs(frexp(contribution.scaling)[0]) != 0.5:  # noqa: PLR2004 - the mantissa of a power of two
+            return self.once(base, self.delta(factors, contribution, expert, first, *base.shape), dtype)
+        left, right = _sides(factors, contribution, expert, first, first + base.shape[0])
+        wide = (
+            self._buffer("sum", base.shape, torch.float32).copy_(base).addmm_(left, right, alpha=contribution.scaling)
+        )
         return wide if dtype == wide.dtype else self._buffer("once", base.shape, dtype).copy_(wide)
 
     def once(self, base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -80,10 +90,12 @@ class Workspace:
         return found
 
 
-def _sides(factors: Factors, use: PairUse, expert: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sides(
+    factors: Factors, contribution: PairContribution, expert: int, first: int, last: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two matrices whose product are rows of an expert's delta as stored; see ``harness.merge.write.arithmetic.delta_rows``."""
     lora_A, lora_B = factors[0][expert], factors[1][expert]  # noqa: N806 - the field's names
-    return (lora_A[:, first:last].T, lora_B.T) if use.swapped else (lora_B[first:last], lora_A)
+    return (lora_A[:, first:last].T, lora_B.T) if contribution.swapped else (lora_B[first:last], lora_A)
 
 
 def count(mask: torch.Tensor) -> int:

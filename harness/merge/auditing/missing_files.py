@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.merge.auditing.merged import MergedCheckpoint
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
 from harness.merge.base.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Checkpoint
 from harness.merge.errors import InputRefusedError
 from harness.merge.files.confine import confined

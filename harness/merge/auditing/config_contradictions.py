@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.merge.auditing.merged import MergedCheckpoint
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairing
 from harness.merge.base.checkpoint import CONFIG_FILE
-from harness.merge.base.weight import Coded
+from harness.merge.base.weight import QuantisedSource
 from harness.merge.files.confine import confined
 from harness.merge.files.json_file import read_object
 from harness.merge.plan.merge_plan import MergePlan, PlanRow
@@ -32,7 +32,7 @@ def _problems(
     plan: MergePlan, merged: MergedCheckpoint, pairings: Mapping[str, Pairing], given: Mapping[str, object]
 ) -> Iterator[str]:
     def plain(row: PlanRow) -> bool:
-        return isinstance(row.source, Coded) and any(
+        return isinstance(row.source, QuantisedSource) and any(
             merged.info(key).dtype in TORCH_DTYPES for key in pairings[row.key].keys
         )
 
