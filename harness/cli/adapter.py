@@ -14,7 +14,7 @@ from rich.table import Table
 from harness.cli.engine import engine_command, run_engine
 from harness.cli.setup import check_writable, console
 
-PACKAGE = "harness.merge.adapters"
+PACKAGE = "harness.merge.adapter_tools"
 SHOWN = 10
 
 app = typer.Typer(help="Look at an adapter, or rewrite it in another layout.", no_args_is_help=True)

@@ -2,7 +2,7 @@
 
 PEFT keeps the LoRA of a fused parameter as two flat Linears and multiplies them out to a delta as large as the parameter. Kept apart, a token of expert
 e costs ``x @ first[e] @ second[e] * scaling`` and nothing is multiplied out. Which side of the parameter lora_A faces and how lora_B is packed is decided
-where merges decide it (``harness.merge.layout``, ``harness.merge.sources``), from what PEFT itself recorded in the live wrapper:
+where merges decide it (``harness.merge.adapter.layout``, ``harness.merge.adapter.packing``), from what PEFT itself recorded in the live wrapper:
 ``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from harness.experts.errors import UnrecognisedLoraError
+from harness.merge.adapter.layout import IoLayout, decide_io_layout, parameter_readings
+from harness.merge.adapter.packing import split_lora_a, split_lora_b
 from harness.merge.errors import MergeError
-from harness.merge.layout import IoLayout, decide_io_layout, parameter_readings
-from harness.merge.sources import stack_a, stack_b
 
 TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
 """Experts modules that store (num_experts, in, out) and lack the attribute ``is_transposed`` by which transformers says so."""
@@ -58,17 +58,17 @@ class RecognisedLora:
 
     def inward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that faces the input, or one like it, as (num_experts, rank, in)."""
-        return self._stack_a(weight) if self.io_layout == "standard" else self._stack_b(weight).mT
+        return self._split_a(weight) if self.io_layout == "standard" else self._split_b(weight).mT
 
     def outward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that faces the output, or one like it, as (num_experts, out, rank)."""
-        return self._stack_b(weight) if self.io_layout == "standard" else self._stack_a(weight).mT
+        return self._split_b(weight) if self.io_layout == "standard" else self._split_a(weight).mT
 
-    def _stack_a(self, lora_a: torch.Tensor) -> torch.Tensor:
-        return stack_a(lora_a, count=self.num_experts, rank=self.rank)
+    def _split_a(self, lora_a: torch.Tensor) -> torch.Tensor:
+        return split_lora_a(lora_a, num_experts=self.num_experts, rank=self.rank)
 
-    def _stack_b(self, lora_b: torch.Tensor) -> torch.Tensor:
-        return stack_b(lora_b, count=self.num_experts, rank=self.rank, grouped_by_expert=False)
+    def _split_b(self, lora_b: torch.Tensor) -> torch.Tensor:
+        return split_lora_b(lora_b, num_experts=self.num_experts, rank=self.rank, packing="rank_major")
 
 
 def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool | None = None) -> ExpertLora:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from harness.merge.auditing import AuditReport, TensorVerdict
+from harness.merge.adapter.layout import BPacking, Decision, IoLayout
+from harness.merge.auditing.report import AuditReport
+from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import (
     IncompleteMergeError,
     InputRefusedError,
@@ -19,10 +21,9 @@ from harness.merge.errors import (
     OutputExistsError,
     UsageError,
 )
-from harness.merge.layout import BPacking, Decision, IoLayout
-from harness.merge.plan import plan_merge
-from harness.merge.records import MergePlan
-from harness.merge.report import Counts, MergeReport, PartReport
+from harness.merge.plan.merge_plan import MergePlan
+from harness.merge.plan.planner import plan_merge
+from harness.merge.run.report import Counts, MergeReport, PartReport
 
 __all__ = [
     "AuditReport",
@@ -78,10 +79,10 @@ def merge(
     Raises:
         MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
     """
-    from harness.merge.engine import How, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
+    from harness.merge.run.engine import ComputeOptions, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
-    how = How(accumulate=accumulate, device=device, threads=threads)
-    return run_merge(plan, out, overwrite=overwrite, resume=resume, how=how, progress=progress)
+    compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
+    return run_merge(plan, out, overwrite=overwrite, resume=resume, compute=compute, progress=progress)
 
 
 def merge_part(
@@ -104,11 +105,13 @@ def merge_part(
     Raises:
         MergeError: one of its subclasses; then there is no new part.
     """
-    from harness.merge.engine import How  # noqa: PLC0415 - as above
-    from harness.merge.parts import run_part  # noqa: PLC0415
+    from harness.merge.run.engine import ComputeOptions  # noqa: PLC0415 - as above
+    from harness.merge.run.parts import run_part  # noqa: PLC0415
 
-    how = How(accumulate=accumulate, device=device, threads=threads)
-    return run_part(plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, how=how, progress=progress)
+    compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
+    return run_part(
+        plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, compute=compute, progress=progress
+    )
 
 
 def assemble(
@@ -131,10 +134,12 @@ def assemble(
     Raises:
         MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written. The parts stay.
     """
-    from harness.merge.engine import How  # noqa: PLC0415 - as above
-    from harness.merge.parts import run_assemble  # noqa: PLC0415
+    from harness.merge.run.engine import ComputeOptions  # noqa: PLC0415 - as above
+    from harness.merge.run.parts import run_assemble  # noqa: PLC0415
 
-    return run_assemble(plan, out, overwrite=overwrite, how=How(accumulate=accumulate), progress=progress)
+    return run_assemble(
+        plan, out, overwrite=overwrite, compute=ComputeOptions(accumulate=accumulate), progress=progress
+    )
 
 
 def audit(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.merge import assemble, merge, merge_part, plan_merge
+from harness.merge.adapter.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.adapter.trained_on import trained_elsewhere
 from harness.merge.errors import UsageError
-from harness.merge.estimate import default_threads, estimate
-from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.plan.estimate import default_threads, estimate
+from harness.merge.plan.merge_plan import DTYPE_NAMES
 from harness.merge.process import Parser, progress, run, say
-from harness.merge.records import DTYPE_NAMES
-from harness.merge.rehearsal import rehearse
-from harness.merge.trained_on import trained_elsewhere
+from harness.merge.run.dry_run import check_output
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def _run(argv: Sequence[str] | None) -> int:
         expected = estimate(plan, options.threads or default_threads(), options.accumulate)
         place = None
         if options.out is not None:
-            place = rehearse(plan, options.out, overwrite=options.overwrite, part=options.shard)
+            place = check_output(plan, options.out, overwrite=options.overwrite, part=options.shard)
         say("plan", {**plan.to_json(), "estimate": expected.to_json(), "output": place})
     elif options.assemble:
         say("report", assemble(plan, options.out, **common).to_json())

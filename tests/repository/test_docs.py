@@ -28,10 +28,11 @@ from harness.envs.child_environment import child_environment
 from harness.errors import HarnessError
 from harness.execution.deadman import TOKEN
 from harness.matrix.catalogue import read_catalogue
-from harness.merge.adapter_config import INIT_CHANGES_BASE
-from harness.merge.auditing.report import AuditReport, TensorVerdict
+from harness.merge.adapter.config import INIT_CHANGES_BASE
+from harness.merge.auditing.report import AuditReport
+from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import MergeError
-from harness.merge.report import MergeReport, Resumed
+from harness.merge.run.report import MergeReport, Resumed
 from harness.result import CellResult
 from harness.worker.checkpoints.geometry import geometry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults"}),
-    "bench": frozenset({"bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
+    "bench": frozenset({"contract", "bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset(
         {
             "contract",
@@ -211,7 +212,7 @@ def test_the_merge_engine_needs_torch_alone_and_only_to_merge() -> None:
     sources = {_module_of(path): path.read_text("utf-8") for path in files_of("merge")}
     assert {item.module for source in sources.values() for item in third_party(source)} == {"torch"}
 
-    reached = {"harness.merge", "harness.merge.plan", "harness.merge.command"}
+    reached = {"harness.merge", "harness.merge.plan.planner", "harness.merge.command"}
     waiting = list(reached)
     while waiting:
         for item in imports_of(sources[waiting.pop()]):
@@ -219,7 +220,113 @@ def test_the_merge_engine_needs_torch_alone_and_only_to_merge() -> None:
                 reached.add(item.module)
                 waiting.append(item.module)
     assert len(reached) > 10, "the search itself must have found something"
-    assert [name for name in sorted(reached) if third_party(sources[name])] == []
+    assert [name for name in sorted(reached) if any(not item.for_types for item in third_party(sources[name]))] == []
+
+
+MERGE_ROOMS = ("files", "adapter", "base", "plan", "write", "publish", "run")
+"""The rooms of ``harness/merge``, each of which imports only rooms that stand before it."""
+
+BESIDE_RUN = ("auditing", "adapter_tools")
+"""Programs of their own over the same rooms: none imports another, or ``run``."""
+
+CATALOGUES = ("base.codecs", "base.families")
+"""Folders that find their own files; their ``__init__`` is the catalogue."""
+
+
+def merge_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return which files of ``harness.merge`` each of them imports, wherever in the file; ``from a import b`` may mean the file ``a.b``."""
+    found: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.ImportFrom(module=str(module), names=names):
+                    meant = {f"{module}.{alias.name}" for alias in names}
+                    found[name] |= meant & sources.keys() or {module} & sources.keys()
+                case ast.Import(names=names):
+                    found[name] |= {alias.name for alias in names} & sources.keys()
+    return found
+
+
+def circles(imports: Mapping[str, set[str]]) -> set[str]:
+    """Return the files that import themselves, through others, and those that import such."""
+    left = dict(imports)
+    while ready := [name for name, below in left.items() if not below & left.keys()]:
+        for name in ready:
+            del left[name]
+    return set(left)
+
+
+def misplaced(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return the imports that go from a room to one that does not stand below it."""
+    found = []
+    for name, below in imports.items():
+        for other in below:
+            here, there = (MERGE_ROOM.match(module) for module in (name, other))
+            if here is None or (there is not None and there["room"] == here["room"]):
+                continue
+            if there is None:
+                allowed = other in {"harness.merge.errors", "harness.merge.process"} or name.endswith(".command")
+            elif here["room"] in BESIDE_RUN:
+                allowed = there["room"] in MERGE_ROOMS[:-1]
+            else:
+                allowed = there["room"] in MERGE_ROOMS[: MERGE_ROOMS.index(here["room"])]
+            if not allowed:
+                found.append(f"{name} -> {other}")
+    return found
+
+
+MERGE_ROOM = re.compile(rf"harness\.merge\.(?P<room>{'|'.join((*MERGE_ROOMS, *BESIDE_RUN))})(\.|$)")
+
+
+def merge_sources() -> dict[str, str]:
+    """Return the source of every file of ``harness.merge`` by module."""
+    return {_module_of(path): path.read_text("utf-8") for path in files_of("merge")}
+
+
+def test_every_folder_of_the_merge_engine_is_a_room() -> None:
+    inside = [path.relative_to(PACKAGE / "merge") for path in files_of("merge")]
+
+    assert {path.parts[0] for path in inside if len(path.parts) > 1} == {*MERGE_ROOMS, *BESIDE_RUN}
+
+
+def test_no_file_of_the_merge_engine_imports_itself_through_others() -> None:
+    assert circles(merge_imports(merge_sources())) == set()
+
+
+def test_the_rooms_of_the_merge_engine_import_only_rooms_below() -> None:
+    assert misplaced(merge_imports(merge_sources())) == []
+
+
+def test_a_room_of_the_merge_engine_loads_nothing_by_itself() -> None:
+    """Only the face and the catalogues have code in ``__init__``, so that importing one file imports no other."""
+    rooms = {name: path for path in files_of("merge") if path.name == "__init__.py" and (name := _module_of(path))}
+    but = {"harness.merge", *(f"harness.merge.{name}" for name in CATALOGUES)}
+    assert rooms.keys() >= but
+
+    assert [
+        name for name, path in rooms.items() if name not in but and len(ast.parse(path.read_text()).body) != 1
+    ] == []
+
+
+def test_planted_circles_and_misplaced_imports_are_found() -> None:
+    planted = merge_imports({
+        "harness.merge": "from harness.merge.plan.planner import plan_merge",
+        "harness.merge.plan.planner": "def f():\n    from harness.merge.plan import regions",
+        "harness.merge.plan.regions": "import harness.merge.plan.planner",
+        "harness.merge.files.hub_cache": "from harness.merge.write import shards",
+        "harness.merge.write.shards": "from harness.merge import plan_merge",
+        "harness.merge.run.engine": "from harness.merge.auditing import walk",
+        "harness.merge.auditing.walk": "from harness.merge.run import engine",
+    })  # fmt: skip
+
+    assert circles(planted) == planted.keys()
+    assert set(misplaced(planted)) == {
+        "harness.merge.files.hub_cache -> harness.merge.write.shards",
+        "harness.merge.write.shards -> harness.merge",
+        "harness.merge.run.engine -> harness.merge.auditing.walk",
+        "harness.merge.auditing.walk -> harness.merge.run.engine",
+    }
 
 
 def _module_of(path: Path) -> str:

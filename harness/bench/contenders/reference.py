@@ -21,9 +21,9 @@ def load() -> dict[str, str]:
     """Import everything that merging imports."""
     import torch
 
-    import harness.merge.engine
+    import harness.merge.run.engine
 
-    return {"torch": torch.__version__, "engine": harness.merge.engine.__name__}
+    return {"torch": torch.__version__, "engine": harness.merge.run.engine.__name__}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:

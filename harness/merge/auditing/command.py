@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.merge import audit
-from harness.merge.layout import B_PACKINGS, IO_LAYOUTS
+from harness.merge.adapter.layout import B_PACKINGS, IO_LAYOUTS
 from harness.merge.process import Parser, progress, run, say
 
 

@@ -19,8 +19,8 @@ from harness.merge.auditing.fitting import alignment, fitted_base_scale, fitted_
 from harness.merge.auditing.measure import Rows, measure, tolerable
 from harness.merge.auditing.slices import Siblings, Slice
 from harness.merge.auditing.source import Source
-from harness.merge.families import family_of
-from harness.merge.records import PairUse
+from harness.merge.base.families import family_of
+from harness.merge.plan.merge_plan import PairContribution
 
 SCREENED = 1 << 18
 """Elements on which the candidates that are few are compared."""
@@ -139,7 +139,7 @@ class Doctor:
         nice = round(scale, 3)
         if nice != scale and nice and self._explains(one, item, nice) is not None:
             scale = nice
-        configured = self._source.plan.uses[item.use].scaling
+        configured = self._source.plan.contributions[item.contribution].scaling
         said = "" if item.others else f" ({scale * configured:.4g} instead of {configured:.4g})"
         return Diagnosis(verdict="partial", detail=f"applied at {scale:.4g} times its scale{said}", scale=scale)
 
@@ -164,68 +164,68 @@ class Doctor:
 
     def _candidates(self, item: Slice) -> Iterator[Candidate]:
         """Yield the misreadings that shapes allow for this slice, the expert order apart; of a vector there is none."""
-        use = self._source.plan.uses[item.use]
+        contribution = self._source.plan.contributions[item.contribution]
         if item.others:
             return self._lacking(item)
-        return self._misread(item, use) if isinstance(use, PairUse) else iter(())
+        return self._misread(item, contribution) if isinstance(contribution, PairContribution) else iter(())
 
     def _lacking(self, item: Slice) -> Iterator[Candidate]:
         """Yield the sum without each one of several adapters' deltas; how those are read is not doubted."""
         plan = self._source.plan
         for term in item.terms:
-            position = plan.uses[term.use].adapter
+            position = plan.contributions[term.contribution].adapter
             told = f"without the delta of adapter {position + 1} ({plan.parts[position].adapter.root.name})"
             rest = _of(self._source.delta_rows, item.lacking(term))
             yield self._candidate(item, f"without{position}", told, delta=rest)
 
-    def _misread(self, item: Slice, use: PairUse) -> Iterator[Candidate]:
+    def _misread(self, item: Slice, contribution: PairContribution) -> Iterator[Candidate]:
         source = self._source
 
-        def read_as(changed: PairUse, *, mixed_a: bool = False) -> Rows:
-            return lambda first, last: source.delta_rows(item, first, last, use=changed, mixed_a=mixed_a)
+        def read_as(changed: PairContribution, *, mixed_a: bool = False) -> Rows:
+            return lambda first, last: source.delta_rows(item, first, last, contribution=changed, mixed_a=mixed_a)
 
-        square = use.pair.features[0] == use.pair.features[1]
-        if use.num_experts is not None:
-            packing = "rank_major" if use.grouped_by_expert else "grouped_by_expert"
+        square = contribution.pair.features[0] == contribution.pair.features[1]
+        if contribution.num_experts is not None:
+            packing = "rank_major" if contribution.grouped_by_expert else "grouped_by_expert"
             planned = source.plan.io_layout
             layout = "swapped" if planned is not None and planned.value == "standard" else "standard"
-            repacked = replace(use, grouped_by_expert=not use.grouped_by_expert)
-            if use.num_experts > 1 and use.rank > 1:
+            repacked = replace(contribution, grouped_by_expert=not contribution.grouped_by_expert)
+            if contribution.num_experts > 1 and contribution.rank > 1:
                 yield self._candidate(item, "packing", f"lora_B read as {packing}", delta=read_as(repacked))
                 told = "lora_A read as rank_major, like lora_B"
-                yield self._candidate(item, "packing_a", told, delta=read_as(use, mixed_a=True))
+                yield self._candidate(item, "packing_a", told, delta=read_as(contribution, mixed_a=True))
             if square:
-                turned = replace(use, swapped=not use.swapped)
+                turned = replace(contribution, swapped=not contribution.swapped)
                 yield self._candidate(item, "layout", f"io layout read as {layout}", delta=read_as(turned))
-                both = replace(repacked, swapped=not use.swapped)
+                both = replace(repacked, swapped=not contribution.swapped)
                 told = f"io layout read as {layout} and lora_B as {packing}"
                 yield self._candidate(item, "layout+packing", told, delta=read_as(both))
-            if (half := self._half(use, item)) is not None:
+            if (half := self._half(contribution, item)) is not None:
                 yield self._candidate(
                     item,
                     "halves",
                     "gate and up exchanged",
-                    delta=lambda first, last: source.exchanged(item, use, half, first, last),
+                    delta=lambda first, last: source.exchanged(item, contribution, half, first, last),
                 )
         elif square:
-            turned = replace(use, swapped=not use.swapped)
+            turned = replace(contribution, swapped=not contribution.swapped)
             yield self._candidate(item, "transposed", "the delta transposed", delta=read_as(turned))
         if (other := self._siblings.other_half(item)) is not None:
             yield self._candidate(
                 item, "halves", "gate and up exchanged", delta=lambda first, last: source.delta_rows(other, first, last)
             )
         if item.rows == item.columns and item.rows * item.columns <= TURNED_ELEMENTS:
-            if use.num_experts is not None:
+            if contribution.num_experts is not None:
                 yield self._candidate(item, "turned", "the delta transposed", delta=_turned(source.delta_rows, item))
             yield self._candidate(
                 item, "stored", "the weight stored transposed", merged=_turned(source.merged_rows, item)
             )
 
-    def _half(self, use: PairUse, item: Slice) -> int | None:
+    def _half(self, contribution: PairContribution, item: Slice) -> int | None:
         """Return the number of rows of gate_proj when the slice is part of a fused gate_up_proj, whose halves are runs of rows."""
-        if not use.name.endswith("gate_up_proj") or family_of(self._source.plan.base.config).transposed:
+        if not contribution.name.endswith("gate_up_proj") or family_of(self._source.plan.base.config).transposed:
             return None
-        out = use.pair.lora_A.shape[1] if use.swapped else use.pair.lora_B.shape[0]
+        out = contribution.pair.lora_A.shape[1] if contribution.swapped else contribution.pair.lora_B.shape[0]
         return out // 2 if item.rows in {out, out // 2} else None
 
     def _ranked_siblings(self, item: Slice, window: tuple[int, int]) -> list[tuple[float, Candidate]]:

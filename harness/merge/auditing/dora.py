@@ -16,11 +16,11 @@ import torch
 
 from harness.merge.auditing.equality import NON_FINITE, broken, identical, same
 from harness.merge.auditing.measure import coarser, ulp
+from harness.merge.auditing.slice_verdicts import Found
 from harness.merge.auditing.slices import Slice
 from harness.merge.auditing.source import Source
 from harness.merge.auditing.tally import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tally
-from harness.merge.auditing.verdicts import Found
-from harness.merge.records import PairUse
+from harness.merge.plan.merge_plan import PairContribution
 
 STRETCH = {torch.float32: 2.0**-16, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """Relative error of a feature's scale where sum, norm, magnitude and quotient are rounded to a dtype (float32: where norms add up thousands of squares)."""
@@ -40,10 +40,10 @@ class _Piece:
 class _Slice:
     """A slice with DoRA. Features are rows, or where the stored weight is transposed columns, whose norms need all rows first."""
 
-    def __init__(self, source: Source, item: Slice, use: PairUse) -> None:
-        self._source, self._item, self._swapped = source, item, use.swapped
-        magnitude = source.adapter.magnitude(use)
-        if use.swapped:
+    def __init__(self, source: Source, item: Slice, contribution: PairContribution) -> None:
+        self._source, self._item, self._swapped = source, item, contribution.swapped
+        magnitude = source.adapter.magnitude(contribution)
+        if contribution.swapped:
             squares = sum(
                 torch.linalg.vector_norm(self._sum(*rows)[0], dim=0, dtype=torch.float64) ** 2
                 for rows in source.pieces(item)
@@ -86,9 +86,9 @@ class _Slice:
         return scale.unsqueeze(0) if self._swapped else scale[rows[0] : rows[1]].unsqueeze(1)
 
 
-def judge_dora(source: Source, item: Slice, use: PairUse) -> Found:
+def judge_dora(source: Source, item: Slice, contribution: PairContribution) -> Found:
     """Return what a slice with DoRA holds."""
-    read = _Slice(source, item, use)
+    read = _Slice(source, item, contribution)
     elements = exact = 0
     moved = visible = False
     touched = False

@@ -16,17 +16,17 @@ from harness.merge.auditing.dora import judge_dora
 from harness.merge.auditing.equality import NON_FINITE, broken, decoded_alike, identical
 from harness.merge.auditing.fingerprints import Fingerprints
 from harness.merge.auditing.measure import measure
-from harness.merge.auditing.merged import MergedCheckpoint
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairer, Pairing
 from harness.merge.auditing.replaced import Replaced
-from harness.merge.auditing.report import TensorVerdict, Verdict
+from harness.merge.auditing.slice_verdicts import Found, row_of, summed
 from harness.merge.auditing.slices import Gap, Siblings, Slice, gaps_of, slices_of
-from harness.merge.auditing.source import PIECE_ELEMENTS, Adapter, Source
-from harness.merge.auditing.verdicts import Found, row_of, summed
-from harness.merge.outputs import Output
-from harness.merge.records import MergePlan, PairUse, PlanRow
-from harness.merge.sources import TORCH_DTYPES
-from harness.merge.weights import Coded, Stored
+from harness.merge.auditing.source import PIECE_ELEMENTS, AdapterReader, Source
+from harness.merge.auditing.tensor_verdict import TensorVerdict, Verdict
+from harness.merge.base.weight import PlainSource, QuantisedSource
+from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow
+from harness.merge.plan.output_shards import Output
+from harness.merge.write.values import TORCH_DTYPES
 
 PIECE_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ class Judge:
     """Compares tensors, on any number of threads; holds what the comparisons share."""
 
     def __init__(
-        self, plan: MergePlan, wanted: Mapping[str, Output], merged: MergedCheckpoint, adapter: Adapter
+        self, plan: MergePlan, wanted: Mapping[str, Output], merged: MergedCheckpoint, adapter: AdapterReader
     ) -> None:
         self.plan = plan
         self.wanted = wanted
@@ -101,13 +101,13 @@ class Judge:
         return row_of(key, verdict, pairing, detail=detail, dtypes=dtypes, expert=expert, found=found)
 
     def _slice(self, row: PlanRow, item: Slice) -> Found:
-        use = self.plan.uses[item.use]
+        contribution = self.plan.contributions[item.contribution]
         if item.replaced:
             return self._replaced(row, item)
-        if item.below is not None and self._still_the_base(item):
+        if item.base_replacement is not None and self._still_the_base(item):
             return Found(number=item.number, verdict="untouched", detail="still the base")
-        if isinstance(use, PairUse) and use.magnitude is not None:
-            return judge_dora(self.source, item, use)
+        if isinstance(contribution, PairContribution) and contribution.magnitude is not None:
+            return judge_dora(self.source, item, contribution)
         return self._sum(row, item)
 
     def _sum(self, row: PlanRow, item: Slice) -> Found:
@@ -131,7 +131,7 @@ class Judge:
             )
         if not tally.moved:
             verdict, detail = tally.unmoved()
-            if item.below is not None and verdict == "untouched":
+            if item.base_replacement is not None and verdict == "untouched":
                 detail = "the tensor that the adapter holds, without the delta on top"
         elif tally.nonzero and (how := tally.applied(dtype)) is not None:
             verdict, detail = "applied", how
@@ -151,7 +151,7 @@ class Judge:
 
     def _decoded_only(self, row: PlanRow, item: Slice) -> bool:
         """Return whether a slice of a quantised weight holds what that decodes to, in somebody else's arithmetic."""
-        if not isinstance(item.source, Coded) or item.below is not None:
+        if not isinstance(item.source, QuantisedSource) or item.base_replacement is not None:
             return False
         source, load = self.source, TORCH_DTYPES[row.dtype]
         return all(
@@ -162,7 +162,7 @@ class Judge:
     def _through_load(self, row: PlanRow, item: Slice, dtype: torch.dtype) -> bool:
         """Return whether what the delta went onto was first rounded to the dtype that a model is loaded in, and kept in a wider one."""
         load = TORCH_DTYPES[row.dtype]
-        if load == dtype or (item.below is None and isinstance(item.source, Stored)):
+        if load == dtype or (item.base_replacement is None and isinstance(item.source, PlainSource)):
             return False
         source = self.source
         tally, _ = measure(
@@ -201,7 +201,7 @@ class Judge:
         """Return how a tensor whose form a right merge changes still has the base's own form and bytes: quantised, or its old size."""
         row, base = output.row, self.plan.base
         keys = row.source.keys if row is not None and row.source is not None else (output.key,)
-        quantised = row is not None and isinstance(row.source, Coded)
+        quantised = row is not None and isinstance(row.source, QuantisedSource)
         if not quantised and (output.key not in base or base.info(output.key).shape == output.shape):
             return None
         for key in keys:
@@ -217,11 +217,11 @@ class Judge:
     def _unlike(self, output: Output, run: Gap) -> str | None:
         """Return None where a run of elements is the base's (byte for byte, or value for value where it is decoded or in another float dtype), else what is wrong."""
         other = "not the base's values"
-        source = Stored(key=output.key) if output.row is None else output.row.source
+        source = PlainSource(key=output.key) if output.row is None else output.row.source
         assert source is not None  # noqa: S101 - what has no source is replaced in full
-        ours = self.plan.base.info(source.key).dtype if isinstance(source, Stored) else output.dtype
+        ours = self.plan.base.info(source.key).dtype if isinstance(source, PlainSource) else output.dtype
         theirs = self.merged.info(run.merged_key)
-        if isinstance(source, Stored) and ours == theirs.dtype:
+        if isinstance(source, PlainSource) and ours == theirs.dtype:
             # Sub-byte dtypes are only ever compared whole, so that no run starts inside a byte.
             bits = theirs.nbytes * 8 // prod(theirs.shape)
             start, merged_start = run.start * bits // 8, run.merged_start * bits // 8
@@ -233,7 +233,7 @@ class Judge:
             count = min(PIECE_ELEMENTS, run.count - start)
             merged = self.source.merged_reader.elements(run.merged_key, run.merged_start + start, 1, count)
             base = self.source.values(source, run.start + start, 1, count)
-            if isinstance(source, Coded):
+            if isinstance(source, QuantisedSource):
                 alike = decoded_alike(base, merged, TORCH_DTYPES[output.dtype])
             else:
                 alike = torch.equal(base.to(merged.dtype), merged)

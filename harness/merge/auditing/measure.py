@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from harness.merge.auditing.equality import broken, same
-from harness.merge.auditing.right import Workspace, count
+from harness.merge.auditing.expected import Workspace, count
 from harness.merge.auditing.tally import LOW_PRECISION, Tally
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}

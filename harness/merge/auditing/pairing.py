@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from harness.merge.auditing.merged import MergedCheckpoint
-from harness.merge.checkpoint import Checkpoint
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
+from harness.merge.base.checkpoint import Checkpoint
+from harness.merge.base.families import family_of
+from harness.merge.base.names import PARTS, TEXT_PREFIXES, ExpertKeys, common, expert_keys, expert_module, split
 from harness.merge.errors import UnsupportedBaseError
-from harness.merge.families import family_of
-from harness.merge.names import PARTS, TEXT_PREFIXES, ExpertKeys, common, expert_keys, expert_module, split
 
 FUSED_NDIM = 3
 HEAD_PREFIXES = ("", "language_model.", "model.")

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 
 from harness.merge.errors import InputChangedError, UnreadableInputError
-from harness.merge.safetensors_file import DTYPE_BITS, TensorFile, TensorInfo
-from harness.merge.sources import TORCH_DTYPES
+from harness.merge.files.safetensors_file import DTYPE_BITS, TensorFile, TensorInfo
+from harness.merge.write.values import TORCH_DTYPES
 
 
 class Checkpointed(Protocol):

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from harness.merge.auditing.report import FAULTS, PLURALS, TARGETED, AuditReport, TensorVerdict, Verdict
-from harness.merge.names import Kind
+from harness.merge.auditing.tensor_verdict import (
+    FAULTS,
+    TARGETED,
+    TensorVerdict,
+    Verdict,
+    count_targeted,
+    count_untargeted,
+)
+from harness.merge.base.names import Kind
 
+PLURALS: Mapping[Kind, str] = {
+    "attention": "attention",
+    "expert": "experts",
+    "shared_expert": "shared experts",
+    "router": "routers",
+    "dense": "dense",
+    "other": "other",
+}
 NAMED = {"experts": "expert", "shared experts": "shared-expert", "routers": "router"}
 REVERSED = 0.05
 """How far from minus one a fitted scale may be."""
 
 
-def summarise(report: AuditReport) -> str:
-    """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was dropped``."""
-    counts = ", ".join(_counts(kind, by_verdict) for kind, by_verdict in report.by_kind.items())
-    return f"{counts} → {'; '.join((*_about_the_adapter(report), *_about_the_rest(report)))}"
+def summarise(
+    rows: Sequence[TensorVerdict],
+    *,
+    missing_files: Sequence[str] = (),
+    index_problems: Sequence[str] = (),
+    config_problems: Sequence[str] = (),
+    config_changes: Sequence[str] = (),
+) -> str:
+    """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was dropped``.
+
+    The arguments are the fields of ``AuditReport`` of the same names.
+    """
+    by_kind = count_targeted(rows)
+    counts = ", ".join(_counts(kind, by_verdict) for kind, by_verdict in by_kind.items())
+    meaning = [*_about_the_adapter(rows, by_kind), *_about_the_other_tensors(rows)]
+    if missing_files:
+        meaning.append(f"missing: {', '.join(missing_files)}")
+    if index_problems:
+        meaning.append("the index and the shards disagree")
+    if config_problems:
+        meaning.append("config.json and the tensors disagree")
+    if config_changes:
+        meaning.append("config.json describes another model than the base's")
+    return f"{counts} → {'; '.join(meaning)}"
 
 
 def _counts(kind: Kind, by_verdict: Counter[Verdict]) -> str:
@@ -25,43 +60,34 @@ def _counts(kind: Kind, by_verdict: Counter[Verdict]) -> str:
     return f"{PLURALS[kind]} {by_verdict['applied']}/{by_verdict.total()} applied{aside}"
 
 
-def _about_the_adapter(report: AuditReport) -> Iterator[str]:
-    kinds = report.by_kind
+def _about_the_adapter(rows: Sequence[TensorVerdict], kinds: Mapping[Kind, Counter[Verdict]]) -> Iterator[str]:
     dropped = [kind for kind, counts in kinds.items() if _only(counts, "untouched")]
     telling = [kind for kind, counts in kinds.items() if not _only(counts, "indistinguishable")]
     if not telling:
         yield "nothing that the adapter changes can be told from the base"
     elif dropped == telling:
         yield "the whole adapter was dropped: this is the base"
-    elif _reversed(report):
+    elif _reversed(rows):
         yield "the adapter was taken off, not added: the base and the merged checkpoint look exchanged"
     else:
         for kind in telling:
-            yield from _about(report, kind, kinds[kind], whole=kind in dropped)
-        if not any(row.verdict in FAULTS for row in report.rows if row.targeted):
+            yield from _about(rows, kind, kinds[kind], whole=kind in dropped)
+        if not any(row.verdict in FAULTS for row in rows if row.targeted):
             yield "the adapter is merged"
         elif all(_only(kinds[kind], "wrong") for kind in telling):
             yield "nothing fits: it may be merged into another base (after a QLoRA, the dequantised one); audit it against that one"
 
 
-def _about_the_rest(report: AuditReport) -> Iterator[str]:
-    changed = report.untargeted["changed"]
+def _about_the_other_tensors(rows: Sequence[TensorVerdict]) -> Iterator[str]:
+    changed = count_untargeted(rows)["changed"]
     if changed:
-        absent = sum(row.detail == "absent" for row in report.rows if row.verdict == "changed")
+        absent = sum(row.detail == "absent" for row in rows if row.verdict == "changed")
         told = f"{changed} tensors that the adapter does not cover are"
         yield (
             f"{told} absent"
             if absent == changed
             else f"{told} not the base's" + (f" ({absent} absent)" if absent else "")
         )
-    if report.missing_files:
-        yield f"missing: {', '.join(report.missing_files)}"
-    if report.index_problems:
-        yield "the index and the shards disagree"
-    if report.config_problems:
-        yield "config.json and the tensors disagree"
-    if report.config_changes:
-        yield "config.json describes another model than the base's"
 
 
 def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:
@@ -70,18 +96,18 @@ def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:
     return not rest if verdict == "indistinguishable" else rest == {verdict}
 
 
-def _reversed(report: AuditReport) -> bool:
+def _reversed(rows: Sequence[TensorVerdict]) -> bool:
     """Return whether every delta that can be seen is there at minus one times its scale."""
-    rows = [row for row in report.rows if row.targeted and row.verdict != "indistinguishable"]
-    return all(row.verdict == "partial" and abs((row.scale or 0) + 1) < REVERSED for row in rows)
+    telling = [row for row in rows if row.targeted and row.verdict != "indistinguishable"]
+    return all(row.verdict == "partial" and abs((row.scale or 0) + 1) < REVERSED for row in telling)
 
 
-def _about(report: AuditReport, kind: Kind, counts: Counter[Verdict], *, whole: bool) -> Iterator[str]:
+def _about(every: Sequence[TensorVerdict], kind: Kind, counts: Counter[Verdict], *, whole: bool) -> Iterator[str]:
     name = NAMED.get(PLURALS[kind], PLURALS[kind])
     if whole:
         yield f"the {name} adapter was dropped"
         return
-    rows = [row for row in report.rows if row.targeted and row.kind == kind]
+    rows = [row for row in every if row.targeted and row.kind == kind]
     if counts["untouched"]:
         yield f"{_how_many(rows, 'untouched', name)} left out"
     if counts["partial"]:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from harness.merge.auditing.pairing import Pairing
-from harness.merge.names import common, expert_module
-from harness.merge.records import MergePlan, PairUse, PlanRow, Term
-from harness.merge.weights import Coded, Stored
+from harness.merge.base.names import common, expert_module
+from harness.merge.base.weight import PlainSource, QuantisedSource
+from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow, Term
 
 Group = tuple[object, ...]
 
@@ -23,30 +23,30 @@ Group = tuple[object, ...]
 class Slice:
     """``rows`` x ``columns`` elements from ``start`` of base tensor ``key``, at ``merged_start`` of ``merged_key``.
 
-    ``source``: what the base has there, None where it has nothing. ``use``: position in ``MergePlan.uses``; ``expert``: which expert of that pair, None
+    ``source``: what the base has there, None where it has nothing. ``contribution``: position in ``MergePlan.contributions``; ``expert``: which expert of that pair, None
     for a Linear's; ``offset``: the first row of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the
-    adapter's rows stand instead of the base's. ``below``: they do, and the delta goes on top of them. ``others``: what further adapters add.
+    adapter's rows stand instead of the base's. ``base_replacement``: they do, and the delta goes on top of them. ``others``: what further adapters add.
     """
 
     key: str
-    source: Stored | Coded | None
+    source: PlainSource | QuantisedSource | None
     start: int
     rows: int
     columns: int
-    use: int
+    contribution: int
     expert: int | None
     offset: int
     number: int | None
     merged_key: str
     merged_start: int
     replaced: bool = False
-    below: Term | None = None
+    base_replacement: Term | None = None
     others: tuple[Term, ...] = ()
 
     @property
     def term(self) -> Term:
         """What the slice is of, as the plan says it."""
-        return Term(use=self.use, expert=self.expert, offset=self.offset)
+        return Term(contribution=self.contribution, expert=self.expert, offset=self.offset)
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -56,7 +56,9 @@ class Slice:
     def lacking(self, lost: Term) -> Slice:
         """Return the slice without one of its several terms."""
         first, *rest = (term for term in self.terms if term != lost)
-        return replace(self, use=first.use, expert=first.expert, offset=first.offset, others=tuple(rest))
+        return replace(
+            self, contribution=first.contribution, expert=first.expert, offset=first.offset, others=tuple(rest)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +87,14 @@ def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
                 start=start,
                 rows=(stop - start) // region.columns,
                 columns=region.columns,
-                use=term.use,
+                contribution=term.contribution,
                 expert=term.expert,
                 offset=term.offset + skipped,
                 number=term.expert if term.expert is not None else row.expert,
                 merged_key=piece.merged_key,
                 merged_start=piece.merged_start + start - piece.start,
                 replaced=not region.terms,
-                below=replace(replacement, offset=replacement.offset + skipped)
+                base_replacement=replace(replacement, offset=replacement.offset + skipped)
                 if replacement and region.terms
                 else None,
                 others=tuple(replace(other, offset=other.offset + skipped) for other in others),
@@ -130,14 +132,14 @@ class Siblings:
     def group(self, item: Slice) -> Group | None:
         """Return what a slice has in common with its siblings, None where it can have none."""
         if item.expert is not None:
-            return (item.use, item.offset, item.rows)
+            return (item.contribution, item.offset, item.rows)
         named = self._single(item)
         return (named[0], named[2], item.rows) if named else None
 
     def _single(self, item: Slice) -> tuple[str, int, str] | None:
         """Return (experts path, expert, leaf) of a slice of the pair of one expert's Linear; a bias has no siblings."""
-        use = self._plan.uses[item.use]
-        return expert_module(common(use.module)) if isinstance(use, PairUse) else None
+        contribution = self._plan.contributions[item.contribution]
+        return expert_module(common(contribution.module)) if isinstance(contribution, PairContribution) else None
 
     def of(self, item: Slice) -> Mapping[int, Slice]:
         """Return the same part of every expert of the layer, by expert: the slice's own too."""

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness.merge.auditing.configuration import differences
-from harness.merge.auditing.files import missing_files
+from harness.merge.adapter.layout import BPacking, IoLayout
+from harness.merge.auditing.config_contradictions import config_problems, merged_config
+from harness.merge.auditing.config_differences import differences
 from harness.merge.auditing.judge import Judge
-from harness.merge.auditing.merged import open_merged
-from harness.merge.auditing.report import AuditReport, TensorVerdict
-from harness.merge.auditing.settings import config_problems, merged_config
-from harness.merge.auditing.source import Adapter
+from harness.merge.auditing.merged_checkpoint import open_merged
+from harness.merge.auditing.missing_files import missing_files
+from harness.merge.auditing.report import AuditReport
+from harness.merge.auditing.source import AdapterReader
+from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import listed
-from harness.merge.estimate import default_threads
-from harness.merge.layout import BPacking, IoLayout
-from harness.merge.outputs import Output, output_shard
-from harness.merge.plan import plan_merge
-from harness.merge.threads import Pool, one_thread_per_operation
+from harness.merge.plan.estimate import default_threads
+from harness.merge.plan.output_shards import Output, output_shard
+from harness.merge.plan.planner import plan_merge
+from harness.merge.write.threads import Pool, one_thread_per_operation
 
 JOB_BYTES = 1 << 25
 """Bytes that a thread takes at a time."""
@@ -85,11 +86,11 @@ def run_audit(
     found = open_merged(merged)
     shards = (output_shard(plan, number) for number in range(len(plan.base.shards)))
     wanted = {output.key: output for shard in shards for output in shard.outputs}
-    with ExitStack() as stack:
-        trained = Adapter(plan)
-        stack.callback(trained.close)
+    with ExitStack() as opened:
+        trained = AdapterReader(plan)
+        opened.callback(trained.close)
         judge = Judge(plan, wanted, found, trained)
-        stack.callback(judge.close)
+        opened.callback(judge.close)
         rows = _compare(judge, progress)
         bytes_read = judge.close()
     config = merged_config(found)

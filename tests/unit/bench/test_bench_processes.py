@@ -92,7 +92,7 @@ def test_the_code_that_is_measured_is_a_copy_that_has_a_name(tmp_path: Path) -> 
     first, second = copy_code(tmp_path / "one"), copy_code(tmp_path / "two")
 
     assert first == second
-    assert (tmp_path / "one" / "harness" / "merge" / "engine.py").is_file()
+    assert (tmp_path / "one" / "harness" / "merge" / "run" / "engine.py").is_file()
     assert not (tmp_path / "one" / "harness" / "cli").exists()
 
 

@@ -21,10 +21,11 @@ from hostile_samples import Seed, seeds
 from safetensors import SafetensorError, safe_open
 
 from harness.merge import MergeError, audit, merge, plan_merge
-from harness.merge.adapter import open_adapter
-from harness.merge.adapters import convert_adapter, inspect_adapter
-from harness.merge.checkpoint import open_checkpoint
-from harness.merge.records import MergePlan
+from harness.merge.adapter.adapter import open_adapter
+from harness.merge.adapter_tools.convert import convert_adapter
+from harness.merge.adapter_tools.inspection import inspect_adapter
+from harness.merge.base.checkpoint import open_checkpoint
+from harness.merge.plan.merge_plan import MergePlan
 
 SECONDS = 5.0
 """Processor time that a case may take; a valid one takes some hundredths."""

@@ -13,7 +13,7 @@ from harness.merge import merge, plan_merge
 def context() -> ForkServerContext:
     """Return what starts children in a few milliseconds."""
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["merge_child", "harness.merge.engine"])
+    forkserver.set_forkserver_preload(["merge_child", "harness.merge.run.engine"])
     return forkserver
 
 

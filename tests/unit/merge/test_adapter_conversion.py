@@ -15,7 +15,8 @@ from merge_samples import QUICK, Sample, Spec, assert_merged, build, product
 from safetensors.torch import load_file, save_file
 
 from harness.merge import InputRefusedError, UsageError, merge, plan_merge
-from harness.merge.adapters import convert_adapter, inspect_adapter
+from harness.merge.adapter_tools.convert import convert_adapter
+from harness.merge.adapter_tools.inspection import inspect_adapter
 from harness.merge.errors import (
     AmbiguousLayoutError,
     InputNotFoundError,

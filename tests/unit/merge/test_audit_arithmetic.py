@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.merge import InputRefusedError, audit
-from harness.merge.adapter import LoraPair
+from harness.merge.adapter.adapter import LoraPair
 from harness.merge.auditing import walk
 from harness.merge.auditing.equality import decoded_alike, identical, same
-from harness.merge.auditing.right import Workspace, count
-from harness.merge.records import PairUse
-from harness.merge.safetensors_file import TensorInfo
+from harness.merge.auditing.expected import Workspace, count
+from harness.merge.files.safetensors_file import TensorInfo
+from harness.merge.plan.merge_plan import PairContribution
 
 Q = "model.layers.0.self_attn.q_proj"
 
 
-def use_of(rank: int, scaling: float, *, swapped: bool) -> PairUse:
+def use_of(rank: int, scaling: float, *, swapped: bool) -> PairContribution:
     info = TensorInfo(dtype="F32", shape=(1, 1), start=0, stop=4)
-    return PairUse(
+    return PairContribution(
         pair=LoraPair(module=Q, lora_A=info, lora_B=info), name=Q, rank=rank, scaling=scaling, swapped=swapped
     )
 
@@ -37,7 +37,7 @@ def test_base_and_delta_against_float64(
 ) -> None:
     """To half a unit of the dtype and what float32 loses, whichever way the scaling takes; twice in the same buffers."""
     random, work = np.random.default_rng(seed), Workspace()
-    use = use_of(rank, scaling, swapped=swapped)
+    contribution = use_of(rank, scaling, swapped=swapped)
     for _ in range(2):
         base = torch.tensor(random.standard_normal((rows, columns))).to(dtype)
         first, second = (
@@ -47,8 +47,8 @@ def test_base_and_delta_against_float64(
         product = scaling * second[0].double() @ first[0].double()
         exact = base.double() + (product.T if swapped else product)
 
-        found = work.added(base, (first, second), use, 0, 0, dtype)
-        change = work.delta((first, second), use, 0, 0, rows, columns)
+        found = work.added(base, (first, second), contribution, 0, 0, dtype)
+        change = work.delta((first, second), contribution, 0, 0, rows, columns)
 
         half = torch.finfo(dtype).eps / 2
         assert bool(((found.double() - exact).abs() <= half * exact.abs() + 2.0**-18 * rank * abs(scaling)).all())

@@ -10,8 +10,8 @@ from format_samples import HIDDEN, VOCABULARY, Numbers, delta, pair, small_base,
 from safetensors.torch import load_file
 
 from harness.merge import AuditReport, InputRefusedError, audit
-from harness.merge.adapters.convert import convert_adapter
-from harness.merge.adapters.inspection import inspect_adapter
+from harness.merge.adapter_tools.convert import convert_adapter
+from harness.merge.adapter_tools.inspection import inspect_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

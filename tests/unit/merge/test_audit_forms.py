@@ -20,7 +20,7 @@ Q, O_PROJ = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
 EXPERTS, EMBEDDING, HEAD = "model.layers.0.mlp.experts", "model.embed_tokens", "lm_head"
 OUT, WIDE = 48, 40
 Tensors = dict[str, torch.Tensor]
-Coded = tuple[Tensors, np.ndarray]
+QuantisedSource = tuple[Tensors, np.ndarray]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def verdicts(report: AuditReport) -> dict[str, tuple[str, str | None]]:
     return {row.key: (row.verdict, row.detail) for row in report.rows}
 
 
-def fp8(key: str, shape: tuple[int, int], seed: int = 0) -> Coded:
+def fp8(key: str, shape: tuple[int, int], seed: int = 0) -> QuantisedSource:
     """FP8 in blocks of 16 x 16 with random codes, none of them NaN or zero."""
     random = np.random.default_rng(seed)
     codes = random.choice([code for code in range(256) if code & 127 not in {0, 127}], shape)

@@ -17,7 +17,7 @@ E, H, W, R = 3, 32, 24, 2
 WEIGHTS = (0.5, -1.5)
 
 
-def stacked(lora: dict[str, torch.Tensor]) -> np.ndarray:
+def deltas_by_expert(lora: dict[str, torch.Tensor]) -> np.ndarray:
     """The deltas of a fused down_proj, (experts, out, in); lora_B is packed rank-major."""
     lora_a, lora_b = (lora[f"{EXPERTS}.lora_{side}.weight"].double().numpy() for side in "AB")
     return np.stack([1.5 * lora_b[:, e::E] @ lora_a[R * e : R * (e + 1)] for e in range(E)])
@@ -43,7 +43,7 @@ class Case:
                 lora |= pair(numbers, module, *shape, R)
             wanted = {**settings, "target_modules": [module.rpartition(".")[2] for module in modules]}
             self.adapters.append(write_adapter(folder / name, lora, **wanted))
-            self.deltas.append({DOWN: stacked(lora), **{f"{m}.weight": delta(lora, m) for m in modules}})
+            self.deltas.append({DOWN: deltas_by_expert(lora), **{f"{m}.weight": delta(lora, m) for m in modules}})
 
     def merged(self, *weights: float) -> dict[str, torch.Tensor]:
         """Base + the sum of the deltas, each times its weight, rounded once."""

@@ -21,7 +21,7 @@ from merge_samples import QUICK, Sample, Spec, build, leaves, pack, product
 from safetensors.torch import save_file
 
 from harness.merge import AuditReport, InputRefusedError, UsageError, audit
-from harness.merge.auditing.report import TensorVerdict
+from harness.merge.auditing.tensor_verdict import TensorVerdict
 
 Change = Callable[[str, torch.Tensor, np.ndarray], torch.Tensor]
 FORMS = [("float32", "per_expert"), ("float32", "fused"), ("bfloat16", "per_expert"), ("bfloat16", "fused")]

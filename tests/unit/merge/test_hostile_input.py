@@ -24,12 +24,12 @@ from quantised_samples import four_bit, mxfp4
 from safetensors.torch import load_file
 
 from harness.merge import audit, errors, merge, plan_merge
-from harness.merge.adapter_config import parse_adapter_config
-from harness.merge.adapter_keys import classify
-from harness.merge.adapters import convert_adapter
-from harness.merge.bounded_regex import BoundedPattern, Budget, _Walk
-from harness.merge.checkpoint import open_checkpoint
-from harness.merge.patterns import ModuleRule, PatternTable
+from harness.merge.adapter.bounded_regex import BoundedPattern, Budget, _Walk
+from harness.merge.adapter.config import parse_adapter_config
+from harness.merge.adapter.keys import classify
+from harness.merge.adapter.patterns import ModuleRule, PatternTable
+from harness.merge.adapter_tools.convert import convert_adapter
+from harness.merge.base.checkpoint import open_checkpoint
 
 Q, EXPERTS, EMBED = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts", "model.embed_tokens"
 Tensors = dict[str, torch.Tensor]

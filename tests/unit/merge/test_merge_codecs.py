@@ -22,10 +22,11 @@ from quantised_samples import e4m3, eight_bit, four_bit, mxfp4
 from safetensors.torch import load_file, save_file
 
 from harness.merge import errors, plan_merge
-from harness.merge.checkpoint import open_checkpoint
-from harness.merge.codecs import codecs
-from harness.merge.codecs.bnb_4bit import FP4
-from harness.merge.weights import Coded, read_weights
+from harness.merge.base.checkpoint import open_checkpoint
+from harness.merge.base.codecs import codecs
+from harness.merge.base.codecs.bnb_4bit import FP4
+from harness.merge.base.weight import QuantisedSource
+from harness.merge.base.weights import read_weights
 
 Q, O_PROJ, EXPERTS = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.experts"
 
@@ -34,7 +35,7 @@ def decode(base: Path, key: str, first: int | None = None, last: int | None = No
     """Rows of one weight by the codec, through plain file reads."""
     weights = read_weights(open_checkpoint(base))
     source = weights[key].source
-    assert isinstance(source, Coded)
+    assert isinstance(source, QuantisedSource)
     tensors = load_file(base / "model.safetensors")
 
     def read(name: str, start: int, stop: int) -> bytearray:
@@ -243,10 +244,10 @@ def test_an_fp8_base_merges_into_experts_stored_one_by_one(tmp_path: Path) -> No
 def test_mxfp4_rows_decode_value_by_value(first: int, last: int) -> None:
     """Any run of rows, within one expert or across several."""
     blocks, scales, values = mxfp4(2, 96, 5)
-    coded = Coded(codec="mxfp4", parts={"blocks": "b", "scales": "s"}, shape=(2, 96, 5))
+    quantised = QuantisedSource(codec="mxfp4", parts={"blocks": "b", "scales": "s"}, shape=(2, 96, 5))
     raw = {"b": blocks.numpy().tobytes(), "s": scales.numpy().tobytes()}
     if first < last:
-        found = codecs()["mxfp4"].rows(coded, lambda key, start, stop: bytearray(raw[key][start:stop]), first, last)
+        found = codecs()["mxfp4"].rows(quantised, lambda key, start, stop: bytearray(raw[key][start:stop]), first, last)
 
         assert np.array_equal(exact(found), values.reshape(192, 5)[first:last])
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from merge_samples import Spec, assert_merged, build
 
 from harness.merge import errors, merge, plan_merge
-from harness.merge.layout import layout_of_peft, parameter_readings
-from harness.merge.names import common, kind_of, layer_of
-from harness.merge.patterns import ModuleRule, PatternTable, targets_module
+from harness.merge.adapter.layout import layout_of_peft, parameter_readings
+from harness.merge.adapter.patterns import ModuleRule, PatternTable, targets_module
+from harness.merge.base.names import common, kind_of, layer_of
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from merge_samples import QUICK
 
 from harness.merge import errors, plan_merge
-from harness.merge.families import PLAIN, families, family_of
+from harness.merge.base.families import PLAIN, families, family_of
 
 
 @dataclass(frozen=True)

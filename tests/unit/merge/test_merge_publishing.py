@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from merge_samples import Sample, assert_merged, build
 
-from harness.merge import errors, merge, plan_merge, publish, target
+import harness.merge
+from harness.merge import errors, merge, plan_merge
+from harness.merge.publish import publish, target
 
-MAIN = Path(publish.__file__).parent / "__main__.py"
+MAIN = Path(harness.merge.__file__).with_name("__main__.py")
 
 
 @pytest.fixture

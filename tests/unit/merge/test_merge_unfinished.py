@@ -20,10 +20,11 @@ import merge_child
 import pytest
 from merge_samples import Sample, Spec, assert_merged, build
 
-from harness.merge import errors, merge, merge_part, plan_merge, publish
-from harness.merge.ledger import LEDGER_FILE
+import harness.merge
+from harness.merge import errors, merge, merge_part, plan_merge
+from harness.merge.run.ledger import LEDGER_FILE
 
-MAIN = Path(publish.__file__).parent / "__main__.py"
+MAIN = Path(harness.merge.__file__).with_name("__main__.py")
 SEED = 20261121
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from merge_samples import QUICK, Spec, assert_merged, bits, build, load
 
 from harness.merge import audit, merge, plan_merge
-from harness.merge.layout import IoLayout
+from harness.merge.adapter.layout import IoLayout
 
 
 @st.composite
@@ -295,7 +295,7 @@ def test_merging_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_rows_are_handled_in_pieces_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.merge.shard.CHUNK_ELEMENTS", 7)
+    monkeypatch.setattr("harness.merge.write.shards.CHUNK_ELEMENTS", 7)
     sample = build(tmp_path, Spec(disk="fused"))
 
     merge(plan_merge(sample.base, sample.adapter, dtype="float16"), tmp_path / "out")

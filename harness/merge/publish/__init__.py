@@ -1,0 +1,1 @@
+"""A finished directory becomes the output by one rename, or nothing does."""
