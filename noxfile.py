@@ -67,7 +67,7 @@ def _harness(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole test suite, real stacks included. ``nox -s tests -- tests/unit`` for the quick part."""
+    """The whole test suite, real stacks included, a worker for each core. ``nox -s tests -- tests/unit`` for the quick part."""
     _install(session, "tests", torch=True)
     session.run("pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered", "tests"]))
 

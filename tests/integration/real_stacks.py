@@ -28,6 +28,7 @@ SWAPPED = "tf5.5.0-peft0.18.1-trl0.25.1"
 STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
 NEWEST = "tf5.23.0-peft0.21.2-trl1.16.0"
 NO_RELOAD = "tf5.6.2-peft0.19.1-trl1.4.0"
+STACKS = frozenset({LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD})
 
 CELLS = (
     *(f"qwen3_moe/lora@{stack}" for stack in (LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD)),
