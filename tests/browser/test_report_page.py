@@ -191,6 +191,8 @@ def test_light_and_dark_have_readable_contrast(page: Page) -> None:
 
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal, in a loop
-        for text, ink, paper in page.evaluate(script):
+        found = page.evaluate(script)
+        assert len(found) > 17 * 11, "a line of eleven columns for each cell at least"
+        for text, ink, paper in found:
             light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, text)

@@ -96,10 +96,12 @@ def loads() -> Any:
         for code in CODES:
             model = load(folder, config(code))
             report = quantization_report(model)["experts"]
-            errors, same = [], []
+            errors, same, tables = [], [], []
             for name, weights in model.named_parameters():
                 if not isinstance(weights, QuantizedExperts):
                     continue
+                if code != "int8":
+                    tables.append(weights.packed.parts["map"].tolist())
                 original = plain[name].detach()
                 errors.append(float((weights.dequantize() - original).norm() / original.norm()))
                 same.append(torch.equal(weights.detach()[1], by_bitsandbytes(original[1], config(code))))
@@ -107,6 +109,7 @@ def loads() -> Any:
                 "family": family, "code": code, "quantized": report.quantized, "plain": report.plain,
                 "bytes_of_16_bits": report.stored / (2 * report.quantized), "left_by_transformers": alone["experts"].plain,
                 "quantized_by_transformers": alone["experts"].quantized, "error": max(errors), "as_bitsandbytes": all(same),
+                "tables": tables,
             }  # fmt: skip
         shutil.rmtree(folder)
 

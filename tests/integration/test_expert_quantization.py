@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_codes import FP4, NF4
 from real_stacks import NEWEST, STANDARD, SWAPPED, rows_by_scenario
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -38,6 +39,15 @@ def test_every_expert_of_every_family_is_quantised_where_transformers_alone_leav
         assert row["bytes_of_16_bits"] <= (0.55 if row["code"] == "int8" else 0.30)
         assert row["error"] <= ERROR[row["code"]]
         assert row["as_bitsandbytes"]
+
+
+@pytest.mark.parametrize(("code", "published"), [("nf4", NF4), ("nf4 single", NF4), ("fp4", FP4)])
+def test_what_is_packed_has_the_published_table(said: dict[str, Rows], code: str, published: tuple[float, ...]) -> None:
+    tables = [table for row in said["loads"] if row["code"] == code for table in row["tables"]]
+
+    assert len(tables) >= 4 * 2, "of four families, two parameters at least"
+    for table in tables:
+        assert table == pytest.approx(published, abs=1e-6)
 
 
 def test_logits_and_gradients_are_those_of_plain_peft_on_the_decoded_weights(said: dict[str, Rows]) -> None:

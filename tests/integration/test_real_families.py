@@ -86,6 +86,7 @@ def test_quantised_bases_decode_to_what_the_libraries_decode(stack: str, tmp_pat
     """LLM.int8 rounds activations as well, so that the model in memory is no closer to its own weights than this; FP8 loading needs triton or a GPU."""
     results = _run(stack, "merge_quantised_cells.py", tmp_path / "results.json")
 
+    assert results.keys() == {"nf4", "nf4_double", "nf4_double_bf16", "fp4", "int8", "fp8", "mxfp4"}
     for name, result in results.items():
         if name == "fp8" and any(word in result.get("error", "") for word in ("triton", "No GPU")):
             continue
