@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 MEMORY_OF_A_WORKER = 3 * 2**30
 """Bytes: a worker that has imported torch, and a cell of a real stack that it started."""
 
-# A shell that starts something in the background lets it ignore Ctrl-C, and nohup a closed terminal; children would inherit
-# that, and tests that send these signals would wait for ever.
+# A shell that starts something in the background lets it ignore Ctrl-C, and nohup a closed terminal. Children would
+# inherit that, and tests that send these signals would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -27,7 +27,7 @@ settings.load_profile("busy")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A worker for each core that this process may use and has memory for; none where files or single tests are named."""
+    """A worker for each core that this process may use and has memory for; none for files and tests that are named."""
     if not any(Path(argument).is_dir() for argument in config.args):
         return 0
     workers = min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // MEMORY_OF_A_WORKER)

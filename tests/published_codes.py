@@ -40,4 +40,4 @@ FP4 = (
     -0.16666666666666666,
     -0.25,
 )
-"""A sign, two bits of exponent and one of mantissa, scaled so that the largest is 1 (bitsandbytes, ``get_4bit_type``)."""
+"""A sign, two bits of exponent, one of mantissa, scaled so that the largest is 1 (bitsandbytes, ``get_4bit_type``)."""

@@ -179,7 +179,11 @@ def test_light_and_dark_have_readable_contrast(page: Page) -> None:
     """Every badge's text against its background: at least 4.5 to 1 (WCAG 2.2, success criterion 1.4.3)."""
     script = """() => [...document.querySelectorAll('.badge, .hint, td, .verdict strong, .tally')].map(node => {
       const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-      const rgb = (color) => { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+      const rgb = (color) => {
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+      };
       let back = node;
       while (back && getComputedStyle(back).backgroundColor === 'rgba(0, 0, 0, 0)') back = back.parentElement;
       return [node.textContent.trim(), rgb(getComputedStyle(node).color), rgb(getComputedStyle(back).backgroundColor)];
