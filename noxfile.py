@@ -1,7 +1,7 @@
 """Sessions: what can be asked of this repository, each one command. ``nox --list`` shows them.
 
-Sessions are thin: they make an environment from a hashed lock and call the program that does the work. Package indexes are
-those that pip or uv already know on this machine (``harness/envs/indexes.py``, standard library only, loaded by path).
+Sessions are thin: they make an environment from a hashed lock and call the program that does the work. Package indexes
+are those that pip or uv already know here (``harness/envs/indexes.py``, standard library only, loaded by path).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PATIENCE = 60
 """Seconds that a run may take to end its children and write its partial report; nox's own default is a blink."""
 
 UNTIL_TERMINATED = 10
-"""Seconds after which an interrupted nox passes the interrupt on. A terminal's Ctrl-C reaches the run by itself, in a second or
-two; a signal to nox alone (a CI system that cancels) does not."""
+"""Seconds after which an interrupted nox passes the interrupt on. A terminal's Ctrl-C reaches the run by itself within
+two seconds; a signal to nox alone (a CI system that cancels) does not."""
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv"
@@ -45,7 +45,7 @@ STACKS = [f"tf{stack['transformers']}-peft{stack['peft']}-trl{stack['trl']}" for
 
 
 def _install(session: nox.Session, *groups: str, torch: bool = False) -> None:
-    """Install the locks of some groups (each holds the program's own dependencies too), then torch, then the project."""
+    """Install the locks of some groups (each with the program's own dependencies), then torch, then the project."""
     session.env.update(INDEXES.environment)
     locks = [word for group in groups or ("host",) for word in ("-r", str(LOCKS / f"{group}.txt"))]
     session.install("--require-hashes", *INDEXES.options, *locks)
@@ -68,14 +68,14 @@ def _harness(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole test suite, real stacks included. ``nox -s tests -- tests/unit`` for the quick part."""
+    """The whole test suite, real stacks included, a worker for each core; ``nox -s tests -- tests/unit`` is quick."""
     _install(session, "tests", torch=True)
     session.run("pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered", "tests"]))
 
 
 @nox.session(default=False)
 def tests_nightly(session: nox.Session) -> None:
-    """The tests that the suite leaves to the night: merges of every family, audits of real merges, 100,000 hostile inputs, 2,000 random merges."""
+    """The tests that are left to the night: every family merged, real merges audited, 100,000 hostile inputs."""
     _install(session, "tests", torch=True)
     session.run("pytest", "-m", "nightly", *session.posargs)
 
@@ -160,9 +160,9 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure merge engine, audit and expert runtime beside what others do: forty minutes on a quiet machine, 40 GB of disk.
+    """Measure merge engine, audit and expert runtime beside what others do: forty minutes in quiet, 40 GB of disk.
 
-    Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what is in reports/bench afterwards.
+    Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what it left in reports/bench.
     """
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)

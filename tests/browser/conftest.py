@@ -1,7 +1,7 @@
 """Tests in a real browser: left out of the default run, because most machines that run the tests have none.
 
-``HARNESS_BROWSER=1 pytest tests/browser`` runs them; they need the ``playwright`` package and a Chromium on PATH, and fail,
-saying what to install, where either is missing. Without the variable nothing in this folder is collected.
+``HARNESS_BROWSER=1 pytest tests/browser`` runs them. They need the ``playwright`` package and a Chromium on PATH.
+Where either is missing they fail and say what to install. Without the variable nothing in this folder is collected.
 """
 
 from __future__ import annotations

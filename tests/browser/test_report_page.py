@@ -179,7 +179,11 @@ def test_light_and_dark_have_readable_contrast(page: Page) -> None:
     """Every badge's text against its background: at least 4.5 to 1 (WCAG 2.2, success criterion 1.4.3)."""
     script = """() => [...document.querySelectorAll('.badge, .hint, td, .verdict strong, .tally')].map(node => {
       const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-      const rgb = (color) => { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+      const rgb = (color) => {
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+      };
       let back = node;
       while (back && getComputedStyle(back).backgroundColor === 'rgba(0, 0, 0, 0)') back = back.parentElement;
       return [node.textContent.trim(), rgb(getComputedStyle(node).color), rgb(getComputedStyle(back).backgroundColor)];
@@ -191,6 +195,8 @@ def test_light_and_dark_have_readable_contrast(page: Page) -> None:
 
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal, in a loop
-        for text, ink, paper in page.evaluate(script):
+        found = page.evaluate(script)
+        assert len(found) > 17 * 11, "a line of eleven columns for each cell at least"
+        for text, ink, paper in found:
             light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, text)

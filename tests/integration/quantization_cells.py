@@ -1,4 +1,4 @@
-"""Run in a stack's environment: fused experts quantised on load by the real transformers, with the real PEFT on top, held against plain PEFT on decoded weights.
+"""Run in a stack's environment: fused experts quantised on load, PEFT on them, beside plain PEFT on decoded weights.
 
 Answers with one JSON object a line, ``{"scenario": …, …}``.
 """
@@ -32,9 +32,11 @@ WATCHED = (
     torch.Tensor, torch.nn.Module, torch.nn.functional, torch.nn.utils.parametrize,
     transformers.core_model_loading, transformers.integrations.bitsandbytes, transformers.integrations.moe,
     transformers.PreTrainedModel, transformers.quantizers.auto.AutoHfQuantizer,
-    transformers.quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer, transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer,
+    transformers.quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer,
+    transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer,
     transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts,
-    peft.PeftModel, peft.tuners.lora.layer, peft.tuners.lora.layer.ParamWrapper, peft.tuners.lora.bnb, peft.tuners.tuners_utils,
+    peft.PeftModel, peft.tuners.lora.layer, peft.tuners.lora.layer.ParamWrapper, peft.tuners.lora.bnb,
+    peft.tuners.tuners_utils,
     bitsandbytes.functional, bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt,
 )  # fmt: skip
 """Modules and classes whose callables must be the same objects afterwards."""
@@ -96,17 +98,21 @@ def loads() -> Any:
         for code in CODES:
             model = load(folder, config(code))
             report = quantization_report(model)["experts"]
-            errors, same = [], []
+            errors, same, tables = [], [], []
             for name, weights in model.named_parameters():
                 if not isinstance(weights, QuantizedExperts):
                     continue
+                if code != "int8":
+                    tables.append(weights.packed.parts["map"].tolist())
                 original = plain[name].detach()
                 errors.append(float((weights.dequantize() - original).norm() / original.norm()))
                 same.append(torch.equal(weights.detach()[1], by_bitsandbytes(original[1], config(code))))
             yield {
                 "family": family, "code": code, "quantized": report.quantized, "plain": report.plain,
-                "bytes_of_16_bits": report.stored / (2 * report.quantized), "left_by_transformers": alone["experts"].plain,
-                "quantized_by_transformers": alone["experts"].quantized, "error": max(errors), "as_bitsandbytes": all(same),
+                "bytes_of_16_bits": report.stored / (2 * report.quantized),
+                "left_by_transformers": alone["experts"].plain,
+                "quantized_by_transformers": alone["experts"].quantized,
+                "error": max(errors), "as_bitsandbytes": all(same), "tables": tables,
             }  # fmt: skip
         shutil.rmtree(folder)
 
@@ -233,7 +239,7 @@ def tensors() -> Any:
     writes: dict[str, Callable[[], Any]] = {
         "mul_": lambda: weights.data.mul_(2),
         "one expert": lambda: weights.data.__setitem__(1, dense[0]),
-        "+= on one expert": lambda: exec("w.data[1] += 1", {"w": weights}),  # noqa: S102 - an assignment, as people write it
+        "+= on one expert": lambda: exec("w.data[1] += 1", {"w": weights}),  # noqa: S102 - as people write it
         "foreach": lambda: torch._foreach_mul_([weights.data], 2.0),
         "another shape": lambda: weights.data.copy_(torch.ones(1, 64, 64)),
         "broadcast": lambda: weights.data.add_(1.0),
@@ -280,8 +286,8 @@ def ways_to_load() -> Any:
     torch.manual_seed(0)
     other = transformers.HunYuanMoEV1ForCausalLM(
         transformers.HunYuanMoEV1Config(
-            hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_experts=4, moe_topk=2, num_hidden_layers=1,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
+            hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_experts=4, moe_topk=2,
+            num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
         )
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp())

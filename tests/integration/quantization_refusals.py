@@ -1,4 +1,4 @@
-"""Run in a stack's environment: what quantising experts, and training on them, refuses; beside what the real transformers and PEFT do.
+"""Run in a stack's environment: what quantising experts and training on them refuses, beside what PEFT itself does.
 
 Answers with one JSON object a line, ``{"scenario": …, …}``.
 """

@@ -1,7 +1,7 @@
 """Real stacks, run once for all tests of a session, by the very command that a user types.
 
-The cells stand in the nightly profile; they cover each layout of experts and adapters: transformers 4.57 (Linears), PEFT 0.18
-(swapped), PEFT 0.19 (standard), the newest of everything, and the stack whose adapters cannot be loaded again.
+The cells stand in the nightly profile. They cover each layout of experts and adapters: transformers 4.57 (Linears),
+PEFT 0.18 (swapped), PEFT 0.19 (standard), the newest of everything, and the stack whose adapters cannot be reloaded.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SWAPPED = "tf5.5.0-peft0.18.1-trl0.25.1"
 STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
 NEWEST = "tf5.23.0-peft0.21.2-trl1.16.0"
 NO_RELOAD = "tf5.6.2-peft0.19.1-trl1.4.0"
+STACKS = frozenset({LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD})
 
 CELLS = (
     *(f"qwen3_moe/lora@{stack}" for stack in (LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD)),

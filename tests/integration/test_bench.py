@@ -19,7 +19,9 @@ def test_a_smoke_run_measures_and_reports(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     report = (tmp_path / "out" / "report.md").read_text()
-    for series in (step for name, step in results["steps"].items() if "/experts/" in name or "/attention/" in name):
+    copies = {name: step for name, step in results["steps"].items() if "/experts/" in name or "/attention/" in name}
+    assert {name.split("/")[2] for name in copies} == {"experts", "attention"}
+    for series in copies.values():
         assert all(isinstance(runs, list) and runs[0]["seconds"] > 0 for runs in series.values())
     reads = results["steps"]["copy/reads"]
     assert reads["bytes_read"] >= reads["bytes_changed"] > 0

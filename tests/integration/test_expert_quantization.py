@@ -1,4 +1,4 @@
-"""Fused experts quantised on load, in every PEFT that the stacks hold: what is kept, what it computes, what merging does to it."""
+"""Fused experts quantised on load, in every PEFT of the stacks: what is kept, what it computes, what merging does."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_codes import FP4, NF4
 from real_stacks import NEWEST, STANDARD, SWAPPED, rows_by_scenario
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 PROGRAM = Path(__file__).with_name("quantization_cells.py")
 ERROR = {"nf4": 0.1, "nf4 single": 0.1, "fp4": 0.13, "int8": 0.01}
-"""Relative error that quantising normally distributed weights costs, rounded up: 0.091, 0.091, 0.119 and 0.006 are expected."""
+"""Relative error of quantising normally distributed weights, rounded up: 0.091, 0.091, 0.119, 0.006 are expected."""
 FLOAT32 = 2e-7
 """A few roundings of float32: the batched path adds up experts' gradients in another order."""
 
@@ -38,6 +39,15 @@ def test_every_expert_of_every_family_is_quantised_where_transformers_alone_leav
         assert row["bytes_of_16_bits"] <= (0.55 if row["code"] == "int8" else 0.30)
         assert row["error"] <= ERROR[row["code"]]
         assert row["as_bitsandbytes"]
+
+
+@pytest.mark.parametrize(("code", "published"), [("nf4", NF4), ("nf4 single", NF4), ("fp4", FP4)])
+def test_what_is_packed_has_the_published_table(said: dict[str, Rows], code: str, published: tuple[float, ...]) -> None:
+    tables = [table for row in said["loads"] if row["code"] == code for table in row["tables"]]
+
+    assert len(tables) >= 4 * 2, "of four families, two parameters at least"
+    for table in tables:
+        assert table == pytest.approx(published, abs=1e-6)
 
 
 def test_logits_and_gradients_are_those_of_plain_peft_on_the_decoded_weights(said: dict[str, Rows]) -> None:

@@ -1,4 +1,4 @@
-"""``harness merge`` on what real packages trained and saved, and on the same directories broken in the ways that happen."""
+"""``harness merge`` on what real packages trained and saved, and on the same directories broken as they break."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Every family and every adapter feature against the real packages: one process a stack, over ``merge_families_cells`` and ``merge_quantised_cells``.
+"""Every family and every adapter feature against the real packages, one process a stack.
 
-The bands. Logits of the merged model against the trained one: KL below 1e-9 nats (float32 gives 1e-12 at worst). Parameters against PEFT's own
-float32 merge: 1e-6 of the tensor's largest value, a few units in the last place. Both mean something only beside the controls: base against
+The programs are ``merge_families_cells`` and ``merge_quantised_cells``. The bands: logits of the merged model against
+the trained one, KL below 1e-9 nats (float32 gives 1e-12 at worst); parameters against PEFT's own float32 merge, 1e-6 of
+the tensor's largest value, a few units in the last place. Both mean something only beside the controls: base against
 trained, and base against PEFT's merge.
 """
 
@@ -35,7 +36,7 @@ KNOWN = {
     "bias_lora_only": "the adapter has bias = 'lora_only', but not the trained biases",
     "two_adapters_fused": "only one LoRA adapter per model with `target_parameters` is allowed",
 }
-"""What PEFT before 0.20 cannot do: it loses the biases, which the merge has to say, and has one set of fused targets a model."""
+"""What PEFT before 0.20 cannot do: it loses the biases, as the merge has to say, and takes one set of fused targets."""
 
 
 def _run(stack: str, script: str, out: Path) -> dict[str, dict[str, Any]]:
@@ -83,9 +84,10 @@ def test_merged_models_are_the_trained_ones(stack: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stack", STACKS[:1] + STACKS[2:])
 def test_quantised_bases_decode_to_what_the_libraries_decode(stack: str, tmp_path: Path) -> None:
-    """LLM.int8 rounds activations as well, so that the model in memory is no closer to its own weights than this; FP8 loading needs triton or a GPU."""
+    """LLM.int8 rounds activations too, so its model is no closer to its own weights. FP8 needs triton or a GPU."""
     results = _run(stack, "merge_quantised_cells.py", tmp_path / "results.json")
 
+    assert results.keys() == {"nf4", "nf4_double", "nf4_double_bf16", "fp4", "int8", "fp8", "mxfp4"}
     for name, result in results.items():
         if name == "fp8" and any(word in result.get("error", "") for word in ("triton", "No GPU")):
             continue

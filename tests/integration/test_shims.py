@@ -1,4 +1,4 @@
-"""The one shim, on the stack that it is for: without it the adapter cannot be loaded, with it the adapter is right, and afterwards it is gone."""
+"""The one shim, on the stack that it is for: without it no adapter is loaded, with it a right one; then it is gone."""
 
 from __future__ import annotations
 

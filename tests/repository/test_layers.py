@@ -1,4 +1,7 @@
-"""Who may import whom: read from the syntax trees of the whole package, so that an import inside a function counts too."""
+"""Who may import whom, read from the syntax trees of the whole package.
+
+So an import inside a function counts too.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """One import: the module, the line, whether it happens when the file is imported, and whether only for type checkers."""
+    """One import, whether it happens when the file is imported, and whether only for type checkers."""
 
     module: str
     line: int
@@ -64,7 +67,7 @@ class Import:
 
 
 def imports_of(source: str) -> list[Import]:
-    """Return every import of a file; ``from a import b`` counts as ``a``, or ``a.b`` where ``a`` is ``harness`` itself."""
+    """Return every import of a file: ``from a import b`` is ``a``, and ``from harness import b`` is ``harness.b``."""
     return list(_walk(ast.parse(source).body, at_import=True, for_types=False))
 
 
@@ -147,7 +150,7 @@ def test_the_contract_uses_the_standard_library_alone() -> None:
 
 
 def test_the_table_has_no_cycle() -> None:
-    """``result`` speaks of cells and ``matrix`` judges results, so ``matrix.cell`` has a place of its own below both."""
+    """``result`` speaks of cells and ``matrix`` judges results: ``matrix.cell`` has a place of its own below both."""
     below = {layer: {name for name in names if name != layer} for layer, names in ALLOWED.items()}
     order: list[str] = []
     while len(order) < len(below):
@@ -178,7 +181,10 @@ def test_the_worker_imports_libraries_only_inside_functions() -> None:
 
 
 def test_the_bench_imports_what_it_measures_only_inside_functions() -> None:
-    """Measured processes of foreign environments import the same files; numpy, which pandas brings, makes the checkpoints."""
+    """Measured processes of foreign environments import the same files.
+
+    The checkpoints are made with numpy, which pandas brings.
+    """
     found = [
         f"{path.relative_to(ROOT)}:{item.line}: {item.module}"
         for path in files_of("bench")
@@ -208,7 +214,7 @@ def test_the_judge_of_exactness_never_sees_the_engine() -> None:
 
 
 def test_the_merge_engine_needs_torch_alone_and_only_to_merge() -> None:
-    """A plan is made without torch: no module that ``harness.merge`` imports on import may import it, directly or not."""
+    """A plan is made without torch: no module that ``harness.merge`` imports on import may import it, itself or not."""
     sources = {_module_of(path): path.read_text("utf-8") for path in files_of("merge")}
     assert {item.module for source in sources.values() for item in third_party(source)} == {"torch"}
 
@@ -341,7 +347,7 @@ def test_files_that_are_started_or_loaded_by_path_stand_alone(name: str) -> None
 
 
 def test_the_bundle_takes_what_the_worker_may_import() -> None:
-    from harness.execution.bundle import WORKER_PACKAGES  # noqa: PLC0415 - the rest of this file imports nothing of ours
+    from harness.execution.bundle import WORKER_PACKAGES  # noqa: PLC0415 - the rest imports nothing of ours
 
     assert set(WORKER_PACKAGES) == set(IN_A_CELL) == {*ALLOWED["worker"], "worker"}
 
@@ -364,7 +370,8 @@ def test_a_planted_import_is_found(layer: str, source: str) -> None:
 
 def test_where_an_import_happens_is_seen() -> None:
     found = imports_of(
-        "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    import c\nclass D:\n    import d\ntry:\n    import e\nexcept ImportError:\n    pass\n"
+        "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    import c\nclass D:\n    import d\n"
+        "try:\n    import e\nexcept ImportError:\n    pass\n"
     )
     assert [(item.module, item.at_import, item.for_types) for item in found] == [
         ("a", True, False),

@@ -28,7 +28,7 @@ HALF = 2.0**-8
 
 
 def test_a_value_just_beside_a_middle_is_rounded_to_its_own_side() -> None:
-    """By way of float32 both become the middle itself, and the first goes down to the even 1, the last up to the even 1 + 4·HALF."""
+    """By way of float32 both become the middle: the first goes down to the even 1, the last up to 1 + 4·HALF."""
     beside = doubles(1 + HALF + 2.0**-40, 1 + HALF, 1 + 3 * HALF - 2.0**-40, 1 + 3 * HALF, -(1 + HALF + 2.0**-40))
 
     assert torch.equal(round_once(beside).double(), doubles(1 + 2 * HALF, 1, 1 + 2 * HALF, 1 + 4 * HALF, -1 - 2 * HALF))

@@ -6,28 +6,34 @@ import sys
 
 import pytest
 import torch
+from published_codes import FP4, NF4
 
 from harness.experts import UnknownSchemeError, UnpackableShapeError, WrongDecodeError
 from harness.experts.quantization import codec
 from harness.experts.quantization.codec import check_decode, check_packable, decode_by_definition
-from harness.experts.quantization.scheme import Scheme
-
-MAP = torch.arange(16).float() / 8 - 1
-"""A table of codes that is easy to compute with: code c means c / 8 - 1."""
+from harness.experts.quantization.scheme import Code, Scheme
 
 
-def packed(high: int, low: int) -> dict[str, torch.Tensor]:
+def packed(high: int, low: int, table: tuple[float, ...] = NF4) -> dict[str, torch.Tensor]:
     """Two blocks of 64 weights: every even one has one code, every odd one another; scales 2 and 0.5."""
     codes = torch.full((64,), high << 4 | low, dtype=torch.uint8)
-    return {"codes": codes, "absmax": torch.tensor([2.0, 0.5]), "map": MAP}
+    return {"codes": codes, "absmax": torch.tensor([2.0, 0.5]), "map": torch.tensor(table)}
 
 
 def test_the_high_nibble_comes_first_and_each_block_has_its_scale() -> None:
     weights = decode_by_definition(Scheme("nf4"), packed(12, 4), (2, 64))
 
     assert weights.shape == (2, 64)
-    assert weights[0, :4].tolist() == [1.0, -1.0, 1.0, -1.0]  # (12/8 - 1) * 2, (4/8 - 1) * 2
-    assert weights[1, :4].tolist() == [0.25, -0.25, 0.25, -0.25]
+    assert weights[0, :4].tolist() == pytest.approx([0.88141966, -0.56888276] * 2)  # 2 x 0.44070983, 2 x -0.28444138
+    assert weights[1, :4].tolist() == pytest.approx([0.22035491, -0.14222069] * 2)
+
+
+@pytest.mark.parametrize(("code", "published"), [("nf4", NF4), ("fp4", FP4)])
+def test_each_code_means_what_was_published_for_it(code: Code, published: tuple[float, ...]) -> None:
+    for high in range(16):
+        weights = decode_by_definition(Scheme(code), packed(high, 15 - high, published), (2, 64))
+
+        assert weights[1, :2].tolist() == pytest.approx([published[high] / 2, published[15 - high] / 2])
 
 
 def test_double_quantised_scales_are_codes_times_a_scale_plus_an_offset() -> None:
@@ -40,8 +46,8 @@ def test_double_quantised_scales_are_codes_times_a_scale_plus_an_offset() -> Non
     }
     weights = decode_by_definition(Scheme("nf4", double_quant=True), parts, (2, 64))
 
-    assert weights[0, 0].item() == pytest.approx(0.5 * (3 + 0.5))
-    assert weights[1, 1].item() == pytest.approx(-0.5 * (1 + 0.5))
+    assert weights[0, 0].item() == pytest.approx(0.44070983 * (3 + 0.5))
+    assert weights[1, 1].item() == pytest.approx(-0.28444138 * (1 + 0.5))
 
 
 def test_int8_is_a_code_times_a_scale_of_its_row_over_127() -> None:

@@ -70,7 +70,8 @@ def test_the_default_profile_asks_the_main_question_everywhere(config: MatrixCon
     other = Counter(cell.id.partition("+")[2] for cell in cells if "+" in cell.id)
 
     assert plain == {
-        "lora": 6 * 4, "lora-attention": 2 * 4, "lora-experts": 2 * 4, "lora-gate-up-only": 2 * 4, "lora-down-only": 2 * 4,
+        "lora": 6 * 4, "lora-attention": 2 * 4, "lora-experts": 2 * 4, "lora-gate-up-only": 2 * 4,
+        "lora-down-only": 2 * 4,
     }  # fmt: skip
     assert other == {
         "geometry=square-gate-up": 3, "geometry=square-down": 3, "geometry=narrow": 3, "geometry=single": 3,

@@ -41,7 +41,10 @@ def _printed(rows: list[Row], *, width: int, terminal: bool) -> str:
 def test_a_run_says_what_was_quantised_and_what_it_costs() -> None:
     assert lines(_row()) == [
         "Quantised bases",
-        "  quantised: experts 1,179,648 of 1,179,648 weights, 0.260 of their bytes in 16 bits; Linears 319,488 of 333,184",
+        (
+            "  quantised: experts 1,179,648 of 1,179,648 weights, 0.260 of their bytes in 16 bits; "
+            "Linears 319,488 of 333,184"
+        ),
         "  base           quantisation costs   merging adds     (KL)",
         "  original                     0.24       7.00e-13",
         "  dequantised              1.10e-12       7.60e-13",

@@ -100,6 +100,22 @@ def test_moving_a_score_by_less_than_the_gap_changes_no_choice(seed: int, rule: 
             assert _choose(nudged, n_group, topk_group) == before
 
 
+@given(st.integers(0, 2**31), st.sampled_from(["softmax", "sigmoid"]))
+def test_moving_a_score_by_more_than_the_gap_changes_a_choice(seed: int, scores_kind: str) -> None:
+    """Otherwise a gap of zero would do: without groups the last chosen falls behind the first that was not."""
+    generator = torch.Generator().manual_seed(seed)
+    router = _Router(torch.randn(8, 6, generator=generator), 0.1 * torch.randn(8, generator=generator))
+    hidden = torch.randn(1, 6, generator=generator)
+    routing = Routing(top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid")
+    gap = float(router_gap(hidden, router, routing)[0])
+    logits = (hidden @ router.weight.detach().T)[0]
+    scores = logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
+    before = _choose(scores, 1, 1)
+    scores[min(before, key=lambda expert: float(scores[expert]))] -= 1.01 * gap + 1e-6
+
+    assert _choose(scores, 1, 1) != before
+
+
 def _choose(scores: torch.Tensor, n_group: int, topk_group: int) -> set[int]:
     size = len(scores) // n_group
     groups = [list(range(g * size, (g + 1) * size)) for g in range(n_group)]
