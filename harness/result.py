@@ -114,6 +114,11 @@ class MergeCounts(TensorCounts):
     """The merge as measured from its bytes, beside what the engine itself claims."""
 
     engine_applied: int | None = None
+    engine_attempted: int | None = None
+    engine_seconds: float | None = None
+    """Wall time of the engine alone, libraries imported or not as it is."""
+    engine_peak_memory_mb: float | None = None
+    """Largest resident set of the process that merged, its libraries included: MiB."""
     fallback: int | None = None
     """Tensors the engine says it merged by another path; None when it does not say."""
     by_kind: dict[str, TensorCounts] = Field(default_factory=dict)

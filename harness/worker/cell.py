@@ -160,15 +160,10 @@ def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -
     from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 
     with observation.stage("merge"):
-        claims = merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
-        (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
+        said = merge_with_engine(request, out=request.merged)
+        (request.work / ENGINE_REPORT).write_text(json.dumps(said))
         if recipe(request.recipe).quantization is not None:
-            merge_with_engine(
-                request,
-                out=request.work / MERGED_DEQUANTIZED,
-                b_packing=request.b_packing,
-                base=request.work / DEQUANTIZED,
-            )
+            merge_with_engine(request, out=request.work / MERGED_DEQUANTIZED, base=request.work / DEQUANTIZED)
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

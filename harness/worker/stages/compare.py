@@ -50,7 +50,7 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     """
     loaded = observation.data["stages"].get("reload-merged", {}).get("result") == "pass"
     judge(observation, request, checkpoint, merged=request.merged, view="merged" if loaded else None)
-    observation.data["merge"] |= {"engine_applied": engine["engine_applied"], "fallback": engine["fallback"]}
+    observation.data["merge"] |= engine
 
 
 def judge(

@@ -15,7 +15,6 @@ from harness.worker.request import BPacking, Request
 from harness.worker.stages.compare import judge
 from harness.worker.stages.evaluate import logits_of, samples_of, save_view
 from harness.worker.stages.load import load_model
-from harness.worker.stages.merge import merge_with_engine
 
 FUNCTIONAL = frozenset({"kl", "logprob", "samples"})
 """Checks of the functional gate."""
@@ -32,8 +31,10 @@ def run_controls(observation: Observation, request: Request, checkpoint: Checkpo
     # With one expert both readings are the same bytes: there is nothing to break.
     if packing is None or checkpoint.num_experts == 1 or request.b_packing is not None:
         return
+    from harness.merge import merge, plan_merge
+
     out = request.work / "control-b-packing"
-    merge_with_engine(request, out=out, b_packing=OTHER_PACKING[packing])
+    merge(plan_merge(request.base, request.adapter, b_packing=OTHER_PACKING[packing]), out)
     _try(observation, request, checkpoint, vocab, out)
 
 
