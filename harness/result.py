@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.faults import Facts, applicable_controls
 from harness.matrix.cell import Cell
 
 SCHEMA_VERSION = 1
@@ -123,13 +124,21 @@ class MergeCounts(TensorCounts):
     """Tensors the engine says it merged by another path; None when it does not say."""
     by_kind: dict[str, TensorCounts] = Field(default_factory=dict)
     first_error: str | None = None
+    renamed: dict[str, int] = Field(default_factory=dict)
+    """Tensors of the base that the engine wrote under other names, by the rule that says which: each is judged like the others."""
+    files_rewritten: list[str] = Field(default_factory=list)
+    """Files that differ from the base's and that this release reads alike."""
 
 
 class AdapterInfo(_Model):
-    """What the saved adapter is. ``io_layout`` and ``b_packing`` are None where nothing fused is targeted."""
+    """What the saved adapter is. ``io_layout``, ``b_packing`` and ``num_experts`` are None where nothing fused is targeted."""
 
     io_layout: Literal["standard", "swapped"] | None = None
     b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
+    num_experts: int | None = None
+    """Experts in each fused parameter that it targets."""
+    rank: int = Field(default=0, ge=0)
+    """The largest of its pairs; 0 in results of earlier versions."""
     tensors: int = 0
     peft_version: str | None = None
 
@@ -268,7 +277,7 @@ class CellResult(_Model):
 NEEDED_CHECKS = frozenset(
     {
         "attached", "gradients", "loss", "coverage", "signal", "kl", "logprob", "samples", "applied", "exact",
-        "untouched_bytes", "keys", "dtypes", "files", "adapter_reload", "control:base-copied",
+        "untouched_bytes", "keys", "dtypes", "files", "adapter_reload",
     }
 )  # fmt: skip
 """Checks without which nothing has passed, whoever says so."""
@@ -288,11 +297,28 @@ def missing_evidence(result: CellResult) -> str | None:
     merge = result.merge
     if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
         return "the merge's counts do not show that everything attempted was applied"
-    accepted = [control.name for control in result.controls if not control.rejected]
-    if accepted or not result.controls:
-        return f"controls that were not rejected: {', '.join(accepted) or 'there are none at all'}"
+    if (blind := _missing_controls(result)) is not None:
+        return blind
     unknown = [name for name in ("transformers", "peft", "trl", "torch") if name not in result.versions]
     return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
+
+
+def _missing_controls(result: CellResult) -> str | None:
+    """Say which control was let through or not tried, of all that apply to the cell by the facts that its result holds."""
+    cell, adapter = result.cell, result.adapter
+    if cell.fault is not None:
+        return f"{cell.fault} was planted in its own merge, so that it cannot pass"
+    if adapter is None:
+        return "what the adapter is was not recorded, so nobody can say which controls it must have"
+    accepted = [control.name for control in result.controls if not control.rejected]
+    if accepted:
+        return f"controls that were not rejected: {', '.join(accepted)}"
+    facts = Facts.of(adapter.model_dump(), dtype=cell.dtype, quantized=result.quantization is not None)
+    names = applicable_controls(facts)
+    checked = {check.name for check in result.checks}
+    tried = {control.name for control in result.controls if f"control:{control.name}" in checked}
+    untried = [name for name in names if name not in tried]
+    return f"controls that apply and were not tried: {', '.join(untried)}" if untried else None
 
 
 def _stage(result: CellResult, name: StageName) -> str:

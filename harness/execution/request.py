@@ -16,7 +16,7 @@ from harness.matrix.cell import Cell
 
 REQUEST_SCHEMA = 1
 CELL_FIELDS = (
-    "family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing",
+    "family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault",
 )  # fmt: skip
 """What a worker is told of its cell. Not the stack: it observes what is installed instead of believing what should be."""
 
@@ -28,7 +28,7 @@ class WorkerRequest:
     Attributes:
         cell: the cell.
         work: an empty directory of the cell's own, the worker's current directory.
-        bands: the bands of the cell's dtype and recipe, JSON values by name.
+        bands: the bands of the cell's dtype and engine, JSON values by name.
         threads: how many threads each process of the cell may compute with.
     """
 

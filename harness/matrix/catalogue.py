@@ -73,6 +73,7 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
         geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
         variants=variants,
         engines=tuple(sorted(_dashed(root / "engines", "ENGINE"))),
+        faults=tuple(sorted(_dashed(root / "faults", "FAULT"))),
     )
 
 

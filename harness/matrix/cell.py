@@ -27,8 +27,6 @@ def canonical_version(text: str) -> str:
 VersionText = Annotated[str, AfterValidator(canonical_version)]
 Dtype = Literal["float32", "bf16"]
 Device = Literal["cpu", "cuda"]
-BPacking = Literal["rank_major", "grouped_by_expert"]
-IoLayout = Literal["standard", "swapped"]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 
 MAIN_PACKAGES = ("transformers", "peft", "trl")
@@ -76,10 +74,10 @@ class Cell(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     DEFAULTS: ClassVar[dict[str, object]] = {
-        "b_packing": None,
         "device": "cpu",
         "dtype": "float32",
         "engine": "reference",
+        "fault": None,
         "geometry": "distinct",
         "seed": 0,
         "variant": "published",
@@ -94,8 +92,8 @@ class Cell(BaseModel):
     device: Device = "cpu"
     engine: Word = "reference"
     seed: int = Field(default=0, ge=0, lt=2**32)
-    b_packing: BPacking | None = None
-    """The packing that the engine is *told*, where a fault is planted on purpose; None leaves it to decide, as users do."""
+    fault: Word | None = None
+    """What is broken on purpose in this cell's own merge: such a cell never passes."""
     unmanaged: bool = False
     """True when the cell runs in an interpreter that the user gave instead of an environment of ours."""
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-BPacking = Literal["rank_major", "grouped_by_expert"]
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Request:
     device: str
     seed: int
     engine: str
-    b_packing: BPacking | None
+    fault: str | None
     work: Path
     observation: Path
     threads: int
@@ -82,7 +80,7 @@ def read_request(path: Path) -> Request:
     """
     data: dict[str, Any] = json.loads(path.read_text())
     cell = data["cell"]
-    names = ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
+    names = ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault")
     return Request(
         **{name: cell[name] for name in names},
         work=Path(data["work"]),

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness.engines.engine import engine
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.writer import sha256_of_directory
 from harness.worker.observation import Observation
@@ -43,14 +44,14 @@ class Truth:
         self.signal: Distance = distance(self.trained, self.base_logits, self.clear)
 
 
-def compare(observation: Observation, request: Request, checkpoint: Checkpoint, engine: dict[str, Any]) -> None:
-    """Judge the merged directory and write metrics, counts and checks.
+def compare(observation: Observation, request: Request, checkpoint: Checkpoint, said: dict[str, Any]) -> None:
+    """Judge the merged directory and write metrics, counts and checks, and what the engine ``said`` beside them.
 
     The bytes are judged even where the directory could not be loaded again: that failure has a stage of its own.
     """
     loaded = observation.data["stages"].get("reload-merged", {}).get("result") == "pass"
     judge(observation, request, checkpoint, merged=request.merged, view="merged" if loaded else None)
-    observation.data["merge"] |= engine
+    observation.data["merge"] |= said
 
 
 def judge(
@@ -72,6 +73,7 @@ def judge(
         adapter=request.adapter,
         merged=merged,
         ulp_max=request.bands.ulp_max,
+        keeps_bytes=engine(request.engine).keeps_bytes,
     )
     record_merge(observation, report)
     if view is not None:
@@ -86,6 +88,8 @@ def record_merge(observation: Observation, report: TensorReport) -> None:
         **_counts(report.counts),
         "by_kind": {kind: _counts(counts) for kind, counts in sorted(report.by_kind.items())},
         "first_error": next(iter(report.not_applied + report.unpaired), None),
+        "renamed": dict(sorted(report.renamed.items())),
+        "files_rewritten": report.files_rewritten,
     }
     observation.data["metrics"] |= {
         "tensors_exact_fraction": report.exact_fraction,
@@ -181,7 +185,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     different = report.untouched_changed
     check("untouched_bytes", "compare", len(different), "== 0", passed=not different, detail=_names(different))
     keys = report.keys_missing + report.keys_unexpected + [f"{key} (index)" for key in report.index_wrong]
-    check("keys", "compare", len(keys), "== 0", passed=not keys, detail=_names(keys))
+    check("keys", "compare", len(keys), "== 0", passed=not keys, detail=_what_of_the_keys(report, keys))
     check(
         "dtypes",
         "compare",
@@ -195,6 +199,13 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     if sha256_of_directory(request.base) != observation.data["base_sha256"]:
         files.append("the base itself has changed since it was written")
     check("files", "compare", len(files), "== 0", passed=not files, detail=_names(files))
+
+
+def _what_of_the_keys(report: TensorReport, keys: list[str]) -> str:
+    """Say what is wrong with the keys; a loss that is declared as known must not hide another, so it is told apart."""
+    if keys == report.extras_missing:
+        return f"all of them missing, and none of them loaded by the model: {_names(keys)}"
+    return _names([key for key in keys if key not in report.extras_missing] + report.extras_missing)
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:
