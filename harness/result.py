@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.faults import Facts, applicable_controls
 from harness.matrix.cell import Cell
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Outcome = Literal[
     "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass"
@@ -135,12 +135,20 @@ class AdapterInfo(_Model):
 
     io_layout: Literal["standard", "swapped"] | None = None
     b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
-    num_experts: int | None = None
+    num_experts: int | None
     """Experts in each fused parameter that it targets."""
-    rank: int = Field(default=0, ge=0)
-    """The largest of its pairs; 0 in results of earlier versions."""
+    rank: int = Field(ge=1)
+    """The largest of its pairs."""
     tensors: int = 0
     peft_version: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """What decides which controls a cell must have is there as a whole or not at all."""
+        fused = (self.io_layout, self.b_packing, self.num_experts)
+        if None in fused and any(fact is not None for fact in fused):
+            raise ValueError("io_layout, b_packing and num_experts go together: all of them, or none")
+        return self
 
 
 class Metrics(_Model):
@@ -232,7 +240,7 @@ class ControlResult(_Model):
 class CellResult(_Model):
     """Everything known about one cell."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     cell: Cell
     cell_id: str
     outcome: Outcome

@@ -59,6 +59,7 @@ def finish():
         seen["stages"].setdefault(name, {"result": "pass", "seconds": 0.01, "reason": None})
     seen["checks"] = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
     seen["merge"] = {"attempted": 6, "applied": 6, "engine_applied": 6}
+    seen["adapter"] = {"num_experts": None, "rank": 3}
     seen["controls"] = [{"name": "base-copied", "rejected": True, "by": ["applied", "kl"], "value": 0.5}]
     seen["running"], seen["done"] = None, True
     write()

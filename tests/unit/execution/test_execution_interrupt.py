@@ -68,6 +68,7 @@ if recipe == "passes":
     checks = [{"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in CHECKS]
     seen = {"stages": {name: {"result": "pass"} for name in stages}, "checks": checks,
             "merge": {"attempted": 6, "applied": 6}, "controls": [{"name": "base-copied", "rejected": True}],
+            "adapter": {"num_experts": None, "rank": 3},
             "running": None, "done": True}
     Path(request["observation"]).write_text(json.dumps(seen))
     raise SystemExit

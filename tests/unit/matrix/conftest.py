@@ -75,6 +75,8 @@ def catalogue() -> Catalogue:
         recipes=("lora", "lora-experts"),
         geometries=("distinct", "square"),
         variants={"beta": ("published", "fused")},
+        engines=("reference", "peft"),
+        faults=("base-copied",),
     )
 
 

@@ -21,6 +21,7 @@ from harness.result import (
     NEEDS,
     OUTCOMES,
     STAGES,
+    AdapterInfo,
     CellResult,
     Check,
     ControlResult,
@@ -83,6 +84,7 @@ def result(
         stages=made,
         checks=[*checks, *passed],
         merge=MergeCounts(attempted=6, applied=6),
+        adapter=AdapterInfo(num_experts=None, rank=3),
         controls=[ControlResult(name="base-copied", rejected=True)],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
     )
@@ -359,6 +361,12 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("checks", []),
         ("merge", None),
         ("controls", []),
+        ("adapter", None),
+        (
+            "adapter",
+            AdapterInfo(io_layout="standard", b_packing="rank_major", num_experts=8, rank=3),
+        ),  # so that b-packing is a control of it
+        ("cell", CELL.model_copy(update={"fault": "base-copied"})),
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),

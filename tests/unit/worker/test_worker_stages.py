@@ -36,7 +36,7 @@ def _request(work: Path, **changes: Any) -> Request:
     )  # fmt: skip
     fields: dict[str, Any] = {
         "family": "qwen3_moe", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",
-        "device": "cpu", "seed": 0, "engine": "reference", "b_packing": None, "work": work,
+        "device": "cpu", "seed": 0, "engine": "reference", "fault": None, "work": work,
         "observation": work / "observation.json", "threads": 1, "bands": bands,
     }  # fmt: skip
     return Request(**{**fields, **changes})
@@ -50,7 +50,7 @@ def test_a_request_is_read_back(tmp_path: Path) -> None:
     request = _request(tmp_path)
     cell = {
         name: getattr(request, name)
-        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
+        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault")
     }
     data = {
         "cell": cell,
