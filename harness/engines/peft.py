@@ -1,8 +1,8 @@
 """PEFT as most people publish with it: load base and adapter, ``merge_and_unload``, ``save_pretrained``, save the tokenizer.
 
 Everything is written anew by transformers: the tensors that its model does not load are gone, configurations are in this
-release's words, keys and shards are its own. In bf16 PEFT rounds the delta and then the sum (peft 0.18.1 to 0.21.2,
-``ParamWrapper.merge`` and ``Linear.merge``): two roundings where one would do.
+release's words, keys and shards are its own. In bf16 a fused parameter is rounded twice, the delta and then the sum (peft
+0.18.1 to 0.21.2, ``ParamWrapper.merge``); a Linear's delta stays float32 until it is added.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class Bands:
             |base|, |delta| and |result|.
         adapter_reload_kl_max: KL(trained ‖ base + reloaded adapter), nats.
         near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
+        clear_min: share of positions that must lie clear of router ties for a cell to have seen enough.
         paths_max: largest difference between two forward paths of the trained model, of logits relative to their standard
             deviation or of a LoRA gradient relative to its norm.
     """
@@ -34,6 +35,7 @@ class Bands:
     ulp_max: float
     adapter_reload_kl_max: float
     near_tie_epsilon: float
+    clear_min: float
     paths_max: float
 
 

@@ -38,7 +38,7 @@ CHECKPOINT = Checkpoint(
 ADAPTER = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": E, "rank": R}
 BANDS = Bands(
     kl_max=1e-9, logprob_max=1e-3, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
-    adapter_reload_kl_max=1e-9, near_tie_epsilon=1e-5, paths_max=1e-4,
+    adapter_reload_kl_max=1e-9, near_tie_epsilon=1e-5, clear_min=0.5, paths_max=1e-4,
 )  # fmt: skip
 
 
