@@ -17,6 +17,7 @@ from harness.contract import checks
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
 from harness.contract.stages import STAGES, StageName
+from harness.faults import Facts, applicable_controls
 from harness.matrix.cell import Cell
 
 SCHEMA_VERSION = 2
@@ -75,19 +76,40 @@ class MergeCounts(TensorCounts):
     """The merge as measured from its bytes, beside what the engine itself claims."""
 
     engine_applied: int | None = None
+    engine_attempted: int | None = None
+    engine_seconds: float | None = None
+    """Wall time of the engine alone, libraries imported or not as it is."""
+    engine_peak_memory_mb: float | None = None
+    """Largest resident set of the process that merged, its libraries included: MiB."""
     fallback: int | None = None
     """Tensors the engine says it merged by another path; None when it does not say."""
     by_kind: dict[str, TensorCounts] = Field(default_factory=dict)
     first_error: str | None = None
+    renamed: dict[str, int] = Field(default_factory=dict)
+    """Tensors of the base that the engine wrote under other names, by the rule that says which: each is judged like the others."""
+    files_rewritten: list[str] = Field(default_factory=list)
+    """Files that differ from the base's and that this release reads alike."""
 
 
 class AdapterInfo(_Model):
-    """What the saved adapter is. ``io_layout`` and ``b_packing`` are None where nothing fused is targeted."""
+    """What the saved adapter is. ``io_layout``, ``b_packing`` and ``num_experts`` are None where nothing fused is targeted."""
 
     io_layout: Literal["standard", "swapped"] | None = None
     b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
+    num_experts: int | None
+    """Experts in each fused parameter that it targets."""
+    rank: int = Field(ge=1)
+    """The largest of its pairs."""
     tensors: int = 0
     peft_version: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """What decides which controls a cell must have is there as a whole or not at all."""
+        fused = (self.io_layout, self.b_packing, self.num_experts)
+        if None in fused and any(fact is not None for fact in fused):
+            raise ValueError("io_layout, b_packing and num_experts go together: all of them, or none")
+        return self
 
 
 class Metrics(_Model):
@@ -242,9 +264,8 @@ def missing_evidence(result: CellResult) -> str | None:
     merge = result.merge
     if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
         return "the merge's counts do not show that everything attempted was applied"
-    accepted = [control.name for control in result.controls if not control.rejected]
-    if accepted or not result.controls:
-        return f"controls that were not rejected: {', '.join(accepted) or 'there are none at all'}"
+    if (blind := _missing_controls(result)) is not None:
+        return blind
     unknown = [name for name in ("transformers", "peft", "trl", "torch") if name not in result.versions]
     return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
 
@@ -259,6 +280,24 @@ def _missing_checks(result: CellResult) -> str | None:
         return f"these checks are not there: {', '.join(f'{check.name} ({check.stage})' for check in lacking)}"
     failed = sorted({check.name for check in result.checks if not check.passed})
     return f"these checks failed: {', '.join(failed)}" if failed else None
+
+
+def _missing_controls(result: CellResult) -> str | None:
+    """Say which control was let through or not tried, of all that apply to the cell by the facts that its result holds."""
+    cell, adapter, known = result.cell, result.adapter, result.facts
+    if cell.fault is not None:
+        return f"{cell.fault} was planted in its own merge, so that it cannot pass"
+    if adapter is None or known is None:
+        return "what the adapter is was not recorded, so nobody can say which controls it must have"
+    accepted = [control.name for control in result.controls if not control.rejected]
+    if accepted:
+        return f"controls that were not rejected: {', '.join(accepted)}"
+    facts = Facts.of(adapter.model_dump(), dtype=cell.dtype, quantized=known.quantized)
+    names = applicable_controls(facts)
+    checked = {check.name for check in result.checks}
+    tried = {control.name for control in result.controls if f"control:{control.name}" in checked}
+    untried = [name for name in names if name not in tried]
+    return f"controls that apply and were not tried: {', '.join(untried)}" if untried else None
 
 
 def _stage(result: CellResult, name: StageName) -> str:

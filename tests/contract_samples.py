@@ -9,7 +9,7 @@ from harness.contract.checks import needed
 from harness.contract.facts import CellFacts
 from harness.contract.stages import WORKER_STAGES
 
-FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, num_experts=8, rank=3)
+FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
 CONTROLS = ("base-copied",)
 ALL_CHECKS = (
     *((check.name, check.stage) for check in needed(FACTS)),
@@ -26,6 +26,7 @@ def complete_observation() -> dict[str, Any]:
             {"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in ALL_CHECKS
         ],
         "facts": asdict(FACTS),
+        "adapter": {"num_experts": None, "rank": 3},
         "merge": {"attempted": 6, "applied": 6, "engine_applied": 6},
         "controls": [{"name": name, "rejected": True, "by": ["applied", "kl"], "value": 0.5} for name in CONTROLS],
         "running": None,

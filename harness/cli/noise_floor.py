@@ -64,9 +64,9 @@ def noise_floor(
     if not right:
         raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
     groups = groupby(sorted(right, key=_group), key=_group)
-    for (dtype, device), members in groups:
+    for (engine, dtype, device), members in groups:
         chosen = list(members)
-        typer.echo(f"{dtype} on {device}: {len(chosen)} cells\n")
+        typer.echo(f"{engine}, {dtype} on {device}: {len(chosen)} cells\n")
         typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
 
 
@@ -82,13 +82,13 @@ def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
     return lines
 
 
-def _group(result: CellResult) -> tuple[str, str]:
-    """Floors depend on the dtype that is stored and on the device that computes."""
-    return result.cell.dtype, result.cell.device
+def _group(result: CellResult) -> tuple[str, str, str]:
+    """Floors depend on who merges, on the dtype that is stored and on the device that computes."""
+    return result.cell.engine, result.cell.dtype, result.cell.device
 
 
 def _bytes_are_right(result: CellResult) -> bool:
     merge = result.merge
-    if merge is None or result.cell.b_packing is not None:
+    if merge is None or result.cell.fault is not None:
         return False
     return merge.attempted > 0 and merge.dropped == merge.wrong == 0

@@ -21,41 +21,43 @@ from harness.cli.options import (
 from harness.cli.setup import check_writable, choose_device, console, installed_stack, load_setup
 from harness.envs import newest_release
 from harness.errors import ConfigurationError
+from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import Stack
 from harness.matrix.plan import one_cell
 from harness.matrix.versions import complete_stack, parse_pin, parse_version
 from harness.report import quantized, shims
 
+CATALOGUE = read_catalogue()
+"""What the help texts name: whatever lies in the folders."""
+
 
 def run(
-    model: Annotated[str, typer.Option("--model", help="Model family: qwen3_moe, glm4_moe, deepseek_v3, qwen3_5_moe.")],
+    model: Annotated[str, typer.Option("--model", help=f"Model family: {', '.join(CATALOGUE.families)}.")],
     transformers: Annotated[str | None, typer.Option(help="Version of transformers, as 5.5.0.")] = None,
     peft: Annotated[str | None, typer.Option(help="Version of peft.")] = None,
     trl: Annotated[str | None, typer.Option(help="Version of trl.")] = None,
     recipe: Annotated[
         str,
         typer.Option(
-            help="What is trained: lora, lora-attention, lora-experts, qlora4, qlora8, … (all: docs/reference/checkpoints.md)."
+            help=f"What is trained: {', '.join(CATALOGUE.recipes)} (docs/reference/checkpoints.md says what each is)."
         ),
     ] = "lora",
     geometry: Annotated[
         str | None,
         typer.Option(
-            help="Preset of sizes: distinct, square-gate-up, square-down, narrow, … By default the recipe's: distinct, blocks for QLoRA."
+            help=f"Preset of sizes: {', '.join(CATALOGUE.geometries)}. By default the recipe's: distinct, blocks for QLoRA."
         ),
     ] = None,
     variant: Annotated[
         str, typer.Option(help="How the checkpoint lies on disk, where a family has several forms.")
     ] = "published",
     dtype: Annotated[str, typer.Option(help="How the checkpoint is stored: float32 or bf16.")] = "float32",
-    engine: Annotated[str, typer.Option(help="What merges.")] = "reference",
+    engine: Annotated[str, typer.Option(help=f"What merges: {', '.join(CATALOGUE.engines)}.")] = "reference",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and LoRA initialisation.")] = 0,
-    b_packing: Annotated[
+    fault: Annotated[
         str | None,
-        typer.Option(
-            help="Tell the engine how lora_B is packed, right or wrong: a fault planted on purpose, to watch the gates."
-        ),
+        typer.Option(help=f"Break the merge on purpose, to watch the gates: {', '.join(CATALOGUE.faults)}."),
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="Another package's version, as torch==2.12.0. Can be repeated.")
@@ -101,7 +103,7 @@ def run(
         engine=engine,
         device=chosen,
         seed=seed,
-        b_packing=b_packing,
+        fault=fault,
         unmanaged=python is not None,
     )
     screen.print(sentence, markup=False, soft_wrap=True)

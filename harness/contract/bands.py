@@ -40,6 +40,11 @@ class Bands:
         "Router gap between the last expert chosen and the first one not, below which a position is reported apart.",
         least=0,
     )
+    clear_min: float = _band(
+        "Smallest share of positions that must lie clear of router ties; below it the cell has seen too little.",
+        above=0,
+        most=1,
+    )
     paths_max: float = _band(
         "Largest difference between two experts forwards of the trained model: of logits, in their standard deviations, "
         "or of a LoRA tensor's gradient, relative to its norm.",

@@ -11,7 +11,6 @@ from typing import Literal
 
 Dtype = Literal["float32", "bf16"]
 Device = Literal["cpu", "cuda"]
-BPacking = Literal["rank_major", "grouped_by_expert"]
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]*"
 """What a name in a cell looks like: nothing that a shell, a file system or a glob treats specially."""
@@ -34,11 +33,9 @@ class CellFields:
     device: Device = field(default="cpu", metadata={"meaning": "Where the cell computes: cpu or cuda."})
     engine: str = field(default="reference", metadata={"meaning": "What merges."})
     seed: int = field(default=0, metadata={"meaning": "Seed of weights, data and LoRA initialisation."})
-    b_packing: BPacking | None = field(
+    fault: str | None = field(
         default=None,
-        metadata={
-            "meaning": "Tell the engine how lora_B is packed, right or wrong: a fault planted on purpose, to watch the gates."
-        },
+        metadata={"meaning": "What is broken on purpose in the cell's own merge: such a cell never passes."},
     )
 
 

@@ -1,4 +1,4 @@
-"""What is known of a cell once its LoRA is attached, from which it follows which checks and controls apply to it."""
+"""What is known of a cell once its LoRA is attached, from which it follows which checks apply to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,8 @@ class CellFacts:
         kinds: what of the model gets a LoRA.
         quantized: whether the base is quantised while it is trained on.
         fused_experts: whether the model in memory holds its experts as 3D parameters.
-        num_experts: routed experts of a layer.
-        rank: rank of the LoRA.
     """
 
     kinds: tuple[Kind, ...]
     quantized: bool
     fused_experts: bool
-    num_experts: int
-    rank: int

@@ -25,7 +25,7 @@ class WorkerRequest:
     Attributes:
         cell: the cell.
         work: an empty directory of the cell's own, the worker's current directory.
-        bands: the bands of the cell's dtype and recipe, JSON values by name.
+        bands: the bands of the cell's dtype and engine, JSON values by name.
         threads: how many threads each process of the cell may compute with.
     """
 

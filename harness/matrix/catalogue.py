@@ -1,6 +1,6 @@
-"""What exists to be chosen from: families, recipes, geometries, variants and engines.
+"""What exists to be chosen from: families, recipes, geometries, variants, engines and faults.
 
-A family or a recipe is one file, so the folders are the catalogue and nothing is registered twice. The files run inside
+Each but a geometry is one file, so the folders are the catalogue and nothing is registered twice. The files run inside
 cells and import the libraries under test there; the host only looks at their names and reads the few literal tuples it
 needs from their syntax trees. Nothing is imported, so planning stays independent of torch and of the worker.
 """
@@ -17,9 +17,6 @@ from harness.errors import HarnessError
 PUBLISHED = "published"
 """The variant that every family has: the layout of its published repositories."""
 
-ENGINES = ("reference",)
-"""What can merge."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
@@ -34,7 +31,10 @@ class Catalogue:
     variants: Mapping[str, tuple[str, ...]]
     geometry_of: Mapping[str, str] = field(default_factory=dict)
     """The geometry of a recipe's cells unless one is asked for, of the recipes that name one."""
-    engines: tuple[str, ...] = ENGINES
+    engines: tuple[str, ...] = ()
+    """What can merge."""
+    faults: tuple[str, ...] = ()
+    """What can be broken on purpose."""
 
     def variants_of(self, family: str) -> tuple[str, ...]:
         """Return the checkpoint variants that ``family`` has, ``published`` first."""
@@ -51,7 +51,8 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
 
     A family is a module under ``worker/checkpoints/families`` that defines ``build``; it offers the variants of its own
     ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
-    ``worker/recipes`` that defines ``RECIPE``; underscores become dashes.
+    ``worker/recipes`` that defines ``RECIPE``, an engine one under ``engines`` that defines ``ENGINE``, a fault one under
+    ``faults`` that defines ``FAULT``; in their names underscores become dashes.
 
     Args:
         package: the package's folder; None for the one this module belongs to.
@@ -59,18 +60,26 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
     Raises:
         HarnessError: a file that the catalogue is read from is absent or does not hold the literal it should.
     """
-    worker = (package or Path(__file__).resolve().parents[1]) / "worker"
+    root = package or Path(__file__).resolve().parents[1]
+    worker = root / "worker"
     checkpoints = worker / "checkpoints"
     families = _members(checkpoints / "families", "build")
     variants = {name: _variants(tree, checkpoints) for name, tree in families.items() if "VARIANTS" in _names(tree)}
-    recipes = {name.replace("_", "-"): tree for name, tree in _members(worker / "recipes", "RECIPE").items()}
+    recipes = _dashed(worker / "recipes", "RECIPE")
     return Catalogue(
         families=tuple(families),
         recipes=tuple(sorted(recipes)),
         geometry_of={name: preset for name, tree in recipes.items() if (preset := _geometry(tree)) is not None},
         geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
         variants=variants,
+        engines=tuple(sorted(_dashed(root / "engines", "ENGINE"))),
+        faults=tuple(sorted(_dashed(root / "faults", "FAULT"))),
     )
+
+
+def _dashed(folder: Path, defining: str) -> dict[str, ast.Module]:
+    """Return the members of a folder by the names that a command line knows them by."""
+    return {name.replace("_", "-"): tree for name, tree in _members(folder, defining).items()}
 
 
 def _members(folder: Path, defining: str) -> dict[str, ast.Module]:

@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -188,7 +189,9 @@ class MatrixConfig(_Table):
     profiles: dict[str, Profile] = Field(min_length=1)
     """Named sets of cells."""
     bands: dict[Dtype, Bands]
-    """Bands per storage dtype."""
+    """Bands per storage dtype, as a merge deserves that rounds once and writes every tensor."""
+    engine_bands: dict[str, dict[Dtype, dict[str, float]]] = Field(default_factory=dict)
+    """Other values of single bands, by engine and storage dtype, where an engine's own arithmetic has another floor."""
     limits: Limits = Limits()
     """What a cell may use."""
 
@@ -204,7 +207,24 @@ class MatrixConfig(_Table):
                 raise ValueError(f"stacks.{index}: {stack_id} is declared already, as stacks.{first}")
         if missing := [dtype for dtype in DTYPES if dtype not in self.bands]:
             raise ValueError(f"bands: there are none for {', '.join(missing)}")
+        for engine, by_dtype in self.engine_bands.items():
+            for dtype in by_dtype:
+                self.bands_of(engine, dtype)
         return self
+
+    def bands_of(self, engine: str, dtype: Dtype) -> Bands:
+        """Return the bands that an engine's merges of a storage dtype are held to.
+
+        Raises:
+            ValueError: ``engine_bands`` has a band that does not exist, or a value that it cannot have.
+        """
+        changes = self.engine_bands.get(engine, {}).get(dtype, {})
+        try:
+            return Bands.model_validate({**self.bands[dtype].model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(("engine_bands", engine, dtype, *map(str, first["loc"])))
+            raise ValueError(f"{place}: {first['msg']}") from None
 
     @cached_property
     def declared(self) -> tuple[Stack, ...]:
@@ -253,6 +273,9 @@ def load_config(path: Path, catalogue: Catalogue) -> MatrixConfig:
             if name not in known:
                 what = "family" if key == "families" else "recipe"
                 raise UnknownNameError(what, name, known, where=f"{path}: {key}.{index}")
+    for engine in config.engine_bands:
+        if engine not in catalogue.engines:
+            raise UnknownNameError("engine", engine, catalogue.engines, where=f"{path}: engine_bands")
     for profile_name, profile in config.profiles.items():
         for index, block in enumerate(profile.cells):
             expand_names(block, config, catalogue, where=f"{path}: profiles.{profile_name}.cells.{index}")

@@ -121,7 +121,7 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         options: other fields of ``Cell``, by name; those left out, or None, are the defaults, and the geometry the recipe's.
 
     Raises:
-        UnknownNameError: there is no such family, recipe, geometry, variant or engine; the message suggests the nearest.
+        UnknownNameError: there is no such family, recipe, geometry, variant, engine or fault; the message suggests the nearest.
         ConfigurationError: another option has a value that it cannot have.
     """
     options = {name: value for name, value in options.items() if value is not None}
@@ -132,6 +132,8 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     for what, (name, known) in names.items():
         if name not in known:
             raise UnknownNameError(what, name, known)
+    if (fault := options.get("fault")) is not None and fault not in catalogue.faults:
+        raise UnknownNameError("fault", str(fault), catalogue.faults)
     variant = str(options.get("variant", DEFAULTS["variant"]))
     if variant not in (offered := catalogue.variants_of(family)):
         raise UnknownNameError(f"variant of {family}", variant, offered)

@@ -115,6 +115,7 @@ def _line(row: Row, ranks: dict[str, int]) -> dict[str, Any]:
         "stack": row.result.cell.stack.id,
         "family": row.result.cell.family,
         "recipe": row.result.cell.recipe,
+        "engine": row.result.cell.engine,
         "why": _why(row),
     }
 
@@ -144,6 +145,7 @@ def _choices(rows: Sequence[Row]) -> list[dict[str, Any]]:
         "stack": list(stacks.items()),
         "family": [(name, name) for name in sorted({row.result.cell.family for row in rows})],
         "recipe": [(name, name) for name in sorted({row.result.cell.recipe for row in rows})],
+        "engine": [(name, name) for name in sorted({row.result.cell.engine for row in rows})],
     }
     return [{"name": name, "options": found} for name, found in options.items()]
 

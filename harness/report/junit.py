@@ -48,7 +48,9 @@ def _verdict(row: Row) -> Error | Failure | Skipped | None:
 
 def _case(row: Row) -> TestCase:
     seconds = sum(stage.seconds or 0.0 for stage in row.result.stages.values())
-    case = TestCase(f"{row.result.cell.family}/{recipe_with_options(row)}", row.result.cell.stack.id, round(seconds, 3))
+    cell = row.result.cell
+    name = f"{cell.family}/{recipe_with_options(row)} by {cell.engine}"
+    case = TestCase(name, cell.stack.id, round(seconds, 3))
     verdict = _verdict(row)
     if verdict is not None:
         case.result = [verdict]

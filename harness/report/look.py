@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.contract.cell_fields import DEFAULTS
 from harness.contract.outcomes import OUTCOMES
 from harness.report.table import STANDINGS, Row, Standing, ordered, stack_title
 
@@ -94,10 +95,10 @@ class OverviewCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """Stacks by families: ``lines`` holds (stack, stack title, a cell per family or None where nothing was planned)."""
+    """Stacks and engines by families: ``lines`` holds (stack, its title, engine, a cell per family or None where nothing was planned)."""
 
     families: tuple[str, ...]
-    lines: tuple[tuple[str, str, tuple[OverviewCell | None, ...]], ...]
+    lines: tuple[tuple[str, str, str, tuple[OverviewCell | None, ...]], ...]
 
 
 def _overview_cell(rows: Sequence[Row]) -> OverviewCell | None:
@@ -109,17 +110,21 @@ def _overview_cell(rows: Sequence[Row]) -> OverviewCell | None:
 
 
 def overview(rows: Iterable[Row]) -> Overview:
-    """Return the compatibility overview, newest stack first, families in alphabetical order."""
+    """Return the compatibility overview: newest stack first, the default engine before others, families in alphabetical order."""
     rows = ordered(rows)
     families = tuple(sorted({row.result.cell.family for row in rows}))
     stacks = {row.result.cell.stack.id: stack_title(row) for row in rows}
-    grouped: dict[tuple[str, str], list[Row]] = {}
+    engines = sorted({row.result.cell.engine for row in rows}, key=lambda name: (name != DEFAULTS["engine"], name))
+    grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        grouped.setdefault((row.result.cell.stack.id, row.result.cell.family), []).append(row)
+        cell = row.result.cell
+        grouped.setdefault((cell.stack.id, cell.engine, cell.family), []).append(row)
     return Overview(
         families=families,
         lines=tuple(
-            (stack, title, tuple(_overview_cell(grouped.get((stack, family), [])) for family in families))
+            (stack, title, engine, tuple(_overview_cell(grouped.get((stack, engine, name), [])) for name in families))
             for stack, title in stacks.items()
+            for engine in engines
+            if any((stack, engine, name) in grouped for name in families)
         ),
     )

@@ -64,15 +64,15 @@ def _pipe_table(head: Sequence[str], lines: Iterable[Sequence[str]], numeric: It
 def _overview(rows: Sequence[Row]) -> str:
     table = overview(rows)
     lines = [
-        (title, *(_NOT_PLANNED if cell is None else str(cell.worst) for cell in cells))
-        for _, title, cells in table.lines
+        (title, code_span(engine), *(_NOT_PLANNED if cell is None else str(cell.worst) for cell in cells))
+        for _, title, engine, cells in table.lines
     ]
-    head = ("transformers / peft / trl", *(code_span(family) for family in table.families))
+    head = ("transformers / peft / trl", "merged by", *(code_span(family) for family in table.families))
     return _pipe_table(head, lines, [False] * len(head))
 
 
 def _table(rows: Sequence[Row]) -> str:
-    as_code = {"family", "recipe"}
+    as_code = {"family", "recipe", "engine"}
     lines = [
         (
             *(code_span(column.text(row)) if column.key in as_code else column.text(row) for column in COLUMNS),
@@ -166,7 +166,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
         legend = "\n".join(f"- {symbol} {text}" for symbol, text in LEGEND if symbol in shown)
         parts += [
             "## Overview",
-            "The worst of the recipes, per stack and family.",
+            "The worst of the recipes, per stack, engine and family.",
             _overview(rows),
             legend,
             "## Cells",

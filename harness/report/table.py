@@ -78,10 +78,14 @@ def not_run(cell: Cell, reason: str, *, options: str = "") -> Row:
 
 
 def recipe_with_options(row: Row) -> str:
-    """Return the recipe followed by whatever is not the default, as the cell's id has it: ``lora +dtype=bf16``."""
+    """Return the recipe followed by whatever is not the default, as the cell's id has it: ``lora +dtype=bf16``.
+
+    What merged is left out: it has a column of its own, where it is always said.
+    """
     cell = row.result.cell
-    options = cell.id.removeprefix(f"{cell.family}/{cell.recipe}@{cell.stack.id}")
-    return f"{cell.recipe} {options}".rstrip()
+    options = cell.id.removeprefix(f"{cell.family}/{cell.recipe}@{cell.stack.id}").split("+")[1:]
+    shown = "".join(f"+{option}" for option in options if not option.startswith("engine="))
+    return f"{cell.recipe} {shown}".rstrip()
 
 
 def stack_title(row: Row) -> str:
@@ -140,6 +144,7 @@ COLUMNS: tuple[Column, ...] = (
     _text_column("trl", "trl", lambda row: row.result.cell.stack.trl),
     _text_column("family", "family", lambda row: row.result.cell.family),
     _text_column("recipe", "recipe", recipe_with_options),
+    _text_column("engine", "merged by", lambda row: row.result.cell.engine),
     Column(key="merged", title="merged tensors", text=merged_tensors, value=_merged_share, numeric=True),
     _kl_column("kl_trained_merged", "trained vs merged KL"),
     Column(

@@ -155,20 +155,18 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         observation.check("adapter_reload", "reload-adapter", seen.kl, f"<= {band:g}", passed=seen.kl <= band)
 
 
-def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
-    from harness.worker.stages.merge import ENGINE_REPORT, merge_with_engine
+def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+    from harness.worker.stages.merge import ENGINE_REPORT
+    from harness.worker.stages.planting import merge_as_asked
     from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 
     with observation.stage("merge"):
-        claims = merge_with_engine(request, out=request.merged, b_packing=request.b_packing)
-        (request.work / ENGINE_REPORT).write_text(json.dumps(claims))
+        adapter = observation.data["adapter"]
+        said = merge_as_asked(request, checkpoint, adapter, out=request.merged)
+        (request.work / ENGINE_REPORT).write_text(json.dumps(said))
         if recipe(request.recipe).quantization is not None:
-            merge_with_engine(
-                request,
-                out=request.work / MERGED_DEQUANTIZED,
-                b_packing=request.b_packing,
-                base=request.work / DEQUANTIZED,
-            )
+            dequantized = request.work / DEQUANTIZED
+            merge_as_asked(request, checkpoint, adapter, out=request.work / MERGED_DEQUANTIZED, base=dequantized)
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -197,8 +195,8 @@ def _compare(observation: Observation, request: Request, checkpoint: Checkpoint)
         quantized = recipe(request.recipe).quantization is not None
         if quantized or request.dtype != "float32":
             save_reference(request, checkpoint, _vocab(checkpoint))
-        engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
-        compare(observation, request, checkpoint, engine)
+        said: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
+        compare(observation, request, checkpoint, said)
         if quantized:
             compare_quantized(observation, request, checkpoint, _vocab(checkpoint))
 

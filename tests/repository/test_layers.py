@@ -28,13 +28,15 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "contract": frozenset({"contract"}),
     "errors": frozenset(),
     "matrix.cell": frozenset({"contract"}),
-    "result": frozenset({"contract", "matrix.cell"}),
+    "result": frozenset({"contract", "matrix.cell", "faults"}),
     "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
     "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "result"}),
     "report": frozenset({"contract", "report", "matrix.cell", "result"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
+    "engines": frozenset({"engines", "merge"}),
+    "faults": frozenset({"faults"}),
     "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults"}),
     "bench": frozenset({"contract", "bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset(
@@ -170,10 +172,11 @@ def test_the_host_never_imports_what_is_under_test(layer: str) -> None:
     assert found == []
 
 
-def test_the_worker_imports_libraries_only_inside_functions() -> None:
+@pytest.mark.parametrize("layer", ["worker", "engines", "faults"])
+def test_what_runs_in_a_cell_imports_libraries_only_inside_functions(layer: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{item.line}: {item.module}"
-        for path in files_of("worker")
+        for path in files_of(layer)
         for item in third_party(path.read_text("utf-8"))
         if item.at_import or item.module.split(".")[0] not in UNDER_TEST
     ]

@@ -161,7 +161,7 @@
     button.addEventListener("click", () => {
       reset();
       if (button.dataset.setStatus) choose("status", button.dataset.setStatus);
-      if (button.dataset.setStack) { choose("stack", button.dataset.setStack); choose("family", button.dataset.setFamily); }
+      if (button.dataset.setStack) { choose("stack", button.dataset.setStack); choose("family", button.dataset.setFamily); choose("engine", button.dataset.setEngine); }
       changed();
       $("bar").parentElement.scrollIntoView();
     });

@@ -45,6 +45,9 @@ class Checkpoint:
         routing: how experts are chosen.
         generation_config: generation_config.json, as published.
         layers_with_experts: indices of the layers that route.
+        num_experts: routed experts of each of them.
+        prefixes: prefixes of keys under which the family's repositories are found and every release that knows it loads it alike;
+            empty where there is one.
     """
 
     config: dict[str, Any]
@@ -53,6 +56,7 @@ class Checkpoint:
     layers_with_experts: tuple[int, ...]
     num_experts: int
     generation_config: dict[str, Any] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
 
 
 def build(family: str, geometry: Geometry, variant: str) -> Checkpoint:

@@ -160,8 +160,6 @@ def attach_and_check(
         kinds=tuple(kind for kind in KINDS if kind in targets),
         quantized=recipe.quantization is not None,
         fused_experts=fused,
-        num_experts=checkpoint.num_experts,
-        rank=rank,
     )
     observation.data["facts"] = asdict(facts)
     peft_model = attach(model, targets, recipe, rank, request.seed)

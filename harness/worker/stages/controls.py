@@ -1,7 +1,7 @@
-"""Controls: deliberately broken merges that this cell's own gates must reject. A gate that lets one through is blind.
+"""Controls: merges that are broken on purpose, which this cell's own gates must reject. A gate that lets one through is blind.
 
-``base-copied`` is what an engine publishes that dropped everything. ``b-packing`` is a merge that read lora_B's flat axis the
-other way round: same shapes, same norms, the engine's own count at 100 %, the wrong experts.
+Which faults are controls of this cell follows from its facts (``harness.faults``), and the host asks the same function
+before it believes a pass. Where a fault was planted in the cell's own merge, that merge is the control of its name.
 """
 
 from __future__ import annotations
@@ -9,57 +9,57 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from harness.contract.cell_fields import BPacking
+from harness.faults import applicable_controls, fault
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
 from harness.worker.stages.compare import judge
 from harness.worker.stages.evaluate import logits_of, samples_of, save_view
 from harness.worker.stages.load import load_model
-from harness.worker.stages.merge import merge_with_engine
-
-FUNCTIONAL = frozenset({"kl", "logprob", "samples"})
-"""Checks of the functional gate."""
-
-OTHER_PACKING: dict[str, BPacking] = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}
+from harness.worker.stages.planting import facts_of, merge_with_fault
 
 
 def run_controls(observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int) -> None:
-    """Break the merge on purpose and record whether the gates notice."""
-    copy = request.work / "control-base-copied"
-    shutil.copytree(request.base, copy)
-    _try(observation, request, checkpoint, vocab, copy)
-    packing = observation.data["adapter"]["b_packing"]
-    # With one expert both readings are the same bytes: there is nothing to break.
-    if packing is None or checkpoint.num_experts == 1 or request.b_packing is not None:
-        return
-    out = request.work / "control-b-packing"
-    merge_with_engine(request, out=out, b_packing=OTHER_PACKING[packing])
-    _try(observation, request, checkpoint, vocab, out)
+    """Break the merge on purpose, fault by fault, and record whether the gates notice."""
+    adapter = observation.data["adapter"]
+    for name in applicable_controls(facts_of(adapter, request)):
+        if name == request.fault:
+            continue
+        broken = request.work / f"control-{name}"
+        merge_with_fault(name, request, checkpoint, adapter, out=broken)
+        _record(observation, name, _judged(observation, request, checkpoint, vocab, broken))
+        shutil.rmtree(broken)
+    if request.fault is not None:
+        _record(observation, request.fault, observation)
 
 
-def _try(observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int, broken: Path) -> None:
-    """Reload a broken merge and judge it as the cell's own was judged; remove it afterwards.
-
-    It counts as rejected only when the tensor gate and the functional gate both reject it.
-    """
+def _judged(
+    observation: Observation, request: Request, checkpoint: Checkpoint, vocab: int, broken: Path
+) -> Observation:
+    """Reload a broken merge and judge it as the cell's own was judged: by the same code, against the same bands."""
     model = load_model(broken, request)
     logits, samples = logits_of(model, request, vocab), samples_of(model, request, vocab)
     save_view(request.work, broken.name, {"logits": logits}, samples)
     scratch = Observation(request.work / f"{broken.name}-observation.json")
     scratch.data["base_sha256"] = observation.data["base_sha256"]
-    print(f"    control {broken.name}: each FAILED below is a fault that was noticed", flush=True)
+    print(f"    {broken.name}: each FAILED below is a fault that was noticed", flush=True)
     judge(scratch, request, checkpoint, merged=broken, view=broken.name)
-    shutil.rmtree(broken)
-    noticed = [check["name"] for check in scratch.data["checks"] if not check["passed"]]
-    rejected = "applied" in noticed and not FUNCTIONAL.isdisjoint(noticed)
-    name, kl = broken.name.removeprefix("control-"), scratch.data["metrics"]["kl_trained_merged"]
-    observation.data.setdefault("controls", []).append({"name": name, "rejected": rejected, "by": noticed, "value": kl})
+    return scratch
+
+
+def _record(observation: Observation, name: str, seen: Observation) -> None:
+    """Hold what the gates said of a broken merge against what must notice it: every check that the fault names."""
+    said = [check["name"] for check in seen.data["checks"] if check["stage"] == "compare" and not check["passed"]]
+    noticed, needed = list(dict.fromkeys(said)), fault(name).noticed_by
+    overlooked, kl = sorted(needed - set(noticed)), seen.data["metrics"].get("kl_trained_merged")
+    observation.data.setdefault("controls", []).append(
+        {"name": name, "rejected": not overlooked, "by": noticed, "value": kl}
+    )
     observation.check(
         f"control:{name}",
         "controls",
         ", ".join(noticed) or "nothing",
-        "rejected by both gates",
-        passed=rejected,
-        detail=f"KL(trained ‖ control) is {kl:.3g}",
+        f"rejected by {', '.join(sorted(needed))}",
+        passed=not overlooked,
+        detail=f"let through by {', '.join(overlooked)}; KL(trained ‖ control) is {kl}",
     )

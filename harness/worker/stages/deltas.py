@@ -50,11 +50,15 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     saved = load_file(request.adapter / "adapter_model.safetensors")
     memory: dict[str, Any] = {}
     layouts: set[str] = set()
+    experts: set[int] = set()
+    ranks: set[int] = set()
     for key, ((_, parameter), layer) in lora_layers(peft_model).items():
         for part in ("lora_A", "lora_B"):
             memory[f"{key}.{part}.weight"] = getattr(layer, part)["default"].weight.detach().cpu()
+        ranks.add(int(layer.r["default"]))
         if parameter is not None:
             layouts.add(_io_layout(layer))
+            experts.add(int(layer.get_param().shape[0]))
     different = sorted(
         name
         for name in memory.keys() | saved.keys()
@@ -72,6 +76,8 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     observation.data["adapter"] = {
         "io_layout": min(layouts, default=None),
         "b_packing": config.get("lora_B_layout", "rank_major") if layouts else None,
+        "num_experts": max(experts, default=None),
+        "rank": max(ranks),
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }

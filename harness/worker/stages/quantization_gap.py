@@ -6,6 +6,7 @@ held against the band of any merge. For the original base the functional gate me
 
 from __future__ import annotations
 
+from harness.engines.engine import engine
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
@@ -41,6 +42,7 @@ def compare_quantized(observation: Observation, request: Request, checkpoint: Ch
         adapter=request.adapter,
         merged=request.work / MERGED_DEQUANTIZED,
         ulp_max=request.bands.ulp_max,
+        keeps_bytes=engine(request.engine).keeps_bytes,
     )
     counts = report.counts
     rightly, attempted = counts["attempted"] - counts["dropped"] - counts["wrong"], counts["attempted"]

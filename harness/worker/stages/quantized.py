@@ -7,7 +7,6 @@ merge into is the *original*. So the decoded values are kept as a checkpoint of 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from harness.worker.recipes.quantization import Quantization
 from harness.worker.releases import release
 from harness.worker.request import Request
 from harness.worker.stages.load import checked
+from harness.worker.stages.rewriting import write_like
 from harness.worker.stages.tensor_gate import slices_of
 
 DEQUANTIZED = "base-dequantized"
@@ -121,9 +121,6 @@ def save_dequantized(model: Any, request: Request, checkpoint: Checkpoint) -> No
     Raises:
         LookupError: something is quantised that the checkpoint's description does not know.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     decoded = _decoded(model)
     slices = [(spec.key, *found) for spec in checkpoint.tensors for found in slices_of(spec, decoded)]
     unused = decoded.keys() - {name for _, name, _ in slices}
@@ -131,13 +128,7 @@ def save_dequantized(model: Any, request: Request, checkpoint: Checkpoint) -> No
         raise LookupError(f"quantised, but nothing on disk is known to hold it: {', '.join(sorted(unused)[:4])}")
     values = {key: part for key, _, part in slices}
     out = request.work / DEQUANTIZED
-    shutil.copytree(request.base, out)
-    for path in sorted(out.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as shard:
-            metadata = shard.metadata()
-            tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118 — not a dict
-        changed = {key: values[key].to(tensor.dtype).contiguous() for key, tensor in tensors.items() if key in values}
-        save_file({**tensors, **changed}, path, metadata=metadata)
+    write_like(request.base, out, lambda key, tensor: values[key].to(tensor.dtype) if key in values else tensor)
 
 
 def _decoded(model: Any) -> dict[str, Any]:

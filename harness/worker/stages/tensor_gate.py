@@ -16,8 +16,8 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
-
-INDEX = "model.safetensors.index.json"
+from harness.worker.stages.meaning import INDEX, same_in_other_words
+from harness.worker.stages.naming import Found, find
 
 OWN_FILES = {"merge_manifest.json"}
 """What an engine may add beside the checkpoint's own files."""
@@ -43,6 +43,9 @@ class TensorReport:
         idle: tensors, or experts inside a fused tensor, whose delta is zero.
         untouched_changed: names of tensors without a delta whose bytes differ.
         keys_missing, keys_unexpected, dtype_changes, files_missing: differences of the directories.
+        extras_missing: those of the missing keys that the model does not load (multi-token prediction).
+        renamed: tensors of the base that are written under other names, counted by rule.
+        files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
         index_wrong: keys that the index puts where they are not, or does not name, and a wrong total size.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
@@ -58,6 +61,9 @@ class TensorReport:
     untouched_changed: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
     keys_missing: list[str] = field(default_factory=list)
+    extras_missing: list[str] = field(default_factory=list)
+    renamed: Counter[str] = field(default_factory=Counter)
+    files_rewritten: list[str] = field(default_factory=list)
     keys_unexpected: list[str] = field(default_factory=list)
     dtype_changes: list[str] = field(default_factory=list)
     files_missing: list[str] = field(default_factory=list)
@@ -134,24 +140,45 @@ def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
 
 
 def inspect(
-    checkpoint: Checkpoint, *, work: Path, base: Path, adapter: Path, merged: Path, ulp_max: float
+    checkpoint: Checkpoint,
+    *,
+    work: Path,
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    ulp_max: float,
+    keeps_bytes: bool = True,
 ) -> TensorReport:
-    """Judge a merged directory, tensor by tensor."""
+    """Judge a merged directory, tensor by tensor.
+
+    Args:
+        checkpoint: what the base is.
+        work: where the deltas are.
+        base: the base's directory.
+        adapter: the saved adapter's directory.
+        merged: the directory to judge.
+        ulp_max: how far a changed element may lie from the exact result.
+        keeps_bytes: what the engine promises (``Engine.keeps_bytes``). False: other names by the rules of ``naming`` and
+            other words by those of ``meaning`` are no fault; every tensor is judged all the same.
+    """
     report = TensorReport()
     before, after = read_directory(base), read_directory(merged)
     deltas, report.unpaired = covered(checkpoint, work, adapter)
-    report.keys_missing = sorted(before.keys() - after.keys())
-    report.keys_unexpected = sorted(after.keys() - before.keys())
-    _compare_files(report, base, merged)
+    found = {spec.key: _look_up(spec, after, checkpoint, keeps_bytes=keeps_bytes) for spec in checkpoint.tensors}
+    report.renamed.update(place.rule for place in found.values() if place.rule is not None)
+    report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
+    report.extras_missing = sorted(spec.key for spec in checkpoint.tensors if spec.extra and spec.key not in after)
+    report.keys_unexpected = sorted(after.keys() - {key for place in found.values() for key in place.keys})
+    _compare_files(report, base, merged, keeps_bytes=keeps_bytes)
     report.index_wrong = _wrong_in_index(merged)
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:
-        old, new = before[spec.key], after.get(spec.key)
+        old, new = before[spec.key], found[spec.key].tensor
         if new is not None and new.dtype != old.dtype:
             report.dtype_changes.append(spec.key)
         if spec.key not in deltas:
             report.untouched_total += 1
-            if new is None or not _same_bytes(old, new):
+            if new is not None and not _same_bytes(old, new):
                 report.untouched_changed.append(spec.key)
             continue
         delta = deltas[spec.key]
@@ -175,15 +202,28 @@ def inspect(
     return report
 
 
-def _compare_files(report: TensorReport, base: Path, merged: Path) -> None:
+def _look_up(spec: TensorSpec, tensors: dict[str, Any], checkpoint: Checkpoint, *, keeps_bytes: bool) -> Found:
+    """Return what stands for a tensor of the base: under its own name, or another where the engine may choose."""
+    if not keeps_bytes:
+        return find(spec, tensors, checkpoint.prefixes)
+    return Found(tensor=tensors.get(spec.key), keys=(spec.key,) if spec.key in tensors else ())
+
+
+def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool) -> None:
     """Compare what lies beside the weights: names, and contents but for the index, whose keys are judged one by one."""
     ours = {path.name for path in base.iterdir()}
     theirs = {path.name for path in merged.iterdir()}
     weights = {name for name in ours if name.endswith(".safetensors")}
-    report.files_missing = sorted(ours - theirs - weights)
-    report.files_unexpected = sorted(theirs - ours - OWN_FILES)
     common = (ours & theirs) - weights - {INDEX}
-    report.files_changed = sorted(name for name in common if (base / name).read_bytes() != (merged / name).read_bytes())
+    changed = {name for name in common if (base / name).read_bytes() != (merged / name).read_bytes()}
+    missing, unexpected = ours - theirs - weights, theirs - ours - OWN_FILES
+    same: set[str] = set()
+    if not keeps_bytes and (changed or missing or unexpected):
+        same = same_in_other_words(base, merged)
+    report.files_rewritten = sorted(same)
+    report.files_missing = sorted(missing - same)
+    report.files_unexpected = sorted(unexpected - same)
+    report.files_changed = sorted(changed - same)
 
 
 def _wrong_in_index(directory: Path) -> list[str]:

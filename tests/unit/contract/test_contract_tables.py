@@ -17,7 +17,7 @@ from harness.contract.tensors import COUNTS
 from harness.matrix.expectations import Expectation
 from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 
-PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, num_experts=8, rank=4)
+PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
 
 ALWAYS = {
     ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("attached", "save"),

@@ -145,7 +145,7 @@ def test_many_at_once_make_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
-    one = cell("lora", geometry="square-down", b_packing="grouped_by_expert", seed=7)
+    one = cell("lora", geometry="square-down", fault="b-packing", seed=7)
     request = WorkerRequest(cell=one, work=tmp_path, bands={"kl_max": 1e-9}, threads=2)
 
     assert json.loads(request.write().read_text()) == {
@@ -159,7 +159,7 @@ def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
             "device": "cpu",
             "seed": 7,
             "engine": "reference",
-            "b_packing": "grouped_by_expert",
+            "fault": "b-packing",
         },
         "work": str(tmp_path),
         "observation": str(tmp_path / "observation.json"),

@@ -25,6 +25,10 @@ STACK = StackRecord(versions=VERSIONS, lock_sha256="b" * 64, python_version="3.1
 EXITED = SupervisedExit(ending="exited", code=0, seconds=3.25, peak_rss_mb=500.04)
 
 
+FUSED = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8, "rank": 3}
+"""An adapter on fused experts, in whose cell b-packing is a control too."""
+
+
 def observed(**changes: Any) -> dict[str, Any]:
     """A complete observation of a cell that passed, with ``changes``."""
     return complete_observation() | changes
@@ -118,6 +122,11 @@ def test_a_failed_check_outranks_a_stage_that_claims_to_have_passed(check: str, 
         {"merge": {"attempted": 9, "applied": 8, "wrong": 1}},
         {"stages": {name: {"ended": "completed"} for name in WORKER_STAGES if name != "controls"}},
         {"stages": {}},
+        {"controls": []},
+        {"controls": [{"name": "base-copied", "rejected": False}]},
+        {"adapter": None},
+        {"adapter": FUSED},
+        {"adapter": {"rank": 3}},
     ],
 )
 def test_a_pass_without_the_evidence_for_it_is_an_error(changes: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ exact_min = 0.9
 ulp_max = 2.0
 signal_min = 0.1
 near_tie_epsilon = 1e-5
+clear_min = 0.5
 paths_max = 1e-4
 """
 
@@ -75,6 +76,8 @@ def catalogue() -> Catalogue:
         recipes=("lora", "lora-experts"),
         geometries=("distinct", "square"),
         variants={"beta": ("published", "fused")},
+        engines=("reference", "peft"),
+        faults=("base-copied",),
     )
 
 

@@ -12,6 +12,12 @@ from harness.errors import HarnessError
 from harness.matrix.catalogue import read_catalogue
 
 FILES = {
+    "../engines/__init__.py": '"""Engines."""\n',
+    "../engines/reference.py": "import absent_library\nENGINE = absent_library.Engine()\n",
+    "../engines/unsloth_zoo.py": "ENGINE: object = 1\n",
+    "../engines/engine.py": "class Engine: ...\n",
+    "../faults/base_copied.py": "import absent_library\nFAULT = 1\n",
+    "../faults/fault.py": "class Fault: ...\n",
     "checkpoints/families/__init__.py": '"""Families."""\n',
     "checkpoints/families/alpha.py": "import absent_library\ndef build(geometry, variant): ...\n",
     "checkpoints/families/beta.py": "from x.variants import VARIANTS\ndef build(geometry, variant): ...\n",
@@ -40,6 +46,8 @@ def test_members_are_the_files_that_define_what_a_member_defines(package: Path) 
     assert catalogue.families == ("alpha", "beta", "gamma")
     assert catalogue.recipes == ("lora", "lora-experts")
     assert catalogue.geometries == ("distinct", "square")
+    assert catalogue.engines == ("reference", "unsloth-zoo")
+    assert catalogue.faults == ("base-copied",)
 
 
 def test_a_family_offers_the_variants_it_names_or_imports(package: Path) -> None:

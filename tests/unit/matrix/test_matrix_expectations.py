@@ -20,7 +20,7 @@ from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import CellResult, Check, ControlResult, MergeCounts, StageResult
+from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
@@ -67,6 +67,7 @@ def result(
         checks=[*checks, *passed],
         facts=FACTS,
         merge=MergeCounts(attempted=6, applied=6),
+        adapter=AdapterInfo(num_experts=None, rank=3),
         controls=[ControlResult(name="base-copied", rejected=True)],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
     )
@@ -352,6 +353,12 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("checks", []),
         ("merge", None),
         ("controls", []),
+        ("adapter", None),
+        (
+            "adapter",
+            AdapterInfo(io_layout="standard", b_packing="rank_major", num_experts=8, rank=3),
+        ),  # so that b-packing is a control of it
+        ("cell", CELL.model_copy(update={"fault": "base-copied"})),
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),

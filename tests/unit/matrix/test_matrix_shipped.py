@@ -50,9 +50,10 @@ def test_everything_that_exists_is_in_the_matrix(config: MatrixConfig, catalogue
     assert set(config.recipes) == set(catalogue.recipes)
 
 
-def test_a_worker_is_told_every_band_by_its_name(config: MatrixConfig) -> None:
-    for bands in config.bands.values():
-        assert WorkerBands(**bands.model_dump()).signal_min == 0.1
+def test_a_worker_is_told_every_band_by_its_name(config: MatrixConfig, catalogue: Catalogue) -> None:
+    for engine in catalogue.engines:
+        for dtype in config.bands:
+            assert WorkerBands(**config.bands_of(engine, dtype).model_dump()).signal_min == 0.1
 
 
 def test_smoke_is_one_stack_and_every_family(config: MatrixConfig, catalogue: Catalogue) -> None:
@@ -75,7 +76,7 @@ def test_the_default_profile_asks_the_main_question_everywhere(config: MatrixCon
     }  # fmt: skip
     assert other == {
         "geometry=square-gate-up": 3, "geometry=square-down": 3, "geometry=narrow": 3, "geometry=single": 3,
-        "geometry=blocks": 3, "dtype=bf16": 4,
+        "geometry=blocks": 3, "dtype=bf16": 4, "engine=peft": 4,
     }  # fmt: skip
     assert f"{len(cells)} cells" in config.profiles["default"].description
 

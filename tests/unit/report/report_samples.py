@@ -59,7 +59,14 @@ def measured(
         device="cpu",
         threads=1,
         base_sha256="ab" * 32,
-        adapter=AdapterInfo(io_layout="standard", b_packing="rank_major", tensors=48, peft_version=cell.stack.peft),
+        adapter=AdapterInfo(
+            io_layout="standard",
+            b_packing="rank_major",
+            num_experts=8,
+            rank=3,
+            tensors=48,
+            peft_version=cell.stack.peft,
+        ),
         merge=MergeCounts(
             attempted=156,
             applied=156,
@@ -212,7 +219,7 @@ def sample_rows() -> list[Row]:
             result=stopped(cell("qwen3_5_moe", "lora-experts", stack=OLDEST), "unsupported", "load", UNRECOGNISED),
             status="ok",
         ),
-        Row(result=_rejected(cell("qwen3_moe", b_packing="grouped_by_expert")), status="regression"),
+        Row(result=_rejected(cell("qwen3_moe", fault="b-packing")), status="regression"),
         Row(result=_noop(cell("glm4_moe")), status="regression"),
         Row(result=_blind(cell("deepseek_v3")), status="regression"),
         Row(

@@ -124,7 +124,7 @@ def test_markdown_tells_the_whole_story() -> None:
         line for line in text.splitlines() if "known error in reload-adapter" in line and line.startswith("| 5.6.2")
     )
     assert [part.strip() for part in row.strip("|").split("|")] == [
-        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "156/156", "1.2e-13", "3/3", "0.23", "0.23",
+        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "`reference`", "156/156", "1.2e-13", "3/3", "0.23", "0.23",
         "△ known error in reload-adapter",
     ]  # fmt: skip
     assert f"```text\n{TYPE_ERROR}\n```" in text
@@ -161,7 +161,7 @@ def test_markdown_from_hostile_results_has_our_headings_links_and_columns_only(t
     assert not {"html_inline", "image"} & set(inline)
     assert "html_block" not in {token.type for token in tokens}
     assert inline.count("link_open") == (web_link(hostile_row(text)) is not None)
-    assert sum(token.type == "th_open" for token in tokens) == 11 + 2
+    assert sum(token.type == "th_open" for token in tokens) == 12 + 3
 
 
 def test_html_is_self_contained_and_names_what_may_run() -> None:
@@ -319,23 +319,23 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
     )
 
     assert fates == {
-        (new, "deepseek_v3/lora"): ("error", "crash"),
-        (new, "glm4_moe/lora"): "passed",
-        (broken, "deepseek_v3/lora"): ("skipped", "flaky"),
-        (broken, "glm4_moe/lora"): ("failure", "unexpected-pass"),
-        (broken, "qwen3_moe/lora"): ("skipped", "known-failure"),
-        (main, "deepseek_v3/lora"): ("failure", "blind"),
-        (main, "glm4_moe/lora"): ("failure", "noop"),
-        (main, "qwen3_5_moe/lora"): ("error", "timeout"),
-        (main, "qwen3_moe/lora"): "passed",
-        (main, "qwen3_moe/lora +b-packing=grouped_by_expert"): ("failure", "fail"),
-        (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down"): "passed",
-        (main, "qwen3_moe/qlora8"): ("skipped", "skipped"),
-        (old, "deepseek_v3/lora"): ("error", "not-run"),
-        (old, "glm4_moe/lora"): ("error", "not-run"),
-        (old, "qwen3_5_moe/lora"): ("skipped", "unsupported"),
-        (old, "qwen3_5_moe/lora-experts"): ("skipped", "unsupported"),
-        (old, "qwen3_moe/qlora4"): ("skipped", "known-failure"),
+        (new, "deepseek_v3/lora by reference"): ("error", "crash"),
+        (new, "glm4_moe/lora by reference"): "passed",
+        (broken, "deepseek_v3/lora by reference"): ("skipped", "flaky"),
+        (broken, "glm4_moe/lora by reference"): ("failure", "unexpected-pass"),
+        (broken, "qwen3_moe/lora by reference"): ("skipped", "known-failure"),
+        (main, "deepseek_v3/lora by reference"): ("failure", "blind"),
+        (main, "glm4_moe/lora by reference"): ("failure", "noop"),
+        (main, "qwen3_5_moe/lora by reference"): ("error", "timeout"),
+        (main, "qwen3_moe/lora by reference"): "passed",
+        (main, "qwen3_moe/lora +fault=b-packing by reference"): ("failure", "fail"),
+        (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down by reference"): "passed",
+        (main, "qwen3_moe/qlora8 by reference"): ("skipped", "skipped"),
+        (old, "deepseek_v3/lora by reference"): ("error", "not-run"),
+        (old, "glm4_moe/lora by reference"): ("error", "not-run"),
+        (old, "qwen3_5_moe/lora by reference"): ("skipped", "unsupported"),
+        (old, "qwen3_5_moe/lora-experts by reference"): ("skipped", "unsupported"),
+        (old, "qwen3_moe/qlora4 by reference"): ("skipped", "known-failure"),
     }
     assert [int(suite.get("tests", "")) for suite in root] == [2, 3, 7, 5]
 
@@ -363,7 +363,10 @@ def test_a_ci_log_gets_whole_lines() -> None:
     print_table(console, sample_rows())
     lines = [" ".join(line.split()) for line in _written(console).splitlines()]
 
-    assert "5.6.2 0.19.1 1.4.0 qwen3_moe lora 156/156 1.2e-13 3/3 0.23 0.23 △ known error in reload-adapter" in lines
+    assert (
+        "5.6.2 0.19.1 1.4.0 qwen3_moe lora reference 156/156 1.2e-13 3/3 0.23 0.23 △ known error in reload-adapter"
+        in lines
+    )
     assert lines[-1].startswith("Needs a look. 6 of 17 cells ok")
 
 
@@ -384,7 +387,7 @@ def test_a_failure_is_told_with_its_log_and_the_line_that_reproduces_it() -> Non
     )
 
     assert _written(console).splitlines() == [
-        "✗ fail  qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+b-packing=grouped_by_expert",
+        "✗ fail  qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+fault=b-packing",
         "  phase     compare",
         "  check     kl: 0.55, must be <= 1e-09",
         "  check     applied: 140, must be == 148 (layers.1.mlp.experts.3.up_proj)",

@@ -39,8 +39,8 @@ def test_two_results_of_one_cell_are_refused() -> None:
 
 def test_the_columns_are_the_fields_own() -> None:
     assert [column.title for column in COLUMNS] == [
-        "transformers", "peft", "trl", "family", "recipe", "merged tensors", "trained vs merged KL", "samples",
-        "merged vs base KL", "trained vs base KL",
+        "transformers", "peft", "trl", "family", "recipe", "merged by", "merged tensors",
+        "trained vs merged KL", "samples", "merged vs base KL", "trained vs base KL",
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_texts_of_a_rejected_merge() -> None:
     row = next(row for row in sample_rows() if row.result.outcome == "fail")
 
     assert [column.text(row) for column in COLUMNS] == [
-        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +b-packing=grouped_by_expert", "140/156 (8 without effect)",
+        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +fault=b-packing", "reference", "140/156 (8 without effect)",
         "0.55", "1/3", "0.081", "0.63",
     ]  # fmt: skip
     assert outcome_text(row) == "✗ fail in compare"
@@ -146,7 +146,7 @@ def test_overview_shows_the_worst_recipe() -> None:
     table = overview(sample_rows())
     cells = {
         (stack, family): str(found.worst)
-        for stack, _, line in table.lines
+        for stack, _, _, line in table.lines
         for family, found in zip(table.families, line, strict=True)
         if found is not None
     }
@@ -162,7 +162,7 @@ def test_overview_shows_the_worst_recipe() -> None:
 
 def test_frame_has_raw_numbers_and_their_counts() -> None:
     table = frame(sample_rows())
-    failed = table.loc["qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+b-packing=grouped_by_expert"]
+    failed = table.loc["qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+fault=b-packing"]
     crashed = table.loc["deepseek_v3/lora@tf5.23.0-peft0.21.2-trl1.16.0"]
     noop = table.loc["glm4_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1"]
 
@@ -173,4 +173,4 @@ def test_frame_has_raw_numbers_and_their_counts() -> None:
     assert pd.isna(crashed["samples"])
     assert table["outcome"].value_counts()["pass"] == 5
     assert frame([]).empty
-    assert render_csv([]).startswith("cell,transformers,peft,trl,family,recipe,merged,")
+    assert render_csv([]).startswith("cell,transformers,peft,trl,family,recipe,engine,merged,")

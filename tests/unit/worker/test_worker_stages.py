@@ -34,11 +34,11 @@ RECIPES = ("lora", "lora-attention", "lora-experts", "lora-gate-up-only", "lora-
 def _request(work: Path, **changes: Any) -> Request:
     bands = Bands(
         kl_max=1.0, logprob_max=1.0, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
-        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0, paths_max=1.0,
+        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0, clear_min=0.5, paths_max=1.0,
     )  # fmt: skip
     fields: dict[str, Any] = {
         "family": "qwen3_moe", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",
-        "device": "cpu", "seed": 0, "engine": "reference", "b_packing": None, "work": work,
+        "device": "cpu", "seed": 0, "engine": "reference", "fault": None, "work": work,
         "observation": work / "observation.json", "threads": 1, "bands": bands,
     }  # fmt: skip
     return Request(**{**fields, **changes})
@@ -52,7 +52,7 @@ def test_a_request_is_read_back(tmp_path: Path) -> None:
     request = _request(tmp_path)
     cell = {
         name: getattr(request, name)
-        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing")
+        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault")
     }
     data = {
         "cell": cell,

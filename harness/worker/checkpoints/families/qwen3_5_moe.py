@@ -22,6 +22,8 @@ KEY_HEAD_DIM = 14
 VALUE_HEAD_DIM = 16
 CONV_KERNEL = 4
 BLOCKS = 64
+PREFIXES = ("model.language_model.", "model.")
+"""Published repositories have the first; transformers 5.6.2 and later write the second, and load both (5.5.0 to 5.23.0)."""
 
 
 def build(g: Geometry, variant: str) -> Checkpoint:
@@ -45,6 +47,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         routing=Routing(top_k=g.top_k, scores="softmax"),
         layers_with_experts=tuple(range(len(LAYER_TYPES))),
         num_experts=g.num_experts,
+        prefixes=PREFIXES,
         generation_config={
             "bos_token_id": 2,
             "do_sample": True,

@@ -1,0 +1,38 @@
+"""PEFT as most people publish with it: load base and adapter, ``merge_and_unload``, ``save_pretrained``, save the tokenizer.
+
+Everything is written anew by transformers: the tensors that its model does not load are gone, configurations are in this
+release's words, keys and shards are its own. In bf16 a fused parameter is rounded twice, the delta and then the sum (peft
+0.18.1 to 0.21.2, ``ParamWrapper.merge``); a Linear's delta stays float32 until it is added.
+"""
+
+from __future__ import annotations
+
+from harness.engines.engine import Claims, Engine, Job, Merged, run_in_this_process
+
+TORCH_DTYPE = {"float32": "float32", "bf16": "bfloat16"}
+
+
+class Peft:
+    """PEFT's own merge. It counts nothing, so it claims nothing."""
+
+    keeps_bytes = False
+
+    def merge(self, job: Job) -> Merged:
+        """Merge on the job's device, in the dtype that the base is stored in."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+        def work() -> Claims:
+            dtype = getattr(torch, TORCH_DTYPE[job.dtype])
+            base = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype).to(job.device)
+            merged = PeftModel.from_pretrained(base, job.adapter).merge_and_unload()
+            merged.save_pretrained(job.out)
+            # The class that the checkpoint's own tokenizer_config.json names. Newer AutoTokenizers choose by model_type.
+            PreTrainedTokenizerFast.from_pretrained(job.base).save_pretrained(job.out)
+            return Claims()
+
+        return run_in_this_process(work)
+
+
+ENGINE: Engine = Peft()

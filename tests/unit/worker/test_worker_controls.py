@@ -1,0 +1,271 @@
+"""The central claim: a cell whose gates let a planted fault through says ``blind``, for each control and each gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from control_cells import ADAPTER, CHECKPOINT, I2, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
+from safetensors.torch import load_file
+
+from harness.faults import Facts, applicable_controls, fault, fault_names
+from harness.faults.b_packing import MisreadError
+from harness.faults.fault import Site, Where
+from harness.worker.observation import Observation, StageStoppedError
+from harness.worker.stages import compare, controls, planting
+from harness.worker.stages.controls import run_controls
+from harness.worker.stages.planting import FaultDoesNotApplyError, merge_as_asked, merge_with_fault
+from harness.worker.stages.tensor_gate import inspect
+
+TENSOR_CHECKS = {"applied", "exact"}
+FUNCTIONAL_CHECKS = {"kl", "logprob", "samples"}
+NAMES = ("b-packing", "base-copied")
+
+
+@pytest.fixture
+def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Observation:
+    """A cell whose models are matrices; its gates are the real ones."""
+    monkeypatch.setattr(controls, "load_model", lambda directory, _request: directory)
+    monkeypatch.setattr(controls, "logits_of", lambda model, _request, _vocab: logits_in(model))
+    monkeypatch.setattr(controls, "samples_of", lambda model, _request, _vocab: samples_in(model))
+    return make_cell(tmp_path)
+
+
+def controls_stage(cell: Observation, **changes: Any) -> dict[str, Any]:
+    """Run the stage and return the controls it recorded, by name."""
+    with cell.stage("controls"):
+        run_controls(cell, request_in(cell.path.parent, **changes), CHECKPOINT, vocab=12)
+    return {control["name"]: control for control in cell.data["controls"]}
+
+
+def test_every_control_is_rejected_by_both_gates_when_they_work(cell: Observation) -> None:
+    seen = controls_stage(cell)
+
+    assert cell.data["stages"]["controls"]["result"] == "pass"
+    assert set(seen) == set(NAMES)
+    for control in seen.values():
+        assert control["rejected"]
+        assert set(control["by"]) & TENSOR_CHECKS
+        assert set(control["by"]) & FUNCTIONAL_CHECKS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_gate_that_lets_a_control_through_blinds_the_cell(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The gate reads the right merge instead of the broken one, as a gate with a mistaken path would."""
+
+    def misled(*args: Any, merged: Path, **more: Any) -> Any:
+        broken = merged.name == f"control-{name}"
+        return inspect(*args, merged=cell.path.parent / "merged" if broken else merged, **more)
+
+    monkeypatch.setattr(compare, "inspect", misled)
+    seen = controls_stage(cell)
+
+    assert cell.data["stages"]["controls"]["result"] == "blind"
+    assert {control: entry["rejected"] for control, entry in seen.items()} == {other: other != name for other in NAMES}
+    assert not set(seen[name]["by"]) & TENSOR_CHECKS
+    assert set(seen[name]["by"]) >= {"kl", "logprob"}, "the other gate did notice, and that is not enough"
+    assert "let through by applied" in cell.data["stages"]["controls"]["reason"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_functional_gate_that_lets_a_control_through_blinds_the_cell(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The gate listens to the right merge instead of the broken one, as a reload with a mistaken path would."""
+
+    def misled(directory: Path, _request: Any) -> Path:
+        return cell.path.parent / "merged" if directory.name == f"control-{name}" else directory
+
+    monkeypatch.setattr(controls, "load_model", misled)
+    seen = controls_stage(cell)
+
+    assert cell.data["stages"]["controls"]["result"] == "blind"
+    assert {control: entry["rejected"] for control, entry in seen.items()} == {other: other != name for other in NAMES}
+    assert not set(seen[name]["by"]) & FUNCTIONAL_CHECKS
+    assert "applied" in seen[name]["by"], "the other gate did notice, and that is not enough"
+    assert "let through by kl, logprob" in cell.data["stages"]["controls"]["reason"]
+
+
+def test_what_must_notice_a_control_is_of_both_gates() -> None:
+    assert fault_names() == NAMES
+    for name in NAMES:
+        assert fault(name).noticed_by & TENSOR_CHECKS
+        assert fault(name).noticed_by & FUNCTIONAL_CHECKS
+        assert fault(name).breaks
+
+
+# Which controls a cell has
+
+
+def facts(**changes: Any) -> Facts:
+    return Facts.of({**ADAPTER, **changes}, dtype="float32", quantized=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ("b-packing", "base-copied")),
+        ({"num_experts": 1}, ("base-copied",)),
+        ({"rank": 1}, ("base-copied",)),
+        ({"io_layout": None, "b_packing": None, "num_experts": None}, ("base-copied",)),
+        ({"b_packing": "grouped_by_expert", "io_layout": "swapped"}, ("b-packing", "base-copied")),
+    ],
+)
+def test_controls_are_those_faults_that_break_something(changes: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert applicable_controls(facts(**changes)) == names
+
+
+def test_with_one_expert_only_the_other_control_is_tried(cell: Observation) -> None:
+    cell.data["adapter"]["num_experts"] = 1
+
+    assert set(controls_stage(cell)) == {"base-copied"}
+
+
+# What is planted
+
+
+def test_base_copied_is_the_base_to_the_byte(cell: Observation) -> None:
+    work = cell.path.parent
+    merge_with_fault("base-copied", request_in(work), CHECKPOINT, ADAPTER, out=work / "broken")
+
+    assert (work / "broken" / "model.safetensors").read_bytes() == (work / "base" / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in work.glob("broken*")) == ["broken"], "the copy of the adapter is gone"
+
+
+def test_b_packing_gives_every_expert_the_columns_of_the_other_reading(cell: Observation) -> None:
+    """By unsloth-zoo's formula, which read lora_B as (out, E, r) up to 2026.9.5."""
+    work = cell.path.parent
+    saved = {
+        name: tensor.double() for name, tensor in load_file(work / "adapter" / "adapter_model.safetensors").items()
+    }
+    a, b = (saved[f"p.experts.lora_{part}.weight"] for part in "AB")
+    wrong = 2.0 * torch.einsum("oer,eri->eoi", b.reshape(I2, E, R), a.reshape(E, R, H))
+    merge_with_fault("b-packing", request_in(work), CHECKPOINT, ADAPTER, out=work / "broken")
+    base, right, broken = (load_file(work / name / "model.safetensors") for name in ("base", "merged", "broken"))
+
+    for spec in SPECS:
+        if spec.expert is None:
+            assert torch.equal(broken[spec.key], right[spec.key]), "what no packing concerns is merged rightly"
+            continue
+        rows = slice(0, 2) if spec.role == "gate_proj" else slice(2, 4)
+        expected = (base[spec.key].double() + wrong[spec.expert, rows]).float()
+        assert torch.equal(broken[spec.key], expected)
+        assert not torch.equal(broken[spec.key], right[spec.key])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"io_layout": "swapped"}, "experts"), ({"b_packing": "grouped_by_expert"}, "experts")]
+)
+def test_a_reading_that_does_not_give_peft_s_delta_plants_nothing(
+    cell: Observation, changes: dict[str, Any], named: str
+) -> None:
+    """A wrong reading of a wrong reading proves nothing. Swapped factors of these sizes do not even have the shape."""
+    work = cell.path.parent
+
+    with pytest.raises((MisreadError, RuntimeError), match=f"{named}|shape|size"):
+        merge_with_fault("b-packing", request_in(work), CHECKPOINT, {**ADAPTER, **changes}, out=work / "broken")
+    assert not (work / "broken").exists()
+
+
+def test_a_fault_that_would_be_a_right_merge_is_refused(cell: Observation) -> None:
+    with pytest.raises(FaultDoesNotApplyError, match="b-packing breaks nothing here"):
+        merge_with_fault(
+            "b-packing", request_in(cell.path.parent), CHECKPOINT, {**ADAPTER, "rank": 1}, out=cell.path.parent / "b"
+        )
+
+
+# A fault in the cell's own merge
+
+
+def _engine(monkeypatch: pytest.MonkeyPatch, work: Path) -> list[Path]:
+    """An engine that copies the right merge, claims everything, and remembers which adapter it was given."""
+    given: list[Path] = []
+
+    def merged(_request: Any, *, out: Path, base: Path | None = None, adapter: Path | None = None) -> dict[str, Any]:
+        given.append(adapter or work / "adapter")
+        planting.write_like(base or work / "merged", out, lambda _key, tensor: tensor)
+        return {"engine_applied": 5}
+
+    monkeypatch.setattr(planting, "merge_with_engine", merged)
+    return given
+
+
+def test_a_fault_of_the_merged_directory_takes_the_place_of_what_the_engine_left(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = cell.path.parent
+    _engine(monkeypatch, work)
+    said = merge_as_asked(request_in(work, fault="base-copied"), CHECKPOINT, ADAPTER, out=work / "out")
+
+    assert said == {"engine_applied": 5}, "the engine is sure of itself"
+    assert (work / "out" / "model.safetensors").read_bytes() == (work / "base" / "model.safetensors").read_bytes()
+
+
+class _Doubled:
+    """A fault of the adapter, as one of the catalogue will be."""
+
+    breaks = "doubles lora_B of q_proj"
+    where: Where = "adapter"
+    noticed_by = frozenset({"applied"})
+    control = False
+
+    def applies(self, facts: Facts) -> bool:  # noqa: ARG002
+        return True
+
+    def plant(self, site: Site) -> None:
+        (site.adapter / "planted").touch()
+
+
+def test_a_fault_of_the_adapter_is_merged_by_the_engine_and_the_adapter_itself_stays(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = cell.path.parent
+    given = _engine(monkeypatch, work)
+    planted: list[bool] = []
+    real = planting.merge_with_engine
+    monkeypatch.setattr(planting, "fault", lambda _name: _Doubled())
+    monkeypatch.setattr(
+        planting,
+        "merge_with_engine",
+        lambda request, **more: planted.append((more["adapter"] / "planted").exists()) or real(request, **more),
+    )
+    said = merge_as_asked(request_in(work, fault="doubled"), CHECKPOINT, ADAPTER, out=work / "out")
+
+    assert said == {"engine_applied": 5}
+    assert planted == [True]
+    assert given != [work / "adapter"]
+    assert not (work / "adapter" / "planted").exists()
+
+
+def test_the_planted_merge_is_the_control_of_its_name_and_the_others_are_tried(cell: Observation) -> None:
+    for name, passed in (("applied", False), ("kl", False), ("logprob", False), ("samples", True)):
+        cell.check(name, "compare", 1.0, "any", passed=passed)
+    cell.data["metrics"]["kl_trained_merged"] = 0.5
+    seen = controls_stage(cell, fault="base-copied")
+
+    assert set(seen) == set(NAMES)
+    assert seen["base-copied"] == {
+        "name": "base-copied", "rejected": True, "by": ["applied", "kl", "logprob"], "value": 0.5,
+    }  # fmt: skip
+    assert not (cell.path.parent / "control-base-copied.json").exists(), "it is not made a second time"
+
+
+def test_a_planted_fault_that_nothing_noticed_blinds_the_cell(cell: Observation) -> None:
+    for name in ("applied", "kl", "logprob", "samples"):
+        cell.check(name, "compare", 1.0, "any", passed=True)
+    seen = controls_stage(cell, fault="base-copied")
+
+    assert not seen["base-copied"]["rejected"]
+    assert cell.data["stages"]["controls"]["result"] == "blind"
+
+
+def test_a_control_that_cannot_be_made_is_an_error_and_not_a_pass(cell: Observation) -> None:
+    (cell.path.parent / "pairs.json").unlink()
+
+    with pytest.raises(StageStoppedError):
+        controls_stage(cell)
+    assert cell.data["stages"]["controls"]["result"] == "error"
