@@ -1,7 +1,7 @@
 """What exists to be chosen from: families, recipes, geometries, variants and engines.
 
 A family or a recipe is one file, so the folders are the catalogue and nothing is registered twice. The files run inside
-cells and import the libraries under test there; the host only looks at their names and reads the few literal tuples it
+cells and import the libraries under test there. The host only looks at their names, and reads the few literal tuples it
 needs from their syntax trees. Nothing is imported, so planning stays independent of torch and of the worker.
 """
 
@@ -25,7 +25,8 @@ ENGINES = ("reference",)
 class Catalogue:
     """Every name a configuration or a command may use.
 
-    ``variants`` maps a family to its checkpoint variants, ``published`` first; a family that is not a key has only that.
+    ``variants`` maps a family to its checkpoint variants, ``published`` first. A family that is not a key has only
+    ``published``.
     """
 
     families: tuple[str, ...]
@@ -49,9 +50,9 @@ class Catalogue:
 def read_catalogue(package: Path | None = None) -> Catalogue:
     """Read the catalogue from the files of the ``harness`` package.
 
-    A family is a module under ``worker/checkpoints/families`` that defines ``build``; it offers the variants of its own
+    A family is a module under ``worker/checkpoints/families`` that defines ``build``. It offers the variants of its own
     ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
-    ``worker/recipes`` that defines ``RECIPE``; underscores become dashes.
+    ``worker/recipes`` that defines ``RECIPE``. Underscores in its name become dashes.
 
     Args:
         package: the package's folder; None for the one this module belongs to.
