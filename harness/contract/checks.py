@@ -169,8 +169,8 @@ TABLE: tuple[Check, ...] = (
         name="files",
         stage="compare",
         gate="tensor",
-        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as it "
-        "was",
+        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as "
+        "it was",
     ),
     Check(
         name="kl_dequantized",
