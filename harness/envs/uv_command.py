@@ -194,8 +194,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"No space left on device|Disk quota exceeded|os error 28\b",
         (
-            "The disk is full: free some space (`harness env clean` frees what is not in use) or name another folder in "
-            "MOE_LORA_HARNESS_CACHE, and UV_CACHE_DIR for uv's own."
+            "The disk is full: free some space (`harness env clean` frees what is not in use) or name another folder "
+            "in MOE_LORA_HARNESS_CACHE, and UV_CACHE_DIR for uv's own."
         ),
     ),
     (
@@ -208,8 +208,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"network was disabled",
         (
-            "uv was told to stay offline (UV_OFFLINE, or `offline` in uv.toml) and its cache does not hold the package: "
-            "allow the network once."
+            "uv was told to stay offline (UV_OFFLINE, or `offline` in uv.toml) and its cache does not hold the "
+            "package: allow the network once."
         ),
     ),
     (
