@@ -146,8 +146,8 @@ def section(found: Found, settings: Settings) -> Section:
             ),
             "Times are medians with the range, ratios medians over pairs with a 95 % bootstrap interval.",
             (
-                f"Memory is the high-water mark of resident memory (`VmHWM`{_reset_words(found)}) less what was resident "
-                "after imports."
+                f"Memory is the high-water mark of resident memory (`VmHWM`{_reset_words(found)}) less what was "
+                "resident after imports."
             ),
             f"Bytes decoded: {how}.",
         ),
