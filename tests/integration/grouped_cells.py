@@ -1,6 +1,7 @@
-"""Run in a stack's environment: the grouped forward on real transformers models under the real PEFT, held against PEFT's own forward.
+"""Run in a stack's environment: the grouped forward on real transformers models under the real PEFT.
 
-Reads cases from standard input, one JSON object a line, and answers with one line each. ``scenario`` names a function of the two modules below.
+It is held against PEFT's own forward. Reads cases from standard input, one JSON object a line, and answers with one
+line each. ``scenario`` names a function of the two modules below.
 """
 
 from __future__ import annotations

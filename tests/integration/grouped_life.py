@@ -32,7 +32,10 @@ from harness.experts import ExpertsError, enable_grouped_forward
 
 
 def life(case: dict[str, Any]) -> list[Any]:
-    """Everything PEFT does to a model after it was enabled, done to a plain twin too: how far apart they are after each, and what the report says."""
+    """Everything PEFT does to a model after it was enabled, done to a plain twin too.
+
+    Returned are how far apart they are after each, and what the report says.
+    """
     ours, plain = base_model(case), base_model(case)
     grouped = enable_grouped_forward(ours)
     seen: list[Any] = []
@@ -88,7 +91,10 @@ def life(case: dict[str, Any]) -> list[Any]:
 
 
 def again(case: dict[str, Any]) -> dict[str, Any]:
-    """An adapter loaded from disk onto a base that is enabled, and its block called past the hook that would have noticed."""
+    """An adapter loaded from disk onto a base that is enabled.
+
+    Its block is called past the hook that would have noticed.
+    """
     plain = lora_model(case)
     base = base_model(case)
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +145,10 @@ def callables(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(case: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of an enabled model, with another LoRA: it runs its own experts, and is disabled apart from the original."""
+    """A deep copy of an enabled model, with another LoRA.
+
+    It runs its own experts, and is disabled apart from the original.
+    """
     plain, ours = lora_model(case), lora_model(case)
     grouped = enable_grouped_forward(ours)
     twin = copy.deepcopy(ours)

@@ -1,4 +1,7 @@
-"""Imported in a stack's environment: tiny models with a LoRA on their experts, and what is measured on them. Needs the package on the path."""
+"""Imported in a stack's environment: tiny models with a LoRA on their experts, and what is measured on them.
+
+Needs the package on the path.
+"""
 
 from __future__ import annotations
 

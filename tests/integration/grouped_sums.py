@@ -73,7 +73,10 @@ def single(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved(case: dict[str, Any]) -> dict[str, Any]:
-    """Elements of the largest stack of matrices that autograd keeps for backward, the model's own parameters aside; plain PEFT's and ours."""
+    """Elements of the largest stack of matrices that autograd keeps for backward, plain PEFT's and ours.
+
+    The model's own parameters do not count.
+    """
     plain, ours = lora_model(case), lora_model(case)
     enable_grouped_forward(ours)
     weights = [module for module in plain.modules() if hasattr(module, "act_fn") and hasattr(module, "num_experts")]
@@ -100,7 +103,10 @@ def _largest_saved(model: Any, num_experts: int) -> int:
 
 
 def packed(case: dict[str, Any]) -> dict[str, Any]:
-    """Experts packed: the same numbers, one expert unpacked at a time, in forward and again in backward, and nothing unpacked kept."""
+    """Experts packed: the same numbers.
+
+    One expert is unpacked at a time, in forward and again in backward, and nothing unpacked is kept.
+    """
     plain, ours = lora_model(case), lora_model(case)
     weights = []
     for module in ours.modules():
@@ -135,7 +141,10 @@ def packed(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def halves(case: dict[str, Any]) -> list[list[float]]:
-    """One block's experts on given tokens and routing, in bfloat16 in every way people train: the error of plain PEFT's and of ours, of the largest value."""
+    """One block's experts on given tokens and routing, in bfloat16 in every way people train.
+
+    Returned are the errors of plain PEFT's and of ours, as a share of the largest value.
+    """
     model = lora_model({**case, "dtype": "float32"})
     torch.manual_seed(3)
     hidden, index = torch.randn(40, 48), torch.randint(8, (40, 2))
@@ -169,7 +178,10 @@ def _experts(model: Any, dtype: str) -> Any:
 
 
 def quantised(case: dict[str, Any]) -> dict[str, Any]:
-    """QLoRA in 4 bits, in training mode: Linears by bitsandbytes with a LoRA on each, fused experts by our own quantiser."""
+    """QLoRA in 4 bits, in training mode.
+
+    Linears are by bitsandbytes with a LoRA on each, fused experts by our own quantiser.
+    """
     if FUSED:
         options = ExpertQuantizationConfig("nf4", compute_dtype=torch.float32)
     else:

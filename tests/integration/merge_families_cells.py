@@ -1,9 +1,10 @@
-"""Run inside a stack's environment: tiny real models, real LoRA adapters, our merge, and what the library itself makes of them.
+"""Run inside a stack's environment: tiny real models, real adapters, our merge, and what the library makes of them.
 
-``python merge_families_cells.py <folder that holds harness/merge> <out.json> [case …]``. For each case a tiny random model is built
-and saved by transformers, an adapter with random lora_B is attached and saved by PEFT, and three things are compared in float32: the logits of
-the model in memory with those of our merge after a reload, the parameters of our merge with those of PEFT's ``merge_and_unload`` (saved and
-loaded again alike), and the logits of base and trained model, which must differ for any of it to mean something.
+``python merge_families_cells.py <folder that holds harness/merge> <out.json> [case …]``. For each case a tiny random
+model is built and saved by transformers, and an adapter with random lora_B is attached and saved by PEFT. Three things
+are compared in float32. The logits of the model in memory with those of our merge after a reload. The parameters of our
+merge with those of PEFT's ``merge_and_unload`` (saved and loaded again alike). The logits of base and trained model,
+which must differ for any of it to mean something.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ FUSED = hasattr(transformers, "conversion_mapping") or int(transformers.__versio
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A configuration class with its settings, and the LoRA to attach. ``resize``: new vocabulary; ``name``: the adapter's.
+    """A configuration class with its settings, and the LoRA to attach.
 
-    ``second``: a second adapter like the first, and the weights of both. ``peft_merges_alike``: whether PEFT's own merge is right.
+    ``resize``: new vocabulary. ``name``: the adapter's. ``second``: a second adapter like the first, and the weights of
+    both. ``peft_merges_alike``: whether PEFT's own merge is right.
     """
 
     config: str
@@ -66,9 +68,10 @@ def _experts(config: str, fused: list[str] | None = None, linear: list[str] | No
 LINEAR = ["gate_proj", "up_proj", "down_proj"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "intermediate_size": 40}
 MLA = {
-    "head_dim": 4, "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
-    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "intermediate_size": 40, "first_k_dense_replace": 1,
-    "num_key_value_heads": 2, "n_shared_experts": 1,
+    "head_dim": 4, "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "n_group": 1, "topk_group": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20, "intermediate_size": 40, "first_k_dense_replace": 1, "num_key_value_heads": 2,
+    "n_shared_experts": 1,
 }  # fmt: skip
 
 
@@ -88,16 +91,20 @@ def cases() -> dict[str, Callable[[], Case]]:
             "Qwen2MoeConfig", linear=LINEAR, shared_expert_intermediate_size=28, **MOE
         ),
         "qwen3_next": lambda: _experts(
-            "Qwen3NextConfig", linear=LINEAR, shared_expert_intermediate_size=28, linear_key_head_dim=8, linear_value_head_dim=8,
-            linear_num_key_heads=2, linear_num_value_heads=2, layer_types=["linear_attention", "full_attention"], **MOE,
+            "Qwen3NextConfig", linear=LINEAR, shared_expert_intermediate_size=28, linear_key_head_dim=8,
+            linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2,
+            layer_types=["linear_attention", "full_attention"], **MOE,
         ),
-        "olmoe": lambda: _experts("OlmoeConfig", linear=LINEAR, num_experts=4, num_experts_per_tok=2, intermediate_size=20),
+        "olmoe": lambda: _experts(
+            "OlmoeConfig", linear=LINEAR, num_experts=4, num_experts_per_tok=2, intermediate_size=20
+        ),
         "glm4_moe": lambda: _experts(
-            "Glm4MoeConfig", linear=LINEAR, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=20, intermediate_size=40,
-            first_k_dense_replace=1, n_group=1, topk_group=1,
+            "Glm4MoeConfig", linear=LINEAR, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=20,
+            intermediate_size=40, first_k_dense_replace=1, n_group=1, topk_group=1,
         ),
         "glm4_moe_lite": lambda: Case(
-            config="Glm4MoeLiteConfig", settings={**MLA, "q_lora_rank": 8}, parameters=EXPERTS, modules=["q_b_proj", "o_proj"]
+            config="Glm4MoeLiteConfig", settings={**MLA, "q_lora_rank": 8}, parameters=EXPERTS,
+            modules=["q_b_proj", "o_proj"],
         ),
         "deepseek_v2": lambda: _moe_mla("DeepseekV2Config", topk_method="greedy"),
         "deepseek_v3": lambda: _moe_mla("DeepseekV3Config"),
@@ -105,7 +112,8 @@ def cases() -> dict[str, Callable[[], Case]]:
             "MixtralConfig", linear=["w1", "w2", "w3"], num_local_experts=4, num_experts_per_tok=2, intermediate_size=20
         ),
         "minimax_m2": lambda: _experts(
-            "MiniMaxM2Config", linear=["w1", "w2", "w3"], num_local_experts=4, num_experts_per_tok=2, intermediate_size=20, rotary_dim=12
+            "MiniMaxM2Config", linear=["w1", "w2", "w3"], num_local_experts=4, num_experts_per_tok=2,
+            intermediate_size=20, rotary_dim=12,
         ),
         "phimoe": lambda: _experts(
             "PhimoeConfig", linear=["w1", "w2", "w3"], num_local_experts=4, num_experts_per_tok=2, intermediate_size=20
@@ -113,25 +121,32 @@ def cases() -> dict[str, Callable[[], Case]]:
         "granitemoe": _granite,
         "gpt_oss": lambda: Case(config="GptOssConfig", settings=GPT_OSS, parameters=EXPERTS),
         "gpt_oss_down": lambda: Case(config="GptOssConfig", settings=GPT_OSS, parameters=EXPERTS[1:]),
-        "gpt_oss_square": lambda: Case(config="GptOssConfig", settings={**GPT_OSS, "intermediate_size": 24}, parameters=EXPERTS),
+        "gpt_oss_square": lambda: Case(
+            config="GptOssConfig", settings={**GPT_OSS, "intermediate_size": 24}, parameters=EXPERTS
+        ),
         "llama4": lambda: Case(
-            config="Llama4TextConfig", settings={"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 20,
-            "intermediate_size_mlp": 40, "interleave_moe_layer_step": 1}, parameters=EXPERTS,
+            config="Llama4TextConfig", parameters=EXPERTS,
+            settings={"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 20,
+            "intermediate_size_mlp": 40, "interleave_moe_layer_step": 1},
         ),
         "gemma4": lambda: Case(
-            config="Gemma4TextConfig", settings={"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "intermediate_size": 40,
+            config="Gemma4TextConfig", parameters=EXPERTS,
+            settings={"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "intermediate_size": 40,
             "moe_intermediate_size": 20, "global_head_dim": 12, "hidden_size_per_layer_input": 0,
-            "vocab_size_per_layer_input": 48, "layer_types": ["sliding_attention", "full_attention"]}, parameters=EXPERTS,
+            "vocab_size_per_layer_input": 48, "layer_types": ["sliding_attention", "full_attention"]},
         ),
         "llama": lambda: Case(config="LlamaConfig", settings=llama, modules=[*ATTENTION, *LINEAR]),
         "qwen3": lambda: Case(config="Qwen3Config", settings=llama, modules=[*ATTENTION, *LINEAR]),
-        "gpt2": lambda: Case(config="GPT2Config", settings=GPT2, modules=["c_attn", "c_proj"], lora={"fan_in_fan_out": True}),
+        "gpt2": lambda: Case(
+            config="GPT2Config", settings=GPT2, modules=["c_attn", "c_proj"], lora={"fan_in_fan_out": True}
+        ),
         "gpt2_dora_bias": lambda: Case(
             config="GPT2Config", settings=GPT2, modules=["c_attn", "c_proj"],
             lora={"fan_in_fan_out": True, "use_dora": True, "bias": "all"},
         ),
         **dict([
-            plain("rslora", lora={"use_rslora": True, "rank_pattern": {"o_proj": 5}, "alpha_pattern": {"layers.1.self_attn.q_proj": 9}}),
+            plain("rslora", lora={"use_rslora": True, "rank_pattern": {"o_proj": 5},
+                  "alpha_pattern": {"layers.1.self_attn.q_proj": 9}}),
             plain("dora", lora={"use_dora": True}),
             plain("lora_bias", biased, lora={"lora_bias": True}),
             plain("bias_all", biased, lora={"bias": "all"}),
@@ -168,7 +183,8 @@ def cases() -> dict[str, Callable[[], Case]]:
             config="Qwen3MoeConfig", settings=MOE, lora={"modules_to_save": ["gate"]}, modules=ATTENTION
         ),
         "experts_to_save": lambda: Case(
-            config="MixtralConfig", settings={"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 20},
+            config="MixtralConfig",
+            settings={"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 20},
             lora={"modules_to_save": ["mlp" if FUSED else "block_sparse_moe"]},
         ),
     }  # fmt: skip
@@ -176,7 +192,8 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 64}
 GPT_OSS = {
-    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 20, "layer_types": ["sliding_attention", "full_attention"],
+    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 20,
+    "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
 
 
@@ -232,7 +249,10 @@ def kl(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def randomise(model: Any) -> None:
-    """Give everything trainable random values: lora_B, magnitudes, biases, tokens, whole modules, as a training would."""
+    """Give everything trainable random values, as a training would.
+
+    That is lora_B, magnitudes, biases, tokens, whole modules.
+    """
     generator = torch.Generator().manual_seed(2)
     done: set[int] = set()
     with torch.no_grad():
@@ -299,7 +319,8 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
 def _against_peft(model: PeftModel, ours: Any, folder: Path) -> tuple[float, float]:
     """Return how far our parameters, and those of the base, are from those of ``merge_and_unload``.
 
-    Largest absolute difference, relative to the tensor's largest value; for the base over all tensors that have its shape.
+    Largest absolute difference, relative to the tensor's largest value. For the base it is taken over all tensors that
+    have its shape.
     """
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).state_dict()
     active = model.active_adapters if isinstance(model.active_adapters, list) else [model.active_adapter]

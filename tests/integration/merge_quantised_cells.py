@@ -1,9 +1,10 @@
 """Run inside a stack's environment: quantised bases that the real packages made, or read, merged by us.
 
-``python merge_quantised_cells.py <folder that holds harness/merge> <out.json> [case …]``. For bitsandbytes the real quantiser writes the base; its
-decoded weights (``bitsandbytes.functional``) and an independent decode (``table[nibble] * absmax``) are compared with ours bit by bit. FP8 and
-MXFP4 bases are written here from random codes and read by transformers' own dequantisation. An adapter with lora_B = 0 gives the base as it
-is decoded; one with random lora_B must match the model that PEFT trained on the quantised base.
+``python merge_quantised_cells.py <folder that holds harness/merge> <out.json> [case …]``. For bitsandbytes the real
+quantiser writes the base. Its decoded weights (``bitsandbytes.functional``) and an independent decode
+(``table[nibble] * absmax``) are compared with ours bit by bit. FP8 and MXFP4 bases are written here from random codes
+and read by transformers' own dequantisation. An adapter with lora_B = 0 gives the base as it is decoded. One with
+random lora_B must match the model that PEFT trained on the quantised base.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ LLAMA = {
 }  # fmt: skip
 GPT_OSS = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False,
-    "layer_types": ["sliding_attention", "full_attention"],
+    "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "tie_word_embeddings": False, "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
 
 
@@ -109,7 +110,8 @@ def bitsandbytes_case(folder: Path, **settings: Any) -> dict[str, Any]:
         elif type(weight).__name__ == "Int8Params":
             theirs[f"{name}.weight"] = bnb.int8_vectorwise_dequant(on_disk[f"{name}.weight"], on_disk[f"{name}.SCB"])
     trained = adapt(quantised, folder / "adapter2", zero=False, target_modules=["q_proj", "down_proj"])
-    # As in training: on processors with AVX512-BF16 bitsandbytes' layers multiply in bfloat16 once they are in eval mode.
+    # As in training: on processors with AVX512-BF16 bitsandbytes' layers multiply in bfloat16 once they are in eval
+    # mode.
     truth = logits(trained.train())
     merge(plan_merge(folder / "base", folder / "adapter2", dtype="float32", base_as="quantized"), folder / "merged2")
     ours = AutoModelForCausalLM.from_pretrained(folder / "merged2", dtype=torch.float32).eval()
@@ -219,7 +221,8 @@ CASES: dict[str, Any] = {
         folder, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     ),
     "nf4_double_bf16": lambda folder: bitsandbytes_case(
-        folder, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        folder, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     ),
     "fp4": lambda folder: bitsandbytes_case(folder, load_in_4bit=True, bnb_4bit_quant_type="fp4"),
     "int8": lambda folder: bitsandbytes_case(folder, load_in_8bit=True),

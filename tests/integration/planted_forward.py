@@ -17,7 +17,10 @@ from harness.worker.request import read_request
 
 
 def past_the_lora(experts: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-    """Multiply by the parameters as they were before PEFT parametrised them: what a kernel does that keeps its own pointers."""
+    """Multiply by the parameters as they were before PEFT parametrised them.
+
+    A kernel that keeps its own pointers does that.
+    """
 
     class Plain:
         """The experts module with the stored weights in place of those that are computed."""

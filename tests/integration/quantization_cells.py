@@ -1,6 +1,6 @@
-"""Run in a stack's environment: fused experts quantised on load by the real transformers, with the real PEFT on top, held against plain PEFT on decoded weights.
+"""Run in a stack's environment: fused experts quantised on load by the real transformers, with the real PEFT on top.
 
-Answers with one JSON object a line, ``{"scenario": …, …}``.
+They are held against plain PEFT on decoded weights. Answers with one JSON object a line, ``{"scenario": …, …}``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ WATCHED = (
     torch.Tensor, torch.nn.Module, torch.nn.functional, torch.nn.utils.parametrize,
     transformers.core_model_loading, transformers.integrations.bitsandbytes, transformers.integrations.moe,
     transformers.PreTrainedModel, transformers.quantizers.auto.AutoHfQuantizer,
-    transformers.quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer, transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer,
+    transformers.quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer,
+    transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer,
     transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts,
-    peft.PeftModel, peft.tuners.lora.layer, peft.tuners.lora.layer.ParamWrapper, peft.tuners.lora.bnb, peft.tuners.tuners_utils,
+    peft.PeftModel, peft.tuners.lora.layer, peft.tuners.lora.layer.ParamWrapper, peft.tuners.lora.bnb,
+    peft.tuners.tuners_utils,
     bitsandbytes.functional, bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt,
 )  # fmt: skip
 """Modules and classes whose callables must be the same objects afterwards."""
@@ -105,8 +107,10 @@ def loads() -> Any:
                 same.append(torch.equal(weights.detach()[1], by_bitsandbytes(original[1], config(code))))
             yield {
                 "family": family, "code": code, "quantized": report.quantized, "plain": report.plain,
-                "bytes_of_16_bits": report.stored / (2 * report.quantized), "left_by_transformers": alone["experts"].plain,
-                "quantized_by_transformers": alone["experts"].quantized, "error": max(errors), "as_bitsandbytes": all(same),
+                "bytes_of_16_bits": report.stored / (2 * report.quantized),
+                "left_by_transformers": alone["experts"].plain,
+                "quantized_by_transformers": alone["experts"].quantized,
+                "error": max(errors), "as_bitsandbytes": all(same),
             }  # fmt: skip
         shutil.rmtree(folder)
 
@@ -280,8 +284,8 @@ def ways_to_load() -> Any:
     torch.manual_seed(0)
     other = transformers.HunYuanMoEV1ForCausalLM(
         transformers.HunYuanMoEV1Config(
-            hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_experts=4, moe_topk=2, num_hidden_layers=1,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
+            hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_experts=4, moe_topk=2,
+            num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=128,
         )
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp())

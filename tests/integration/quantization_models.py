@@ -31,7 +31,10 @@ def tiny(**sizes: int) -> Path:
 
 
 def load(folder: Path, quantization: Any = None) -> Any:
-    """Load in float32, quantised or not, in training mode: on some CPUs 4-bit Linears compute in bfloat16 in the other."""
+    """Load in float32, quantised or not, in training mode.
+
+    In eval mode 4-bit Linears compute in bfloat16 on some CPUs.
+    """
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization).train()
 
 

@@ -1,6 +1,6 @@
-"""Run in a stack's environment: what quantising experts, and training on them, refuses; beside what the real transformers and PEFT do.
+"""Run in a stack's environment: what quantising experts, and training on them, refuses.
 
-Answers with one JSON object a line, ``{"scenario": …, …}``.
+Beside it stands what the real transformers and PEFT do. Answers with one JSON object a line, ``{"scenario": …, …}``.
 """
 
 from __future__ import annotations

@@ -28,7 +28,10 @@ if tokenizer == "tokenizer":
 def merge_with_peft(
     stack_id: str, base: Path, adapter: Path, out: Path, *, dtype: str = "float32", tokenizer: bool = True
 ) -> Path:
-    """``PeftModel.from_pretrained``, ``merge_and_unload`` and ``save_pretrained`` in a declared stack; return ``out``."""
+    """``PeftModel.from_pretrained``, ``merge_and_unload`` and ``save_pretrained`` in a declared stack.
+
+    Returns ``out``.
+    """
     config = load_config(find_config(), read_catalogue())
     environment = ensure_environment(next(stack for stack in config.declared if stack.id == stack_id))
     scratch = out.parent / "scratch"

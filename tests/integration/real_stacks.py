@@ -1,7 +1,8 @@
 """Real stacks, run once for all tests of a session, by the very command that a user types.
 
-The cells stand in the nightly profile; they cover each layout of experts and adapters: transformers 4.57 (Linears), PEFT 0.18
-(swapped), PEFT 0.19 (standard), the newest of everything, and the stack whose adapters cannot be loaded again.
+The cells stand in the nightly profile. They cover each layout of experts and adapters: transformers 4.57 (Linears),
+PEFT 0.18 (swapped), PEFT 0.19 (standard), the newest of everything, and the stack whose adapters cannot be loaded
+again.
 """
 
 from __future__ import annotations

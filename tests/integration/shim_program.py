@@ -1,4 +1,7 @@
-"""Run in the stack that the shim is for: an adapter of a fused family is loaded without it, with it, and without it again."""
+"""Run in the stack that the shim is for: an adapter of a fused family is loaded.
+
+It is loaded without the shim, with it, and without it again.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ with shimmed(NAMES) as applied, torch.no_grad():
         refused = str(error)
 again = attempt(folder)
 answer = {
-    "alone": alone, "applied": applied, "replaced": replaced, "difference": difference, "refused": refused, "again": again,
-    "gone": WeightConverter.__init__ is before,
+    "alone": alone, "applied": applied, "replaced": replaced, "difference": difference, "refused": refused,
+    "again": again, "gone": WeightConverter.__init__ is before,
 }  # fmt: skip
 sys.stdout.write(json.dumps(answer) + "\n")

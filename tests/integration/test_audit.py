@@ -62,7 +62,10 @@ def test_peft_rounds_twice_in_bfloat16(matrix_run: Ran, tmp_path: Path) -> None:
 
 
 def test_experts_that_the_base_stores_fused(matrix_run: Ran, tmp_path: Path) -> None:
-    """Published qwen3_5_moe is fused under another prefix; transformers writes it in its own form, without the extra layers."""
+    """Published qwen3_5_moe is fused under another prefix.
+
+    transformers writes it in its own form, without the extra layers.
+    """
     work = matrix_run.work(f"qwen3_5_moe/lora@{STANDARD}")
     merged = merge_with_peft(STANDARD, work / "base", work / "adapter", tmp_path / "merged")
 

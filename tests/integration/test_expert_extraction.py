@@ -1,4 +1,7 @@
-"""LoRA extraction against PEFT's own delta, in every PEFT that the stacks hold: any number of experts, shape, rank, scale and orientation."""
+"""LoRA extraction against PEFT's own delta, in every PEFT that the stacks hold.
+
+Any number of experts, shape, rank, scale and orientation.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,8 @@ def test_the_factors_give_what_pefts_own_delta_gives(answered: tuple[str, Pairs]
     drawn = [(case, said) for case, said in pairs if "spoil" not in case]
     for case, said in drawn:
         if "refused" in said:
-            # With one expert PEFT multiplies the factors in the parameter's own coordinates, whichever way round they are: not a delta.
+            # With one expert PEFT multiplies the factors in the parameter's own coordinates, whichever way round they
+            # are: not a delta.
             assert case["experts"] == 1, (case, said)
             assert not said["peft_can"], (case, said)
             continue

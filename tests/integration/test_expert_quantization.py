@@ -1,4 +1,7 @@
-"""Fused experts quantised on load, in every PEFT that the stacks hold: what is kept, what it computes, what merging does to it."""
+"""Fused experts quantised on load, in every PEFT that the stacks hold.
+
+What is kept, what it computes, what merging does to it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 PROGRAM = Path(__file__).with_name("quantization_cells.py")
 ERROR = {"nf4": 0.1, "nf4 single": 0.1, "fp4": 0.13, "int8": 0.01}
-"""Relative error that quantising normally distributed weights costs, rounded up: 0.091, 0.091, 0.119 and 0.006 are expected."""
+"""Relative error that quantising normally distributed weights costs, rounded up.
+
+Expected are 0.091, 0.091, 0.119 and 0.006.
+"""
 FLOAT32 = 2e-7
 """A few roundings of float32: the batched path adds up experts' gradients in another order."""
 

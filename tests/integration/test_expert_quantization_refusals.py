@@ -52,7 +52,8 @@ def test_what_cannot_be_trained_is_refused_before_loading_where_peft_fails_late_
     stack = shared["stack"]
 
     fails_late = {
-        "dropout", "DoRA", "bias", "fan_in_fan_out", "orthogonal", "PiSSA", "PiSSA on Linears alone", "orthogonal on Linears alone",
+        "dropout", "DoRA", "bias", "fan_in_fan_out", "orthogonal", "PiSSA",
+        "PiSSA on Linears alone", "orthogonal on Linears alone",
     }  # fmt: skip
     assert pefts_own == fails_late
     assert refused == fails_late | {

@@ -1,8 +1,10 @@
-"""The grouped forward on real models under the real PEFT: fused experts in each PEFT that the stacks hold, lists of Linears on transformers 4.57.
+"""The grouped forward on real models under the real PEFT.
 
-The oracle is PEFT's own forward on a twin of the model. In float64 both compute the same up to the order of sums, a few 1e-15 of the largest value, and 1e-10
-leaves no room for a dropped, swapped or misscaled factor. (The families' norms round to float32 in between, so logits mostly agree to the bit.) float32 is
-held to 1e-4 over three steps, for the grouped_mm kernels, which take no float64: measured 6e-6 at most.
+Fused experts in each PEFT that the stacks hold, lists of Linears on transformers 4.57. The oracle is PEFT's own forward
+on a twin of the model. In float64 both compute the same up to the order of sums, a few 1e-15 of the largest value. A
+band of 1e-10 leaves no room for a dropped, swapped or misscaled factor. (The families' norms round to float32 in
+between, so logits mostly agree to the bit.) float32 is held to 1e-4 over three steps, for the grouped_mm kernels, which
+take no float64: measured 6e-6 at most.
 """
 
 from __future__ import annotations
@@ -273,7 +275,10 @@ def test_packed_experts_are_unpacked_one_at_a_time_and_again_in_backward(said: A
 
 
 def test_in_half_precision_errors_stay_those_of_half_precision(said: Answers) -> None:
-    """bf16 throughout, float32 LoRA on bf16, autocast over float32: against float64, no further off than plain PEFT's three times. Dropping one of the two LoRAs is 0.66 off."""
+    """bf16 throughout, float32 LoRA on bf16, autocast over float32.
+
+    Against float64, no further off than three times plain PEFT's. Dropping one of the two LoRAs is 0.66 off.
+    """
     if said.linears:
         pytest.skip("each product is as PEFT's own there")
 

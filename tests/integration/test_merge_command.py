@@ -1,4 +1,7 @@
-"""``harness merge`` on what real packages trained and saved, and on the same directories broken in the ways that happen."""
+"""``harness merge`` on what real packages trained and saved.
+
+And on the same directories broken in the ways that happen.
+"""
 
 from __future__ import annotations
 

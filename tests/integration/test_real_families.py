@@ -1,8 +1,9 @@
-"""Every family and every adapter feature against the real packages: one process a stack, over ``merge_families_cells`` and ``merge_quantised_cells``.
+"""Every family and every adapter feature against the real packages.
 
-The bands. Logits of the merged model against the trained one: KL below 1e-9 nats (float32 gives 1e-12 at worst). Parameters against PEFT's own
-float32 merge: 1e-6 of the tensor's largest value, a few units in the last place. Both mean something only beside the controls: base against
-trained, and base against PEFT's merge.
+One process a stack, over ``merge_families_cells`` and ``merge_quantised_cells``. The bands. Logits of the merged model
+against the trained one: KL below 1e-9 nats (float32 gives 1e-12 at worst). Parameters against PEFT's own float32 merge:
+1e-6 of the tensor's largest value, a few units in the last place. Both mean something only beside the controls: base
+against trained, and base against PEFT's merge.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ KNOWN = {
     "bias_lora_only": "the adapter has bias = 'lora_only', but not the trained biases",
     "two_adapters_fused": "only one LoRA adapter per model with `target_parameters` is allowed",
 }
-"""What PEFT before 0.20 cannot do: it loses the biases, which the merge has to say, and has one set of fused targets a model."""
+"""What PEFT before 0.20 cannot do.
+
+It loses the biases, which the merge has to say, and has one set of fused targets a model.
+"""
 
 
 def _run(stack: str, script: str, out: Path) -> dict[str, dict[str, Any]]:
@@ -83,7 +87,10 @@ def test_merged_models_are_the_trained_ones(stack: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stack", STACKS[:1] + STACKS[2:])
 def test_quantised_bases_decode_to_what_the_libraries_decode(stack: str, tmp_path: Path) -> None:
-    """LLM.int8 rounds activations as well, so that the model in memory is no closer to its own weights than this; FP8 loading needs triton or a GPU."""
+    """LLM.int8 rounds activations as well, so that the model in memory is no closer to its own weights than this.
+
+    FP8 loading needs triton or a GPU.
+    """
     results = _run(stack, "merge_quantised_cells.py", tmp_path / "results.json")
 
     for name, result in results.items():

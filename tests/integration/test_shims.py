@@ -1,4 +1,7 @@
-"""The one shim, on the stack that it is for: without it the adapter cannot be loaded, with it the adapter is right, and afterwards it is gone."""
+"""The one shim, on the stack that it is for.
+
+Without it the adapter cannot be loaded, with it the adapter is right, and afterwards it is gone.
+"""
 
 from __future__ import annotations
 
