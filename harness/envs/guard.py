@@ -1,9 +1,9 @@
 """Guards: one lock file per thing in the cache, held exclusively to make or remove it and shared to use it.
 
-POSIX ``flock`` is used, because a lock that only excludes is not enough: several processes use an environment at once,
-and the one that cleans must know whether anybody does. The kernel drops a guard when its process ends, however it ends.
-So nothing stale is ever left behind. Guard files are empty and stay: removing one while another process waits for it
-would split the lock.
+The lock is POSIX ``flock``. One that only excludes is not enough. Several processes use an environment at once, and the
+one that cleans must know whether anybody does. The kernel drops a guard when its process ends, however it ends. So
+nothing stale is ever left behind. Guard files are empty and stay: removing one while another process waits for it would
+split the lock.
 """
 
 from __future__ import annotations
