@@ -1,8 +1,9 @@
 """Fatal conditions: one class each, with what happened, what to do about it, and the exit code of the command.
 
 Nothing here is raised for what happens *inside* a cell: there everything is an outcome (see ``harness.result``).
-Exit codes are part of the command line's contract: 2 usage or configuration, 3 nothing selected, 4 environment could not
-be made, 5 input refused, 6 the command after a merge failed, 130 interrupted. Code 1 (a check failed) is a result, not an error.
+Exit codes are part of the command line's contract: 2 usage or configuration, 3 nothing selected, 4 environment could
+not be made, 5 input refused, 6 the command after a merge failed, 130 interrupted. Code 1 (a check failed) is a result,
+not an error.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class NothingSelectedError(HarnessError):
 
 
 class EnvironmentFailedError(HarnessError):
-    """An environment could not be made for a reason that is not the stack's: an index out of reach, a full disk, no torch."""
+    """An environment could not be made, for a reason that is not the stack's.
+
+    Examples are an index out of reach, a full disk, no torch.
+    """
 
     exit_code = 4
 
@@ -92,7 +96,8 @@ class InterruptedByUserError(HarnessError):
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None when none is close enough to be what was meant."""
     known = list(choices)
-    # A typing error first (``tlr`` is trl; the first letter is seldom wrong), then another way to write it (``bfloat16``).
+    # A typing error first: ``tlr`` is trl, and the first letter is seldom wrong. Then another way to write it, as
+    # ``bfloat16``.
     alike = [choice for choice in known if choice[:1] == name[:1]]
     found = process.extractOne(name, alike, scorer=DamerauLevenshtein.normalized_similarity, score_cutoff=0.6)
     found = found or process.extractOne(name, known, scorer=fuzz.WRatio, score_cutoff=60)

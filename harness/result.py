@@ -1,10 +1,10 @@
 """The result of a cell: one JSON file per cell, the contract between the program and everything that reads it.
 
-The model here is the contract's only definition; the JSON Schema under ``docs/reference`` is generated from it and a test
-keeps the two equal. Bump ``SCHEMA_VERSION`` when a field changes its meaning or goes away.
+The model here is the contract's only definition. The JSON Schema under ``docs/reference`` is generated from it, and a
+test keeps the two equal. Bump ``SCHEMA_VERSION`` when a field changes its meaning or goes away.
 
-Nothing of the machine stays in a result: ``python`` is a version, the log path is relative to the output directory and
-prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
+Nothing of the machine stays in a result. ``python`` is a version. The log path is relative to the output directory.
+Prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class StageResult(_Model):
 class Check(_Model):
     """One measured value held against its band.
 
-    ``name`` and ``stage`` are those of ``harness.contract.checks``, or ``control:<fault>``. ``band`` is written as a person
-    reads it (``<= 1e-09``, ``== 156``); ``value`` is a number wherever there is one.
+    ``name`` and ``stage`` are those of ``harness.contract.checks``, or ``control:<fault>``. ``band`` is written as a
+    person reads it (``<= 1e-09``, ``== 156``). ``value`` is a number wherever there is one.
     """
 
     name: str = Field(pattern=checks.NAME_PATTERN)
@@ -113,13 +113,19 @@ class AdapterInfo(_Model):
 
 
 class Metrics(_Model):
-    """Numbers of the functional and the tensor gate. KL in nats, means over clear positions unless the name says more."""
+    """Numbers of the functional and the tensor gate.
+
+    KL divergences are in nats. They are means over clear positions unless the name says more.
+    """
 
     kl_trained_merged: float | None = None
     kl_trained_merged_p99: float | None = None
     kl_trained_merged_max: float | None = None
     kl_reference_merged: float | None = None
-    """KL(base + delta rounded once ‖ merged), for dtypes narrower than float32 and for QLoRA: what the functional gate judges there."""
+    """KL(base + delta rounded once ‖ merged), for dtypes narrower than float32 and for QLoRA.
+
+    It is what the functional gate judges there.
+    """
     kl_trained_adapter: float | None = None
     kl_trained_base: float | None = None
     kl_merged_base: float | None = None
@@ -128,7 +134,10 @@ class Metrics(_Model):
     samples_matched: int | None = None
     samples_total: int | None = None
     first_divergence: str | None = None
-    """Which sample and token differ first, and the top-1 margin there (log-probability) of the model that the merge is held against."""
+    """Which sample and token differ first, and the top-1 margin there.
+
+    The margin is a log-probability, of the model that the merge is compared with.
+    """
     positions_total: int | None = None
     positions_near_tie: int | None = None
     """Positions whose router top-k gap is below epsilon: there a right merge may flip an expert."""
@@ -137,9 +146,15 @@ class Metrics(_Model):
     """Share of merged elements (of tensors with a delta) equal to the correctly rounded float64 result."""
     max_ulp: float | None = None
     kl_quantization_gap_original: float | None = None
-    """KL(trained on codes ‖ original base + adapter, unmerged): what quantisation costs who merges into the original."""
+    """KL(trained on codes ‖ original base + adapter, unmerged).
+
+    It is what quantisation costs who merges into the original.
+    """
     kl_quantization_gap_dequantized: float | None = None
-    """KL(trained on codes ‖ decoded base + adapter, unmerged): what kernels and casts cost, the codes being the same."""
+    """KL(trained on codes ‖ decoded base + adapter, unmerged).
+
+    It is what kernels and casts cost, the codes being the same.
+    """
     kl_dequantized_merged: float | None = None
     """KL(decoded base + adapter, unmerged ‖ merged): the error of that merge alone."""
     keys_missing: int | None = None
@@ -159,7 +174,10 @@ class QuantizedKind(_Model):
 
 
 class QuantizationInfo(_Model):
-    """What of the base was quantised while it was trained on, by kind (experts, linears, other, and what else a worker tells apart)."""
+    """What of the base was quantised while it was trained on, by kind.
+
+    Kinds are experts, linears, other, and what else a worker tells apart.
+    """
 
     kinds: dict[Word, QuantizedKind]
 
@@ -217,7 +235,7 @@ class CellResult(_Model):
     seed: int = 0
     base_sha256: str | None = None
     facts: CellFacts | None = None
-    """From which it follows which checks a pass needs; None where the LoRA was never attached."""
+    """They decide which checks a pass needs. None where the LoRA was never attached."""
     adapter: AdapterInfo | None = None
     merge: MergeCounts | None = None
     stages: dict[StageName, StageResult] = Field(default_factory=dict)
@@ -228,7 +246,10 @@ class CellResult(_Model):
     """Experts forwards of the trained model, each held against ``eager``."""
     quantization: QuantizationInfo | None = None
     shims: list[Word] = Field(default_factory=list)
-    """What was replaced in a library while the adapter was loaded again, because the recipe says so: shows that it can work, not that it does."""
+    """What was replaced in a library while the adapter was loaded again, because the recipe says so.
+
+    Such a reload shows that it can work, not that it does.
+    """
     controls: list[ControlResult] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float | None = None
@@ -255,7 +276,10 @@ WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS
 
 
 def missing_evidence(result: CellResult) -> str | None:
-    """Say what a pass lacks to be believed, or None: every stage, every check, a merge, rejected controls, versions."""
+    """Say what a pass lacks to be believed, or None.
+
+    It needs every stage, every check, a merge, rejected controls and versions.
+    """
     unfinished = [name for name in STAGES if _stage(result, name) != "pass"]
     if unfinished:
         return f"these stages did not pass: {', '.join(unfinished)}"
@@ -271,7 +295,7 @@ def missing_evidence(result: CellResult) -> str | None:
 
 
 def _missing_checks(result: CellResult) -> str | None:
-    """Say which checks a pass lacks, or which failed; None when all that apply to the cell are there and passed."""
+    """Say which checks a pass lacks, or which failed. None when all that apply to the cell are there and passed."""
     if result.facts is None:
         return "nothing is known of what was attached"
     seen = {(check.name, check.stage) for check in result.checks}

@@ -1,4 +1,7 @@
-"""What a case is: steps that measure, each kept when it is finished, and a section of the report made from what they found."""
+"""What a case is: steps that measure, and a section of the report made from what they found.
+
+A step's result is kept when the step is finished.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The bench itself: where checkpoints lie, how a contender is run in a given state of the page cache, and what is cleaned up."""
+"""The bench itself.
+
+It knows where checkpoints lie, how a contender is run in a given state of the page cache, and what is cleaned up.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,9 @@ class Lab:
         return self._interpreter(name, contender(name).python)
 
     def stack_python(self, transformers: str) -> Path:
-        """Return the interpreter of the first declared stack whose transformers begins with these digits, made when it is first asked for.
+        """Return the interpreter of the first declared stack whose transformers begins with these digits.
+
+        It is made when it is first asked for.
 
         Raises:
             MeasurementError: its environment cannot be made, or there is no such stack.
@@ -115,7 +120,9 @@ class Lab:
         return self._interpreter(f"transformers-{transformers}", partial(declared_python, transformers=transformers))
 
     def gpu_python(self) -> Path:
-        """Return the interpreter that was given for a GPU, else that of the first declared stack with a CUDA build of torch.
+        """Return the interpreter that was given for a GPU.
+
+        Without one it is that of the first declared stack, with a CUDA build of torch.
 
         Raises:
             MeasurementError: its environment cannot be made.
@@ -170,7 +177,9 @@ class Lab:
         return ran
 
     def warm_up(self, name: str) -> None:
-        """Let a contender merge something tiny once, so that byte code is compiled and environments are made before anything counts.
+        """Let a contender merge something tiny once.
+
+        So byte code is compiled and environments are made before anything counts.
 
         Raises:
             MeasurementError: it failed.

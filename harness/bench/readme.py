@@ -1,4 +1,7 @@
-"""Shows the published goals in README: ``python -m harness.bench.readme --write`` puts them there, ``--check`` says whether they are."""
+"""Shows the published goals in README.
+
+``python -m harness.bench.readme --write`` puts them there. ``--check`` says whether they are there.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,10 @@ class Section:
 
 
 def at_most(what: str, estimate: Estimate | None, limit: float, upper: float | None = None) -> Goal:
-    """Return the goal that a ratio's median is at most ``limit``, and the upper end of its interval at most ``upper``."""
+    """Return the goal that a ratio's median is at most ``limit``.
+
+    The upper end of its interval is to be at most ``upper``, where that is given.
+    """
     wanted = f"≤ {limit:g}" + (f", interval ≤ {upper:g}" if upper is not None else "")
     if estimate is None:
         return Goal(what=what, wanted=wanted, measured=None, reached=False)

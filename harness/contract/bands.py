@@ -1,4 +1,7 @@
-"""Where a measured value stops being right: the bands of a cell. ``matrix.toml`` has their values and how they were measured."""
+"""Where a measured value stops being right: the bands of a cell.
+
+``matrix.toml`` has their values and how they were measured.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ def _band(meaning: str, *, least: float | None = None, above: float | None = Non
 
 @dataclass(frozen=True, kw_only=True)
 class Bands:
-    """What a right merge may cost. KL divergences are means over clear prompt positions, in nats; logarithms are natural.
+    """What a right merge may cost.
 
-    Each field's metadata has its ``meaning`` and what a configuration may set it to: ``ge``, ``gt``, ``le`` (None: no limit).
+    KL divergences are means over clear prompt positions, in nats. Logarithms are natural. Each field's metadata has its
+    ``meaning`` and what a configuration may set it to: ``ge``, ``gt``, ``le`` (None: no limit).
     """
 
     kl_max: float = _band("Largest KL(trained ‖ merged) of a right merge after a fresh reload.", above=0)
@@ -46,7 +50,7 @@ class Bands:
         most=1,
     )
     paths_max: float = _band(
-        "Largest difference between two experts forwards of the trained model: of logits, in their standard deviations, "
-        "or of a LoRA tensor's gradient, relative to its norm.",
+        "Largest difference between two experts forwards of the trained model: of logits, in their standard "
+        "deviations, or of a LoRA tensor's gradient, relative to its norm.",
         above=0,
     )

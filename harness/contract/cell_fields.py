@@ -1,7 +1,7 @@
 """What a cell is asked beside its stack: each field with its default and its meaning, written once.
 
-The host's ``Cell`` and the worker's ``Request`` inherit these fields; ids, reproduce lines, the request file and the help of
-``harness run`` are made from them.
+The host's ``Cell`` and the worker's ``Request`` inherit these fields. Ids, reproduce lines, the request file and the
+help of ``harness run`` are made from them.
 """
 
 from __future__ import annotations

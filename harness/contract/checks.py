@@ -1,7 +1,8 @@
 """The table of checks: what is measured in which stage, which gate it belongs to, when a pass needs it.
 
-Adding a check is a row here and its measurement in ``harness/worker/stages``. A worker that records a check that is not in the
-table, or one of another stage, fails at once. A pass lacks evidence as long as a check that applies to its cell is not there.
+Adding a check is a row here and its measurement in ``harness/worker/stages``. A worker fails at once when it records a
+check that the table does not have for that stage. A pass lacks evidence as long as a check that applies to its cell is
+not there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from harness.contract.outcomes import Outcome
 from harness.contract.stages import StageName
 
 Gate = Literal["training", "adapter", "quantization", "tensor", "functional"]
-"""``tensor`` decides whether a merge is correct, ``functional`` whether it works. The others judge what comes before it."""
+"""``tensor`` decides whether a merge is correct, ``functional`` whether it works.
+
+The others judge what comes before the merge.
+"""
 
 CONTROL = "control:"
 """What the name of a control's check begins with; the fault's name follows."""
@@ -31,7 +35,10 @@ def _quantized(facts: CellFacts) -> bool:
 
 
 def _has_paths(facts: CellFacts) -> bool:
-    """Several experts forwards can be compared: transformers' own where experts are fused, ours where they have a LoRA."""
+    """Whether several experts forwards can be compared.
+
+    transformers has several where experts are fused. We have another where experts have a LoRA.
+    """
     return facts.fused_experts or "expert" in facts.kinds
 
 
@@ -121,7 +128,8 @@ TABLE: tuple[Check, ...] = (
         name="logprob",
         stage="compare",
         gate="functional",
-        passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares with",
+        passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares "
+        "with",
     ),
     Check(
         name="samples",
@@ -140,7 +148,8 @@ TABLE: tuple[Check, ...] = (
         name="exact",
         stage="compare",
         gate="tensor",
-        passes_when="enough elements equal the correctly rounded float64 result, and none is further away than `ulp_max`",
+        passes_when="enough elements equal the correctly rounded float64 result, and none is further away than "
+        "`ulp_max`",
     ),
     Check(
         name="coverage",
@@ -160,7 +169,8 @@ TABLE: tuple[Check, ...] = (
         name="files",
         stage="compare",
         gate="tensor",
-        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as it was",
+        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as "
+        "it was",
     ),
     Check(
         name="kl_dequantized",

@@ -18,7 +18,8 @@ MEANINGS: Mapping[Outcome, str] = {
     "error": "an exception, in the library's own words",
     "noop": "nothing was attempted, or every tensor with a delta was dropped: the merged checkpoint is the base",
     "fail": "a check rejected it",
-    "blind": "too little signal, or a control got through: this cell could not have noticed a fault, so it says nothing",
+    "blind": "too little signal, or a control got through: this cell could not have noticed a fault, so it says "
+    "nothing",
     "unresolvable": "existing versions contradict each other, in uv's words",
     "unsupported": "the stack has no such family or feature, said by the library",
     "skipped": "it needs something that this machine has not",
@@ -31,11 +32,11 @@ HARMLESS: tuple[Outcome, ...] = ("unsupported", "skipped", "pass")
 Ended = Literal["completed", "raised", "unsupported", "died"]
 """How a stage ended, which is all that a worker says of it.
 
-``raised``: an exception. ``unsupported``: the library said that it has no such family or feature. ``died``: its process ended
-before it did. What that amounts to is the host's to decide (``harness.execution.decision``).
+``raised``: an exception. ``unsupported``: the library said that it has no such family or feature. ``died``: its process
+ended before it did. The host decides what that amounts to (``harness.execution.decision``).
 """
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the outcome of a cell from those of its stages: the worst, and ``pass`` only when there is nothing else."""
+    """Return the outcome of a cell: the worst of its stages', and ``pass`` only when there is nothing else."""
     return min(outcomes, key=OUTCOMES.index, default="pass")

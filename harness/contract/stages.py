@@ -21,8 +21,8 @@ class Stage:
         does: what happens in it, for the reader of a table.
         needs: stages without which it cannot be run.
         on_host: whether the host runs it; the worker runs the others.
-        may_lack: whether a stack may say here that it has no such family or feature. Later the same words are a fault: the
-            family was there a moment ago.
+        may_lack: whether a stack may say here that it has no such family or feature. Later the same words are a fault,
+            because the family was there a moment ago.
     """
 
     does: str
@@ -48,8 +48,10 @@ TABLE: Mapping[StageName, Stage] = {
     "compare": Stage(does="both gates judge the merge", needs=("merge",)),
     "controls": Stage(does="merges that are broken on purpose go through the same gates", needs=("compare",)),
 }
-"""A stage may be ``not_run`` only because something that it needs did not pass: a merge that was never tried must not hide
-behind an adapter that is known not to reload."""
+"""A stage may be ``not_run`` only because something that it needs did not pass.
+
+Otherwise a merge that was never tried could hide behind an adapter that is known not to reload.
+"""
 
 WORKER_STAGES: tuple[StageName, ...] = tuple(name for name in STAGES if not TABLE[name].on_host)
 """Stages that run in the cell's environment, in the order in which a cell begins them."""

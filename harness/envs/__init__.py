@@ -1,7 +1,7 @@
 """Where a stack runs: a hashed lock and an isolated environment for each, content-addressed, reused, never half-made.
 
-``environment`` is the door; everything else is behind it. ``indexes`` stands apart: it is standard library only, because
-``noxfile.py`` loads it by path before anything of ours is installed.
+``environment`` is the door; everything else is behind it. ``indexes`` stands apart. It uses the standard library alone,
+because ``noxfile.py`` loads it by path before anything of ours is installed.
 """
 
 from harness.envs.cache import cache_dir, clean_environments, has_environment, list_environments

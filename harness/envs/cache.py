@@ -1,4 +1,7 @@
-"""What the cache holds, and freeing it: environments listed with their sizes, cleaned by id, by age or all, never one in use."""
+"""What the cache holds, and freeing it.
+
+Environments are listed with their sizes. They are cleaned by id, by age or all, but never one in use.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class EnvironmentInfo:
         complete: whether it has its marker and its Python; a half-made one is never used.
         record: all that its marker says, or None.
         apparent_bytes: the sizes of its files added up, which is what ``du --apparent-size`` says.
-        real_bytes: disk blocks that no hard link outside shares: what removing it frees. The rest is in uv's cache.
+        real_bytes: disk blocks that no hard link outside shares. Removing it frees so much. The rest is in uv's cache.
         last_used: Unix time.
         in_use: whether a process holds it now.
     """
@@ -67,7 +70,7 @@ def clean_environments(
     root: Path | None = None,
     log: Callable[[str], None] | None = None,
 ) -> list[EnvironmentInfo]:
-    """Remove environments and return those removed; one that a process uses stays, and is said to.
+    """Remove environments and return those removed. One that a process uses stays, and ``log`` is told.
 
     Args:
         ids: only these (unambiguous beginnings will do); all when None.

@@ -1,8 +1,8 @@
 """The environment variables of a cell: an allow-list. What is not named here does not reach it.
 
-Variables change what libraries do, so a cell that inherited its user's would not be the same cell on the next machine.
-A cell is offline: the hub libraries are told so, and for code that does not listen the proxies point at a port of this
-machine where nothing answers, so that a request fails at once instead of succeeding unnoticed.
+Variables change what libraries do. A cell that inherited its user's would not be the same cell on the next machine. A
+cell is offline, and the hub libraries are told so. For code that does not listen the proxies point at a port of this
+machine where nothing answers. So a request fails at once instead of succeeding unnoticed.
 
 ``python -I`` ignores ``PYTHON*``: those given here are for processes that a cell starts without it.
 """
@@ -17,7 +17,10 @@ from harness.contract.cell_fields import Device
 
 CUDA_NAMES = ("LD_LIBRARY_PATH",)
 CUDA_SETTINGS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""A cell asks whether there is a GPU before it forks; asked through the driver, no forked child could use it afterwards."""
+"""A cell asks whether there is a GPU before it forks.
+
+Asking through the CUDA driver would start it, and no forked child could use the GPU afterwards.
+"""
 
 CUDA_PREFIXES = ("CUDA_", "NVIDIA_")
 NOWHERE = "http://127.0.0.1:9"

@@ -1,8 +1,9 @@
 """Guards: one lock file per thing in the cache, held exclusively to make or remove it and shared to use it.
 
-POSIX ``flock`` rather than a lock that only excludes: several processes use an environment at once, and the one that
-cleans must know whether anybody does. The kernel drops a guard when its process ends, however it ends, so nothing stale
-is ever left behind. Guard files are empty and stay: removing one while another process waits for it would split the lock.
+The lock is POSIX ``flock``. One that only excludes is not enough. Several processes use an environment at once, and the
+one that cleans must know whether anybody does. The kernel drops a guard when its process ends, however it ends. So
+nothing stale is ever left behind. Guard files are empty and stay: removing one while another process waits for it would
+split the lock.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def open_guard(path: Path) -> int:
 
 
 def hold_exclusively(descriptor: int, *, waiting: Callable[[], None]) -> None:
-    """Wait until nobody else holds the guard, and hold it; ``waiting`` is called once if that is not at once."""
+    """Wait until nobody else holds the guard, and hold it. ``waiting`` is called once if it has to wait."""
     if not try_exclusively(descriptor):
         waiting()
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,10 +1,11 @@
 """Which package indexes uv is to use: uv's own settings if there are any, otherwise pip's, otherwise nothing is said.
 
-Most machines that cannot reach the public index say so to pip only (``pip.conf``, ``PIP_*``), and uv does not read that.
-So pip's settings are read as pip reads them (files from the most general to the most particular, the environment over all
-of them; ``[install]`` over ``[global]``) and are translated into the variables that uv reads, with pip's meaning: all
-indexes are equal (``UV_INDEX_STRATEGY=unsafe-best-match``). When uv has been told anything about indexes itself, pip's
-settings are left alone entirely; when neither says anything, nothing is handed over and uv's default stands.
+Most machines that cannot reach the public index say so to pip only (``pip.conf``, ``PIP_*``), and uv does not read
+that. So pip's settings are read as pip reads them. Files come from the most general to the most particular, and the
+environment outranks all of them. ``[install]`` outranks ``[global]``. They are translated into the variables that uv
+reads, with pip's meaning: all indexes are equal (``UV_INDEX_STRATEGY=unsafe-best-match``). When uv has been told
+anything about indexes itself, pip's settings are left alone entirely. When neither says anything, nothing is handed
+over and uv's default stands.
 
 Addresses can hold credentials. They travel in environment variables only, never on a command line, and everything that
 is shown, logged or hashed has been through :func:`redact`.
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-# No `from __future__ import annotations` here: dataclasses look string annotations up in sys.modules, where a module that
-# was loaded by path need not be.
+# No `from __future__ import annotations` here: dataclasses look string annotations up in sys.modules. A module that was
+# loaded by path need not be there.
 
 UV_INDEX_VARIABLES = (
     "UV_DEFAULT_INDEX",
@@ -39,8 +40,10 @@ UV_INDEX_VARIABLES = (
 )
 """Any of them set means that uv has been told where packages come from."""
 UV_POLICY_VARIABLES = ("UV_INDEX_STRATEGY", "UV_EXCLUDE_NEWER")
-"""They do not say where, but change what is found: they count for the digest. ``UV_OFFLINE`` does not, so that what was
-resolved on the network can be reused without it."""
+"""They do not say where packages come from, but change what is found. So they count for the digest.
+
+``UV_OFFLINE`` does not count. So what was resolved on the network can be reused without it.
+"""
 UV_INDEX_KEYS = ("index", "index-url", "extra-index-url", "find-links", "no-index")
 """The same in ``uv.toml``, at its top level or under ``[pip]``."""
 PIP_NOT_INDEXES = ("constraint", "no-binary", "only-binary", "pre", "prefer-binary", "target", "user")
@@ -51,7 +54,10 @@ _QUERY = re.compile(r"(?P<address>[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>?]*)\?[^\s'
 
 
 class IndexSettingsError(Exception):
-    """A configuration file of pip or uv that cannot be understood; the message names it, and ``remedy`` says what to do."""
+    """A configuration file of pip or uv that cannot be understood.
+
+    The message names the file, and ``remedy`` says what to do.
+    """
 
     def __init__(self, message: str, *, remedy: str) -> None:
         super().__init__(message)
@@ -101,7 +107,7 @@ def read_index_settings(
     policy = {name: env[name] for name in UV_POLICY_VARIABLES if env.get(name)}
     uv_files = list(_read_uv_files(env, system))
     decisions = [f"read {path}" for path, _ in uv_files]
-    # Whatever a uv.toml says (a resolution strategy, a cut-off date), uv will act on it: all of it is part of the digest.
+    # uv acts on whatever a uv.toml says (a resolution strategy, a cut-off date). So all of it is part of the digest.
     policy |= {f"uv.toml {number}": json.dumps(content, default=str) for number, (_, content) in enumerate(uv_files)}
 
     told_uv = {name: env[name] for name in UV_INDEX_VARIABLES if env.get(name)}
@@ -138,7 +144,7 @@ def read_pip_settings(
     """Return pip's settings for ``pip install`` as ``{option without dashes: raw text}``, and notes on the files read.
 
     The order is pip's (``pip._internal.configuration``, pip 26): system, user, site, ``PIP_CONFIG_FILE``, then the
-    environment, each over the one before. An existing ``PIP_CONFIG_FILE`` replaces the user's file; the null device
+    environment. Each outranks the one before. An existing ``PIP_CONFIG_FILE`` replaces the user's file. The null device
     stands for no file at all. Empty values count as not set.
     """
     settings: dict[str, str] = {}
@@ -156,7 +162,8 @@ def read_pip_settings(
         except (configparser.Error, UnicodeDecodeError) as error:
             raise IndexSettingsError(
                 f"pip's configuration file {path} is malformed: {redact(' '.join(str(error).split()))}",
-                remedy="Mend it (`python -m pip config debug` names every file), or set PIP_CONFIG_FILE to another file.",
+                remedy="Mend it (`python -m pip config debug` names every file), or set PIP_CONFIG_FILE to another "
+                "file.",
             ) from error
         notes.append(f"read {path}")
         for section in ("global", "install"):
@@ -208,7 +215,10 @@ def translate(pip: Mapping[str, str], env: Mapping[str, str]) -> tuple[dict[str,
 
 
 def _network(pip: Mapping[str, str], notes: list[str]) -> dict[str, str]:
-    """Return the variables that carry pip's certificates, proxy and patience; what cannot be used is added to ``notes``."""
+    """Return the variables that carry pip's certificates, proxy, timeout and retries.
+
+    What cannot be used is added to ``notes``.
+    """
     variables: dict[str, str] = {}
     if cert := _text(pip.get("cert", "")):
         path = _at_home(cert)
@@ -306,7 +316,7 @@ def _uv_index_keys(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(source: str, values: Mapping[str, str], options: tuple[str, ...]) -> str:
-    # Patience and certificates do not change what is found; a digest of them would only make environments needlessly.
+    # Timeouts and certificates do not change what is found. Counting them would only make environments needlessly.
     relevant = {
         name: redact(value)
         for name, value in values.items()

@@ -1,7 +1,7 @@
 """Which Python makes an environment: the one asked for by ``major.minor``, or the one that runs the harness.
 
-uv is never let download a Python: what a machine has is what it is tested with. An interpreter is described by asking it,
-in isolated mode, so that the same words are used for the running one and for any other.
+uv is never let download a Python: what a machine has is what it is tested with. An interpreter is described by asking
+it, in isolated mode. So the same words are used for the running one and for any other.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from harness.errors import ConfigurationError, EnvironmentFailedError
 
 _DESCRIBE = """
 import importlib.metadata, json, os, platform, sys, sysconfig
-versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]} if WANTED else {}
+found = importlib.metadata.distributions() if WANTED else ()
+versions = {d.metadata["Name"]: d.version for d in found if d.metadata["Name"]}
 print(json.dumps({
-    "python": sys.executable, "version": platform.python_version(), "implementation": platform.python_implementation(), "abi": sysconfig.get_config_var("SOABI") or "",
+    "python": sys.executable, "version": platform.python_version(),
+    "implementation": platform.python_implementation(), "abi": sysconfig.get_config_var("SOABI") or "",
     "platform": sysconfig.get_platform(), "libc": "-".join(platform.libc_ver()), "prefix": sys.prefix,
     "home": os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable), "versions": versions,
 }))
@@ -56,7 +58,10 @@ class Interpreter:
 
     @property
     def tag(self) -> str:
-        """What a lock depends on, in one word: ``CPython-3.11.2-cpython-311-x86_64-linux-gnu-linux-x86_64-glibc-2.36``."""
+        """What a lock depends on, in one word.
+
+        Such as ``CPython-3.11.2-cpython-311-x86_64-linux-gnu-linux-x86_64-glibc-2.36``.
+        """
         return f"{self.implementation}-{self.version}-{self.abi}-{self.platform}-{self.libc}"
 
 

@@ -16,7 +16,10 @@ CACHE_VARIABLE = "MOE_LORA_HARNESS_CACHE"
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ``MOE_LORA_HARNESS_CACHE`` if set, else the user's cache directory. It need not exist."""
+    """Return the cache folder: ``MOE_LORA_HARNESS_CACHE`` if set, else the user's cache directory.
+
+    It need not exist.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named).expanduser().absolute()

@@ -1,4 +1,7 @@
-"""From requirements to a lock: the versions exist, torch is the right build, uv agrees; remembered by everything that matters."""
+"""From requirements to a lock: the versions exist, torch is the right build, uv agrees.
+
+A lock is remembered under a key of everything that can change it.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,10 @@ The plain ``torch`` of the public index brings several gigabytes of CUDA on Linu
 2. uv's ``--torch-backend cpu``, which asks the PyTorch project's own index;
 3. otherwise the environment cannot be made, and the error says how it could be.
 
-For CUDA: the release without a local label if it depends on CUDA packages, else uv's ``--torch-backend auto``. After the
-installation the files are read (not imported: that is the cell's business) to see which build it really is.
+For CUDA: the release without a local label if it depends on CUDA packages, else uv's ``--torch-backend auto``.
+
+After the installation the files are read to see which build it really is. They are not imported: that is the cell's
+business.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def choose_torch(uv: UvRunner, version: str, interpreter: Interpreter, device: D
 
     Args:
         uv: runs uv.
-        version: the pinned version, which some index has; with a local label (``2.13.0+cpu``) it is taken as it is.
+        version: the pinned version, which some index has. With a local label (``2.13.0+cpu``) it is taken as it is.
         interpreter: the one that the build must fit.
         device: ``cpu`` or ``cuda``.
 
@@ -71,8 +73,9 @@ def choose_torch(uv: UvRunner, version: str, interpreter: Interpreter, device: D
         raise EnvironmentFailedError(
             f"No CPU build of torch {version} for {interpreter.tag} can be had: no find-links folder or index offers"
             f" {labelled}, and uv's --torch-backend=cpu ended with: {error}",
-            remedy=f"Put the wheel of torch {version}+cpu into a folder and name it in PIP_FIND_LINKS (or UV_FIND_LINKS),"
-            " name an index that has it in PIP_EXTRA_INDEX_URL, or let this machine reach the PyTorch project's index.",
+            remedy=f"Put the wheel of torch {version}+cpu into a folder and name it in PIP_FIND_LINKS (or "
+            "UV_FIND_LINKS), name an index that has it in PIP_EXTRA_INDEX_URL, or let this machine reach the PyTorch "
+            "project's index.",
         ) from error
     return TorchChoice(requirement=labelled, backend="cpu")
 
@@ -94,18 +97,18 @@ def _choose_cuda(uv: UvRunner, version: str, interpreter: Interpreter) -> TorchC
         )
     except (Unresolvable, EnvironmentFailedError) as error:
         raise EnvironmentFailedError(
-            f"No CUDA build of torch {version} for {interpreter.tag} can be had: {reason}; and uv's --torch-backend=auto"
-            f" ended with: {error}",
-            remedy="Name an index or a find-links folder that has it, or run with --python PATH on an interpreter that has"
-            " a CUDA build of torch already, or with --device cpu.",
+            f"No CUDA build of torch {version} for {interpreter.tag} can be had: {reason}; and uv's "
+            f"--torch-backend=auto ended with: {error}",
+            remedy="Name an index or a find-links folder that has it, or run with --python PATH on an interpreter that "
+            "has a CUDA build of torch already, or with --device cpu.",
         ) from error
     return TorchChoice(requirement=exact.replace("===", "=="), backend="auto")
 
 
 def exact_torch(lock: str) -> str:
-    """Make a lock of a CUDA build say ``torch===V`` where it says ``torch==V``: ``==`` would let a ``+cpu`` wheel in.
+    """Make a lock of a CUDA build say ``torch===V`` where it says ``torch==V``.
 
-    A version that has a local label is exact already and stays.
+    ``==`` would let a ``+cpu`` wheel in. A version that has a local label is exact already and stays.
     """
     lines = lock.splitlines(keepends=True)
     return "".join(
@@ -117,9 +120,10 @@ def exact_torch(lock: str) -> str:
 
 
 def installed_build(site_packages: Path) -> Build | None:
-    """Return which build of torch lies in a ``site-packages`` folder, read from ``torch/version.py``; None without torch.
+    """Return which build of torch lies in a ``site-packages`` folder; None without torch.
 
-    ``torch/version.py`` is written by torch's own build and assigns ``cuda``, ``hip`` and ``xpu`` a version or None.
+    It is read from ``torch/version.py``. torch's own build writes that file. It assigns ``cuda``, ``hip`` and ``xpu`` a
+    version or None.
     """
     try:
         tree = ast.parse((site_packages / "torch" / "version.py").read_text(encoding="utf-8"))

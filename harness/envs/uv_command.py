@@ -1,9 +1,9 @@
 """Running uv: one place that finds it, gives it a clean environment, logs every command and sorts its failures.
 
-uv ends with 1 both when the requirements contradict each other and when it was not allowed to ask, and with 2 for
-everything else, so its words decide which of two things happened: the *stack* is impossible (:class:`Unresolvable`, an
-outcome of a cell, with uv's own explanation) or the *environment* could not be made here
-(:class:`~harness.errors.EnvironmentFailedError`, exit 4). The wording is that of uv 0.8 to 0.13.
+uv ends with 1 both when the requirements contradict each other and when it was not allowed to ask. It ends with 2 for
+everything else. So its words decide which of two things happened. Either the *stack* is impossible:
+:class:`Unresolvable`, an outcome of a cell, with uv's own explanation. Or the *environment* could not be made here:
+:class:`~harness.errors.EnvironmentFailedError`, exit 4. The wording is that of uv 0.8 to 0.13.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from harness.errors import ConfigurationError, EnvironmentFailedError
 Log = Callable[[str], None]
 
 TIME_LIMIT = 3600.0
-"""Seconds after which a uv command is stopped: a full CUDA stack over a slow line fits, a hang does not go on for ever."""
+"""Seconds after which a uv command is stopped.
+
+A full CUDA stack over a slow line fits, and a hang does not go on for ever.
+"""
 
 KEPT_UV_VARIABLES = (
     "UV_CACHE_DIR", "UV_CONFIG_FILE", "UV_DEFAULT_INDEX", "UV_EXCLUDE_NEWER", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
@@ -52,7 +55,7 @@ class Unresolvable(Exception):  # noqa: N818 - it is an outcome of a cell, named
         self.explanation = explanation
 
     def says_missing(self, package: str) -> bool:
-        """Return whether the explanation is that no index has such a version of ``package``, or the package at all."""
+        """Return whether the explanation is that no index has ``package``, or has no such version of it."""
         name = re.escape(canonicalize_name(package))
         words = " ".join(self.explanation.split())
         return bool(
@@ -156,7 +159,7 @@ def find_uv(folder: Path, log: Log | None = None, environ: Mapping[str, str] | N
         raise ConfigurationError(error.message, remedy=error.remedy) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # uv looks for a project from its working folder upwards and takes over its settings; this file ends the search.
+        # uv looks for a project from its working folder upwards and takes over its settings. This file ends the search.
         (folder / "uv.toml").write_text("# Ends uv's search for a project's settings.\n", encoding="utf-8")
     except OSError as error:
         raise EnvironmentFailedError(
@@ -174,7 +177,10 @@ def find_uv(folder: Path, log: Log | None = None, environ: Mapping[str, str] | N
 
 
 def uv_environment(environ: Mapping[str, str], indexes: IndexSettings) -> dict[str, str]:
-    """Return the environment that uv runs in: the user's, less what would change what is resolved, plus the indexes."""
+    """Return the environment that uv runs in.
+
+    It is the user's, less what would change what is resolved, plus the index settings.
+    """
     kept = {
         name: value
         for name, value in environ.items()
@@ -185,17 +191,68 @@ def uv_environment(environ: Mapping[str, str], indexes: IndexSettings) -> dict[s
 
 
 REMEDIES: tuple[tuple[str, str], ...] = (
-    (r"No space left on device|Disk quota exceeded|os error 28\b", "The disk is full: free some space (`harness env clean` frees what is not in use) or name another folder in MOE_LORA_HARNESS_CACHE, and UV_CACHE_DIR for uv's own."),
-    (r"Hash mismatch", "An index serves other bytes under the same version than when the lock was made (a rebuilt wheel, a proxy that alters files): `harness env clean --locks` forgets the lock, or choose another index."),
-    (r"network was disabled", "uv was told to stay offline (UV_OFFLINE, or `offline` in uv.toml) and its cache does not hold the package: allow the network once."),
-    (r"\b40[13]\b|authentication credentials", "An index refused the credentials: check user name, password or token in pip's or uv's settings (`harness doctor` lists them, redacted)."),
-    (r"invalid peer certificate|UnknownIssuer|SSL_CERT", "The index's certificate is not trusted here: name your authority's certificate in SSL_CERT_FILE, or in pip's `cert`."),
-    (r"--find-links", "A find-links folder is missing or unreadable: make it, or take it out of UV_FIND_LINKS."),
-    (r"No interpreter found|Failed to inspect Python|Querying Python", "Install that Python, or choose one that is there; uv is never let download one."),
-    (r"Failed to (?:initialize|open|read|write).*cache|Permission denied|Read-only file system", "A folder cannot be written: check its owner, or name others in UV_CACHE_DIR and MOE_LORA_HARNESS_CACHE."),
-    (r"Failed to build|build backend", "A package has no wheel for this machine and could not be built from source: use another Python or platform, or give a wheel in a find-links folder."),
-    (r"Failed to fetch|error sending request|dns error|timed out|Connection", "A package index is out of reach: check the network, proxy and index settings (`harness doctor` lists what was decided), or name a mirror in PIP_INDEX_URL or UV_DEFAULT_INDEX."),
-)  # fmt: skip
+    (
+        r"No space left on device|Disk quota exceeded|os error 28\b",
+        (
+            "The disk is full: free some space (`harness env clean` frees what is not in use) or name another folder "
+            "in MOE_LORA_HARNESS_CACHE, and UV_CACHE_DIR for uv's own."
+        ),
+    ),
+    (
+        r"Hash mismatch",
+        (
+            "An index serves other bytes under the same version than when the lock was made (a rebuilt wheel, a proxy "
+            "that alters files): `harness env clean --locks` forgets the lock, or choose another index."
+        ),
+    ),
+    (
+        r"network was disabled",
+        (
+            "uv was told to stay offline (UV_OFFLINE, or `offline` in uv.toml) and its cache does not hold the "
+            "package: allow the network once."
+        ),
+    ),
+    (
+        r"\b40[13]\b|authentication credentials",
+        (
+            "An index refused the credentials: check user name, password or token in pip's or uv's settings (`harness "
+            "doctor` lists them, redacted)."
+        ),
+    ),
+    (
+        r"invalid peer certificate|UnknownIssuer|SSL_CERT",
+        (
+            "The index's certificate is not trusted here: name your authority's certificate in SSL_CERT_FILE, or in "
+            "pip's `cert`."
+        ),
+    ),
+    (
+        r"--find-links",
+        "A find-links folder is missing or unreadable: make it, or take it out of UV_FIND_LINKS.",
+    ),
+    (
+        r"No interpreter found|Failed to inspect Python|Querying Python",
+        "Install that Python, or choose one that is there; uv is never let download one.",
+    ),
+    (
+        r"Failed to (?:initialize|open|read|write).*cache|Permission denied|Read-only file system",
+        "A folder cannot be written: check its owner, or name others in UV_CACHE_DIR and MOE_LORA_HARNESS_CACHE.",
+    ),
+    (
+        r"Failed to build|build backend",
+        (
+            "A package has no wheel for this machine and could not be built from source: use another Python or "
+            "platform, or give a wheel in a find-links folder."
+        ),
+    ),
+    (
+        r"Failed to fetch|error sending request|dns error|timed out|Connection",
+        (
+            "A package index is out of reach: check the network, proxy and index settings (`harness doctor` lists what "
+            "was decided), or name a mirror in PIP_INDEX_URL or UV_DEFAULT_INDEX."
+        ),
+    ),
+)
 """(what uv says, what to do about it): the first that matches is shown."""
 
 _NOT_ASKED = re.compile(r"network was disabled|lack of valid authentication credentials|returned a 40[13]")
@@ -204,8 +261,8 @@ _NOT_ASKED = re.compile(r"network was disabled|lack of valid authentication cred
 def failure(code: int, stderr: str) -> Unresolvable | EnvironmentFailedError:
     """Sort a failed uv command by its exit code and words.
 
-    "No solution" is the stack's own only when every index could be asked: a package that is missing because uv was
-    offline or was refused (401, 403) says nothing about the stack.
+    "No solution" is the stack's own only when every index could be asked. A package may be missing because uv was
+    offline or was refused (401, 403). That says nothing about the stack.
     """
     words = redact(explain(stderr))
     unasked = "not found in the" in words and _NOT_ASKED.search(words)
@@ -216,7 +273,10 @@ def failure(code: int, stderr: str) -> Unresolvable | EnvironmentFailedError:
 
 
 def explain(stderr: str) -> str:
-    """Return the part of uv's standard error that explains: from ``error:`` on, hints included, prefixes and wrapping gone."""
+    """Return the part of uv's standard error that explains.
+
+    It goes from ``error:`` on, hints included. Prefixes and wrapping are gone.
+    """
     lines = stderr.replace("\r", "").splitlines()
     start = next(
         (

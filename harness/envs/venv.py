@@ -1,12 +1,12 @@
 """Environments on disk: content-addressed folders, complete or not there at all, shared by whoever needs the same one.
 
-A folder's name is a hash of the lock, the interpreter and how torch was fetched, so another lock is another folder. A
-folder counts only once its marker, which holds the record, has been written, and that is the last thing to happen; without
-one it is removed and made again. Making one is guarded against other processes, and whoever uses one holds its guard as
-long as the process lives, so that cleaning can tell.
+A folder's name is a hash of the lock, the interpreter and how torch was fetched. So another lock is another folder. A
+folder counts only once its marker has been written. The marker holds the record, and is the last file to be written. A
+folder without one is removed and made again. Making one is guarded against other processes. Whoever uses one holds its
+guard as long as the process lives, so that cleaning can tell.
 
-Packages are hard links into uv's cache by default: cheap, and leaky. Editing a file in one environment edits it in all;
-whatever patches files must ask for ``link_mode="copy"`` and gets a folder of its own.
+Packages are hard links into uv's cache by default: cheap, and leaky. Editing a file in one environment edits it in all.
+Whatever patches files must ask for ``link_mode="copy"`` and gets a folder of its own.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def ensure_venv(
                 os.utime(prefix / MARKER)  # its time stamp says when it was last used
                 _keep(prefix, descriptor)
                 return prefix, record, reused
-            # Nobody holds a broken environment for use but perhaps this very process, from when it was whole.
+            # Nobody holds a broken environment for use. Only this very process may, from when it was whole.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             release(prefix)
             hold_exclusively(
@@ -223,7 +223,10 @@ def _make(
 
 
 def installed_versions(packages: Path) -> dict[str, str]:
-    """Return canonical name to version of the distributions in a ``site-packages`` folder, read from their dist-info."""
+    """Return canonical name to version of the distributions in a ``site-packages`` folder.
+
+    Both are read from their dist-info.
+    """
     found = importlib.metadata.distributions(path=[str(packages)])
     return dict(sorted((canonicalize_name(item.metadata["Name"]), item.version) for item in found))
 
@@ -241,7 +244,7 @@ def _assert_locked(lock: Lock, versions: dict[str, str]) -> None:
 
 
 def remove(prefix: Path) -> None:
-    """Remove an environment, its marker first, so that it counts no longer wherever the removal may end.
+    """Remove an environment, its marker first. So it counts no longer, wherever the removal may end.
 
     Raises:
         EnvironmentFailedError: it cannot be removed.

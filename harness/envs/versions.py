@@ -1,9 +1,10 @@
-"""Do the pinned versions exist, and which release is the newest: asked of the configured indexes before anything is planned.
+"""Whether the pinned versions exist, and which release is the newest.
 
-A pin that no index offers is a mistake in the question (exit 2), quite unlike two existing releases that contradict each
-other (the outcome ``unresolvable``) or an index that does not answer (exit 4). uv is asked without dependencies, so that
-only existence is at stake. What is known to exist is remembered per index settings: releases do not disappear, and a run
-whose locks are cached needs no network.
+The configured indexes are asked before anything is planned. A pin that no index offers is a mistake in the question
+(exit 2). Two existing releases that contradict each other are something else (the outcome ``unresolvable``), and so is
+an index that does not answer (exit 4). uv is asked without dependencies, so that only existence is at stake. What is
+known to exist is remembered per index settings, because releases do not disappear. A run whose locks are cached needs
+no network.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def missing_pins(uv: Uv, layout: CacheLayout, requirements: Iterable[str], inter
     try:
         compile_requirements(uv, pins, interpreter.python, dependencies=False)
     except Unresolvable:
-        # Which of them it was is found by asking for each alone: an explanation names one culprit, and not always first.
+        # Which of them it was is found by asking for each alone. An explanation names only one, and not always first.
         for pin in pins:
             try:
                 _probe(uv, pin, interpreter)

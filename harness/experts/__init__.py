@@ -1,7 +1,8 @@
-"""MoE expert runtime: clean reference implementations of what makes LoRA on fused experts fast and small, usable on their own.
+"""MoE expert runtime: clean reference implementations of what makes LoRA on fused experts fast and small.
 
-Runs in a stack's environment; needs torch, and whatever of transformers, peft and bitsandbytes the caller already uses. Nothing in them is patched.
-Importing ``ExpertQuantizationConfig`` registers its quantisers with transformers, by the hooks that it has for that.
+It is usable on its own. It runs in a stack's environment. It needs torch, and whatever of transformers, peft and
+bitsandbytes the caller already uses. Nothing in them is patched. Importing ``ExpertQuantizationConfig`` registers its
+quantisers with transformers, by the hooks that transformers has for that.
 """
 
 from __future__ import annotations
@@ -78,6 +79,6 @@ def __getattr__(name: str) -> Any:
         if error.name != "transformers.core_model_loading":  # new in transformers 5
             raise
         raise UnsupportedStackError(
-            "ExpertQuantizationConfig needs transformers 5, where experts are fused parameters. Before, they are Linears, which transformers' own BitsAndBytesConfig quantises; "
-            "enable_grouped_forward works on both."
+            "ExpertQuantizationConfig needs transformers 5, where experts are fused parameters. Before, they are "
+            "Linears, which transformers' own BitsAndBytesConfig quantises; enable_grouped_forward works on both."
         ) from error

@@ -1,4 +1,7 @@
-"""Whether a LoRA is where it was asked for, said before training: PEFT passes over a name that matches nothing while another one matches."""
+"""Whether a LoRA is where it was asked for, said before training.
+
+PEFT says nothing about a name that matches nothing, as long as another name matches something.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ def check_attached(peft_model: Any) -> dict[str, int]:
         peft_model: what ``get_peft_model`` returned.
 
     Raises:
-        QloraConfigError: a name in ``target_modules`` or ``target_parameters`` matched nothing in the model; or a module that ``modules_to_save`` names holds
-            packed weights, which cannot be trained.
+        QloraConfigError: a name in ``target_modules`` or ``target_parameters`` matched nothing in the model. Or a
+            module that ``modules_to_save`` names holds packed weights, which cannot be trained.
     """
     adapter = peft_model.active_adapter
     config = peft_model.peft_config[adapter]
@@ -53,5 +56,6 @@ def _check_saved(peft_model: Any) -> None:
             packed = [leaf for leaf, weights in copied.named_parameters() if is_quantized(weights)]
             if packed:
                 raise QloraConfigError(
-                    f"modules_to_save names {name}, whose {packed[0]} is packed and cannot be trained; load with skip_modules, or leave it out."
+                    f"modules_to_save names {name}, whose {packed[0]} is packed and cannot be trained; load with "
+                    "skip_modules, or leave it out."
                 )

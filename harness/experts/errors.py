@@ -24,7 +24,7 @@ class UnpackableShapeError(ExpertsError):
 
 
 class ShapeMismatchError(ExpertsError):
-    """Weights of another shape than the model's: transformers does not look where it quantises."""
+    """Weights of another shape than the model's: transformers does not compare shapes where it quantises."""
 
 
 class WrongDecodeError(ExpertsError):

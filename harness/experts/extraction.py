@@ -1,9 +1,12 @@
-"""LoRA extraction: the factors of a LoRA on fused experts, one pair of small matrices for each expert, ready for grouped matrix products.
+"""LoRA extraction: a pair of small matrices for each expert, from a LoRA on fused experts.
 
-PEFT keeps the LoRA of a fused parameter as two flat Linears and multiplies them out to a delta as large as the parameter. Kept apart, a token of expert
-e costs ``x @ first[e] @ second[e] * scaling`` and nothing is multiplied out. Which side of the parameter lora_A faces and how lora_B is packed is decided
-where merges decide it (``harness.merge.adapter.layout``, ``harness.merge.adapter.packing``), from what PEFT itself recorded in the live wrapper:
-``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
+They are ready for grouped matrix products. PEFT keeps the LoRA of a fused parameter as two flat Linears. It multiplies
+them out to a delta as large as the parameter. Kept apart, a token of expert e costs
+``x @ first[e] @ second[e] * scaling``, and nothing is multiplied out.
+
+Which side of the parameter lora_A faces, and how lora_B is packed, is decided where merges decide it:
+``harness.merge.adapter.layout`` and ``harness.merge.adapter.packing``. They decide it from what PEFT itself recorded
+in the live wrapper, ``peft.tuners.lora.layer.ParamWrapper`` (0.18.0 to 0.21.2).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from harness.merge.adapter.packing import split_lora_a, split_lora_b
 from harness.merge.errors import MergeError
 
 TRANSPOSED_WITHOUT_SAYING = frozenset({"Llama4TextExperts"})
-"""Experts modules that store (num_experts, in, out) and lack the attribute ``is_transposed`` by which transformers says so."""
+"""Experts modules that store (num_experts, in, out) without ``is_transposed``, the attribute that says so."""
 ATTRIBUTES = ("parameter_name", "get_param", "get_base_layer", "num_experts", "lora_A", "lora_B", "scaling", "r")
 FUSED = 3
 """Dimensions of a fused experts parameter."""
@@ -29,8 +32,9 @@ FUSED = 3
 class ExpertLora:
     """A LoRA on fused experts, factored: expert e adds ``x @ first[e] @ second[e] * scaling`` to its output.
 
-    ``first``: (num_experts, in, rank), ``second``: (num_experts, rank, out), in the dtype and on the device of the LoRA's weights, and part of their autograd
-    graph. ``io_layout``: which side lora_A faces, ``standard`` (the input) or ``swapped``.
+    ``first``: (num_experts, in, rank). ``second``: (num_experts, rank, out). Both have the dtype and the device of the
+    LoRA's weights, and are part of their autograd graph. ``io_layout``: which side lora_A faces, ``standard`` (the
+    input) or ``swapped``.
     """
 
     first: torch.Tensor
@@ -42,7 +46,10 @@ class ExpertLora:
 
 @dataclass(frozen=True, kw_only=True)
 class RecognisedLora:
-    """What ``extract_expert_lora`` factors: PEFT's two flat weights, lora_A (num_experts·rank, a) and lora_B (b, num_experts·rank), and how they are read."""
+    """PEFT's two flat weights, and how they are read; ``extract_expert_lora`` factors them.
+
+    ``lora_a``: (num_experts·rank, a). ``lora_b``: (b, num_experts·rank).
+    """
 
     lora_a: torch.Tensor
     lora_b: torch.Tensor
@@ -75,13 +82,16 @@ def extract_expert_lora(wrapper: Any, adapter: str | None = None, *, transposed:
     """Return the LoRA that a PEFT ``ParamWrapper`` holds for a fused experts parameter.
 
     Args:
-        wrapper: the wrapper of one parameter, (num_experts, out, in), or (num_experts, in, out) where the experts module is transposed.
+        wrapper: the wrapper of one parameter. The parameter is (num_experts, out, in), or (num_experts, in, out) where
+            the experts module is transposed.
         adapter: which adapter; the only active one by default.
-        transposed: whether the parameter is (num_experts, in, out); by default what the module's ``is_transposed`` says, or the list above.
+        transposed: whether the parameter is (num_experts, in, out). By default the module's ``is_transposed`` decides,
+            or ``TRANSPOSED_WITHOUT_SAYING``.
 
     Raises:
-        UnrecognisedLoraError: anything about the wrapper, the adapter or the shapes that is not understood: a wrapper of another kind, several active
-            adapters, a bias, dropout, a LoRA variant, shapes that fit no reading.
+        UnrecognisedLoraError: something about the wrapper, the adapter or the shapes is not understood. Examples are a
+            wrapper of another kind, several active adapters, a bias, dropout, a LoRA variant, and shapes that fit no
+            reading.
     """
     found = recognise_lora(wrapper, adapter, transposed=transposed)
     inward, outward = found.facing
@@ -109,14 +119,16 @@ def recognise_lora(wrapper: Any, adapter: str | None = None, *, transposed: bool
     parameter = wrapper.get_param()
     if parameter.ndim != FUSED or parameter.shape[0] != wrapper.num_experts:
         raise UnrecognisedLoraError(
-            f"{wrapper.parameter_name} has shape {tuple(parameter.shape)}, which is not (num_experts, …) for {wrapper.num_experts} experts."
+            f"{wrapper.parameter_name} has shape {tuple(parameter.shape)}, which is not (num_experts, …) for "
+            f"{wrapper.num_experts} experts."
         )
     lora_a, lora_b = wrapper.lora_A[name], wrapper.lora_B[name]
     _check_plain(wrapper, name, lora_a, lora_b)
     count, rank = wrapper.num_experts, wrapper.r[name]
     if lora_a.weight.shape[0] != count * rank or lora_b.weight.shape[1] != count * rank:
         raise UnrecognisedLoraError(
-            f"lora_A {tuple(lora_a.weight.shape)} and lora_B {tuple(lora_b.weight.shape)} are not those of {count} experts of rank {rank}."
+            f"lora_A {tuple(lora_a.weight.shape)} and lora_B {tuple(lora_b.weight.shape)} are not those of {count} "
+            f"experts of rank {rank}."
         )
     turned = _transposed(wrapper) if transposed is None else transposed
     layout = _io_layout(wrapper, lora_a.weight, lora_b.weight, turned)
@@ -167,10 +179,10 @@ def _transposed(wrapper: Any) -> bool:
 
 
 def _io_layout(wrapper: Any, lora_a: torch.Tensor, lora_b: torch.Tensor, transposed: bool) -> IoLayout:
-    """Decide which side of the parameter lora_A faces: by its shape, and where that is square by what PEFT does with it.
+    """Decide which side of the parameter lora_A faces: by its shape, or where that is square by what PEFT does.
 
-    ``get_delta_weight`` multiplies B A in the coordinates of the parameter where ``_did_swap_in_out_features`` is set (0.19.1 on) or there is one expert, and
-    takes the transpose otherwise.
+    PEFT's ``get_delta_weight`` multiplies B A in the coordinates of the parameter where ``_did_swap_in_out_features``
+    is set (0.19.1 on) or there is one expert. Otherwise it takes the transpose.
     """
     _, rows, columns = wrapper.get_param().shape
     outward, inward = (columns, rows) if transposed else (rows, columns)
@@ -180,7 +192,8 @@ def _io_layout(wrapper: Any, lora_a: torch.Tensor, lora_b: torch.Tensor, transpo
     possible = frozenset(layout for _, layout in readings)
     if not possible:
         raise UnrecognisedLoraError(
-            f"lora_A {tuple(lora_a.shape)} and lora_B {tuple(lora_b.shape)} fit {wrapper.parameter_name} {tuple(wrapper.get_param().shape)} in no way."
+            f"lora_A {tuple(lora_a.shape)} and lora_B {tuple(lora_b.shape)} fit {wrapper.parameter_name} "
+            f"{tuple(wrapper.get_param().shape)} in no way."
         )
     try:
         decision = decide_io_layout(

@@ -1,4 +1,7 @@
-"""Which parameters of a model are fused experts: (num_experts, rows, columns), directly on a module that says how many experts it has."""
+"""Which parameters of a model are fused experts.
+
+They are (num_experts, rows, columns), directly on a module that says how many experts it has.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether a LoRA can be trained on quantised experts, said before anything is loaded: PEFT says so after, and of some things not at all."""
+"""Whether a LoRA can be trained on quantised experts, said before anything is loaded.
+
+PEFT says so only after loading, and of some things not at all.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,16 @@ NOT_FOR_PARAMETERS = {
 NOT_FOR_CODES = ("use_qalora", "velora_config", "kasa_config", "loftq_config", "corda_config", "lora_ga_config")
 """Settings that need, or change, the numbers of a Linear's weight."""
 INITIALISES = ("gaussian", "eva")
-"""Values of ``init_lora_weights``, besides True and False, that leave the base alone and need nothing of it. ``pissa``, ``olora``, ``corda``, ``loftq`` and ``lora_ga`` take a part of it
-away, which codes cannot follow and a merge into the original would not; ``orthogonal`` and ``mica`` read its numbers."""
+"""Values of ``init_lora_weights``, besides True and False, that leave the base alone and need nothing of it.
+
+``pissa``, ``olora``, ``corda``, ``loftq`` and ``lora_ga`` take a part of the base away. Codes cannot follow that, and a
+merge into the original would not. ``orthogonal`` and ``mica`` read the base's numbers.
+"""
 REWRITTEN = ("gate_proj", "up_proj", "down_proj")
-"""Names that PEFT 0.19 and later, on transformers 5, take for the fused experts' (``peft.utils.transformers_weight_conversion``)."""
+"""Names that PEFT 0.19 and later, on transformers 5, take for the fused experts'.
+
+Source: ``peft.utils.transformers_weight_conversion``.
+"""
 
 
 def check_qlora(quantization: Any, adapter: Any) -> None:
@@ -48,7 +57,8 @@ def check_qlora(quantization: Any, adapter: Any) -> None:
     initialisation = getattr(adapter, "init_lora_weights", True)
     if isinstance(initialisation, str) and initialisation.lower() not in INITIALISES:
         raise QloraConfigError(
-            f"init_lora_weights={initialisation!r} reads or changes the numbers of the base, and the base is codes; use True or 'gaussian'."
+            f"init_lora_weights={initialisation!r} reads or changes the numbers of the base, and the base is codes; "
+            "use True or 'gaussian'."
         )
     for setting in NOT_FOR_CODES:
         if getattr(adapter, setting, None):
@@ -64,13 +74,15 @@ def _check_modules(modules: Any, version: str) -> None:
     release = tuple(int(part) for part in version.split(".")[:2])
     if isinstance(modules, str) and release == (0, 19):
         raise QloraConfigError(
-            f"PEFT {version} splits target_modules={modules!r} into its letters; give a list of names, or use PEFT 0.20 or later."
+            f"PEFT {version} splits target_modules={modules!r} into its letters; give a list of names, or use PEFT "
+            "0.20 or later."
         )
     lost = (
         [name for name in modules or () if name.rpartition(".")[2] in REWRITTEN] if not isinstance(modules, str) else []
     )
     if lost and release >= (0, 19):
         raise QloraConfigError(
-            f"PEFT {version} takes {min(lost)!r} in target_modules for the fused experts', so that shared experts and dense MLPs of that name get no LoRA, without a word. "
-            "Take it out, and name the experts in target_parameters."
+            f"PEFT {version} takes {min(lost)!r} in target_modules for the fused experts', so that shared experts and "
+            "dense MLPs of that name get no LoRA, without a word. Take it out, and name the experts in "
+            "target_parameters."
         )

@@ -22,7 +22,8 @@ PUBLISHED = "published"
 class Catalogue:
     """Every name a configuration or a command may use.
 
-    ``variants`` maps a family to its checkpoint variants, ``published`` first; a family that is not a key has only that.
+    ``variants`` maps a family to its checkpoint variants, ``published`` first. A family that is not a key has only
+    ``published``.
     """
 
     families: tuple[str, ...]
@@ -49,7 +50,7 @@ class Catalogue:
 def read_catalogue(package: Path | None = None) -> Catalogue:
     """Read the catalogue from the files of the ``harness`` package.
 
-    A family is a module under ``worker/checkpoints/families`` that defines ``build``; it offers the variants of its own
+    A family is a module under ``worker/checkpoints/families`` that defines ``build``. It offers the variants of its own
     ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
     ``worker/recipes`` that defines ``RECIPE``, an engine one under ``engines`` that defines ``ENGINE``, a fault one under
     ``faults`` that defines ``FAULT``; in their names underscores become dashes.

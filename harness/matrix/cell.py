@@ -1,8 +1,8 @@
 """Stacks and cells, and the one identifier that selects, logs, names files and reproduces a cell everywhere.
 
-``qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1`` is the family, the recipe and the stack; whatever is not the default is
-appended in alphabetical order: ``…+dtype=bf16+geometry=square-down``. Ids are plain strings for shells, file systems and
-``fnmatch``: they hold no character that any of the three treats specially, except in globs that a user writes.
+``qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1`` is the family, the recipe and the stack. Whatever is not the default is
+appended in alphabetical order: ``…+dtype=bf16+geometry=square-down``. Ids are plain strings for shells, file systems
+and ``fnmatch``. They hold no character that any of the three treats specially. Only globs that a user writes do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stack(BaseModel):
     """One pinned set of package versions.
 
     ``pins`` holds every other package that is pinned (torch, bitsandbytes, accelerate, datasets, …): name to version.
-    ``extra_pins`` names those that differ from the configuration's own choice for this stack, which is what an id shows.
+    ``extra_pins`` names those that differ from the configuration's own choice for this stack. An id shows them.
     ``python`` is a ``major.minor`` version for the environment, or None for the interpreter that runs the harness.
     """
 
@@ -111,7 +111,10 @@ class Cell(BaseModel, CellFields, frozen=True):
 
     @property
     def file_stem(self) -> str:
-        """The id without the family: results are stored as ``<out>/cells/<family>/<file_stem>.json``, the log beside it."""
+        """The id without the family.
+
+        A result is stored as ``<out>/cells/<family>/<file_stem>.json``, the log beside it.
+        """
         return self.id.split("/", 1)[1]
 
     @property

@@ -26,7 +26,10 @@ class Condition:
     specifiers: Mapping[str, SpecifierSet]
 
     def holds(self, stack: Stack) -> bool:
-        """Say whether ``stack`` pins every package named here to a version in its set; one it does not pin is outside."""
+        """Say whether ``stack`` pins every package named here to a version in its set.
+
+        A package that it does not pin is outside.
+        """
         versions = {package: stack.version_of(package) for package in self.specifiers}
         return all(
             version is not None and self.specifiers[package].contains(version, prereleases=True)

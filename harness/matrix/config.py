@@ -1,8 +1,8 @@
 """``matrix.toml``: stacks, families, recipes, profiles, bands and limits.
 
-The models are the file's only definition: its JSON Schema is generated from them, and reading it validates everything
-before anything runs. What pydantic can see (types, unknown keys, malformed versions) is checked by the models; what needs
-the catalogue (names of families, recipes, geometries) is checked when the file is loaded, and both speak in key paths.
+The models are the file's only definition. Its JSON Schema is generated from them, and reading it validates everything
+before anything runs. The models check what pydantic can see: types, unknown keys, malformed versions. What needs the
+catalogue (names of families, recipes, geometries) is checked when the file is loaded. Both speak in key paths.
 """
 
 from __future__ import annotations
@@ -237,7 +237,10 @@ class MatrixConfig(_Table):
     def stack(
         self, versions: Mapping[str, str], *, pins: Mapping[str, str] | None = None, python: str | None = None
     ) -> Stack:
-        """Return the stack of three main ``versions``, its other pins from ``[pins]``, then ``[[overrides]]``, then ``pins``."""
+        """Return the stack of three main ``versions``.
+
+        Its other pins come from ``[pins]``, then ``[[overrides]]``, then ``pins``. Later ones outrank earlier ones.
+        """
         plain = Stack.model_validate({**versions, "pins": {**self.pins, **(pins or {})}, "python": python})
         chosen = dict(self.pins)
         for override in self.overrides:

@@ -1,8 +1,8 @@
 """``expectations.toml``: what is known to fail, in which cells, why and since when.
 
-A known failure is declared narrowly (versions, cells, stage, outcome, words of the reason), so that whatever else goes
-wrong in the same cell still stands out. A declaration that is about no cell at all is an error: it would be believed to
-watch over something. What results mean in the light of declarations is decided in ``harness.matrix.verdict``.
+A known failure is declared narrowly: versions, cells, stage, outcome, words of the reason. So whatever else goes wrong
+in the same cell still stands out. A declaration that is about no cell at all is an error: it would be believed to watch
+over something. What results mean in the light of declarations is decided in ``harness.matrix.verdict``.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def check_expectations(
                 raise UnknownNameError("package", package, packages, where=f"{where}.when")
         if not any(expectation.applies(cell) for cell in cells):
             raise ConfigurationError(
-                f"{where}: no cell of any profile has when = {expectation.when!r} and cells = {list(expectation.cells)}.",
+                f"{where}: no cell of any profile has when = {expectation.when!r} and cells = "
+                f"{list(expectation.cells)}.",
                 remedy="Correct it, or remove it together with the stack it was about.",
             )

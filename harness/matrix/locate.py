@@ -1,4 +1,7 @@
-"""Where the two configuration files are: what the user names, what lies in the working directory, or what was shipped."""
+"""Where the two configuration files are.
+
+It is what the user names, else what lies in the working directory, else what was shipped.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def find_config(given: Path | None = None, *, name: str = CONFIG_NAME) -> Path:
 def find_expectations(given: Path | None, config: Path) -> Path | None:
     """Return the expectations file: the one given, else the one beside the ``matrix.toml`` in use, else None.
 
-    Expectations belong to a matrix: those shipped with ours would mostly match no cell of a user's own, which is an error.
+    Expectations belong to a matrix. Those shipped with ours would mostly match no cell of a user's own, and that is an
+    error.
 
     Raises:
         ConfigurationError: the given file is absent.

@@ -1,7 +1,7 @@
 """From a profile to cells: which ones, in which order, on which shard, and how the plan is shown.
 
-The plan is a pure function of configuration, catalogue and selection, so that every machine of a sharded run and every
-later reader computes the same one. A glob that selects nothing is an error even where another one selects something: a
+The plan is a pure function of configuration, catalogue and selection. So every machine of a sharded run and every later
+reader computes the same one. A glob that selects nothing is an error, even where another one selects something. A
 mistyped selector must not shrink a run in silence.
 """
 
@@ -37,12 +37,14 @@ class Selection:
 
     Attributes:
         profile: the profile's name.
-        stacks: ``fnmatch`` globs over stack ids; only cells on a stack that one of them matches, all when there is none.
-        select: ``fnmatch`` globs over cell ids; a cell is taken when any of them matches, all cells when there is none.
+        stacks: ``fnmatch`` globs over stack ids. A cell is taken when any of them matches its stack. Without globs all
+            cells are taken.
+        select: ``fnmatch`` globs over cell ids. A cell is taken when any of them matches. Without globs all cells are
+            taken.
         shard: (I, N): the Ith of N parts, counted from 1.
-        device: where the cells run; it is part of their ids.
+        device: where the cells run. It is part of their ids.
         unmanaged: True when they run in an interpreter that the user gave.
-        stack: what that interpreter holds: it takes the place of every declared stack, and each cell is there once.
+        stack: what that interpreter holds. It takes the place of every declared stack, and each cell is there once.
     """
 
     profile: str = DEFAULT_PROFILE
@@ -72,8 +74,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> tuple[Cell, ...]:
     """Return the selected cells, each once, ordered by stack, family, recipe, then the rest, as declared.
 
-    A shard is a contiguous part of that order, so that the cells of a stack stay together and few machines need its
-    environment; sizes of shards differ by at most one.
+    A shard is a contiguous part of that order. So the cells of a stack stay together, and few machines need its
+    environment. Sizes of shards differ by at most one.
 
     Raises:
         UnknownNameError: there is no such profile.
@@ -118,7 +120,8 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         stack: its versions.
         family: the model's name.
         recipe: the recipe's name.
-        options: other fields of ``Cell``, by name; those left out, or None, are the defaults, and the geometry the recipe's.
+        options: other fields of ``Cell``, by name. Those left out, or None, are the defaults. The default geometry is
+            the recipe's, where it has one.
 
     Raises:
         UnknownNameError: there is no such family, recipe, geometry, variant, engine or fault; the message suggests the nearest.
@@ -172,8 +175,8 @@ def plan_json(cells: Sequence[Cell], selection: Selection) -> str:
 def github_matrix(cells: Sequence[Cell], selection: Selection) -> str:
     """Return the plan as the value of a GitHub Actions ``strategy.matrix``, on one line: one job per stack.
 
-    A stack's cells share its environment, and a matrix may have at most 256 jobs (GitHub's documentation, "Running
-    variations of jobs in a workflow"), fewer than a nightly profile has cells. ``arguments`` is what such a job gives to
+    A stack's cells share its environment. A matrix may have at most 256 jobs (GitHub's documentation, "Running
+    variations of jobs in a workflow"), and a nightly profile has more cells. ``arguments`` is what such a job gives to
     ``harness matrix``, quoted for a shell.
     """
     include = []
@@ -181,7 +184,7 @@ def github_matrix(cells: Sequence[Cell], selection: Selection) -> str:
         ids = [cell.id for cell in members]
         globs = [f"*@{stack.id}", f"*@{stack.id}+*"]
         useful = [glob for glob in globs if fnmatch.filter(ids, glob)]
-        # The whole of a stack is said shortly; a part of it has to be spelled out, because selectors only add up.
+        # The whole of a stack takes two globs at most. A part of it is spelled out, because selectors only add up.
         whole = not selection.select and selection.shard == (1, 1)
         words = ["--profile", selection.profile]
         words += [word for glob in (useful if whole else ids) for word in ("--select", glob)]

@@ -1,7 +1,7 @@
 """From a TOML file to a validated model, with errors a person can act on.
 
-Both configuration files go through here. A syntax error shows its line; a value that a model rejects is named by its key
-path (``stacks.3.peft``), and an unknown key or name comes with the nearest one that would have been right. All problems
+Both configuration files go through here. A syntax error shows its line. A value that a model rejects is named by its
+key path (``stacks.3.peft``). An unknown key or name comes with the nearest one that would have been right. All problems
 of a file are reported at once, because a user who mistyped one version has often mistyped two.
 """
 
@@ -101,7 +101,7 @@ def _dotted(keys: Sequence[Key]) -> str:
 def _describe_one(
     details: Sequence[ErrorDetails], keys: tuple[Key, ...], model: type[BaseModel], label: str
 ) -> ConfigurationError:
-    """Describe what is wrong at one key path; several details are the branches of a union, none of which fitted."""
+    """Describe what is wrong at one key path. Several details are the branches of a union, none of which fitted."""
     detail = details[0]
     value, kind = detail["input"], detail["type"]
     if kind in {"extra_forbidden", "missing"}:

@@ -1,8 +1,9 @@
-"""What a result means: an outcome says what happened, an expectation what was declared, and both together make a status.
+"""What a result means: its status.
 
-Whatever was not declared is a regression, wherever in the cell it happened. The day a declared failure stops is an
-unexpected pass, as loud as a regression: a declaration that is no longer true would hide the next fault. Nothing is
-inferred from silence: a stage that a result does not mention was not run, and one that was not run needs a cause.
+An outcome says what happened. An expectation says what was declared. Both together make a status. Whatever was not
+declared is a regression, wherever in the cell it happened. The day a declared failure stops is an unexpected pass, as
+loud as a regression: a declaration that is no longer true would hide the next fault. Nothing is inferred from silence.
+A stage that a result does not mention was not run, and one that was not run needs a cause.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ class Verdict:
 def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
     """Say what a result means in the light of the expectations.
 
-    In this order: anything not declared that went wrong (a stage, a failed check, a stage that was not run for no reason,
-    an outcome that no stage accounts for) is a ``regression``; a declared failure that did not happen although its stage
-    passed is an ``unexpected-pass``; a declared failure is a ``known-failure``, or ``flaky``; the rest is ``ok``.
+    The first of these that holds decides:
+
+    - ``regression``: something went wrong that was not declared. It may be a stage, a failed check, a stage that was
+      not run for no reason, or an outcome that no stage accounts for.
+    - ``unexpected-pass``: a declared failure did not happen although its stage passed.
+    - ``known-failure``, or ``flaky``: a declared failure happened.
+    - ``ok``: the rest.
     """
     applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
     decided: dict[StageName, Expectation] = {}

@@ -1,8 +1,8 @@
 """Versions on the command line: pins, and the stack that a partial choice means.
 
 ``harness run --peft 0.19.1`` names one version of three. The rest is completed from what the configuration declares,
-because a declared stack is one that people have looked at, and from the newest releases where nothing declared fits. What
-was chosen is said in one sentence: a result is only worth something to a reader who knows which versions made it.
+because a declared stack is one that people have looked at. Where nothing declared fits, the newest releases are taken.
+What was chosen is said in one sentence: a result is only worth something to a reader who knows which versions made it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def complete_stack(
     pins: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> Completion:
-    """Choose the versions that were not given: those of the first declared stack that has the given ones, else the newest.
+    """Choose the versions that were not given.
+
+    They are those of the first declared stack that has the given ones, else the newest.
 
     Args:
         config: declares stacks and the pins of everything else.

@@ -1,5 +1,6 @@
 """Run in a stack's environment: LoRAs on fused experts, extracted and held against PEFT's own delta, in float64.
 
+They are held against PEFT's own delta, in float64.
 Reads cases from standard input, one JSON object a line, and answers with one line each.
 """
 

@@ -1,6 +1,6 @@
 """Run in a stack's environment: fused experts quantised on load, PEFT on them, beside plain PEFT on decoded weights.
 
-Answers with one JSON object a line, ``{"scenario": …, …}``.
+They are held against plain PEFT on decoded weights. Answers with one JSON object a line, ``{"scenario": …, …}``.
 """
 
 from __future__ import annotations

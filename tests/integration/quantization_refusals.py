@@ -1,6 +1,6 @@
 """Run in a stack's environment: what quantising experts and training on them refuses, beside what PEFT itself does.
 
-Answers with one JSON object a line, ``{"scenario": …, …}``.
+Beside it stands what the real transformers and PEFT do. Answers with one JSON object a line, ``{"scenario": …, …}``.
 """
 
 from __future__ import annotations

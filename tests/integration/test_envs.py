@@ -1,7 +1,8 @@
 """Environments made by the real uv: from a wheelhouse made here (exact, offline, quick), and one from the indexes.
 
-The wheelhouse is known to pip only (``PIP_FIND_LINKS``, ``PIP_NO_INDEX``), so that every test also goes through the
-translation of pip's settings into uv's.
+They come from a wheelhouse made here (exact, offline, quick), and one full stack from the indexes. The wheelhouse is
+known to pip only (``PIP_FIND_LINKS``, ``PIP_NO_INDEX``), so that every test also goes through the translation of pip's
+settings into uv's.
 """
 
 import base64

@@ -1,4 +1,7 @@
-"""Cells in warm workers beside the same cells in fresh processes: how long a run takes, and whether the results are the same."""
+"""Cells in warm workers beside the same cells in fresh processes.
+
+How long does a run take, and are the results the same?
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Forward paths of experts under PEFT on a GPU at real size. Runs only where it is asked for by name, because it needs one."""
+"""Forward paths of experts under PEFT on a GPU at real size.
+
+It runs only where it is asked for by name, because it needs a GPU.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ RUNS = (
     ("nf4", GROUPED), ("nf4", "grouped_mm"), ("nf4", "eager"), ("int8", GROUPED),
 )  # fmt: skip
 STEPS, QUICK_STEPS = 6, 2
-"""Of which the first, which warms up, is not counted."""
+"""The first warms up and is not counted."""
 
 
 def steps(settings: Settings) -> list[Step]:

@@ -1,4 +1,7 @@
-"""Training steps of experts under PEFT on a GPU at real size: tokens per second, and what loading and a step take of its memory."""
+"""Training steps of experts under PEFT on a GPU at real size.
+
+Measured are tokens per second, and what loading and a step take of the GPU's memory.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def load() -> dict[str, str]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Load the model in ``code``, take ``steps`` training steps on ``path``; bytes are those of the device's allocator."""
+    """Load the model in ``code``, and take ``steps`` training steps on ``path``.
+
+    Bytes are those of the device's allocator.
+    """
     import torch
 
     base = Path(request["base"])

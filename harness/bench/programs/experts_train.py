@@ -1,7 +1,8 @@
-"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps; says what memory and time both took.
+"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps.
 
-Experts are what the interpreter's transformers makes of them: fused parameters in 5, which ``ExpertQuantizationConfig`` quantises, a list of MLPs in 4,
-whose Linears transformers' own config quantises.
+It says what memory and time loading and training took. Experts are what the interpreter's transformers makes of them.
+In transformers 5 they are fused parameters, which ``ExpertQuantizationConfig`` quantises. In transformers 4 they are a
+list of MLPs, whose Linears transformers' own config quantises.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def fused() -> bool:
 
 
 class Peak:
-    """The most anonymous memory (``RssAnon``) that the process holds within a block: pages of a mapped checkpoint, which the kernel can drop, do not count."""
+    """The most anonymous memory (``RssAnon``) that the process holds within a block.
+
+    Pages of a mapped checkpoint do not count: the kernel can drop them.
+    """
 
     def __init__(self) -> None:
         self.highest = 0
@@ -134,7 +138,10 @@ def quantization(code: Literal["nf4", "int8"] | None) -> Any:
 
 
 def attach(model: Any, path: str) -> tuple[Any, Any]:
-    """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths; and our forward's report where it is ours."""
+    """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths.
+
+    Where the path is ours, our forward's report is the second value. Else that is None.
+    """
     from peft import LoraConfig, get_peft_model
 
     if fused():

@@ -1,4 +1,7 @@
-"""The grouped forward: experts that keep their LoRA factored, standing in for the library's forward where that is known to compute the same."""
+"""The grouped forward: experts that keep their LoRA factored.
+
+It stands in for the library's forward where it is known to compute the same.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Grouped products: every row times the matrix of its own expert, rows sorted by expert.
 
-One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored, and the rows only where the weight is
-trained. What has to be made of it is made in forward and again in backward, and never kept: a packed weight is unpacked one expert at a time, the
-factors of a LoRA are stacked, turned and cast.
+One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored. It
+saves the rows only where the weight is trained. What has to be made of the weight is made in forward and again in
+backward, and never kept. A packed weight is unpacked one expert at a time. The factors of a LoRA are stacked, turned
+and cast.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 ALIGNMENT = 16
-"""Bytes that ``torch.nn.functional.grouped_mm`` wants rows and addresses to be a multiple of (2.13; 2.10 also on CPU)."""
+"""``torch.nn.functional.grouped_mm`` wants rows and addresses to be a multiple of this many bytes.
+
+True of torch 2.13, and of 2.10 also on CPU.
+"""
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_CAPABILITY = (8, 0)
-"""The CUDA compute capability from which ``grouped_mm`` runs (``transformers.integrations.moe._can_use_grouped_mm``, 5.23)."""
+"""The CUDA compute capability from which ``grouped_mm`` runs.
+
+Source: ``transformers.integrations.moe._can_use_grouped_mm`` (5.23).
+"""
 
 Way = Literal["grouped_mm", "loop"]
 Projection = Callable[[torch.Tensor, "Groups"], torch.Tensor]
@@ -27,7 +34,10 @@ Projection = Callable[[torch.Tensor, "Groups"], torch.Tensor]
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows belong to which expert: those of expert e end before ``ends[e]``, where those of expert e + 1 begin. (num_experts,) int32."""
+    """Which rows belong to which expert.
+
+    ``ends``: (num_experts,) int32. The rows of expert e end before ``ends[e]``, where those of expert e + 1 begin.
+    """
 
     ends: torch.Tensor
 
@@ -73,12 +83,18 @@ class FactoredLora:
 
 
 def is_packed(weight: torch.Tensor) -> bool:
-    """Whether a weight is stored packed: a tensor subclass of which ``weight[e]`` unpacks expert e, as its ``dequantize_expert`` says."""
+    """Whether a weight is stored packed.
+
+    A packed weight is a tensor subclass with ``dequantize_expert``. Its ``weight[e]`` unpacks expert e.
+    """
     return hasattr(type(weight), "dequantize_expert")
 
 
 def way(*operands: torch.Tensor) -> Way:
-    """Return how a product of these runs: ``grouped_mm`` where torch has it for their device, dtypes and strides, else a loop over experts."""
+    """Return how a product of these runs.
+
+    It is ``grouped_mm`` where torch has that for their device, dtypes and strides. Else it is a loop over experts.
+    """
     takes = hasattr(torch.nn.functional, "grouped_mm") and all(_grouped_mm_takes(operand) for operand in operands)
     return "grouped_mm" if takes else "loop"
 
@@ -88,7 +104,7 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor | Made, groups: Groups)
 
     Args:
         x: (rows, in), sorted by expert.
-        weight: (num_experts, out, in), plain, packed or made; a plain one or a packed one in the dtype of x.
+        weight: (num_experts, out, in), plain, packed or made. A plain or a packed one has the dtype of x.
         groups: where each expert's rows end; the last ends with the rows.
     """
     tensors, make = (weight.tensors, weight.make) if isinstance(weight, Made) else ((weight,), None)
@@ -97,9 +113,10 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor | Made, groups: Groups)
 
 
 def grouped_lora(base: torch.Tensor, x: torch.Tensor, lora: FactoredLora | None, groups: Groups) -> torch.Tensor:
-    """Return base (rows, out) plus what the LoRA adds for x (rows, in), in the dtype of x; the delta is never multiplied out.
+    """Return base (rows, out) plus what the LoRA adds for x (rows, in), in the dtype of x.
 
-    The small factors are cast to the dtype of x, as PEFT 0.21 casts them to the parameter's (``ParamWrapper.get_delta_factors``).
+    The delta is never multiplied out. The small factors are cast to the dtype of x, as PEFT 0.21 casts them to the
+    parameter's (``ParamWrapper.get_delta_factors``).
     """
     if lora is None:
         return base
@@ -119,7 +136,8 @@ def routed(
 
     Args:
         hidden_states: (tokens, hidden).
-        top_k_index: (tokens, top_k) experts. ``num_experts`` and above adds nothing: transformers 5 marks another device's experts so.
+        top_k_index: (tokens, top_k) experts. ``num_experts`` and above adds nothing: so transformers 5 marks the
+            experts of another device.
         top_k_weights: (tokens, top_k).
         num_experts: experts here.
         expert: takes rows sorted by expert, (tokens * top_k, hidden), and their groups.
@@ -176,7 +194,10 @@ class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is 
 
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, groups: Groups, *, across: bool) -> torch.Tensor:
-    """Return x times each expert's (out, in) matrix, or its transpose unless ``across``; in the dtype of x, whatever autocast says."""
+    """Return x times each expert's (out, in) matrix, or times its transpose unless ``across``.
+
+    The product is in the dtype of x, whatever autocast says.
+    """
     if way(x, weight) == "grouped_mm":
         product: torch.Tensor = torch.nn.functional.grouped_mm(x, weight if across else weight.mT, offs=groups.ends)
         return product

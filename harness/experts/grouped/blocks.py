@@ -1,7 +1,8 @@
-"""One MoE block of a model: where its experts' forward is replaced, and what decides at each call whether the replacement runs.
+"""One MoE block of a model: where its experts' forward is replaced, and whether the replacement runs at a call.
 
-The replacement is an attribute of a module instance, beside which its class and every library stay as they are. What stands as the experts can change (PEFT
-wraps them when an adapter is attached and unwraps them when it is unloaded), so a hook before the block's forward moves the attribute along.
+The replacement is an attribute of a module instance. The module's class and every library stay as they are. What
+stands as the experts can change: PEFT wraps them when an adapter is attached, and unwraps them when it is unloaded. So
+a hook before the block's forward moves the attribute along.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ State = Literal["grouped", "library", "refused"]
 class BlockReport:
     """What happens in one block.
 
-    ``state``: ``grouped`` (would run now), ``library`` (the original forward would run now) or ``refused`` (never touched). ``reason``: how the products
-    run, or why not. ``grouped_calls`` and ``library_calls``: what ran so far.
+    ``state``: ``grouped`` (would run now), ``library`` (the original forward would run now) or ``refused`` (never
+    touched). ``reason``: how the products run, or why not. ``grouped_calls`` and ``library_calls``: how often each ran
+    so far.
     """
 
     name: str
@@ -33,7 +35,10 @@ class BlockReport:
 
 
 class Experts(Protocol):
-    """What can be read off a block: its experts as of now, called as the replaced method is, with tensors of these dimensions."""
+    """The experts of a block as of now, called as the replaced method is.
+
+    ``dimensions``: how many dimensions each tensor of the call has.
+    """
 
     dimensions: ClassVar[tuple[int, ...]]
 
@@ -45,7 +50,7 @@ class Experts(Protocol):
 
 
 class Session:
-    """One enabling, which copies of its blocks belong to as well: PEFT's layer_replication copies layers."""
+    """One enabling. Copies of its blocks belong to it as well: PEFT's layer_replication copies layers."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         return self
@@ -55,8 +60,9 @@ class Session:
 class Block:
     """A hooked block.
 
-    ``owner``: the module that calls the experts. ``child``: its attribute that is called, whatever stands there; None where the owner calls a method of
-    its own. ``method``: the method that is replaced. ``read``: returns the replacement as of now, or raises an ExpertsError. ``session``: whose it is.
+    ``owner``: the module that calls the experts. ``child``: its attribute that is called, whatever stands there; None
+    where the owner calls a method of its own. ``method``: the method that is replaced. ``read``: returns the
+    replacement as of now, or raises an ExpertsError. ``session``: the enabling that it belongs to.
     """
 
     name: str
@@ -84,7 +90,10 @@ class Block:
         self._attach()
 
     def disable(self) -> None:
-        """Undo: nothing of ours stays on any module. Where somebody has since wrapped our forward (accelerate, say), the original is behind it."""
+        """Undo: nothing of ours stays on any module.
+
+        Somebody may have wrapped our forward since (accelerate, say). Then the original is behind it.
+        """
         self.enabled = False
         self._detach()
         if self.handle is not None:
@@ -128,7 +137,10 @@ class Block:
             setattr(self.standing, self.method, self.replacement)
 
     def _check_free(self) -> None:
-        """Refuse to cover, or to speak for, a method that somebody else put on the instance (accelerate's offloading does)."""
+        """Refuse to cover, or to speak for, a method that somebody else put on the instance.
+
+        accelerate's offloading does that.
+        """
         ours = self.replacement is not None and self.replacement.module is self.standing
         if not ours and self.method in vars(self.standing):
             raise IneligibleError(f"{type(self.standing).__name__} has a {self.method} of its own")
@@ -141,7 +153,10 @@ class Block:
 
 @dataclass(eq=False)
 class Replacement:
-    """What stands in for a method of one module. Not a closure, so that a copied model calls its own experts and not the original's."""
+    """What stands in for a method of one module.
+
+    It is not a closure, so that a copied model calls its own experts and not the original's.
+    """
 
     block: Block
     module: Any

@@ -16,12 +16,17 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def is_class(module: Any, *kinds: tuple[str, str]) -> bool:
-    """Whether a module is of exactly one of these classes, (module, name), without importing any: a subclass may do anything."""
+    """Whether a module is of exactly one of these classes, (module, name). A subclass may do anything.
+
+    No class is imported.
+    """
     return (type(module).__module__, type(module).__name__) in kinds
 
 
 def check_untouched(module: Any) -> None:
-    """Refuse a module whose call does more than its class's forward: it will not be called.
+    """Refuse a module whose call does more than its class's forward.
+
+    The grouped forward does not call the module, so whatever else a call does would be lost.
 
     Raises:
         IneligibleError: it has hooks, or a forward of its own (accelerate's offloading sets both).

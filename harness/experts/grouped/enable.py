@@ -56,8 +56,9 @@ class GroupedForward:
 def enable_grouped_forward(model: Any) -> GroupedForward:
     """Let the experts of a model run with their LoRA factored, wherever that is known to compute the same.
 
-    At each call each block decides anew: where its adapter is of a kind that is not understood, or is disabled or merged, the library's own forward runs.
-    So a model can be enabled before or after an adapter is attached, loaded, switched or removed. No class and no library is patched.
+    At each call each block decides anew. The library's own forward runs where the adapter is of a kind that is not
+    understood, or is disabled or merged. So a model can be enabled before or after an adapter is attached, loaded,
+    switched or removed. No class and no library is patched.
 
     Args:
         model: a transformers model, in PEFT or not.
@@ -87,7 +88,8 @@ def _places(model: Any, session: Session) -> Iterator[tuple[str, Callable[[], Bl
     for name, owner in list(model.named_modules()):
         if any(isinstance(own, Replacement) for own in vars(owner).values()):
             raise NothingToEnableError(
-                f"{name or type(model).__name__} is enabled already; what enable_grouped_forward returned then is still live, and its disable() ends it."
+                f"{name or type(model).__name__} is enabled already; what enable_grouped_forward returned then is "
+                "still live, and its disable() ends it."
             )
         if looks_listed(owner):
             yield f"{name}.experts", partial(_listed, name, owner, session)

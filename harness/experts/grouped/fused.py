@@ -1,6 +1,7 @@
-"""Fused experts of transformers 5 under PEFT's ParamWrapper: whether the grouped forward may stand in for them now, and that forward.
+"""The grouped forward of transformers 5's fused experts under PEFT's ParamWrapper, and whether it may run now.
 
-Nothing is remembered between calls. Adapters can be loaded, switched, merged or removed at any time, so everything is read off the live modules.
+Nothing is remembered between calls. Adapters can be loaded, switched, merged or removed at any time. So everything is
+read off the live modules.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from harness.experts.grouped.eligibility import check_untouched, check_weight, i
 ROLES = ("gate_up_proj", "down_proj")
 PARAM_WRAPPER = ("peft.tuners.lora.layer", "ParamWrapper")
 DECORATED_BY = "transformers.integrations.moe"
-"""Where ``use_experts_implementation`` is: the forward it gives a class takes (hidden_states, top_k_index, top_k_weights) in every family."""
+"""Where ``use_experts_implementation`` is.
+
+The forward it gives a class takes (hidden_states, top_k_index, top_k_weights) in every family.
+"""
 IMPLEMENTATIONS = (None, "eager", "batched_mm", "grouped_mm")
 """transformers' own implementations, which all compute the same; another was chosen for what it does."""
 FLAGS = {
@@ -38,7 +42,7 @@ FLAGS = {
     "has_post_expert_norm": False,
     "_is_expert_parallel": False,
 }
-"""What the module says of itself, and must, where its transformers knows the word (5.5.0 knows the first three)."""
+"""What the module must say of itself, where its transformers has the attribute. 5.5.0 has the first three."""
 KNOWN_SINCE_ALWAYS = ("has_gate", "has_bias", "is_transposed")
 
 
@@ -53,7 +57,10 @@ class FusedExperts:
     def __call__(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """Return what ``transformers.integrations.moe.grouped_mm_experts_forward`` (5.5 to 5.23) does with W + delta as the weights."""
+        """Return what transformers' own forward returns with W + delta as the weights.
+
+        That is ``transformers.integrations.moe.grouped_mm_experts_forward`` (5.5 to 5.23).
+        """
         return routed(
             hidden_states, top_k_index, top_k_weights, num_experts=self.experts.num_experts, expert=self._expert
         )

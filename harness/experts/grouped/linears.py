@@ -1,7 +1,8 @@
 """Experts as a list of MLPs of Linears (transformers 4.57), plain or bitsandbytes', under PEFT's LoRA on each Linear.
 
-The base Linears run one expert after the other, by their own modules: stacking their weights would copy them, and bitsandbytes unpacks a weight at each use,
-in forward and in backward, as it is. What is grouped is the LoRA, small enough to stack at each call.
+The base Linears run one expert after the other, by their own modules. Stacking their weights would copy them.
+bitsandbytes unpacks a weight at each use anyway, in forward and in backward. What is grouped is the LoRA, which is
+small enough to stack at each call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ LORA_LINEARS = (
 
 @dataclass(frozen=True)
 class ExpertLinears:
-    """One Linear of every expert, and the LoRA on them: lora_A (rank, in) and lora_B (out, rank) of each, none or all."""
+    """One Linear of every expert, and the LoRA on them.
+
+    ``factors``: lora_A (rank, in) and lora_B (out, rank) of each expert. Either all experts have them or none.
+    """
 
     bases: tuple[Any, ...]
     factors: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
@@ -55,7 +59,10 @@ class ExpertLinears:
         return grouped_lora(base, x.to(dtype), lora, Groups(groups.ends[used])).to(base.dtype)
 
     def stacked(self, used: list[int]) -> FactoredLora:
-        """Return the LoRA of these experts alone: one without tokens gets no gradient, not a gradient of zeros, on which an optimiser would step."""
+        """Return the LoRA of these experts alone.
+
+        So an expert without tokens gets no gradient. With a gradient of zeros an optimiser would step.
+        """
         inward, outward = (Made(tuple(self.factors[expert][side] for expert in used), _stack) for side in (0, 1))
         return FactoredLora(inward, outward, self.scaling)
 
@@ -97,7 +104,10 @@ class RoutedHere(ListedExperts):
     dimensions: ClassVar[tuple[int, ...]] = (3,)
 
     def __call__(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override] # another method is replaced
-        """Return what ``Qwen3MoeSparseMoeBlock.forward`` (4.57.6) returns: hidden states (batch, tokens, hidden) and router logits."""
+        """Return hidden states (batch, tokens, hidden) and router logits.
+
+        ``Qwen3MoeSparseMoeBlock.forward`` (4.57.6) returns the same.
+        """
         flat = hidden_states.view(-1, hidden_states.shape[-1])
         router_logits = self.block.gate(flat)
         weights, index = torch.topk(torch.softmax(router_logits, dim=1, dtype=torch.float), self.block.top_k, dim=-1)

@@ -1,1 +1,4 @@
-"""Quantise on load: fused experts kept as bitsandbytes' 4-bit or 8-bit codes behind a tensor that looks like the parameter it replaces."""
+"""Quantise on load: fused experts kept as bitsandbytes' 4-bit or 8-bit codes.
+
+The codes are behind a tensor that looks like the parameter it replaces.
+"""

@@ -1,9 +1,12 @@
-"""One expert's weight to codes and back, by bitsandbytes; and once more by the definition of the code, to check what its kernels return.
+"""One expert's weight to codes and back, by bitsandbytes.
 
-4 bits: two codes a byte, the high nibble first, over the flattened (out, in) weight; a value is ``map[code] * absmax`` of its block of 64. Double
-quantised, absmax is itself a code of 8 bits: ``nested_map[absmax] * nested_absmax + offset``, in blocks of 256. 8 bits: a value is
-``code * scale / 127`` with one scale a row. Source: ``bitsandbytes.functional`` (0.48 to 0.50). The CPU kernels of 0.49 and 0.50 return wrong
-values for some shapes, so nothing they packed is used before it was decoded by definition and compared.
+4 bits: two codes a byte, the high nibble first, over the flattened (out, in) weight. A value is ``map[code] * absmax``
+of its block of 64. Double quantised, absmax is itself a code of 8 bits:
+``nested_map[absmax] * nested_absmax + offset``, in blocks of 256. 8 bits: a value is ``code * scale / 127`` with one
+scale a row. Source: ``bitsandbytes.functional`` (0.48 to 0.50).
+
+Codes are also decoded by their definition, to check what the kernels return. The CPU kernels of 0.49 and 0.50 return
+wrong values for some shapes. So nothing they packed is used before both ways to decode it were compared.
 """
 
 from __future__ import annotations
@@ -34,12 +37,13 @@ def check_packable(scheme: Scheme, shape: tuple[int, ...], name: str) -> None:
         raise UnpackableShapeError(f"{name} has shape {tuple(shape)}, which is not (num_experts, out, in).")
     if scheme.code != "int8" and (shape[1] * shape[2]) % BLOCKSIZE:
         raise UnpackableShapeError(
-            f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} packs whole blocks of that; int8 packs any."
+            f"{name}: an expert has {shape[1]} x {shape[2]} weights, which is no multiple of {BLOCKSIZE}; {scheme} "
+            "packs whole blocks of that; int8 packs any."
         )
 
 
 def check_backend(scheme: Scheme, device: Any, dtype: torch.dtype) -> None:
-    """Pack and decode a few weights on a device, so that one that cannot is known before anything is loaded.
+    """Pack and decode a few weights on a device. A device that cannot is then known before anything is loaded.
 
     Raises:
         UnsupportedStackError: bitsandbytes has no kernel there.
@@ -128,7 +132,8 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
     if not bool(torch.isfinite(meant).all()):
         raise NotFiniteError(f"{name} holds weights so large that {scheme} means infinity by their codes.")
     got = decode(scheme, parts, shape, dtype)
-    # Two roundings: float32 arithmetic in another order, and to dtype, whose smallest numbers are no finer than one step.
+    # Two roundings: float32 arithmetic in another order, and the one to dtype. The smallest numbers of a dtype are no
+    # finer than one step.
     room = 2 * (torch.finfo(dtype).eps + torch.finfo(torch.float32).eps)
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     off = ~((got.float() - meant).abs() <= room * meant.abs() + step)
@@ -137,7 +142,7 @@ def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: to
 
         error = float((got.float() - meant).norm() / meant.norm())
         raise WrongDecodeError(
-            f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of {off.numel()} weights of a "
-            f"matrix of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another release of bitsandbytes may do, or int8, or sizes "
-            "that are multiples of 64."
+            f"{name}: bitsandbytes {bitsandbytes.__version__} on {got.device.type} decodes {int(off.sum())} of "
+            f"{off.numel()} weights of a matrix of shape {shape} wrong ({scheme}; relative error {error:.2g}). Another "
+            "release of bitsandbytes may do, or int8, or sizes that are multiples of 64."
         )

@@ -1,4 +1,7 @@
-"""What asks for it: a quantisation config for ``from_pretrained``, like transformers' BitsAndBytesConfig, that means the fused experts too."""
+"""The quantisation config that ``from_pretrained`` is given.
+
+It is like transformers' BitsAndBytesConfig, and means the fused experts too.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ class ExpertQuantizationConfig(BitsAndBytesConfig):  # type: ignore[misc]
     Args:
         code: ``nf4``, ``fp4`` or ``int8``.
         double_quant: quantise the scales of 4 bits again, which saves 0.4 bits a weight.
-        compute_dtype: what 4-bit Linears multiply in, a dtype or its name; bfloat16 as is usual, whatever the model's dtype. Experts are decoded to the model's dtype.
+        compute_dtype: what 4-bit Linears multiply in, a dtype or its name. The usual bfloat16 is the default, whatever
+            the model's dtype. Experts are decoded to the model's dtype.
         skip_modules: Linears to leave as they are, besides the output embedding, routers and gates with one output.
 
     Raises:
@@ -69,7 +73,10 @@ class ExpertQuantizationConfig(BitsAndBytesConfig):  # type: ignore[misc]
         self.quant_method = METHOD_4BIT if four else METHOD_8BIT
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``from_dict`` and ``from_pretrained`` make the same config of. With ``load_in_4bit`` in it, transformers would make its own."""
+        """Return what ``from_dict`` and ``from_pretrained`` make the same config of.
+
+        ``load_in_4bit`` is not in it: transformers would make a config of its own.
+        """
         return {
             "quant_method": self.quant_method,
             "code": self.experts.code,

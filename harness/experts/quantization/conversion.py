@@ -1,4 +1,7 @@
-"""The operation that transformers calls for each parameter as its values come: packs fused experts, and looks at what goes into Linears."""
+"""The operation that transformers calls for each parameter as its values come.
+
+It packs fused experts, and looks at what goes into Linears.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from harness.experts.quantization.tensor import wrap
 class QuantizeExperts(ConversionOps):  # type: ignore[misc]
     """Quantises what is a fused experts parameter; leaves the rest to the operation for Linears.
 
-    What is wrong is kept in ``wrong`` and raised by the quantiser once all is loaded: raised here it would drown in transformers' report of what could not
-    be converted.
+    What is wrong is kept in ``wrong``. The quantiser raises it once all is loaded. Raised here it would drown in
+    transformers' report of what could not be converted.
     """
 
     def __init__(self, config: ExpertQuantizationConfig, linears: ConversionOps, wrong: list[ExpertsError]) -> None:
@@ -59,7 +62,8 @@ def _check_shape(values: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
     """
     if values.shape != wanted.shape:
         raise ShapeMismatchError(
-            f"{name} is {tuple(values.shape)} in the checkpoint and {tuple(wanted.shape)} in the model: config.json means another checkpoint, or experts are missing in this one."
+            f"{name} is {tuple(values.shape)} in the checkpoint and {tuple(wanted.shape)} in the model: config.json "
+            "means another checkpoint, or experts are missing in this one."
         )
 
 

@@ -20,7 +20,9 @@ def packed_linears(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def decode_linear(module: Any) -> torch.Tensor:
-    """Return the weight of a bitsandbytes ``Linear4bit`` or ``Linear8bitLt``, (out, in) in the dtype it was packed from (8 bits: float32).
+    """Return the weight, (out, in), of a bitsandbytes ``Linear4bit`` or ``Linear8bitLt``.
+
+    4 bits: in the dtype it was packed from. 8 bits: in float32.
 
     Raises:
         UnsupportedStackError: it is packed in a way that is not known here.

@@ -1,4 +1,7 @@
-"""A fused experts parameter as codes and scales, packed expert by expert so that no more than one expert is ever decoded for it."""
+"""A fused experts parameter as codes and scales.
+
+It is packed expert by expert, so that no more than one expert is ever decoded for packing.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def pack(weights: torch.Tensor, scheme: Scheme, name: str) -> PackedExperts:
     """Quantise ``weights``, (num_experts, out, in) floating point, and check what the kernels make of every expert.
 
     Args:
-        weights: read one expert at a time; may be a list of experts' weights in all but name (anything with ``shape`` and ``[e]``).
+        weights: anything with ``shape`` and ``[e]``. It is read one expert at a time.
         scheme: the code.
         name: what errors call it.
 

@@ -1,7 +1,8 @@
-"""What ``from_pretrained`` calls: transformers' quantisers of Linears, which also take fused experts, one parameter after the other, as they are loaded.
+"""What ``from_pretrained`` calls: transformers' quantisers of Linears, which here take fused experts too.
 
-Registered by the hooks that transformers has for it (``register_quantizer``; 5.0 to 5.23 alike). An operation is made for each parameter before its values
-are there, and converts them once the experts of a layer are stacked.
+They take one parameter after the other, as it is loaded. They are registered by the hook that transformers has for it
+(``register_quantizer``; 5.0 to 5.23 alike). An operation is made for each parameter before its values are there. It
+converts them once the experts of a layer are stacked.
 """
 
 from __future__ import annotations
@@ -76,13 +77,15 @@ class _FusedExperts:
             raise self._wrong[0]
         if not any(True for _ in fused_experts(model)):
             raise LeftUnquantizedError(
-                f"{type(model).__name__} is not quantised: no fused experts were found in it. It has none, or keeps them in a way that is not known here."
+                f"{type(model).__name__} is not quantised: no fused experts were found in it. It has none, or keeps "
+                "them in a way that is not known here."
             )
         left = left_unquantized(model)
         if left:
             raise LeftUnquantizedError(
-                f"{type(model).__name__} is not quantised: {len(left)} of its parameters, {left[0]} first, stayed as they are. The checkpoint has no values for them, "
-                "or the model keeps experts in a way that is not known here."
+                f"{type(model).__name__} is not quantised: {len(left)} of its parameters, {left[0]} first, stayed as "
+                "they are. The checkpoint has no values for them, or the model keeps experts in a way that is not "
+                "known here."
             )
         check_linears(model)
         return super()._process_model_after_weight_loading(model, **options)  # type: ignore[misc]
@@ -94,9 +97,13 @@ class _FusedExperts:
         return super()._dequantize(model, *args, **options)  # type: ignore[misc]
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """Say no: adapters are saved, and merged checkpoints, but not these codes. transformers then says to look for a warning."""
+        """Say no: adapters and merged checkpoints are saved, but not these codes.
+
+        transformers then says to look for a warning.
+        """
         logger.warning(
-            "Quantised experts cannot be saved. Save the adapter, and merge it into the original checkpoint (harness merge); or call model.dequantize() first."
+            "Quantised experts cannot be saved. Save the adapter, and merge it into the original checkpoint (harness "
+            "merge); or call model.dequantize() first."
         )
         return False
 
@@ -109,7 +116,10 @@ def _devices(device_map: Any) -> list[Any]:
 
 
 def gates(model: Any) -> list[str]:
-    """Return the names of Linears with a single output, and of routers: Linears beside fused experts, of no attention or expert, with an output for each expert."""
+    """Return the names of Linears with a single output, and of routers.
+
+    A router is a Linear beside fused experts, with an output for each expert. It is part of no attention and no expert.
+    """
     counts = {name.rpartition(".")[0].rpartition(".")[0]: weights.shape[0] for name, weights in fused_experts(model)}
     found = []
     for name, module in model.named_modules():
@@ -123,7 +133,10 @@ def gates(model: Any) -> list[str]:
 
 
 def left_unquantized(model: Any) -> list[str]:
-    """Return the parameters that were to be quantised and are not: of whatever is called experts, and of bitsandbytes' Linears."""
+    """Return the parameters that were to be quantised and are not.
+
+    They are those of whatever is called experts, and those of bitsandbytes' Linears.
+    """
     experts = [
         name
         for name, weights in model.named_parameters()

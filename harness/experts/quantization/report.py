@@ -16,7 +16,10 @@ KINDS: tuple[Kind, ...] = ("experts", "linears", "other", "adapters")
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Parameters of one kind: ``quantized`` and ``plain`` count weights (numbers of the logical shape), ``stored`` is bytes."""
+    """Parameters of one kind.
+
+    ``quantized`` and ``plain`` count weights: numbers of the logical shape. ``stored`` counts bytes.
+    """
 
     quantized: int = 0
     plain: int = 0
@@ -29,7 +32,11 @@ class Count:
 
 
 def quantization_report(model: torch.nn.Module) -> dict[Kind, Count]:
-    """Count the parameters of ``model``: fused experts (or Linears within ``experts``), other Linears, the rest, and LoRAs."""
+    """Count the parameters of ``model`` by kind.
+
+    ``experts``: fused experts, or Linears within ``experts``. ``linears``: other Linears. ``adapters``: LoRAs.
+    ``other``: the rest.
+    """
     found = {kind: [0, 0, 0] for kind in KINDS}
     seen: set[int] = set()
     for path, module in model.named_modules():

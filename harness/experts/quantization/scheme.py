@@ -15,7 +15,10 @@ BLOCKSIZE = 64
 
 @dataclass(frozen=True)
 class Scheme:
-    """``nf4`` or ``fp4`` in blocks of 64 with float32 scales, which ``double_quant`` quantises again to 8 bits; or ``int8`` with one scale a row.
+    """How experts are quantised.
+
+    ``nf4`` and ``fp4`` have blocks of 64 with float32 scales, which ``double_quant`` quantises again to 8 bits.
+    ``int8`` has one scale a row.
 
     Raises:
         UnknownSchemeError: another code, or double quantisation of int8, which has none.

@@ -1,8 +1,9 @@
 """A tensor that looks like a fused experts parameter, (num_experts, out, in) in the compute dtype, and keeps codes.
 
-Libraries see an ordinary floating-point parameter: shapes, dtype and device are the logical ones, so that PEFT sizes and casts its LoRA by them. Whatever
-reads values decodes them: one expert where one is indexed, all of them where an operation knows no better. What writes them (a merge adds a delta
-in place) decodes, adds and quantises again; taking the very same delta away afterwards puts the codes of before back, exactly.
+Libraries see an ordinary floating-point parameter. Shapes, dtype and device are the logical ones, so that PEFT sizes
+and casts its LoRA by them. Whatever reads values decodes them: one expert where one is indexed, all of them where an
+operation knows no better. A merge writes values: it adds a delta in place. That decodes, adds and quantises again.
+Taking the very same delta away afterwards puts back exactly the codes of before.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ Handler = Callable[..., Any]
 
 
 class _Store:
-    """The codes, shared by a tensor and its aliases, and what they were before each merge that was not undone yet."""
+    """The codes, which a tensor and its aliases share.
+
+    ``before``: what the codes were before each merge that was not undone yet.
+    """
 
     def __init__(self, packed: PackedExperts) -> None:
         self.packed = packed
@@ -39,8 +43,8 @@ class _Store:
             return
         if sign < 0 and self.before:
             warnings.warn(
-                "A delta is taken away from quantised experts that is not, to the bit, the last that was added (of another dtype, say), so the codes of before are not put "
-                "back, and the result is quantised once more.",
+                "A delta is taken away from quantised experts that is not, to the bit, the last that was added (of "
+                "another dtype, say), so the codes of before are not put back, and the result is quantised once more.",
                 stacklevel=2,
             )
         old = self.packed
@@ -48,7 +52,7 @@ class _Store:
         if sign > 0:
             self.before = [*self.before, (mark, old)][-MERGES_KEPT:]
         else:
-            self.before.clear()  # what was before an addition is no longer what taking it away leads back to
+            self.before.clear()  # taking an addition away no longer leads back to what was before it
 
 
 class _Sum:
@@ -106,7 +110,10 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
         return self.packed.expert(number, self.dtype)
 
     def snapshot(self) -> QuantizedExperts:
-        """Return the weights as they are now: what is merged into this tensor later does not reach them. Nothing is copied."""
+        """Return the weights as they are now: what is merged into this tensor later does not reach them.
+
+        Nothing is copied.
+        """
         return wrap(self.packed, self.dtype)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
@@ -156,7 +163,7 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do what is known to be cheaper, or must reach the codes; decode for everything else."""
+        """Run an operation's handler, if it has one; decode for every other operation."""
         handler = HANDLERS.get(func)
         kwargs = kwargs or {}
         if handler is not None and isinstance(args[0], QuantizedExperts):
@@ -190,7 +197,8 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
 
 def _refuse(func: object) -> NoReturn:
     raise NotWritableError(
-        f"{func} would write to quantised experts, which only take += and -= of a tensor of the same shape, copy_ and .data."
+        f"{func} would write to quantised experts, which only take += and -= of a tensor of the same shape, copy_ and "
+        ".data."
     )
 
 
@@ -289,4 +297,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.copy_.default: _copy,
     aten.set_.source_Tensor: _set,
 }
-"""What does better than to decode everything, or has to; NotImplemented where it cannot after all."""
+"""Operations that must reach the codes, or need not decode all of them.
+
+A handler returns NotImplemented where it cannot do the operation after all.
+"""
