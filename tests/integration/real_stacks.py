@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import harness as package
 from harness.envs import child_environment, ensure_environment
@@ -28,7 +30,6 @@ SWAPPED = "tf5.5.0-peft0.18.1-trl0.25.1"
 STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
 NEWEST = "tf5.23.0-peft0.21.2-trl1.16.0"
 NO_RELOAD = "tf5.6.2-peft0.19.1-trl1.4.0"
-STACKS = frozenset({LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD})
 
 CELLS = (
     *(f"qwen3_moe/lora@{stack}" for stack in (LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD)),
@@ -85,8 +86,29 @@ def harness(
     )
 
 
-def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path) -> list[Any]:
-    """Run a program of these tests in a stack's environment: a line of JSON for each case in, one out."""
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this test run, the same one for all of its workers."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` returned, as JSON: made by the first worker of this test run that asks, waited for by the others."""
+    place = shared_folder(factory) / f"{name}.json"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            place.write_text(json.dumps(make()))
+        return json.loads(place.read_text())
+
+
+def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], factory: pytest.TempPathFactory) -> list[Any]:
+    """Run a program of these tests once in a stack's environment: a line of JSON for each case in, one out."""
+    name = f"{program.stem}-{stack_id}"
+    found: list[Any] = made_once(factory, name, lambda: _ask(stack_id, program, cases, factory.mktemp(name)))
+    return found
+
+
+def _ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path) -> list[Any]:
     config = load_config(find_config(), read_catalogue())
     environment = ensure_environment(next(stack for stack in config.declared if stack.id == stack_id))
     done = subprocess.run(
@@ -101,10 +123,10 @@ def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def rows_by_scenario(stack_id: str, program: Path, scratch: Path) -> dict[str, list[dict[str, Any]]]:
+def rows_by_scenario(stack_id: str, program: Path, factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What a program that takes no cases says on one stack: its rows by scenario, each with the stack."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in ask(stack_id, program, [], scratch):
+    for row in ask(stack_id, program, [], factory):
         found[row["scenario"]].append({**row, "stack": stack_id})
     return found
 
@@ -112,7 +134,12 @@ def rows_by_scenario(stack_id: str, program: Path, scratch: Path) -> dict[str, l
 @pytest.fixture(scope="session")
 def matrix_run(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Every cell above, in one run of ``harness matrix``, work directories kept."""
-    out = tmp_path_factory.mktemp("matrix")
-    selects = [word for cell in CELLS for word in ("--select", cell)]
-    done = harness("matrix", "--profile", "nightly", *selects, "--out", out, "--keep")
-    return Ran(code=done.returncode, output=done.stdout + done.stderr, out=out)
+    out = shared_folder(tmp_path_factory) / "matrix"
+
+    def run() -> tuple[int, str]:
+        selects = [word for cell in CELLS for word in ("--select", cell)]
+        done = harness("matrix", "--profile", "nightly", *selects, "--out", out, "--keep")
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = made_once(tmp_path_factory, "matrix-run", run)
+    return Ran(code=code, output=output, out=out)

@@ -52,7 +52,7 @@ Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pairs]:
     """A stack, and what was said there of every case, in one process."""
     given = [*cases(), *({**PLAIN, "spoil": how} for how in REFUSED)]
-    found = ask(request.param, PROGRAM, given, tmp_path_factory.mktemp("extraction"))
+    found = ask(request.param, PROGRAM, given, tmp_path_factory)
     return request.param, list(zip(given, found, strict=True))
 
 

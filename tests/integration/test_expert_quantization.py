@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the program said on one stack, by scenario."""
-    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory.mktemp("quantization"))
+    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory)
 
 
 def test_every_expert_of_every_family_is_quantised_where_transformers_alone_leaves_them(said: dict[str, Rows]) -> None:

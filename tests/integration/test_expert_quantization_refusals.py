@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the program said on one stack, by scenario."""
-    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory.mktemp("refusals"))
+    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory)
 
 
 def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:

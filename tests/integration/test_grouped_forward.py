@@ -60,20 +60,20 @@ OF_FUSED: list[dict[str, Any]] = [
 class Answers:
     """What was said in one stack: of training steps, and of each scenario."""
 
-    def __init__(self, stack_id: str, scratch: Path) -> None:
+    def __init__(self, stack_id: str, factory: pytest.TempPathFactory) -> None:
         self.stack_id = stack_id
         self.linears = stack_id == LINEARS
         steps = STEPS_OF_LINEARS if self.linears else STEPS
         others = [*OTHERS, *([] if self.linears else OF_FUSED)]
         given = [*({**case, "scenario": "steps"} for case in steps), *others]
-        found = ask(stack_id, PROGRAM, given, scratch)
+        found = ask(stack_id, PROGRAM, given, factory)
         self.steps = list(zip(steps, found, strict=False))
         self.of = {case["scenario"]: said for case, said in zip(given, found, strict=True)}
 
 
 @pytest.fixture(scope="module", params=STACKS)
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    return Answers(request.param, tmp_path_factory.mktemp("grouped"))
+    return Answers(request.param, tmp_path_factory)
 
 
 def test_logits_and_gradients_are_those_of_pefts_own_forward(said: Answers) -> None:
