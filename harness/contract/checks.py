@@ -157,7 +157,12 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="no tensor, and no expert inside a fused tensor, was left without a delta",
     ),
-    Check(name="untouched_bytes", stage="compare", gate="tensor", passes_when="no tensor without a delta changed"),
+    Check(
+        name="untouched_bytes",
+        stage="compare",
+        gate="tensor",
+        passes_when="no tensor without a delta changed, of those that are there",
+    ),
     Check(
         name="keys",
         stage="compare",
@@ -204,7 +209,11 @@ def find(name: str, stage: StageName) -> Check:
     """
     if name.startswith(CONTROL) and stage == "controls":
         return Check(
-            name=name, stage=stage, gate="tensor", passes_when="the gates reject that broken merge", failing="blind"
+            name=name,
+            stage=stage,
+            gate="tensor",
+            passes_when="every check that the fault names rejects that broken merge",
+            failing="blind",
         )
     for check in TABLE:
         if (check.name, check.stage) == (name, stage):

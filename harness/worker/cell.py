@@ -195,8 +195,8 @@ def _compare(observation: Observation, request: Request, checkpoint: Checkpoint)
         quantized = recipe(request.recipe).quantization is not None
         if quantized or request.dtype != "float32":
             save_reference(request, checkpoint, _vocab(checkpoint))
-        said: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
-        compare(observation, request, checkpoint, said)
+        engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
+        compare(observation, request, checkpoint, engine)
         if quantized:
             compare_quantized(observation, request, checkpoint, _vocab(checkpoint))
 

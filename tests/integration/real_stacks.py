@@ -49,6 +49,11 @@ CELLS = (
     f"qwen3_moe/lora-experts@{SWAPPED}+geometry=single",
     f"qwen3_moe/lora-experts@{NEWEST}+geometry=single",
     f"qwen3_moe/lora@{NEWEST}+dtype=bf16",
+    *(f"{family}/lora@{NEWEST}+engine=peft" for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe")),
+    *(f"{family}/lora@{SWAPPED}+engine=peft" for family in ("qwen3_moe", "qwen3_5_moe")),
+    f"qwen3_moe/lora@{NEWEST}+dtype=bf16+engine=peft",
+    f"qwen3_moe/qlora4@{NEWEST}+engine=peft+geometry=blocks",
+    f"qwen3_moe/lora@{NO_RELOAD}+engine=peft",
 )
 
 

@@ -155,11 +155,9 @@ def test_the_report_is_written_in_every_format(matrix_run: Ran) -> None:
     )
 
 
-def test_a_wrong_b_packing_passes_the_engine_s_own_count_and_nothing_else(tmp_path: Path) -> None:
-    done = harness(
-        "run", "--model", "qwen3_moe", "--peft", "0.19.1", "--b-packing", "grouped_by_expert", "--out", tmp_path
-    )
-    cell = f"qwen3_moe/lora@{STANDARD}+b-packing=grouped_by_expert"
+def test_a_planted_packing_fault_passes_the_engine_s_own_count_and_nothing_else(tmp_path: Path) -> None:
+    done = harness("run", "--model", "qwen3_moe", "--peft", "0.19.1", "--fault", "b-packing", "--out", tmp_path)
+    cell = f"qwen3_moe/lora@{STANDARD}+fault=b-packing"
     result = Ran(code=done.returncode, output=done.stdout, out=tmp_path).result(cell)
     failed = {check["name"] for check in result["checks"] if not check["passed"]}
 
@@ -170,7 +168,30 @@ def test_a_wrong_b_packing_passes_the_engine_s_own_count_and_nothing_else(tmp_pa
     assert result["merge"]["by_kind"]["expert"]["wrong"] == 48
     assert result["merge"]["by_kind"]["attention"]["applied"] == 8
     assert "reproduce" in done.stdout
-    assert "--b-packing grouped_by_expert" in done.stdout
+    assert "--fault b-packing" in done.stdout
+    controls = {control["name"]: control for control in result["controls"]}
+    assert set(controls) == {"b-packing", "base-copied"}, "the cell's own merge is the one, the other is tried as ever"
+    assert all(control["rejected"] for control in controls.values())
+    assert set(controls["b-packing"]["by"]) == failed
+
+
+def test_a_base_published_as_the_merge_is_a_noop(tmp_path: Path) -> None:
+    done = harness("run", "--model", "glm4_moe", "--peft", "0.18.1", "--fault", "base-copied", "--out", tmp_path)
+    result = Ran(code=done.returncode, output=done.stdout, out=tmp_path).result(
+        f"glm4_moe/lora@{SWAPPED}+fault=base-copied"
+    )
+
+    assert done.returncode == 1
+    assert (result["outcome"], result["stage"]) == ("noop", "compare")
+    assert result["merge"]["dropped"] == result["merge"]["attempted"] == 69
+
+
+def test_a_fault_that_would_break_nothing_is_refused_in_words(tmp_path: Path) -> None:
+    """With Linears in memory there is no fused lora_B to misread."""
+    done = harness("run", "--model", "qwen3_moe", "--transformers", "4.57.6", "--fault", "b-packing", "--out", tmp_path)
+
+    assert done.returncode == 1
+    assert "fault b-packing breaks nothing here" in done.stdout
 
 
 def test_run_completes_versions_and_says_what_it_chose(tmp_path: Path) -> None:

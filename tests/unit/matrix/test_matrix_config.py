@@ -169,3 +169,30 @@ def test_an_unknown_profile_suggests_the_nearest(config: MatrixConfig) -> None:
 )
 def test_cores_are_shared_among_cells(limits: Limits, cores: int, asked: int | None, share: tuple[int, int]) -> None:
     assert limits.share(cores, jobs=asked) == share
+
+
+def test_an_engine_s_bands_change_those_that_they_name_and_no_others(load: Callable[..., MatrixConfig]) -> None:
+    config = load("[bands.bf16]", "[engine_bands.peft.bf16]\nkl_max = 1e-3\nexact_min = 0.5\n[bands.bf16]")
+    plain = config.bands["bf16"]
+
+    assert config.bands_of("peft", "bf16") == plain.model_copy(update={"kl_max": 1e-3, "exact_min": 0.5})
+    assert config.bands_of("peft", "float32") == config.bands["float32"]
+    assert config.bands_of("reference", "bf16") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[engine_bands.peft.bf16]\nkl_maximum = 1", "engine_bands.peft.bf16.kl_maximum"),
+        ("[engine_bands.peft.bf16]\nsamples_min = 2", "engine_bands.peft.bf16.samples_min"),
+        ("[engine_bands.peft.fp8]\nkl_max = 1", "engine_bands.peft.fp8"),
+        ("[engine_bands.pefd.bf16]\nkl_max = 1", "engine_bands: unknown engine 'pefd'"),
+    ],
+)
+def test_an_engine_s_bands_are_read_as_strictly_as_the_others(
+    load: Callable[..., MatrixConfig], text: str, words: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load("[bands.bf16]", f"{text}\n[bands.bf16]")
+
+    assert words in error.value.message

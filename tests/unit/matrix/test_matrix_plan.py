@@ -224,6 +224,7 @@ def test_a_cell_can_be_named_by_its_parts(config: MatrixConfig, catalogue: Catal
         ({"recipe": "lora-expert"}, "Did you mean 'lora-experts'?"),
         ({"geometry": "sqare"}, "unknown geometry 'sqare'. Did you mean 'square'?"),
         ({"engine": "refrence"}, "Did you mean 'reference'?"),
+        ({"fault": "base-copeid"}, "Did you mean 'base-copied'?"),
         ({"variant": "fused"}, "unknown variant of alpha 'fused'."),
         ({"dtype": "bfloat16"}, "options: dtype: unknown value 'bfloat16'. Did you mean 'bf16'?"),
         ({"seed": -1}, "options: seed: -1: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -239,6 +240,33 @@ def test_a_fault_of_the_adapter_is_merged_by_the_engine_and_the_adapter_itself_s
     assert planted == [True]
     assert given != [work / "adapter"]
     assert not (work / "adapter" / "planted").exists()
+
+
+class _Patched:
+    """A fault of a library, as one of the catalogue will be."""
+
+    breaks = "makes the engine claim nothing"
+    where: Where = "library"
+    noticed_by = frozenset({"applied"})
+    control = False
+
+    def applies(self, facts: Facts) -> bool:  # noqa: ARG002
+        return True
+
+    def plant(self, site: Site) -> None:
+        site.patches.enter_context(mock.patch.object(planting, "merge_with_engine", return_value={"patched": 1}))
+
+
+def test_a_fault_of_a_library_is_there_while_the_engine_merges_and_not_afterwards(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = cell.path.parent
+    _engine(monkeypatch, work)
+    before = planting.merge_with_engine
+    monkeypatch.setattr(planting, "fault", lambda _name: _Patched())
+
+    assert merge_as_asked(request_in(work, fault="patched"), CHECKPOINT, ADAPTER, out=work / "out") == {"patched": 1}
+    assert planting.merge_with_engine is before
 
 
 def test_the_planted_merge_is_the_control_of_its_name_and_the_others_are_tried(cell: Observation) -> None:

@@ -1,0 +1,145 @@
+"""A second engine in the socket: what PEFT's own merge gets right on real stacks, and what it loses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_stacks import NEWEST, NO_RELOAD, SWAPPED, Ran, ask
+from safetensors.torch import load_file, save_file
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+
+PEFT_CELLS = {
+    f"qwen3_moe/lora@{NEWEST}+engine=peft": (56, 0),
+    f"glm4_moe/lora@{NEWEST}+engine=peft": (69, 44),
+    f"deepseek_v3/lora@{NEWEST}+engine=peft": (72, 44),
+    f"qwen3_5_moe/lora@{NEWEST}+engine=peft": (19, 39),
+    f"qwen3_moe/lora@{SWAPPED}+engine=peft": (56, 0),
+    f"qwen3_5_moe/lora@{SWAPPED}+engine=peft": (19, 39),
+    f"qwen3_moe/lora@{NEWEST}+dtype=bf16+engine=peft": (56, 0),
+    f"qwen3_moe/qlora4@{NEWEST}+engine=peft+geometry=blocks": (56, 0),
+}
+"""Cell → tensors that a LoRA covers, and tensors of prediction layers: by hand, from the families' descriptions."""
+BYTE_EXACT = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(("cell", "counts"), PEFT_CELLS.items())
+def test_every_tensor_is_merged_and_what_the_model_does_not_load_is_lost(
+    matrix_run: Ran, cell: str, counts: tuple[int, int]
+) -> None:
+    result = matrix_run.result(cell)
+    covered, extras = counts
+    failed = {check["name"] for check in result["checks"] if not check["passed"]}
+
+    assert result["merge"]["applied"] == result["merge"]["attempted"] == covered
+    assert result["metrics"]["keys_missing"] == extras
+    assert result["metrics"]["keys_unexpected"] == 0
+    assert result["outcome"] == ("fail" if extras else "pass"), result["reason"]
+    assert failed == ({"keys"} if extras else set())
+
+
+@pytest.mark.parametrize("cell", PEFT_CELLS)
+def test_it_claims_nothing_and_what_it_took_is_measured(matrix_run: Ran, cell: str) -> None:
+    merge = matrix_run.result(cell)["merge"]
+
+    assert (merge["engine_applied"], merge["fallback"]) == (None, None)
+    assert 0 < merge["engine_seconds"] < 60
+    assert 300 < merge["engine_peak_memory_mb"] < 8192, "torch, transformers and PEFT alone take more than 300 MiB"
+
+
+@pytest.mark.parametrize("cell", PEFT_CELLS)
+def test_every_control_is_tried_whoever_merges(matrix_run: Ran, cell: str) -> None:
+    controls = matrix_run.result(cell)["controls"]
+
+    assert {control["name"] for control in controls} == {"base-copied", "b-packing"}
+    assert all(control["rejected"] for control in controls)
+
+
+def test_fused_experts_that_are_written_one_by_one_are_judged_and_told(matrix_run: Ran) -> None:
+    merge = matrix_run.result(f"qwen3_5_moe/lora@{NEWEST}+engine=peft")["merge"]
+
+    assert merge["renamed"] == {"fused experts one by one": 4}, "two layers with two parameters each"
+    assert merge["by_kind"]["expert"] == {
+        "attempted": 4, "applied": 4, "zero_delta": 0, "below_rounding": 0, "dropped": 0, "wrong": 0,
+    }  # fmt: skip
+
+
+def test_files_in_other_words_are_told(matrix_run: Ran) -> None:
+    merge = matrix_run.result(f"qwen3_moe/lora@{NEWEST}+engine=peft")["merge"]
+    ours = matrix_run.result(f"qwen3_moe/lora@{NEWEST}")["merge"]
+
+    assert set(BYTE_EXACT) <= set(merge["files_rewritten"])
+    assert (ours["files_rewritten"], ours["renamed"]) == ([], {})
+
+
+def test_bf16_is_rounded_twice_on_fused_experts(matrix_run: Ran) -> None:
+    peft, ours = (
+        matrix_run.result(f"qwen3_moe/lora@{NEWEST}+dtype=bf16{engine}")["metrics"] for engine in ("+engine=peft", "")
+    )
+
+    assert ours["tensors_exact_fraction"] > 0.9999
+    assert 0.8 < peft["tensors_exact_fraction"] < 0.95
+    assert 0.5 < peft["max_ulp"] <= 1.0
+    assert ours["max_ulp"] < 0.5 + 1e-3
+
+
+def test_an_engine_that_cannot_load_the_adapter_is_an_error_of_the_merge_too(matrix_run: Ran) -> None:
+    result = matrix_run.result(f"qwen3_moe/lora@{NO_RELOAD}+engine=peft")
+    stages = {name: stage["result"] for name, stage in result["stages"].items()}
+
+    assert (stages["reload-adapter"], stages["merge"], stages["compare"]) == ("error", "error", "not_run")
+    assert "distributed_operation" in result["stages"]["merge"]["reason"]
+
+
+def test_every_table_says_what_merged(matrix_run: Ran) -> None:
+    markdown = (matrix_run.out / "report.md").read_text()
+    csv = (matrix_run.out / "report.csv").read_text()
+
+    assert "| merged by" in markdown
+    assert "| 5.23.0 / 0.21.2 / 1.16.0   | `peft`" in markdown
+    assert csv.splitlines()[0].startswith("cell,transformers,peft,trl,family,recipe,engine,")
+    assert 'name="qwen3_moe/lora by peft"' in (matrix_run.out / "junit.xml").read_text()
+
+
+# What says the same in other words, asked of the release itself
+
+
+def _edited(path: Path, change: dict[str, Any]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_another_meaning_is_never_taken_for_other_words(matrix_run: Ran, tmp_path: Path) -> None:
+    """Each case spoils one thing of a merge that PEFT saved rightly; what is excused then must not name it."""
+    kept = matrix_run.work(f"qwen3_moe/lora@{NEWEST}+engine=peft")
+    spoil = {
+        "as saved": lambda _: None,
+        "experts per token": lambda d: _edited(d / "config.json", {"num_experts_per_tok": 3}),
+        "rope": lambda d: _edited(d / "config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+        "no config": lambda d: (d / "config.json").unlink(),
+        "stop token": lambda d: _edited(d / "generation_config.json", {"eos_token_id": 7}),
+        "chat template": lambda d: (d / "chat_template.jinja").write_text("{{ messages[0]['content'] }}"),
+        "words": lambda d: _edited(d / "tokenizer.json", {"pre_tokenizer": None}),
+        "special token": lambda d: _edited(d / "tokenizer_config.json", {"eos_token": "<bos>"}),
+        "second weights": lambda d: save_file(load_file(d / "model.safetensors"), d / "model-2.safetensors"),
+    }
+    files = {
+        "experts per token": "config.json", "rope": "config.json", "no config": "config.json",
+        "stop token": "generation_config.json", "chat template": "chat_template.jinja", "words": "tokenizer.json",
+        "special token": "tokenizer_config.json", "second weights": "model-2.safetensors",
+    }  # fmt: skip
+    cases = []
+    for name, change in spoil.items():
+        merged = tmp_path / name.replace(" ", "-")
+        shutil.copytree(kept / "merged", merged)
+        change(merged)
+        cases.append({"base": str(kept / "base"), "merged": str(merged)})
+    said = dict(zip(spoil, ask(NEWEST, Path(__file__).with_name("meaning_program.py"), cases, tmp_path), strict=True))
+
+    assert set(said["as saved"]) >= {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+    assert {name: files[name] in excused for name, excused in said.items() if name in files} == dict.fromkeys(
+        files, False
+    )

@@ -1,0 +1,116 @@
+"""The folder is the catalogue, an engine's claims are only claims, and what it took is measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.engines.engine import Claims, Engine, Job, Merged, engine, run_in_this_process
+from harness.faults import fault_names
+from harness.matrix.catalogue import read_catalogue
+from harness.worker.request import Bands, Request
+from harness.worker.stages import merge
+from harness.worker.stages.merge import EngineExitError, merge_with_engine
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_every_file_of_the_folders_is_found_and_nothing_else() -> None:
+    catalogue = read_catalogue()
+
+    assert catalogue.engines == ("peft", "reference")
+    assert catalogue.faults == fault_names() == ("b-packing", "base-copied")
+
+
+@pytest.mark.parametrize(("name", "keeps_bytes"), [("reference", True), ("peft", False)])
+def test_an_engine_is_found_by_its_name(name: str, keeps_bytes: bool) -> None:
+    assert engine(name).keeps_bytes is keeps_bytes
+
+
+def test_naming_engines_and_faults_imports_no_library() -> None:
+    program = (
+        "import sys; from harness.faults import *; from harness.engines.engine import engine;"
+        "[engine(n) for n in ('reference', 'peft')]; [fault(n) for n in fault_names()];"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'peft', 'transformers', 'safetensors', 'numpy'}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert shown.stdout.strip() == "[]"
+
+
+def test_what_an_engine_took_is_measured() -> None:
+    def work() -> Claims:
+        block = bytearray(64 * 2**20)
+        block[::4096] = b"x" * len(block[::4096])  # touched, so that it is resident
+        return Claims(applied=3)
+
+    merged = run_in_this_process(work)
+
+    assert merged.claims == Claims(attempted=None, applied=3, fallback=None)
+    assert merged.exit == 0
+    assert merged.seconds > 0
+    assert 64 < merged.peak_memory_mb < 64_000, "MiB, not KiB and not bytes"
+
+
+def _request(work: Path) -> Request:
+    bands = Bands(
+        kl_max=1.0, logprob_max=1.0, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
+        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0, clear_min=0.5, paths_max=1.0,
+    )  # fmt: skip
+    return Request(
+        family="qwen3_moe", recipe="lora", geometry="distinct", variant="published", dtype="bf16", device="cpu", seed=0,
+        engine="sample", fault=None, work=work, observation=work / "observation.json", threads=2, bands=bands,
+    )  # fmt: skip
+
+
+class _Sample:
+    """An engine that writes down its job and ends as it is told."""
+
+    keeps_bytes = False
+
+    def __init__(self, exit_status: int) -> None:
+        self.exit_status = exit_status
+        self.jobs: list[Job] = []
+
+    def merge(self, job: Job) -> Merged:
+        self.jobs.append(job)
+        return Merged(claims=Claims(applied=7, fallback=2), exit=self.exit_status, seconds=1.5, peak_memory_mb=640.0)
+
+
+def test_the_merge_stage_tells_the_engine_everything_and_keeps_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = _Sample(0)
+    found: Engine = sample
+    monkeypatch.setattr(merge, "engine", lambda _name: found)
+    said = merge_with_engine(_request(tmp_path), out=tmp_path / "merged")
+
+    assert sample.jobs == [
+        Job(
+            base=tmp_path / "base", adapter=tmp_path / "adapter", out=tmp_path / "merged", dtype="bf16", device="cpu",
+            threads=2,
+        )
+    ]  # fmt: skip
+    assert said == {
+        "engine_applied": 7, "engine_attempted": None, "fallback": 2, "engine_seconds": 1.5,
+        "engine_peak_memory_mb": 640.0,
+    }  # fmt: skip
+
+
+def test_an_engine_whose_process_fails_is_an_error_of_the_merge_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "engine", lambda _name: _Sample(3))
+
+    with pytest.raises(EngineExitError, match="engine sample ended with exit code 3"):
+        merge_with_engine(_request(tmp_path), out=tmp_path / "merged")
+
+
+def test_an_unknown_engine_is_not_guessed() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        engine("unheard-of")
+    with pytest.raises(AttributeError):
+        engine("engine")  # the Protocol's own file defines none
