@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from harness.execution.files import write_atomically
 from harness.matrix.cell import Cell
@@ -19,6 +20,9 @@ CELL_FIELDS = (
     "family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "b_packing",
 )  # fmt: skip
 """What a worker is told of its cell. Not the stack: it observes what is installed instead of believing what should be."""
+
+Processes = Literal["forked", "started"]
+"""How a cell's stages get processes of their own: forked after the imports, or started where the imports start CUDA."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,14 @@ class WorkerRequest:
         work: an empty directory of the cell's own, the worker's current directory.
         bands: the bands of the cell's dtype and recipe, JSON values by name.
         threads: how many threads each process of the cell may compute with.
+        processes: where its stages run; it does not decide what they find.
     """
 
     cell: Cell
     work: Path
     bands: Mapping[str, object] = field(default_factory=dict)
     threads: int = 1
+    processes: Processes = "forked"
 
     @property
     def observation(self) -> Path:
@@ -53,6 +59,7 @@ class WorkerRequest:
                 "observation": str(self.observation),
                 "bands": dict(self.bands),
                 "threads": self.threads,
+                "processes": self.processes,
             },
             indent=1,
             sort_keys=True,

@@ -11,25 +11,21 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from harness.worker.observation import Observation, StageStoppedError
-
-ORDER = (
-    "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare", "controls",
-)  # fmt: skip
-"""Stages in the order in which a cell begins them."""
 
 STOPPED = 1
 """Exit code of a child in which a stage ended without a usable result; the record says which and why."""
 
 
-def run_in_child(observation: Observation, stages: Callable[[Observation], None]) -> bool:
-    """Run ``stages`` in a forked child that shares the observation file.
+def run_in_child(observation: Observation, stages: Callable[[Observation], None], *, names: Sequence[str]) -> None:
+    """Run ``stages`` in a forked child that shares the observation file, and record how it ended where it did not itself.
 
-    Returns:
-        True when every stage of the child ended with a usable result. False when one stopped, or when the child died: then
-        the stage that was running is recorded as a crash, with the signal.
+    Args:
+        observation: the cell's record; afterwards it holds what the child has seen.
+        stages: what to run.
+        names: the stages that it runs, in order.
     """
     observation.save()
     sys.stdout.flush()
@@ -38,28 +34,33 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
     if pid == 0:
         _child(observation, stages)
     _, status = os.waitpid(pid, 0)
+    record_end(observation, os.waitstatus_to_exitcode(status), names=names)
+
+
+def record_end(observation: Observation, code: int, *, names: Sequence[str]) -> None:
+    """Take over what a process has seen of its stages, and record its own end where that is news.
+
+    Args:
+        observation: the cell's record, read again from its file.
+        code: the process's exit code; negative: the signal that killed it.
+        names: the stages that it was to run, in order.
+    """
     observation.data = Observation.load(observation.path).data
-    # A child that dies between two stages has finished the first: its end belongs to the one that it never began.
-    next_stage = next((name for name in ORDER if name not in observation.data["stages"]), ORDER[-1])
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        running = observation.data["running"] or next_stage
-        reason = f"killed by signal {number}"
-        if number == 9:  # noqa: PLR2004 — SIGKILL, by its number everywhere
-            reason += " (SIGKILL: most often the kernel, when memory runs out)"
-        observation.data["stages"][running] = {"result": "crash", "seconds": None, "reason": reason}
-        observation.data["running"] = None
-        observation.save()
-        return False
-    code = os.waitstatus_to_exitcode(status)
     running = observation.data["running"]
-    if running is not None or code not in {0, STOPPED}:
+    # A process that dies between two stages has finished the first: its end belongs to the one that it never began.
+    stage = running or next((name for name in names if name not in observation.data["stages"]), names[-1])
+    if code < 0:
+        reason = f"killed by signal {-code}"
+        if code == -9:  # noqa: PLR2004 — SIGKILL, by its number everywhere
+            reason += " (SIGKILL: most often the kernel, when memory runs out)"
+        observation.data["stages"][stage] = {"result": "crash", "seconds": None, "reason": reason}
+    elif running is not None or code not in {0, STOPPED}:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
-        observation.data["stages"][running or next_stage] = {"result": "error", "seconds": None, "reason": reason}
-        observation.data["running"] = None
-        observation.save()
-        return False
-    return code == 0
+        observation.data["stages"][stage] = {"result": "error", "seconds": None, "reason": reason}
+    else:
+        return
+    observation.data["running"] = None
+    observation.save()
 
 
 def _child(observation: Observation, stages: Callable[[Observation], None]) -> None:

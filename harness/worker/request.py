@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 BPacking = Literal["rank_major", "grouped_by_expert"]
+Processes = Literal["forked", "started"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,13 @@ class Request:
     observation: Path
     threads: int
     bands: Bands
+    processes: Processes = "forked"
+    """Whether stages run in processes that are forked after the imports, or in some that are started; see ``harness.worker.run``."""
+
+    @property
+    def file(self) -> Path:
+        """The request itself, where the host writes it."""
+        return self.work / "request.json"
 
     @property
     def base(self) -> Path:
@@ -89,4 +97,5 @@ def read_request(path: Path) -> Request:
         observation=Path(data["observation"]),
         threads=int(data["threads"]),
         bands=Bands(**data["bands"]),
+        processes=data["processes"],
     )
