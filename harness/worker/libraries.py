@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
 import sys
 
 
@@ -43,3 +45,38 @@ def cuda_started() -> bool:
     """
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
+
+
+FIRST_USED_IN_STAGES = (
+    "multiprocessing.synchronize",
+    "numpy.ctypeslib",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler",
+    "transformers.integrations.bitsandbytes",
+    "transformers.integrations.moe",
+    "transformers.modeling_rope_utils",
+)
+"""Modules that the libraries import only when a stage needs them, as seen over all stacks and recipes of ``matrix.toml``."""
+
+
+def preload() -> None:
+    """Import in the parent what each child would import again: our own code, the families' models, what is used first in stages.
+
+    A stack that lacks a module, or cannot import it, says so in the stage that needs it, where it is a finding. Of ours,
+    what quantises experts needs a transformers that has them as parameters.
+    """
+    own = [name for package in ("harness.worker", "harness.merge", "harness.experts") for name in _modules_of(package)]
+    families = [name.rpartition(".")[2] for name in own if name.startswith("harness.worker.checkpoints.families.")]
+    models = [f"transformers.models.{name}.modeling_{name}" for name in families]
+    for name in (*own, *FIRST_USED_IN_STAGES, *models):
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: transformers' own word for an import that failed
+            print(f"not imported ahead: {name}: {error}", flush=True)
+
+
+def _modules_of(package: str) -> list[str]:
+    """Return a package of ours and everything in it, entry points apart."""
+    root = importlib.import_module(package)
+    found = [name for _, name, _ in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    return [name for name in found if not name.endswith(".__main__")]

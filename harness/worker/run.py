@@ -22,7 +22,7 @@ from harness.worker.cell import GROUPS, IMPORT
 from harness.worker.checkpoints.family import Checkpoint, build
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.groups import MAIN, StartedAhead
-from harness.worker.libraries import cuda_started, import_libraries
+from harness.worker.libraries import cuda_started, import_libraries, preload
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
 from harness.worker.request import Request, read_request
@@ -151,6 +151,7 @@ def serve_cells(*, device: str, threads: int) -> None:
 
     def prepare() -> None:
         import_libraries(threads=threads, device=device)
+        preload()
         if cuda_started():
             raise RefusedError("cuda", "the imports have started CUDA, which no forked child could use")
 

@@ -279,7 +279,7 @@ def test_a_child_that_dies_between_two_stages_never_began_the_second(tmp_path: P
     def stages(seen: Observation) -> None:
         with seen.stage("load"):
             pass
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     run_in_child(observation, stages, names=("load", "attach", "train"))
 
