@@ -91,10 +91,16 @@ class WarmWorker:
         """Wait until it has imported the libraries; return why it cannot be used, None when it can.
 
         Raises:
-            ParentLostError: it has died, takes longer than ``seconds``, or the run was cancelled; it is gone.
+            ParentLostError: it has died, or the run was cancelled; it is gone.
         """
-        with self._lock:
-            answer = self._read(time.monotonic() + seconds, cancelled)
+        deadline = time.monotonic() + seconds
+        try:
+            with self._lock:
+                answer = self._read(deadline, cancelled)
+        except ParentLostError:
+            if time.monotonic() < deadline:
+                raise
+            return Refusal(kind="import", reason=f"the imports had not ended after {seconds:g} s")
         if not answer["ready"]:
             return Refusal(kind=answer["kind"], reason=answer["reason"])
         self.seconds_to_import = float(answer["seconds"])

@@ -188,7 +188,13 @@ def fake_environment(folder: Path, wanted: Stack) -> FakeEnvironment:
 
 def child_environment(*, scratch: Path, threads: int, device: Device, prefix: Path) -> dict[str, str]:
     del device, prefix
-    return {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "OMP_NUM_THREADS": str(threads)}
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": str(threads),
+        "LC_ALL": "C.UTF-8",  # without it, an interpreter that starts in the C locale sets a variable of its own
+    }
 
 
 def services(
