@@ -35,11 +35,20 @@ FIRST = 0
 class StartedAhead:
     """Each group of steps in a process of its own."""
 
-    def __init__(self, observation: Observation, request: Request) -> None:
-        """Start them all."""
+    def __init__(
+        self, observation: Observation, request: Request, *, count: int = len(GROUPS), main: Path = MAIN
+    ) -> None:
+        """Start them all.
+
+        Args:
+            observation: the cell's record, which is on disk when this returns.
+            request: the cell's request, which is on disk.
+            count: how many groups there are.
+            main: the file that a group's process is started with.
+        """
+        observation.save()
         self._observation = observation
-        self._request = request
-        self._waiting = {number: _Group(number, request) for number in range(len(GROUPS))}
+        self._waiting = [_Group(number, request, main) for number in range(count)]
 
     def import_libraries(self) -> None:
         """Import in the first group's process.
@@ -62,7 +71,7 @@ class StartedAhead:
 
     def close(self) -> None:
         """End those whose turn has not come."""
-        for group in self._waiting.values():
+        for group in self._waiting:
             group.end()
 
     def _run(self, group: _Group, step: Step) -> None:
@@ -71,14 +80,14 @@ class StartedAhead:
         if code is None:
             self._observation.data = Observation.load(self._observation.path).data
         else:
-            record_end(self._observation, code, names=step.stages)
+            record_end(self._observation, code, names=step.stages, expected=())
 
 
 class _Group:
     """The process of one group, replaced when it has died."""
 
-    def __init__(self, number: int, request: Request) -> None:
-        self._command = [sys.executable, "-I", "-u", str(MAIN), "--group", str(number), str(request.file)]
+    def __init__(self, number: int, request: Request, main: Path) -> None:
+        self._command = [sys.executable, "-I", "-u", str(main), "--group", str(number), str(request.file)]
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:

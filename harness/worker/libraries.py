@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
+from pathlib import Path
 
 
 def import_libraries(*, threads: int, device: str) -> None:
@@ -47,6 +47,9 @@ def cuda_started() -> bool:
     return torch is not None and bool(torch.cuda.is_initialized())
 
 
+OWN = ("contract", "worker", "merge", "experts", "engines", "faults")
+"""Packages of ours that run in a cell."""
+
 FIRST_USED_IN_STAGES = (
     "multiprocessing.synchronize",
     "numpy.ctypeslib",
@@ -65,7 +68,7 @@ def preload() -> None:
     A stack that lacks a module, or cannot import it, says so in the stage that needs it, where it is a finding. Of ours,
     what quantises experts needs a transformers that has them as parameters.
     """
-    own = [name for package in ("harness.worker", "harness.merge", "harness.experts") for name in _modules_of(package)]
+    own = [name for package in OWN for name in _modules_of(package)]
     families = [name.rpartition(".")[2] for name in own if name.startswith("harness.worker.checkpoints.families.")]
     models = [f"transformers.models.{name}.modeling_{name}" for name in families]
     for name in (*own, *FIRST_USED_IN_STAGES, *models):
@@ -76,7 +79,8 @@ def preload() -> None:
 
 
 def _modules_of(package: str) -> list[str]:
-    """Return a package of ours and everything in it, entry points apart."""
-    root = importlib.import_module(package)
-    found = [name for _, name, _ in pkgutil.walk_packages(root.__path__, f"{package}.")]
-    return [name for name in found if not name.endswith(".__main__")]
+    """Return the modules of a package of ours, entry points apart. Nothing is imported to find them."""
+    harness = Path(__file__).parents[1]
+    paths = [path.relative_to(harness.parent) for path in sorted((harness / package).rglob("*.py"))]
+    names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return [name for name in names if not name.endswith(".__main__")]

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from harness.worker.observation import Observation, StageStoppedError
 
@@ -37,13 +37,16 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
     record_end(observation, os.waitstatus_to_exitcode(status), names=names)
 
 
-def record_end(observation: Observation, code: int, *, names: Sequence[str]) -> None:
+def record_end(
+    observation: Observation, code: int, *, names: Sequence[str], expected: Collection[int] = (0, STOPPED)
+) -> None:
     """Take over what a process has seen of its stages, and record its own end where that is news.
 
     Args:
         observation: the cell's record, read again from its file.
         code: the process's exit code; negative: the signal that killed it.
         names: the stages that it was to run, in order.
+        expected: exit codes of a process that has recorded everything itself.
     """
     observation.data = Observation.load(observation.path).data
     running = observation.data["running"]
@@ -54,7 +57,7 @@ def record_end(observation: Observation, code: int, *, names: Sequence[str]) -> 
         if code == -9:  # noqa: PLR2004 — SIGKILL, by its number everywhere
             reason += " (SIGKILL: most often the kernel, when memory runs out)"
         observation.data["stages"][stage] = {"result": "crash", "seconds": None, "reason": reason}
-    elif running is not None or code not in {0, STOPPED}:
+    elif running is not None or code not in expected:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
         observation.data["stages"][stage] = {"result": "error", "seconds": None, "reason": reason}
     else:

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -107,9 +107,18 @@ def run_cell(request: Request) -> None:
         if request.processes == "started"
         else Forked(observation, request, checkpoint)
     )
+    run_steps(way, observation, GROUPS)
+    observation.data["peak_rss_mb"] = peak_rss_mb()
+    observation.data["timings"]["worker"] = round(time.perf_counter() - start, 3)
+    observation.data["done"] = True
+    observation.save()
+
+
+def run_steps(way: Way, observation: Observation, groups: Sequence[Sequence[Step]]) -> None:
+    """Run each step whose needs are met when its turn comes, whatever has become of the others."""
     try:
         way.import_libraries()
-        for number, steps in enumerate(GROUPS):
+        for number, steps in enumerate(groups):
             with way.group(number) as run:
                 for step in steps:
                     if step.can_run(observation):
@@ -118,10 +127,6 @@ def run_cell(request: Request) -> None:
         pass  # only the imports let it out: nothing can run
     finally:
         way.close()
-    observation.data["peak_rss_mb"] = peak_rss_mb()
-    observation.data["timings"]["worker"] = round(time.perf_counter() - start, 3)
-    observation.data["done"] = True
-    observation.save()
 
 
 def _versions() -> dict[str, str]:
@@ -151,7 +156,8 @@ def serve_cells(*, device: str, threads: int) -> None:
 
     def prepare() -> None:
         import_libraries(threads=threads, device=device)
-        preload()
+        if device == "cpu":  # on a GPU, what is imported ahead could be what starts CUDA
+            preload()
         if cuda_started():
             raise RefusedError("cuda", "the imports have started CUDA, which no forked child could use")
 
