@@ -8,6 +8,7 @@ from typing import Any
 from harness.contract.checks import needed
 from harness.contract.facts import CellFacts
 from harness.contract.stages import WORKER_STAGES
+from harness.matrix.cell import Cell
 
 FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
 CONTROLS = ("base-copied",)
@@ -16,6 +17,12 @@ ALL_CHECKS = (
     *((f"control:{name}", "controls") for name in CONTROLS),
 )
 """Every check that a pass of such a cell needs, with the stage it belongs to."""
+
+
+def plain_cell(recipe: str = "lora", **more: object) -> Cell:
+    """Return a cell of a stack of made-up pins."""
+    stack = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "pins": {"torch": "2.13.0"}}
+    return Cell.model_validate({"family": "qwen3_moe", "recipe": recipe, "stack": stack, **more})
 
 
 def complete_observation() -> dict[str, Any]:

@@ -13,10 +13,12 @@ from harness.contract.cell_fields import Device
 from harness.envs import cache_dir, check_versions_exist, child_environment, ensure_environment, unmanaged_environment
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
+from harness.execution.executors import local
 from harness.execution.files import tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
+from harness.execution.runner import MakeRunner
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
 from harness.execution.services import CellSettings, Prepare, PreparedEnvironment, Services
@@ -42,8 +44,10 @@ def execute(
     python: Path | None,
     resume: bool,
     keep: bool,
+    fresh_processes: bool,
     console: Console,
     report: bool,
+    make_runner: MakeRunner = local.runner,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -56,8 +60,10 @@ def execute(
         python: an interpreter to run in as it is, or None.
         resume: take over results on disk that this run would make again just so.
         keep: leave work directories under ``out``.
+        fresh_processes: start a new process for each cell.
         console: where to print.
         report: whether to write the report's files.
+        make_runner: makes what runs the cells.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
@@ -76,7 +82,14 @@ def execute(
         )
         try:
             ran = run_cells(
-                cells, services, choose_progress(console), jobs=min(at_a_time, len(cells)), resume=resume, keep=keep
+                cells,
+                services,
+                choose_progress(console),
+                jobs=min(at_a_time, len(cells)),
+                resume=resume,
+                keep=keep,
+                make_runner=make_runner,
+                processes="fresh" if fresh_processes else "warm",
             )
         except RunInterruptedError as interruption:
             rows = rows_of(setup, interruption.report)

@@ -12,6 +12,7 @@ from harness.cli.options import (
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
+    FreshOption,
     JobsOption,
     KeepOption,
     OutOption,
@@ -22,10 +23,9 @@ from harness.cli.options import (
     StackOption,
 )
 from harness.cli.setup import choose_device, console, installed_stack, load_setup
-from harness.errors import ConfigurationError
+from harness.execution.executors import executor as make_executor
+from harness.execution.executors import executor_names
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
-
-EXECUTORS = ("local",)
 
 
 def matrix(
@@ -34,7 +34,7 @@ def matrix(
     stack: StackOption = None,
     jobs: JobsOption = None,
     shard: ShardOption = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
+    executor: Annotated[str, typer.Option(help=f"Where cells run: {', '.join(executor_names())}.")] = "local",
     device: DeviceOption = "cpu",
     python: PythonOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -42,6 +42,7 @@ def matrix(
         bool, typer.Option("--resume", help="Keep results of an earlier run that this one would make again just so.")
     ] = False,
     keep: KeepOption = False,
+    fresh_processes: FreshOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
 ) -> None:
@@ -52,8 +53,7 @@ def matrix(
 
     Example: [bold]harness matrix --profile smoke[/]
     """
-    if executor not in EXECUTORS:
-        raise ConfigurationError(f"--executor {executor!r} is not one of {', '.join(EXECUTORS)}.")
+    make_runner = make_executor(executor)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     selection = Selection(
@@ -75,6 +75,8 @@ def matrix(
         python=python,
         resume=resume,
         keep=keep,
+        fresh_processes=fresh_processes,
+        make_runner=make_runner,
         console=console(),
         report=True,
     )

@@ -45,4 +45,11 @@ PythonOption = Annotated[
 KeepOption = Annotated[
     bool, typer.Option("--keep", help="Keep each cell's work directory: base, adapter and merged checkpoint.")
 ]
+FreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--fresh-processes",
+        help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker.",
+    ),
+]
 JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core.")]

@@ -14,6 +14,7 @@ from harness.cli.options import (
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
+    FreshOption,
     KeepOption,
     OutOption,
     PythonOption,
@@ -67,6 +68,7 @@ def run(
     out: OutOption = DEFAULT_OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the cell's result here.")] = None,
     keep: KeepOption = False,
+    fresh_processes: FreshOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
 ) -> None:
@@ -119,6 +121,7 @@ def run(
         python=python,
         resume=False,
         keep=keep,
+        fresh_processes=fresh_processes,
         console=screen,
         report=False,
     )

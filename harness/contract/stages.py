@@ -35,10 +35,8 @@ TABLE: Mapping[StageName, Stage] = {
     "resolve": Stage(does="a lock is compiled from the stack's pins", on_host=True),
     "install": Stage(does="the environment is made from the lock", needs=("resolve",), on_host=True),
     "import": Stage(does="the libraries under test are imported", needs=("install",), may_lack=True),
-    "build": Stage(does="the base checkpoint is written, byte for byte the same in every stack", needs=("install",)),
-    "load": Stage(
-        does="the base is loaded, quantised where the recipe says so", needs=("import", "build"), may_lack=True
-    ),
+    "build": Stage(does="the base checkpoint is written, byte for byte the same in every stack", needs=("import",)),
+    "load": Stage(does="the base is loaded, quantised where the recipe says so", needs=("build",), may_lack=True),
     "attach": Stage(does="the LoRA is attached", needs=("load",), may_lack=True),
     "train": Stage(does="a few steps with `trl.SFTTrainer`; the trained model is kept as the truth", needs=("attach",)),
     "save": Stage(does="the adapter is saved", needs=("train",)),

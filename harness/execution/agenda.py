@@ -1,8 +1,11 @@
 """Which cell is next. Pure bookkeeping: no threads, no processes, no clock.
 
 Cells wait with their stack until its environment is ready; from then on any of them may run. Among ready stacks the one
-that has started the fewest cells goes first, ties in plan order: every stack shows its first result early, a stack that
-becomes ready late catches up, and nobody waits while anything that is ready is left.
+that has started the fewest cells goes first, ties in plan order: stacks show their first results early, one that becomes
+ready late catches up, and nobody waits while anything that is ready is left.
+
+A stack that has begun is kept warm, half a gigabyte of imported libraries. So only so many are open at a time: another one
+begins when there is nothing left to start in one of those.
 """
 
 from __future__ import annotations
@@ -32,12 +35,17 @@ class _Group:
 class Agenda:
     """The cells that have not been started."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell], *, open_stacks: int | None = None) -> None:
         """Group ``cells`` by stack, both in the order given.
+
+        Args:
+            cells: the plan.
+            open_stacks: how many stacks may have begun and have cells left; None: any number.
 
         Raises:
             ValueError: two cells have the same id, so that one's result would replace the other's.
         """
+        self._open_stacks = open_stacks
         self._groups: dict[StackKey, _Group] = {}
         seen: set[str] = set()
         for cell in cells:
@@ -66,6 +74,9 @@ class Agenda:
         groups = [group for group in self._groups.values() if group.ready and group.waiting]
         if not groups:
             return None
+        begun = [group for group in groups if group.started]
+        if self._open_stacks is not None and len(begun) >= self._open_stacks:
+            groups = begun
         group = min(groups, key=lambda candidate: candidate.started)
         group.started += 1
         return group.waiting.popleft()

@@ -34,6 +34,14 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """Return the content of ``path``, None when there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def tail(path: Path, *, lines: int = 20, limit: int = 16_384) -> str:
     """Return the last ``lines`` lines of ``path`` (at most ``limit`` bytes of it); "" when there is no such file."""
     try:

@@ -71,6 +71,10 @@ class Observer(Protocol):
         """A cell has its result, and it is on disk; ``reused``: it was there before."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that a person may want to know: a warm worker is replaced, or there is none, and why."""
+        ...
+
     def run_ended(self, report: RunReport) -> None:
         """The run is over, interrupted or not, and its children are gone."""
         ...

@@ -124,6 +124,10 @@ class PlainProgress:
         self._done += 1
         self._line(finished_line(result, done=self._done, planned=self._planned, reused=reused))
 
+    def note(self, text: str) -> None:
+        """Write it."""
+        self._line(Text(text))
+
     def run_ended(self, report: RunReport) -> None:
         """Write the closing line."""
         self._line(Text(closing_line(report)))
@@ -187,6 +191,10 @@ class LiveProgress:
         self._reused += reused
         self._running.pop(result.cell_id, None)
         self._print(finished_line(result, done=self._done, planned=self._planned, reused=reused))
+
+    def note(self, text: str) -> None:
+        """Write it above the display."""
+        self._print(Text(text, style="dim"))
 
     def run_ended(self, report: RunReport) -> None:
         """Write the closing line."""

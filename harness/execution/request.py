@@ -10,12 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from harness.contract.cell_fields import MEANINGS
 from harness.execution.files import write_atomically
 from harness.matrix.cell import Cell
 
 REQUEST_SCHEMA = 1
+
+Processes = Literal["forked", "started"]
+"""How a cell's stages get processes of their own: forked after the imports, or started where the imports start CUDA."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +31,14 @@ class WorkerRequest:
         work: an empty directory of the cell's own, the worker's current directory.
         bands: the bands of the cell's dtype and engine, JSON values by name.
         threads: how many threads each process of the cell may compute with.
+        processes: where its stages run; it does not decide what they find.
     """
 
     cell: Cell
     work: Path
     bands: Mapping[str, object] = field(default_factory=dict)
     threads: int = 1
+    processes: Processes = "forked"
 
     @property
     def observation(self) -> Path:
@@ -51,6 +57,7 @@ class WorkerRequest:
                 "observation": str(self.observation),
                 "bands": dict(self.bands),
                 "threads": self.threads,
+                "processes": self.processes,
             },
             indent=1,
             sort_keys=True,

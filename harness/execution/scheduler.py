@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
@@ -29,12 +30,14 @@ from harness.errors import (
 from harness.execution.agenda import Agenda, StackKey, stack_key
 from harness.execution.bundle import publish_bundle
 from harness.execution.deadman import Deadman
+from harness.execution.executors import local
 from harness.execution.finalise import StackRecord, without_worker
 from harness.execution.interrupt import children, end_children, signals_set
-from harness.execution.local import LocalRunner, utc_now
 from harness.execution.observer import Observer, RunReport
+from harness.execution.runner import MakeRunner, Processes, RunContext
 from harness.execution.services import CellSettings, PreparedEnvironment, Services
 from harness.execution.store import ResultStore, fingerprint
+from harness.execution.times import utc_now
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -62,6 +65,8 @@ def run_cells(
     environment_jobs: int = 1,
     resume: bool = False,
     keep: bool = False,
+    make_runner: MakeRunner = local.runner,
+    processes: Processes = "warm",
     cancelled: threading.Event | None = None,
 ) -> RunReport:
     """Run ``cells`` and return what they came to.
@@ -74,6 +79,8 @@ def run_cells(
         environment_jobs: how many environments are made at a time.
         resume: take over results on disk that this run would make again just so.
         keep: leave the cells' work directories.
+        make_runner: makes what runs the cells, see ``executors``.
+        processes: where the process of a cell comes from.
         cancelled: set from elsewhere, it ends the run as Ctrl-C does.
 
     Raises:
@@ -85,10 +92,20 @@ def run_cells(
     if jobs < 1 or environment_jobs < 1:
         raise ValueError(f"jobs={jobs} and environment_jobs={environment_jobs} must be at least 1")
     event = cancelled or threading.Event()
-    run = _Run(cells, services, observer, resume=resume, keep=keep, cancelled=event)
+    run = _Run(
+        cells,
+        services,
+        observer,
+        jobs=jobs,
+        resume=resume,
+        keep=keep,
+        make_runner=make_runner,
+        processes=processes,
+        cancelled=event,
+    )
     with signals_set(event):
         try:
-            report = run.execute(jobs=jobs, environment_jobs=environment_jobs)
+            report = run.execute(environment_jobs=environment_jobs)
             observer.run_ended(report)
         finally:
             observer.closed()
@@ -106,18 +123,24 @@ class _Run:
         services: Services,
         observer: Observer,
         *,
+        jobs: int,
         resume: bool,
         keep: bool,
+        make_runner: MakeRunner,
+        processes: Processes,
         cancelled: threading.Event,
     ) -> None:
         self.cells = tuple(cells)
+        self.jobs = jobs
         self.services = services
         self.observer = observer
         self.resume = resume
         self.cancelled = cancelled
-        self.agenda = Agenda(cells)
+        self.agenda = Agenda(cells, open_stacks=jobs)
+        self.left = Counter(stack_key(cell.stack) for cell in cells)
+        self.notices: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.store = ResultStore(services.out)
-        self.runner = LocalRunner(
+        self.context = RunContext(
             bundle=publish_bundle(services.cache, package=services.package),
             cache=services.cache,
             scratch=services.scratch,
@@ -125,30 +148,32 @@ class _Run:
             child_environment=services.child_environment,
             keep=keep,
             run_token=secrets.token_hex(16),
+            processes=processes,
+            note=lambda text: self.notices.put(lambda: self.observer.note(text)),
         )
-        self.notices: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.runner = make_runner(self.context)
         self.environments: dict[StackKey, PreparedEnvironment] = {}
         self.results: dict[str, CellResult] = {}
         self.reused: set[str] = set()
         self.failures: list[tuple[Stack, HarnessError]] = []
         self.started = 0
 
-    def execute(self, *, jobs: int, environment_jobs: int) -> RunReport:
+    def execute(self, *, environment_jobs: int) -> RunReport:
         """Run everything, or until cancelled."""
         began = time.monotonic()
         self.observer.planned(self.cells)
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
         running: dict[Future[CellResult | None], Cell] = {}
-        with Deadman(self.runner.run_token):
+        with Deadman(self.context.run_token):
             spared = children()
             makers = ThreadPoolExecutor(environment_jobs, thread_name_prefix="environment")
-            cell_threads = ThreadPoolExecutor(jobs, thread_name_prefix="cell")
+            cell_threads = ThreadPoolExecutor(self.jobs, thread_name_prefix="cell")
             completed = False
             try:
                 for key, stack in self.agenda.stacks.items():
                     preparing[makers.submit(self._prepare, stack)] = key
                 while not self.cancelled.is_set():
-                    self._start_cells(cell_threads, running, jobs)
+                    self._start_cells(cell_threads, running)
                     if not running and not preparing:
                         break
                     # The two give different things; here it only matters that one has ended.
@@ -163,6 +188,7 @@ class _Run:
                     self.cancelled.set()  # an error of ours: end the children, then let it out
                 # Cells first: they end at once, and afterwards every other child belongs to the making of environments.
                 cell_threads.shutdown(wait=True, cancel_futures=True)
+                self.runner.close()
                 makers.shutdown(wait=False, cancel_futures=True)
                 end_children(spared, until=lambda: all(future.done() for future in preparing))
             # Cells that ended in the same moment as the run have their result; it counts.
@@ -182,11 +208,9 @@ class _Run:
         began = time.monotonic()
         return self.services.prepare(stack), time.monotonic() - began
 
-    def _start_cells(
-        self, threads: ThreadPoolExecutor, running: dict[Future[CellResult | None], Cell], jobs: int
-    ) -> None:
+    def _start_cells(self, threads: ThreadPoolExecutor, running: dict[Future[CellResult | None], Cell]) -> None:
         """Start cells while there is room, taking over what is on disk already."""
-        while len(running) < jobs and not self.cancelled.is_set():
+        while len(running) < self.jobs and not self.cancelled.is_set():
             cell = self.agenda.next()
             if cell is None:
                 return
@@ -194,7 +218,7 @@ class _Run:
             settings = self.services.settings(cell)
             resume_key = fingerprint(
                 cell,
-                code_sha256=self.runner.bundle.sha256,
+                code_sha256=self.context.bundle.sha256,
                 lock_sha256=environment.lock_sha256,
                 settings=settings.deciding,
             )
@@ -275,7 +299,7 @@ class _Run:
                 stage=stage,
                 reason=reason,
                 stack=StackRecord(),
-                redactor=self.runner.redactor(),
+                redactor=self.context.redactor(),
                 started=utc_now(),
             )
             self.store.save(result)
@@ -284,3 +308,7 @@ class _Run:
     def _finish(self, result: CellResult) -> None:
         self.results[result.cell_id] = result
         self.observer.cell_finished(result, reused=result.cell_id in self.reused)
+        key = stack_key(result.cell.stack)
+        self.left[key] -= 1
+        if not self.left[key]:
+            self.runner.release(result.cell.stack)

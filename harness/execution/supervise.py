@@ -5,29 +5,27 @@ It ends in one of these ways: it exits; a signal kills it; it is over its time o
 cancelled and it is killed. However it ends, its process group is killed afterwards, and so is whatever has left the group:
 a cell that leaves processes behind disturbs the measurements of the next.
 
-The child's end is noticed without reaping it (``waitid`` with ``WNOWAIT``): as long as it is a zombie, its id and that of
-its group cannot be given to anybody else, so the signals that follow cannot hit a stranger.
+The child's end is noticed without reaping it, see ``child``. Where the child comes from is not known here.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from harness.execution import deadman, memory
+from harness.execution.child import Child, ParentLostError
 
-TICK = 0.05
+TICK = 0.02
 """Seconds between looks at the child's end and at the cancellation event."""
 
-Ending = Literal["exited", "signalled", "timeout", "oom", "cancelled", "not-started"]
+Ending = Literal["exited", "signalled", "timeout", "oom", "cancelled", "not-started", "lost"]
+"""How a child ended. ``lost``: it is not known, because the process that it was forked from is gone; the child is gone too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,75 +71,63 @@ class SupervisedExit:
 
 
 def run_supervised(
-    command: Sequence[str],
+    start: Callable[[BinaryIO], Child],
     *,
-    cwd: Path,
-    environment: Mapping[str, str],
+    headline: str,
     log: Path,
     limits: Limits,
     token: str,
     cancelled: threading.Event,
     poll: Callable[[], None] | None = None,
 ) -> SupervisedExit:
-    """Run ``command`` and wait for its end, or end it. Blocks; may be called from any thread.
+    """Start a child and wait for its end, or end it. Blocks; may be called from any thread.
 
     Args:
-        command: the program and its arguments. It is written to the log, shell-quoted, before it starts.
-        cwd: its current directory.
-        environment: its whole environment; ``HARNESS_CELL_TOKEN`` is added.
+        start: starts the child, whose output goes to the open log. Its OSError means that it cannot be started.
+        headline: the log's first line: the command, shell-quoted.
         log: where its standard output and error go; replaced if it exists.
         limits: time and memory.
-        token: the label by which its processes are found, unique to this child.
+        token: the label that its processes carry in ``HARNESS_CELL_TOKEN``, unique to this child.
         cancelled: when set, the child is killed.
         poll: called at every sample of memory, in this thread.
     """
     oom_kills = memory.kernel_oom_kills()
     started = time.monotonic()
-    with log.open("wb") as output:
-        output.write(f"$ {shlex.join(command)}\n".encode())
-        output.flush()
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env={**environment, deadman.TOKEN: token},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return SupervisedExit(ending="not-started", detail=f"{command[0]} cannot be started: {error.strerror}")
     try:
-        ending, detail, peak = _watch(process, limits, started, cancelled, poll)
-    finally:
-        # Also when `poll` raised: nothing of the child survives this function.
-        seconds = time.monotonic() - started
-        stragglers = _clear(process, token)
-    if ending is not None:
-        return SupervisedExit(ending=ending, detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers)
-    status = process.returncode
+        with log.open("wb") as output:
+            output.write(f"$ {headline}\n".encode())
+            output.flush()
+            try:
+                child = start(output)
+            except OSError as error:
+                reason = f"{error.filename} cannot be started: {error.strerror}"
+                return SupervisedExit(ending="not-started", detail=reason)
+        try:
+            ending, detail, peak = _watch(child, limits, started, cancelled, poll)
+        finally:
+            # Also when `poll` raised: nothing of the child survives this function.
+            seconds = time.monotonic() - started
+            status, stragglers = _clear(child, token)
+    except ParentLostError as error:
+        deadman.kill_carriers(token)
+        return SupervisedExit(ending="lost", detail=str(error), seconds=time.monotonic() - started)
     after = memory.kernel_oom_kills()
     kernel_oom = oom_kills is not None and after is not None and after > oom_kills
+    seen = SupervisedExit(
+        ending="exited", detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers, kernel_oom=False
+    )
+    if ending is not None:
+        return replace(seen, ending=ending)
     if status >= 0:
-        return SupervisedExit(
-            ending="exited",
-            code=status,
-            seconds=seconds,
-            peak_rss_mb=peak,
-            stragglers=stragglers,
-            kernel_oom=kernel_oom,
-        )
+        return replace(seen, code=status, kernel_oom=kernel_oom)
     if -status == signal.SIGKILL and kernel_oom:
         detail = "the kernel killed it because the machine or its control group was out of memory"
-        return SupervisedExit(
-            ending="oom", signal=-status, detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers
-        )
-    return SupervisedExit(ending="signalled", signal=-status, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers)
+        return replace(seen, ending="oom", signal=-status, detail=detail)
+    return replace(seen, ending="signalled", signal=-status)
 
 
 def _watch(
-    process: subprocess.Popen[bytes],
+    child: Child,
     limits: Limits,
     started: float,
     cancelled: threading.Event,
@@ -150,14 +136,14 @@ def _watch(
     """Wait until the child has ended (not reaped) or had to be ended: why it was ended, in words, and peak memory in MiB."""
     peak: float | None = None
     next_sample = started
-    while not _has_ended(process):
+    while not child.has_ended():
         now = time.monotonic()
         if now - started > limits.seconds:
-            _terminate(process, limits.grace)
+            _terminate(child, limits.grace)
             return "timeout", f"no end after {limits.seconds:g} s, its time limit", peak
         if now >= next_sample:
             next_sample = now + limits.interval
-            processes = memory.tree(process.pid)
+            processes = memory.tree(child.pid)
             resident = memory.resident_mb(processes)
             peak = resident if peak is None else max(peak, resident)
             if limits.memory_mb is not None and resident > limits.memory_mb:
@@ -167,28 +153,23 @@ def _watch(
                     return "oom", detail, peak
             if poll is not None:
                 poll()
-        if cancelled.wait(TICK) and not _has_ended(process):
+        if cancelled.wait(TICK) and not child.has_ended():
             return "cancelled", "the run was interrupted", peak
     return None, None, peak
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether the child has ended; it is left as a zombie, see the module's docstring."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
+def _terminate(child: Child, grace: float) -> None:
     """Ask the child's process group to end and give it ``grace`` seconds; what is left is killed by the caller."""
-    os.killpg(process.pid, signal.SIGTERM)
+    child.signal_group(signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while not _has_ended(process) and time.monotonic() < deadline:
+    while not child.has_ended() and time.monotonic() < deadline:
         time.sleep(TICK)
 
 
-def _clear(process: subprocess.Popen[bytes], token: str) -> int:
-    """Kill what is left of the child, reap it, and return how many processes it left behind."""
-    left = [pid for pid in deadman.carriers(token) if pid != process.pid] if _has_ended(process) else []
-    os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still this child's
-    process.wait()
+def _clear(child: Child, token: str) -> tuple[int, int]:
+    """Kill what is left of the child and reap it; return its exit code and how many processes it left behind."""
+    left = [pid for pid in deadman.carriers(token) if pid != child.pid] if child.has_ended() else []
+    child.signal_group(signal.SIGKILL)  # not reaped yet, so the group is still this child's
+    status = child.reap()
     deadman.kill_carriers(token)
-    return len(left)
+    return status, len(left)

@@ -9,8 +9,19 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from harness.worker.cell import main
+    from harness.worker.groups import serve_group
     from harness.worker.offline import forbid_network
+    from harness.worker.run import main, serve_cells
 
     forbid_network()
-    main(sys.argv[1])
+    match sys.argv[1:]:
+        case ["--warm", device, threads]:
+            serve_cells(device=device, threads=int(threads))
+        case ["--group", number, request]:
+            serve_group(int(number), Path(request))
+        case ["--started", request]:
+            main(Path(request), started=True)
+        case [request]:
+            main(Path(request))
+        case other:
+            raise SystemExit(f"what is {other}?")

@@ -1,91 +1,28 @@
-"""One cell, from a request to an observation, readable top to bottom.
+"""One cell, readable top to bottom: what each stage does, and at the end the table of them all.
 
-The parent imports the libraries under test and then only forks: each group of stages runs in a child that is as fresh as a
-new process. What stages need of each other lies in the work directory; what is known of the cell lies in the observation.
+What stages need of each other lies in the work directory; what is known of the cell lies in the observation. So a stage can
+run in any process that has imported the libraries: in which is decided in ``harness.worker.run``.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import platform
-import time
-from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from harness.worker.checkpoints.family import Checkpoint, build
+from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.observation import Observation, StageStoppedError
-from harness.worker.processes import peak_rss_mb, run_in_child
+from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import recipe
-from harness.worker.request import Request, read_request
-
-PACKAGES = (
-    "transformers", "peft", "trl", "torch", "bitsandbytes", "accelerate", "datasets", "safetensors", "tokenizers",
-    "huggingface-hub", "numpy",
-)  # fmt: skip
-"""Packages whose versions a result records, where they are installed."""
+from harness.worker.request import Request
+from harness.worker.steps import Step
 
 
-def run_cell(request: Request) -> None:
-    """Run every stage that can run; never raises for what a stage does."""
-    start = time.perf_counter()
-    observation = Observation(request.observation)
-    observation.data |= {
-        "versions": _versions(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "threads": request.threads,
-        "device": request.device,
-    }
-    try:
-        with observation.stage("import"):
-            _import_libraries(request)
-    except StageStoppedError:
-        _finish(observation, start)
-        return
-    sizes = geometry(request.geometry)
-    checkpoint = build(request.family, sizes, request.variant)
+def _import(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
+    from harness.worker.libraries import import_libraries
 
-    def child(stages: Callable[[Observation, Request, Checkpoint], None]) -> bool:
-        return run_in_child(observation, lambda seen: stages(seen, request, checkpoint))
-
-    if child(_build) and child(_load_attach_train_save):
-        child(_reload_adapter)
-        if child(_merge):
-            child(_reload_merged)
-            if child(_compare):
-                child(_controls)
-    _finish(observation, start)
-
-
-def _import_libraries(request: Request) -> None:
-    """Import everything that the children need, and run no tensor operation."""
-    import torch
-
-    torch.set_num_threads(request.threads)
-    # On a GPU float32 must mean float32: TF32 convolutions would drown the comparison.
-    torch.backends.cudnn.allow_tf32 = False
-    import datasets  # noqa: F401
-    import peft
-    import safetensors.torch  # noqa: F401
-    import transformers
-    from transformers import AutoModelForCausalLM  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
-
-    # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
-    # lack it, which is nothing to a recipe that does not quantise.
-    # With a GPU it would start CUDA in the parent, after which no forked child can.
-    if request.device == "cpu" and importlib.util.find_spec("bitsandbytes") is not None:
-        import peft.tuners.lora.bnb  # noqa: F401
-
-    transformers.utils.logging.disable_progress_bar()
-    # Keys of the prediction layers are unexpected in every load, by design; the checks say what matters.
-    transformers.utils.logging.set_verbosity_error()
+    with observation.stage("import"):
+        import_libraries(threads=request.threads, device=request.device)
 
 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -130,7 +67,6 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         peft_model.save_pretrained(request.adapter)
         check_saved(observation, peft_model, request)
         save_deltas(peft_model, request.work)
-    _record_vram(observation, request)
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -232,35 +168,24 @@ def _vocab(checkpoint: Checkpoint) -> int:
     return int(config["vocab_size"])
 
 
-def _record_vram(observation: Observation, request: Request) -> None:
-    if request.device != "cuda":
-        return
-    import torch
+IMPORT = Step(stages=("import",), run=_import)
 
-    observation.data["peak_vram_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    observation.data["device"] = torch.cuda.get_device_name()
-    observation.save()
+GROUPS: tuple[tuple[Step, ...], ...] = (
+    (
+        Step(stages=("build",), run=_build),
+        Step(stages=("load", "attach", "train", "save"), run=_load_attach_train_save),
+    ),
+    (Step(stages=("reload-adapter",), run=_reload_adapter),),
+    (Step(stages=("merge",), run=_merge),),
+    (
+        Step(stages=("reload-merged",), run=_reload_merged),
+        Step(stages=("compare",), run=_compare),
+        Step(stages=("controls",), run=_controls),
+    ),
+)
+"""All stages after the imports, in order.
 
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _finish(observation: Observation, start: float) -> None:
-    observation.data["peak_rss_mb"] = peak_rss_mb()
-    observation.data["timings"]["worker"] = round(time.perf_counter() - start, 3)
-    observation.data["done"] = True
-    observation.save()
-
-
-def main(path: str) -> None:
-    """Entry point of the worker's process: run the cell that a request file describes."""
-    request = read_request(Path(path))
-    os.chdir(request.work)
-    run_cell(request)
+Where a process can be forked, each step has one of its own. Where none can, because CUDA is in use, each group has: as few
+as the meaning needs. What was trained, what a user loads the adapter into, what merges and what is published must not share
+the memory of a process.
+"""

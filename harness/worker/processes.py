@@ -12,21 +12,24 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
-from harness.contract.stages import WORKER_STAGES
+from harness.contract.stages import StageName
 from harness.worker.observation import Observation, StageStoppedError
 
 STOPPED = 1
 """Exit code of a child in which a stage ended without a usable result; the record says which and why."""
 
 
-def run_in_child(observation: Observation, stages: Callable[[Observation], None]) -> bool:
-    """Run ``stages`` in a forked child that shares the observation file.
+def run_in_child(
+    observation: Observation, stages: Callable[[Observation], None], *, names: Sequence[StageName]
+) -> None:
+    """Run ``stages`` in a forked child that shares the observation file, and record how it ended where it did not itself.
 
-    Returns:
-        True when every stage of the child ended with a usable result. False when one stopped, or when the child died: then
-        the stage that was running is recorded as a crash, with the signal.
+    Args:
+        observation: the cell's record; afterwards it holds what the child has seen.
+        stages: what to run.
+        names: the stages that it runs, in order.
     """
     observation.save()
     sys.stdout.flush()
@@ -35,23 +38,32 @@ def run_in_child(observation: Observation, stages: Callable[[Observation], None]
     if pid == 0:
         _child(observation, stages)
     _, status = os.waitpid(pid, 0)
+    record_end(observation, os.waitstatus_to_exitcode(status), names=names)
+
+
+def record_end(
+    observation: Observation, code: int, *, names: Sequence[StageName], expected: Collection[int] = (0, STOPPED)
+) -> None:
+    """Take over what a process has seen of its stages, and record its own end where that is news.
+
+    Args:
+        observation: the cell's record, read again from its file.
+        code: the process's exit code; negative: the signal that killed it.
+        names: the stages that it was to run, in order.
+        expected: exit codes of a process that has recorded everything itself.
+    """
     observation.data = Observation.load(observation.path).data
-    # A child that dies between two stages has finished the first: its end belongs to the one that it never began.
-    next_stage = next((name for name in WORKER_STAGES if name not in observation.data["stages"]), WORKER_STAGES[-1])
     running = observation.data["running"]
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        reason = f"killed by signal {number}"
-        if number == signal.SIGKILL:
+    # A process that dies between two stages has finished the first: its end belongs to the one that it never began.
+    stage = running or next((name for name in names if name not in observation.data["stages"]), names[-1])
+    if code < 0:
+        reason = f"killed by signal {-code}"
+        if -code == signal.SIGKILL:
             reason += " (SIGKILL: most often the kernel, when memory runs out)"
-        observation.close(running or next_stage, "died", reason=reason, signal=number)
-        return False
-    code = os.waitstatus_to_exitcode(status)
-    if running is not None or code not in {0, STOPPED}:
+        observation.close(stage, "died", reason=reason, signal=-code)
+    elif running is not None or code not in expected:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
-        observation.close(running or next_stage, "died", reason=reason)
-        return False
-    return code == 0
+        observation.close(stage, "died", reason=reason)
 
 
 def _child(observation: Observation, stages: Callable[[Observation], None]) -> None:

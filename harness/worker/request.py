@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.contract.bands import Bands
 from harness.contract.cell_fields import CellFields
+
+Processes = Literal["forked", "started"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,13 @@ class Request(CellFields):
     observation: Path
     threads: int
     bands: Bands
+    processes: Processes = "forked"
+    """Whether stages run in processes that are forked after the imports, or in some that are started; see ``harness.worker.run``."""
+
+    @property
+    def file(self) -> Path:
+        """The request itself, where the host writes it."""
+        return self.work / "request.json"
 
     @property
     def base(self) -> Path:
@@ -57,4 +66,5 @@ def read_request(path: Path) -> Request:
         observation=Path(data["observation"]),
         threads=int(data["threads"]),
         bands=Bands(**data["bands"]),
+        processes=data["processes"],
     )

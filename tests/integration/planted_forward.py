@@ -12,8 +12,8 @@ from typing import Any
 sys.path.insert(0, sys.argv[1])
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from harness.worker.cell import run_cell
 from harness.worker.request import read_request
+from harness.worker.run import run_cell
 
 
 def past_the_lora(experts: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:

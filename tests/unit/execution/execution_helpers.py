@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from contract_samples import complete_observation
 
+import harness
 from harness.contract.cell_fields import Device
 from harness.contract.stages import WORKER_STAGES, StageName
 from harness.execution.observer import RunReport
@@ -27,8 +29,6 @@ WORKER = (
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
-request = json.loads(Path(sys.argv[1]).read_text())
-behaviour = request["cell"]["recipe"]
 seen = {"stages": {}, "running": None, "done": False}
 
 def write():
@@ -47,47 +47,51 @@ def finish():
     seen.update(COMPLETE)
     write()
 
-print("cwd", os.getcwd())
-if behaviour == "passes":
-    finish()
-elif behaviour == "slow":
-    reach("train")
-    time.sleep(0.4)
-    finish()
-elif behaviour == "hangs":
-    reach("train")
-    time.sleep(600)
-elif behaviour == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    reach("merge")
-    time.sleep(600)
-elif behaviour == "killed":
-    reach("load")
-    os.kill(os.getpid(), signal.SIGKILL)
-elif behaviour == "segfaults":
-    reach("merge")
-    os.kill(os.getpid(), signal.SIGSEGV)
-elif behaviour == "greedy":
-    reach("load")
-    block = bytearray(256 * 1024 * 1024)
-    block[::4096] = b"x" * len(block[::4096])  # touched, so that it is resident
-    time.sleep(600)
-elif behaviour == "greedy-children":
-    reach("train")
-    code = "b = bytearray(96 * 1024 * 1024); b[::4096] = b'x' * len(b[::4096]); import time; time.sleep(600)"
-    children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    time.sleep(600)
-elif behaviour == "garbage":
-    Path(request["observation"]).write_text("{\\"stages\\": {\\"build\\"")
-    print("last words")
-elif behaviour == "raises":
-    reach("attach")
-    raise RuntimeError("no such thing in " + os.getcwd())
-elif behaviour == "escapes":
-    # A grandchild in the group, and a daemon: double fork, session of its own, adopted by init.
-    pids = Path(request["work"]).parent / "pids"
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    daemon = f"""
+def run(path):
+    global request
+    request = json.loads(Path(path).read_text())
+    behaviour = request["cell"]["recipe"]
+    print("cwd", os.getcwd())
+    if behaviour == "passes":
+        finish()
+    elif behaviour == "slow":
+        reach("train")
+        time.sleep(0.4)
+        finish()
+    elif behaviour == "hangs":
+        reach("train")
+        time.sleep(600)
+    elif behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        reach("merge")
+        time.sleep(600)
+    elif behaviour == "killed":
+        reach("load")
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "segfaults":
+        reach("merge")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif behaviour == "greedy":
+        reach("load")
+        block = bytearray(256 * 1024 * 1024)
+        block[::4096] = b"x" * len(block[::4096])  # touched, so that it is resident
+        time.sleep(600)
+    elif behaviour == "greedy-children":
+        reach("train")
+        code = "b = bytearray(96 * 1024 * 1024); b[::4096] = b'x' * len(b[::4096]); import time; time.sleep(600)"
+        children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+        time.sleep(600)
+    elif behaviour == "garbage":
+        Path(request["observation"]).write_text("{\\"stages\\": {\\"build\\"")
+        print("last words")
+    elif behaviour == "raises":
+        reach("attach")
+        raise RuntimeError("no such thing in " + os.getcwd())
+    elif behaviour == "escapes":
+        # A grandchild in the group, and a daemon: double fork, session of its own, adopted by init.
+        pids = Path(request["work"]).parent / "pids"
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        daemon = f"""
 import os, time
 if os.fork() == 0:
     os.setsid()
@@ -97,16 +101,30 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    subprocess.run([sys.executable, "-c", daemon], check=True)
-    with pids.open("a") as file:
-        file.write(f"{child.pid}\\n")
-    while len(pids.read_text().split()) < 2:
-        time.sleep(0.01)
-    finish()
+        subprocess.run([sys.executable, "-c", daemon], check=True)
+        with pids.open("a") as file:
+            file.write(f"{child.pid}\\n")
+        while len(pids.read_text().split()) < 2:
+            time.sleep(0.01)
+        finish()
+    else:
+        raise SystemExit(f"unknown behaviour {behaviour}")
+
+def prepare():
+    """What a real worker imports."""
+
+if sys.argv[1] == "--warm":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from harness.worker.warm import serve
+    serve(prepare, run)
 else:
-    raise SystemExit(f"unknown behaviour {behaviour}")
+    run(sys.argv[1])
 '''
 )
+
+
+SERVING = ("warm.py", "newborn.py", "channel.py")
+"""The real worker's own files by which it serves cells: what is fake here is what it imports and runs."""
 
 
 def stack(*, peft: str = "0.19.1", pins: Mapping[str, str] | None = None) -> Stack:
@@ -119,13 +137,15 @@ def cell(recipe: str = "passes", *, seed: int = 0, peft: str = "0.19.1", **more:
     )
 
 
-def fake_package(folder: Path, worker: str = WORKER) -> Path:
+def fake_package(folder: Path, worker: str = WORKER, *, serving: Sequence[str] = SERVING) -> Path:
     """A folder that looks like the package ``harness`` to the bundle."""
     package = folder / "package"
     (package / "worker").mkdir(parents=True)
     (package / "__init__.py").write_text('"""Fake."""\n')
     (package / "worker" / "__init__.py").write_text("")
     (package / "worker" / "__main__.py").write_text(worker)
+    for name in serving:
+        shutil.copy(Path(harness.__file__).parent / "worker" / name, package / "worker")
     return package
 
 
@@ -152,7 +172,13 @@ def fake_environment(folder: Path, wanted: Stack) -> FakeEnvironment:
 
 def child_environment(*, scratch: Path, threads: int, device: Device, prefix: Path) -> dict[str, str]:
     del device, prefix
-    return {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "OMP_NUM_THREADS": str(threads)}
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": str(threads),
+        "LC_ALL": "C.UTF-8",  # without it, an interpreter that starts in the C locale sets a variable of its own
+    }
 
 
 def services(
@@ -218,6 +244,9 @@ class Recorder:
     def cell_finished(self, result: CellResult, *, reused: bool) -> None:
         self.running -= not reused
         self._note("cell_finished", result.cell_id, "reused" if reused else "made")
+
+    def note(self, text: str) -> None:
+        self._note("note", text)
 
     def run_ended(self, report: RunReport) -> None:
         self.report = report

@@ -57,7 +57,7 @@ def test_no_host_package_can_be_imported_from_inside_the_real_bundle(tmp_path: P
 
 
 def test_only_code_templates_and_data_of_the_workers_packages_are_taken(tmp_path: Path) -> None:
-    package = fake_package(tmp_path)
+    package = fake_package(tmp_path, serving=())
     for name in ("merge/plan.py", "merge/deep/er.py", "worker/chat.jinja", "faults/list.json"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(name)
@@ -165,4 +165,5 @@ def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
         "observation": str(tmp_path / "observation.json"),
         "bands": {"kl_max": 1e-9},
         "threads": 2,
+        "processes": "forked",
     }

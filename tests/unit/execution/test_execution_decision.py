@@ -11,7 +11,7 @@ from execution_helpers import cell
 from harness.contract.outcomes import Ended, Outcome
 from harness.contract.stages import WORKER_STAGES, StageName
 from harness.execution.decision import EndedStage, Interruption, decide
-from harness.result import CellResult, Check, ControlResult, MergeCounts, StageResult
+from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
 
@@ -26,6 +26,7 @@ def measured(**changes: Any) -> CellResult:
     fields: dict[str, Any] = {
         "versions": VERSIONS,
         "facts": FACTS,
+        "adapter": AdapterInfo(num_experts=None, rank=3),
         "merge": MergeCounts(attempted=6, applied=6),
         "checks": [check(name, stage) for name, stage in ALL_CHECKS],
         "controls": [ControlResult(name="base-copied", rejected=True)],

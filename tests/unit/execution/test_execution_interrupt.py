@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from contract_samples import complete_observation
-from execution_helpers import alive, cell, wait_until
+from execution_helpers import alive, cell, fake_package, wait_until
 
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
+from harness.execution.runner import Processes
 from harness.execution.store import load_results
 
 DRIVER = """
@@ -24,7 +25,7 @@ from execution_helpers import Recorder, cell, fake_environment, services
 from harness.errors import EnvironmentFailedError, HarnessError
 from harness.execution.scheduler import run_cells
 
-folder, scene = Path(sys.argv[2]), sys.argv[3]
+folder, scene, processes = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 
 class Writer(Recorder):
     def run_ended(self, report):
@@ -43,7 +44,7 @@ plan = [cell("passes"), cell("hangs"), cell("escapes-and-hangs")]
 if scene == "preparing":
     plan = [cell("passes"), cell("passes", peft="0.18.1")]
 try:
-    run_cells(plan, services(folder, prepare=prepare), Writer(), jobs=2)
+    run_cells(plan, services(folder, prepare=prepare), Writer(), jobs=2, processes=processes)
 except HarnessError as error:
     print(error.message, file=sys.stderr)
     raise SystemExit(error.exit_code)
@@ -55,39 +56,58 @@ HANGING_WORKER = (
 import json, os, subprocess, sys, time
 from pathlib import Path
 
-request = json.loads(Path(sys.argv[1]).read_text())
-recipe = request["cell"]["recipe"]
-pids = Path(request["work"]).parent / "pids"
-
 def note(pid):
     with pids.open("a") as file:
         file.write(f"{pid}\\n")
 
-if recipe == "passes":
-    Path(request["observation"]).write_text(json.dumps(COMPLETE))
-    raise SystemExit
-note(os.getpid())
-note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
-if recipe == "escapes-and-hangs":
-    note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True).pid)
-time.sleep(600)
+def run(path):
+    global pids
+    request = json.loads(Path(path).read_text())
+    recipe = request["cell"]["recipe"]
+    pids = Path(request["work"]).parent / "pids"
+    if recipe == "passes":
+        Path(request["observation"]).write_text(json.dumps(COMPLETE))
+        raise SystemExit
+    note(os.getpid())
+    note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
+    if recipe == "escapes-and-hangs":
+        note(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True).pid)
+    time.sleep(600)
+
+if sys.argv[1] == "--warm":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from harness.worker.warm import serve
+    serve(lambda: None, run)
+else:
+    run(sys.argv[1])
 """
 )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "package" / "worker").mkdir(parents=True)
-    (tmp_path / "package" / "__init__.py").write_text("")
-    (tmp_path / "package" / "worker" / "__main__.py").write_text(HANGING_WORKER)
+    fake_package(tmp_path, HANGING_WORKER)
     (tmp_path / "driver.py").write_text(DRIVER)
     return tmp_path
 
 
-def start(folder: Path, scene: str) -> subprocess.Popen[str]:
+def start(folder: Path, scene: str, processes: Processes = "warm") -> subprocess.Popen[str]:
     here = ":".join(str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[2]))
-    command = [sys.executable, str(folder / "driver.py"), here, str(folder), scene]
+    command = [sys.executable, str(folder / "driver.py"), here, str(folder), scene, processes]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def running_from(folder: Path) -> list[int]:
+    """Processes that were started with a path below ``folder``: warm workers, and cells with processes of their own."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found += [int(entry.name)] if f"{folder}/cache".encode() in command else []
+    return found
 
 
 def noted(folder: Path) -> list[int]:
@@ -95,9 +115,14 @@ def noted(folder: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_children_keeps_results_and_exits_130(folder: Path, number: signal.Signals) -> None:
-    driver = start(folder, "cells")
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGINT, "warm"), (signal.SIGTERM, "warm"), (signal.SIGHUP, "warm"), (signal.SIGINT, "fresh")],
+)
+def test_a_signal_ends_children_keeps_results_and_exits_130(
+    folder: Path, number: signal.Signals, processes: Processes
+) -> None:
+    driver = start(folder, "cells", processes)
     assert wait_until(lambda: len(noted(folder)) == 5, seconds=30)
     os.kill(driver.pid, number)
     os.kill(driver.pid, number)  # pressed twice, or passed on by a parent
@@ -106,6 +131,7 @@ def test_a_signal_ends_children_keeps_results_and_exits_130(folder: Path, number
     assert driver.returncode == 130
     assert errors == "Interrupted: 1 of 3 cells have a result, which is kept.\n"
     assert not any(alive(pid) for pid in noted(folder))
+    assert running_from(folder) == []
     assert (folder / "partial").read_text() == "pass"
     assert [result.cell_id for result in load_results([folder / "out"])] == [cell("passes").id]
     assert not list((folder / "out").rglob("*.running"))
@@ -145,14 +171,16 @@ def test_ctrl_c_also_ends_what_is_making_an_environment(folder: Path) -> None:
     assert (folder / "partial").read_text() == "pass"
 
 
-def test_children_go_with_a_harness_that_is_killed_outright(folder: Path) -> None:
+@pytest.mark.parametrize("processes", ["warm", "fresh"])
+def test_children_go_with_a_harness_that_is_killed_outright(folder: Path, processes: Processes) -> None:
     """SIGKILL cannot be handled: the watchdog does what the harness no longer can."""
-    driver = start(folder, "cells")
+    driver = start(folder, "cells", processes)
     assert wait_until(lambda: len(noted(folder)) == 5, seconds=30)
+    assert len(running_from(folder)) >= 2
     driver.kill()
     driver.communicate(timeout=20)
 
-    assert wait_until(lambda: not any(alive(pid) for pid in noted(folder)))
+    assert wait_until(lambda: not any(alive(pid) for pid in noted(folder)) and not running_from(folder))
     assert [result.outcome for result in load_results([folder / "out"])] == ["pass"]
 
 

@@ -8,12 +8,15 @@ from unittest import mock
 
 import pytest
 import torch
+from contract_samples import plain_cell
 from control_cells import ADAPTER, CHECKPOINT, I2, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
 from safetensors.torch import load_file
 
+from harness.execution.decision import EndedStage, decide
 from harness.faults import Facts, applicable_controls, fault, fault_names
 from harness.faults.b_packing import MisreadError
 from harness.faults.fault import Site, Where
+from harness.result import CellResult, Check, StageResult
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.stages import compare, controls, planting
 from harness.worker.stages.controls import run_controls
@@ -41,10 +44,20 @@ def controls_stage(cell: Observation, **changes: Any) -> dict[str, Any]:
     return {control["name"]: control for control in cell.data["controls"]}
 
 
+def stage_result(cell: Observation) -> StageResult:
+    """Return what the host makes of the stage: what a worker measured is all that it is believed."""
+    subject = plain_cell()
+    result = CellResult(
+        cell=subject, cell_id=subject.id, outcome="error", checks=[Check(**check) for check in cell.data["checks"]]
+    )
+    ended = EndedStage(**cell.data["stages"]["controls"])
+    return decide(result, {"controls": ended}).stages["controls"]
+
+
 def test_every_control_is_rejected_by_both_gates_when_they_work(cell: Observation) -> None:
     seen = controls_stage(cell)
 
-    assert cell.data["stages"]["controls"]["result"] == "pass"
+    assert stage_result(cell).result == "pass"
     assert set(seen) == set(NAMES)
     for control in seen.values():
         assert control["rejected"]
@@ -65,11 +78,11 @@ def test_a_tensor_gate_that_lets_a_control_through_blinds_the_cell(
     monkeypatch.setattr(compare, "inspect", misled)
     seen = controls_stage(cell)
 
-    assert cell.data["stages"]["controls"]["result"] == "blind"
+    assert stage_result(cell).result == "blind"
     assert {control: entry["rejected"] for control, entry in seen.items()} == {other: other != name for other in NAMES}
     assert not set(seen[name]["by"]) & TENSOR_CHECKS
     assert set(seen[name]["by"]) >= {"kl", "logprob"}, "the other gate did notice, and that is not enough"
-    assert "let through by applied" in cell.data["stages"]["controls"]["reason"]
+    assert "let through by applied" in str(stage_result(cell).reason)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,11 +97,11 @@ def test_a_functional_gate_that_lets_a_control_through_blinds_the_cell(
     monkeypatch.setattr(controls, "load_model", misled)
     seen = controls_stage(cell)
 
-    assert cell.data["stages"]["controls"]["result"] == "blind"
+    assert stage_result(cell).result == "blind"
     assert {control: entry["rejected"] for control, entry in seen.items()} == {other: other != name for other in NAMES}
     assert not set(seen[name]["by"]) & FUNCTIONAL_CHECKS
     assert "applied" in seen[name]["by"], "the other gate did notice, and that is not enough"
-    assert "let through by kl, logprob" in cell.data["stages"]["controls"]["reason"]
+    assert "let through by kl, logprob" in str(stage_result(cell).reason)
 
 
 def test_what_must_notice_a_control_is_of_both_gates() -> None:
@@ -288,7 +301,7 @@ def test_a_planted_fault_that_nothing_noticed_blinds_the_cell(cell: Observation)
     seen = controls_stage(cell, fault="base-copied")
 
     assert not seen["base-copied"]["rejected"]
-    assert cell.data["stages"]["controls"]["result"] == "blind"
+    assert stage_result(cell).result == "blind"
 
 
 def test_a_control_that_cannot_be_made_is_an_error_and_not_a_pass(cell: Observation) -> None:
@@ -296,4 +309,4 @@ def test_a_control_that_cannot_be_made_is_an_error_and_not_a_pass(cell: Observat
 
     with pytest.raises(StageStoppedError):
         controls_stage(cell)
-    assert cell.data["stages"]["controls"]["result"] == "error"
+    assert stage_result(cell).result == "error"

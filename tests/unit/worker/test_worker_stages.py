@@ -49,7 +49,7 @@ def test_bands_of_host_and_worker_have_the_same_names() -> None:
 
 
 def test_a_request_is_read_back(tmp_path: Path) -> None:
-    request = _request(tmp_path)
+    request = dataclasses.replace(_request(tmp_path), processes="started")
     cell = {
         name: getattr(request, name)
         for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault")
@@ -59,6 +59,7 @@ def test_a_request_is_read_back(tmp_path: Path) -> None:
         "work": str(tmp_path),
         "observation": str(request.observation),
         "threads": 1,
+        "processes": "started",
         "bands": dataclasses.asdict(request.bands),
     }
     (tmp_path / "request.json").write_text(json.dumps(data))
@@ -217,7 +218,8 @@ def test_what_a_child_found_is_seen_by_its_parent(tmp_path: Path) -> None:
         with seen.stage("build"):
             seen.data["base_sha256"] = "abc"
 
-    assert run_in_child(observation, stages)
+    run_in_child(observation, stages, names=("build",))
+
     assert observation.data["base_sha256"] == "abc"
     assert observation.data["stages"]["build"]["ended"] == "completed"
 
@@ -231,7 +233,8 @@ def test_a_child_that_dies_is_a_crash_of_the_stage_it_was_in(tmp_path: Path) -> 
         with seen.stage("load"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert not run_in_child(observation, stages)
+    run_in_child(observation, stages, names=("build", "load"))
+
     assert observation.data["stages"]["build"]["ended"] == "completed"
     assert observation.data["stages"]["load"]["ended"] == "died"
     assert observation.data["stages"]["load"]["signal"] == signal.SIGKILL
@@ -245,9 +248,26 @@ def test_a_child_that_leaves_in_the_middle_of_a_stage_is_an_error(tmp_path: Path
         with seen.stage("train"):
             os._exit(0)
 
-    assert not run_in_child(observation, stages)
+    run_in_child(observation, stages, names=("train",))
+
     assert observation.data["stages"]["train"]["ended"] == "died"
     assert observation.data["stages"]["train"]["signal"] is None
+
+
+def test_a_child_that_dies_between_two_stages_never_began_the_second(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "o.json")
+
+    def stages(seen: Observation) -> None:
+        with seen.stage("load"):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run_in_child(observation, stages, names=("load", "attach", "train"))
+
+    assert {name: stage["ended"] for name, stage in observation.data["stages"].items()} == {
+        "load": "completed",
+        "attach": "died",
+    }
 
 
 def test_an_error_says_where_it_came_from() -> None:

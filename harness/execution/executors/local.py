@@ -1,0 +1,242 @@
+"""Cells as processes of this machine: for each a work directory, a request, a supervised worker, a result.
+
+A cell's process is forked by the stack's warm worker. Where there is none it is started anew, and says itself whether its
+stages can be forked; where a warm worker has found that imports start CUDA, that is known, and it need not import to find out.
+
+A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. The second time
+it gets a process of its own, so that a cell which kills its worker ends as what it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.contract.stages import StageName
+from harness.execution.agenda import stack_key
+from harness.execution.child import Child, Started
+from harness.execution.deadman import TOKEN
+from harness.execution.files import read_if_there, tail
+from harness.execution.finalise import StackRecord, finalise
+from harness.execution.observation import parse_observation
+from harness.execution.request import WorkerRequest
+from harness.execution.runner import RunContext
+from harness.execution.services import CellSettings, PreparedEnvironment
+from harness.execution.stage_watch import StageWatch
+from harness.execution.supervise import SupervisedExit, run_supervised
+from harness.execution.times import utc_now
+from harness.execution.warm.home import Home
+from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool
+from harness.execution.warm.worker import WorkerSpec
+from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult
+
+WARM_ATTEMPTS = 2
+"""So many warm workers may die under a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One cell on its way."""
+
+    cell: Cell
+    environment: PreparedEnvironment
+    settings: CellSettings
+    token: str
+    number: int
+    log: Path
+    cancelled: threading.Event
+    entered: Callable[[StageName], None]
+
+
+class LocalRunner:
+    """Runs cells as processes of this machine."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._pool = WarmPool(context.note)
+        self._workers = itertools.count(1)
+        self._attempts = itertools.count(1)
+
+    def run(
+        self,
+        cell: Cell,
+        environment: PreparedEnvironment,
+        settings: CellSettings,
+        *,
+        number: int,
+        cancelled: threading.Event,
+        entered: Callable[[StageName], None],
+    ) -> CellResult | None:
+        """Run one cell; None when it was cancelled."""
+        job = _Job(
+            cell=cell,
+            environment=environment,
+            settings=settings,
+            token=f"{self._context.run_token}.{number:06}",
+            number=number,
+            log=self._context.store.running_log_path(cell),
+            cancelled=cancelled,
+            entered=entered,
+        )
+        started = utc_now()
+        self._context.scratch.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(1):
+            # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
+            work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
+            (work / "tmp").mkdir()
+            try:
+                ended = self._run_in(work, job, warm=self._context.processes == "warm" and attempt <= WARM_ATTEMPTS)
+                if ended.ending == "cancelled":
+                    job.log.unlink(missing_ok=True)
+                    return None
+                if ended.ending != "lost":
+                    return self._result(job, work, ended, started)
+                self._context.note(f"{cell.id} runs again: {ended.detail}")
+            finally:
+                if self._context.keep:
+                    _keep(work, self._context.scratch / cell.family / cell.file_stem)
+                else:
+                    shutil.rmtree(work, ignore_errors=True)
+        raise AssertionError("a process of its own is never lost")
+
+    def release(self, stack: Stack) -> None:
+        """End the stack's warm worker."""
+        self._pool.release(stack_key(stack))
+
+    def close(self) -> None:
+        """End all warm workers."""
+        self._pool.close()
+
+    def _run_in(self, work: Path, job: _Job, *, warm: bool) -> SupervisedExit:
+        """Run the cell in one process, forked by the stack's warm worker where there is one."""
+        request = WorkerRequest(
+            cell=job.cell,
+            work=work,
+            bands=job.settings.bands,
+            threads=job.settings.threads,
+            processes="started" if self._context.processes == "started" else "forked",
+        )
+        if not warm:
+            return self._run_started(request, job)
+        try:
+            with self._pool.worker(
+                stack_key(job.cell.stack),
+                job.cell.stack.id,
+                lambda: self._spec(job),
+                cancelled=job.cancelled,
+                seconds=job.settings.limits.seconds,
+            ) as worker:
+                path = request.write()
+
+                def fork(_: object) -> Child:
+                    return worker.fork(
+                        next(self._attempts),
+                        request=path,
+                        work=work,
+                        log=job.log,
+                        environment=self._variables(job, work),
+                    )
+
+                return self._supervise(
+                    fork, f"{self._command(job, str(path))}  # forked from process {worker.pid}", request, job
+                )
+        except NoWorkerError as error:
+            if error.refusal.kind == "cuda":
+                request = replace(request, processes="started")
+            return self._run_started(request, job)
+        except CancelledError:
+            return SupervisedExit(ending="cancelled")
+
+    def _run_started(self, request: WorkerRequest, job: _Job) -> SupervisedExit:
+        """Run the cell in a new process."""
+        path = request.write()
+        command = [*self._program(job), str(path)]
+        return self._supervise(
+            lambda log: Started(command, cwd=request.work, environment=self._variables(job, request.work), log=log),
+            shlex.join(command),
+            request,
+            job,
+        )
+
+    def _supervise(
+        self, start: Callable[[BinaryIO], Child], headline: str, request: WorkerRequest, job: _Job
+    ) -> SupervisedExit:
+        return run_supervised(
+            start,
+            headline=headline,
+            log=job.log,
+            limits=job.settings.limits,
+            token=job.token,
+            cancelled=job.cancelled,
+            poll=StageWatch(request.observation, job.entered),
+        )
+
+    def _program(self, job: _Job) -> list[str]:
+        return [str(job.environment.python), "-I", "-u", str(self._context.bundle.main)]
+
+    def _command(self, job: _Job, *arguments: str) -> str:
+        return shlex.join([*self._program(job), *arguments])
+
+    def _variables(self, job: _Job, work: Path) -> dict[str, str]:
+        """All variables of the cell's process."""
+        return {**self._environment(job, work / "tmp"), TOKEN: job.token}
+
+    def _environment(self, job: _Job, scratch: Path) -> dict[str, str]:
+        return self._context.child_environment(
+            scratch=scratch, threads=job.settings.threads, device=job.cell.device, prefix=job.environment.prefix
+        )
+
+    def _spec(self, job: _Job) -> WorkerSpec:
+        """Say how a warm worker for cells like this one is started."""
+        number = next(self._workers)
+        home = Home(self._context.scratch / f"warm-{number}")
+        arguments = ("--warm", job.cell.device, str(job.settings.threads))
+        return WorkerSpec(
+            command=(*self._program(job), *arguments),
+            environment=self._environment(job, home.home),
+            token=f"{self._context.run_token}.w{number:05}",  # as long as a cell's: a child writes its own over it
+            home=home,
+        )
+
+    def _result(self, job: _Job, work: Path, ended: SupervisedExit, started: str) -> CellResult:
+        return finalise(
+            job.cell,
+            observation=parse_observation(read_if_there(work / "observation.json")),
+            ended=ended,
+            stack=_stack_record(job.environment),
+            redactor=self._context.redactor(work=work, environment=job.environment),
+            log_tail=tail(job.log),
+            log=self._context.store.relative(self._context.store.log_path(job.cell)),
+            started=started,
+        )
+
+
+runner = LocalRunner
+"""What ``--executor local`` makes."""
+
+
+def _keep(work: Path, place: Path) -> None:
+    """Give a work directory the name that its cell has everywhere else, in place of one from an earlier run."""
+    if place.exists():
+        shutil.rmtree(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(place)
+
+
+def _stack_record(environment: PreparedEnvironment) -> StackRecord:
+    """Return what a result says of its environment."""
+    return StackRecord(
+        versions=dict(environment.versions),
+        lock_sha256=environment.lock_sha256,
+        python_version=environment.python_version,
+        seconds_resolve=environment.seconds_resolve,
+        seconds_install=environment.seconds_install,
+    )

@@ -1,0 +1,98 @@
+"""What runs one cell: the socket of executors. The scheduler decides which cell is next, a runner does the rest.
+
+Each file under ``harness/execution/executors`` is one way, chosen with ``--executor``: it defines ``runner``, which makes a
+``Runner`` from a ``RunContext``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from harness.contract.stages import StageName
+from harness.execution.bundle import Bundle
+from harness.execution.redact import Redactor
+from harness.execution.services import CellSettings, ChildEnvironment, PreparedEnvironment
+from harness.execution.store import ResultStore
+from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult
+
+Processes = Literal["warm", "fresh", "started"]
+"""Where a cell's process comes from: forked by a warm worker where that can be, new for each cell, or new for each group of
+its stages, as on a GPU. It does not decide a result, so it is no part of its fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a run has, whatever its cells are run by.
+
+    Attributes:
+        bundle: the worker's code.
+        cache: the harness's cache directory, only to be taken out of texts.
+        scratch: where work directories are made.
+        store: where logs go.
+        child_environment: gives a child's variables.
+        keep: leave the work directories, as ``<scratch>/<family>/<file stem>``.
+        run_token: the label of this run's processes.
+        processes: where the process of a cell comes from.
+        note: takes a sentence for whoever watches; may be called from any thread.
+    """
+
+    bundle: Bundle
+    cache: Path
+    scratch: Path
+    store: ResultStore
+    child_environment: ChildEnvironment
+    keep: bool
+    run_token: str
+    processes: Processes
+    note: Callable[[str], None]
+
+    def redactor(self, *, work: Path | None = None, environment: PreparedEnvironment | None = None) -> Redactor:
+        """Return what takes this machine out of the texts of a cell's result."""
+        places = {"code": self.bundle.root, "cache": self.cache, "out": self.store.out, "home": Path.home()}
+        if work is not None:
+            places["work"] = work
+        if environment is not None:
+            places["env"] = environment.prefix
+        return Redactor(places)
+
+
+class Runner(Protocol):
+    """Runs cells. Its methods may be called from several threads at once."""
+
+    def run(
+        self,
+        cell: Cell,
+        environment: PreparedEnvironment,
+        settings: CellSettings,
+        *,
+        number: int,
+        cancelled: threading.Event,
+        entered: Callable[[StageName], None],
+    ) -> CellResult | None:
+        """Run one cell; None when it was cancelled.
+
+        Args:
+            cell: the cell.
+            environment: where it runs.
+            settings: limits, bands, threads.
+            number: distinguishes it from the other cells of the run.
+            cancelled: when set, the cell is killed.
+            entered: called with each stage that the worker is seen in.
+        """
+        ...
+
+    def release(self, stack: Stack) -> None:
+        """No cell of this stack is left: what was kept for them can go. Must not take long."""
+        ...
+
+    def close(self) -> None:
+        """The run is over, by whatever way: leave nothing behind. No cell is running any more."""
+        ...
+
+
+MakeRunner = Callable[[RunContext], Runner]

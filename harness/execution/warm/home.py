@@ -1,0 +1,56 @@
+"""A warm worker's directory: its log, and the home directory that libraries remember from their import.
+
+``HF_HOME`` and its like are read once, when a library is imported. What a cell keeps there, the next would find. So the
+directory is compared after each cell with what it was after the imports, and a worker whose home has changed is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+Listing = dict[str, tuple[int, int, int]]
+"""Path relative to the home, to type, size and time of the last change in nanoseconds; of directories the type alone."""
+
+
+class Home:
+    """The directory of one worker. ``root`` holds ``home``, which is what libraries see, and ``log``."""
+
+    def __init__(self, root: Path) -> None:
+        """Make it."""
+        self.root = root
+        self.home = root / "home"
+        self.log = root / "log"
+        self.home.mkdir(parents=True)
+        self._before: Listing = {}
+
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def remember(self) -> None:
+        """The imports are done: this is how it should stay."""
+        self._before = listing(self.home)
+
+    def changed(self) -> list[str]:
+        """Return what is no longer as it was, or is new, or is gone: paths relative to the home, sorted."""
+        now = listing(self.home)
+        return sorted(name for name in self._before.keys() | now.keys() if self._before.get(name) != now.get(name))
+
+
+def listing(directory: Path) -> Listing:
+    """Return what lies in a directory and below; links are not followed."""
+    found: Listing = {}
+    for folder, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # it went while we looked
+            kind = stat.S_IFMT(status.st_mode)
+            details = (0, 0) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+            found[path.relative_to(directory).as_posix()] = (kind, *details)
+    return found

@@ -1,0 +1,214 @@
+"""One warm worker, seen from the host: started, asked, ended. See ``harness.worker.warm`` for the other side.
+
+Order and answer are a line of JSON each, one after the other, under a lock: cells in several threads share a worker. A worker
+that does not answer in time is as good as dead, and is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.execution import deadman
+from harness.execution.child import ParentLostError
+from harness.execution.warm.home import Home
+
+PATIENCE = 60.0
+"""Seconds for an answer. A fork of half a gigabyte takes a hundredth of one; a machine that swaps takes longer."""
+_TICK = 0.05
+
+RefusalKind = Literal["import", "cuda", "process"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why an environment can have no warm worker.
+
+    Attributes:
+        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA) or ``process`` (anything else of the process).
+        reason: in words.
+    """
+
+    kind: RefusalKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """How a worker is started.
+
+    Attributes:
+        command: the interpreter and its arguments.
+        environment: all its variables but the token.
+        token: the label that it, and what it forks before it has a label of its own, is found by.
+        home: its directory.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    token: str
+    home: Home
+
+
+class WarmWorker:
+    """A process that forks cells."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        """Start it; it is of use once ``wait_until_ready`` has returned None.
+
+        Raises:
+            OSError: the interpreter cannot be started.
+        """
+        self.spec = spec
+        self._lock = threading.Lock()
+        self._buffer = b""
+        self._lost: str | None = None
+        with spec.home.log.open("ab") as log:
+            log.write(f"$ {shlex.join(spec.command)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                spec.command,
+                cwd=spec.home.root,
+                env={**spec.environment, deadman.TOKEN: spec.token},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.seconds_to_import = 0.0
+
+    def wait_until_ready(self, cancelled: threading.Event, seconds: float) -> Refusal | None:
+        """Wait until it has imported the libraries; return why it cannot be used, None when it can.
+
+        Raises:
+            ParentLostError: it has died, or the run was cancelled; it is gone.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            with self._lock:
+                answer = self._read(deadline, cancelled)
+        except ParentLostError:
+            if time.monotonic() < deadline:
+                raise
+            return Refusal(kind="import", reason=f"the imports had not ended after {seconds:g} s")
+        if not answer["ready"]:
+            return Refusal(kind=answer["kind"], reason=answer["reason"])
+        self.seconds_to_import = float(answer["seconds"])
+        self.spec.home.remember()
+        return None
+
+    def fork(self, number: int, *, request: Path, work: Path, log: Path, environment: Mapping[str, str]) -> Forked:
+        """Fork a cell's process.
+
+        Args:
+            number: names it in orders; unique to this worker.
+            request: the cell's request.
+            work: its current directory.
+            log: where its output is appended.
+            environment: all its variables, the token included.
+
+        Raises:
+            ParentLostError: the worker is gone.
+        """
+        answer = self.ask(
+            order="start",
+            cell=number,
+            request=str(request),
+            work=str(work),
+            log=str(log),
+            environment=dict(environment),
+        )
+        return Forked(self, number, int(answer["pid"]))
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Give an order and return the answer.
+
+        Raises:
+            ParentLostError: the worker is gone, or does not answer.
+        """
+        with self._lock:
+            if self._lost is not None or self._process.stdin is None:
+                raise ParentLostError(self._lost or "the warm worker has no channel")
+            try:
+                self._process.stdin.write(json.dumps(order).encode() + b"\n")
+                self._process.stdin.flush()
+            except OSError as error:
+                raise self._lose("the warm worker has died") from error
+            return self._read(time.monotonic() + PATIENCE, None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is known to be gone."""
+        return self._lost is not None
+
+    def close(self) -> None:
+        """End it and whatever was forked from it, and remove its directory."""
+        with self._lock:
+            if self._lost is None:
+                self._lose("the warm worker has been ended")
+        self.spec.home.remove()
+
+    def _read(self, deadline: float, cancelled: threading.Event | None) -> dict[str, Any]:
+        """Read one answer; called with the lock held."""
+        if self._process.stdout is None:
+            raise ValueError("started without pipes")
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            if time.monotonic() > deadline:
+                raise self._lose("the warm worker does not answer")
+            if cancelled is not None and cancelled.is_set():
+                raise self._lose("the run was interrupted")
+            if not select.select([descriptor], [], [], _TICK)[0]:
+                continue
+            content = os.read(descriptor, 65536)
+            if not content:
+                raise self._lose("the warm worker has died")
+            self._buffer += content
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _lose(self, reason: str) -> ParentLostError:
+        """End everything of it; called with the lock held. Cells find what is left of their own by their tokens."""
+        self._process.kill()
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue  # an order that it never read
+        deadman.kill_carriers(self.spec.token)
+        self._lost = f"{reason} (signal {-code})" if code < 0 and reason.endswith("died") else reason
+        return ParentLostError(self._lost)
+
+
+class Forked:
+    """A cell's process, forked by a worker: everything that only a parent may do is asked of it."""
+
+    def __init__(self, worker: WarmWorker, number: int, pid: int) -> None:
+        self._worker = worker
+        self._number = number
+        self.pid = pid
+
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return bool(self._worker.ask(order="look", cell=self._number)["ended"])
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self._worker.ask(order="signal", cell=self._number, number=int(number))
+
+    def reap(self) -> int:
+        """Wait for its end, which has come or is about to, and let its id go."""
+        return int(self._worker.ask(order="reap", cell=self._number)["status"])

@@ -1,0 +1,86 @@
+"""Importing what a cell is about: once per process that forks, and before anything is asked of a device."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def import_libraries(*, threads: int, device: str) -> None:
+    """Import everything that stages need, and run no tensor operation.
+
+    Args:
+        threads: how many threads torch computes with.
+        device: ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    # On a GPU float32 must mean float32: TF32 convolutions would drown the comparison.
+    torch.backends.cudnn.allow_tf32 = False
+    import datasets  # noqa: F401
+    import peft
+    import safetensors.torch  # noqa: F401
+    import transformers
+    from transformers import AutoModelForCausalLM  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
+    # lack it, which is nothing to a recipe that does not quantise.
+    # With a GPU it may start CUDA in the parent, after which no forked child can.
+    if device == "cpu" and importlib.util.find_spec("bitsandbytes") is not None:
+        import peft.tuners.lora.bnb  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    # Keys of the prediction layers are unexpected in every load, by design; the checks say what matters.
+    transformers.utils.logging.set_verbosity_error()
+
+
+def cuda_started() -> bool:
+    """Whether this process has started CUDA: a process forked from it could not use the device.
+
+    ``torch.cuda.is_initialized`` (torch 2.x) asks no driver and starts nothing.
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+OWN = ("contract", "worker", "merge", "experts", "engines", "faults")
+"""Packages of ours that run in a cell."""
+
+FIRST_USED_IN_STAGES = (
+    "multiprocessing.synchronize",
+    "numpy.ctypeslib",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler",
+    "transformers.integrations.bitsandbytes",
+    "transformers.integrations.moe",
+    "transformers.modeling_rope_utils",
+)
+"""Modules that the libraries import only when a stage needs them, as seen over all stacks and recipes of ``matrix.toml``."""
+
+
+def preload() -> None:
+    """Import in the parent what each child would import again: our own code, the families' models, what is used first in stages.
+
+    A stack that lacks a module, or cannot import it, says so in the stage that needs it, where it is a finding. Of ours,
+    what quantises experts needs a transformers that has them as parameters.
+    """
+    own = [name for package in OWN for name in _modules_of(package)]
+    families = [name.rpartition(".")[2] for name in own if name.startswith("harness.worker.checkpoints.families.")]
+    models = [f"transformers.models.{name}.modeling_{name}" for name in families]
+    for name in (*own, *FIRST_USED_IN_STAGES, *models):
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: transformers' own word for an import that failed
+            print(f"not imported ahead: {name}: {error}", flush=True)
+
+
+def _modules_of(package: str) -> list[str]:
+    """Return the modules of a package of ours, entry points apart. Nothing is imported to find them."""
+    harness = Path(__file__).parents[1]
+    paths = [path.relative_to(harness.parent) for path in sorted((harness / package).rglob("*.py"))]
+    names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return [name for name in names if not name.endswith(".__main__")]

@@ -1,0 +1,53 @@
+"""Steps of a cell: stages that run one after the other in one process, and whether they can run yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.contract.stages import TABLE, StageName
+from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.observation import Observation
+from harness.worker.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Stages that share a process.
+
+    Attributes:
+        stages: their names, in order.
+        run: runs them.
+    """
+
+    stages: tuple[StageName, ...]
+    run: Callable[[Observation, Request, Checkpoint], None]
+
+    def can_run(self, observation: Observation) -> bool:
+        """Whether every stage that its first one needs has left something behind; a failed check takes nothing away."""
+        return all(observation.completed(need) for need in TABLE[self.stages[0]].needs if not TABLE[need].on_host)
+
+
+def run_step(step: Step, observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+    """Run a step in this process, and record what it took of the GPU.
+
+    Raises:
+        StageStoppedError: a stage of it ended without a usable result.
+    """
+    try:
+        step.run(observation, request, checkpoint)
+    finally:
+        if request.device == "cuda":
+            _record_gpu(observation)
+
+
+def _record_gpu(observation: Observation) -> None:
+    """Record the device and the most that any process of the cell has had allocated on it, where this one has used it."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return
+    peak = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    observation.data["peak_vram_mb"] = max(observation.data.get("peak_vram_mb", 0.0), peak)
+    observation.data["device"] = torch.cuda.get_device_name()
+    observation.save()

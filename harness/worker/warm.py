@@ -1,0 +1,146 @@
+"""A warm worker: one process imports the libraries once and forks a child for each cell.
+
+The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each. The first line that it
+gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
+
+The parent owns its children. It alone signals them, and it reaps one only when the host says so: until then a process id
+cannot be given to anybody else, so no signal hits a stranger. The parent runs no tensor operation and uses no device.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.worker.channel import take_channel
+from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new
+
+
+class RefusedError(Exception):
+    """Children of this process would not be what a cell needs.
+
+    Attributes:
+        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA) or ``process`` (something else of this process).
+        reason: in words.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
+    """Import, say what came of it, and carry out orders until there are no more.
+
+    Args:
+        prepare: imports the libraries. Raises RefusedError where it knows that children cannot be forked.
+        run: runs the cell of a request file; called in a child.
+    """
+    orders, answers = take_channel()
+    started = time.perf_counter()
+    try:
+        token = _token_place()
+        _prepare(prepare)
+    except RefusedError as error:
+        _answer(answers, {"ready": False, "kind": error.kind, "reason": error.reason})
+        return
+    _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3), "threads": native_threads()})
+    children: dict[int, int] = {}
+    for line in orders:
+        order: dict[str, Any] = json.loads(line)
+        number = int(order["cell"])
+        match order["order"]:
+            case "start":
+                birth = Birth.read(order)
+                _flush()
+                pid = os.fork()
+                if pid == 0:
+                    orders.close()
+                    answers.close()
+                    _live(birth, token, run)
+                children[number] = pid
+                _answer(answers, {"pid": pid})
+            case "look":
+                ended = os.waitid(os.P_PID, children[number], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                _answer(answers, {"ended": ended is not None})
+            case "signal":
+                os.killpg(children[number], int(order["number"]))
+                _answer(answers, {})
+            case "reap":
+                _, status = os.waitpid(children.pop(number), 0)
+                _answer(answers, {"status": os.waitstatus_to_exitcode(status)})
+            case other:
+                raise ValueError(f"unknown order {other!r}")
+
+
+def native_threads() -> list[str]:
+    """Return the names of this process's threads other than the first, Python's and those of libraries."""
+    own = str(os.getpid())
+    return sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir() if task.name != own)
+
+
+def _token_place() -> TokenPlace:
+    try:
+        return TokenPlace.find()
+    except TokenError as error:
+        raise RefusedError("process", str(error)) from error
+
+
+def _prepare(prepare: Callable[[], None]) -> None:
+    """Import, and look whether what the imports left behind can be forked.
+
+    Native threads are allowed: they belong to pools (OpenBLAS, pyarrow's jemalloc) whose libraries handle a fork. A Python
+    thread may hold any lock at the moment of the fork, and a child would wait for it for ever.
+
+    Raises:
+        RefusedError: it cannot.
+    """
+    try:
+        prepare()
+    except RefusedError:
+        raise
+    except Exception as error:
+        # Whatever a library raises. The cells import it again, each in a process of its own, and report it as their own.
+        traceback.print_exc()
+        raise RefusedError("import", f"{type(error).__name__}: {error}") from error
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        raise RefusedError("process", f"the imports left Python threads running: {', '.join(others)}")
+    gc.collect()
+    gc.freeze()  # a child's collector neither looks at the libraries' half a million objects nor copies their pages
+
+
+def _answer(answers: BinaryIO, value: dict[str, Any]) -> None:
+    answers.write(json.dumps(value).encode() + b"\n")
+    answers.flush()
+
+
+def _flush() -> None:
+    """What is still buffered is the parent's to write; a child would write it again."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
+    """Be a cell's process, from its birth to its end; never returns."""
+    code = 1
+    try:
+        begin_as_new(birth, token)
+        run(birth.request)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 — printed, as an interpreter does; a child must never return into its parent's code
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)

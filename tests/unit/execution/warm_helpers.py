@@ -1,0 +1,106 @@
+"""More behaviours of the fake worker: cells that spoil what they can reach, tell what they find, or kill their parent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from execution_helpers import WORKER, fake_package
+
+PARENT = """
+def warm_parent():
+    command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\\0")
+    return os.getppid() if b"--warm" in command else None
+
+class Library:
+    setting = "as imported"
+
+def told():
+    import random, tempfile, threading
+    return {
+        "setting": Library.setting,
+        "variables": {name: value for name, value in os.environ.items() if name != "HARNESS_CELL_TOKEN"},
+        "as the kernel has it": sorted(
+            line.partition(b"=")[2].decode().partition(".")[2]
+            for line in Path("/proc/self/environ").read_bytes().split(b"\\0") if line.startswith(b"HARNESS_CELL_TOKEN=")
+        ),
+        "in work": os.getcwd() == request["work"],
+        "temporary": tempfile.gettempdir() == request["work"] + "/tmp",
+        "threads": threading.active_count(),
+        "group": os.getpgid(0) == os.getsid(0) == os.getpid(),
+        "arguments": sys.argv[1:] == [str(Path(request["work"], "request.json"))],
+        "input": sys.stdin.read(),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+        "random": random.random(),
+        "work holds": sorted(os.listdir(request["work"])),
+    }
+"""
+
+BEHAVIOURS = """
+    elif behaviour == "tells":
+        (Path(request["work"]).parent / f"told-{request['cell']['seed']}").write_text(json.dumps(told()))
+        finish()
+    elif behaviour == "spoils":
+        import random, threading
+        Library.setting = "patched"
+        random.seed(1)
+        os.environ["LEFT_BEHIND"] = "1"
+        os.environ.pop("OMP_NUM_THREADS")
+        os.chdir("/")
+        os.umask(0)
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (Path(request["work"]).parent / "left").write_text(str(child.pid))
+        Path(os.environ["TMPDIR"], "file").write_text("left behind")
+        finish()
+    elif behaviour == "forks-a-daemon":
+        # Never executes a program: all that says whose it is are bytes in memory that it has of its parent.
+        pids = Path(request["work"]).parent / "daemon"
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                pids.with_suffix(".new").write_text(str(os.getpid()))
+                pids.with_suffix(".new").rename(pids)
+                time.sleep(600)
+            os._exit(0)
+        os.wait()
+        while not pids.exists():
+            time.sleep(0.01)
+        finish()
+    elif behaviour == "writes-home":
+        Path(WARM_HOME, "cache").write_text("for the next cell")
+        finish()
+    elif behaviour == "kills-its-parent":
+        reach("train")
+        if warm_parent():
+            os.kill(warm_parent(), signal.SIGKILL)
+            time.sleep(600)
+        finish()
+    elif behaviour == "kills-its-parent-once":
+        mark = Path(request["work"]).parent / "killed"
+        reach("train")
+        if not mark.exists():
+            mark.write_text("")
+            os.kill(warm_parent(), signal.SIGKILL)
+            time.sleep(600)
+        finish()
+    elif behaviour == "says-how":
+        (Path(request["work"]).parent / "how").write_text(f"{request['processes']} {'forked' if warm_parent() else 'new'}")
+        finish()
+    elif behaviour == "brief":
+        reach("train")
+        time.sleep(0.15)
+        finish()
+"""
+
+UNKNOWN = '    else:\n        raise SystemExit(f"unknown'
+PREPARE = 'def prepare():\n    """What a real worker imports."""\n'
+
+
+def warm_package(folder: Path, *, prepare: str = "    pass") -> Path:
+    """A package whose worker has these behaviours; ``prepare`` is the body of what imports."""
+    assert UNKNOWN in WORKER
+    assert PREPARE in WORKER
+    worker = WORKER.replace("def run(path):", f"{PARENT}\nWARM_HOME = os.environ['HOME']\n\ndef run(path):", 1)
+    worker = worker.replace(UNKNOWN, f"{BEHAVIOURS.lstrip(chr(10))}{UNKNOWN}")
+    worker = worker.replace(PREPARE, f"def prepare():\n{prepare}\n")
+    return fake_package(folder, worker)
