@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from harness.cli.device import require_gpu
 from harness.cli.setup import Setup
 from harness.contract.cell_fields import Device
 from harness.envs import cache_dir, check_versions_exist, child_environment, ensure_environment, unmanaged_environment
@@ -131,7 +132,10 @@ def _preparer(python: Path | None, device: Device) -> Prepare:
     def prepare(stack: Stack) -> PreparedEnvironment:
         if python is not None:
             return unmanaged_environment(python)
-        return ensure_environment(stack, device=device)
+        environment = ensure_environment(stack, device=device)
+        if device == "cuda":
+            require_gpu(environment.python, label=stack.id)
+        return environment
 
     return prepare
 

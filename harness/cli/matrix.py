@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.device import choose_device
 from harness.cli.execute import execute
 from harness.cli.options import (
     DEFAULT_OUT,
@@ -22,7 +23,7 @@ from harness.cli.options import (
     ShardOption,
     StackOption,
 )
-from harness.cli.setup import choose_device, console, installed_stack, load_setup
+from harness.cli.setup import console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells

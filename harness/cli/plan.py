@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from tabulate import tabulate
 
+from harness.cli.device import choose_device
 from harness.cli.options import (
     ConfigOption,
     DeviceOption,
@@ -16,7 +17,7 @@ from harness.cli.options import (
     ShardOption,
     StackOption,
 )
-from harness.cli.setup import choose_device, load_setup
+from harness.cli.setup import load_setup
 from harness.matrix.plan import (
     COLUMNS,
     DEFAULT_PROFILE,

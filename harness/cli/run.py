@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from packaging.version import Version
 
+from harness.cli.device import choose_device
 from harness.cli.execute import execute
 from harness.cli.options import (
     DEFAULT_OUT,
@@ -19,7 +20,7 @@ from harness.cli.options import (
     OutOption,
     PythonOption,
 )
-from harness.cli.setup import check_writable, choose_device, console, installed_stack, load_setup
+from harness.cli.setup import check_writable, console, installed_stack, load_setup
 from harness.envs import newest_release
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import read_catalogue

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +23,6 @@ PINNED = ("torch", "bitsandbytes", "accelerate", "datasets")
 
 LOG_WIDTH = 240
 """Columns of a log, which wraps where it is read, not where it is written."""
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +51,6 @@ def load_setup(config: Path | None = None, expectations: Path | None = None) -> 
     given = {"--config": config, "--expectations": expectations}
     options = shlex.join(word for name, file in given.items() if file is not None for word in (name, str(file)))
     return Setup(config=matrix, catalogue=catalogue, expectations=declared, path=path, options=options)
-
-
-def choose_device(text: str, python: Path | None) -> Device:
-    """Return the device that ``--device`` means here.
-
-    ``auto`` is ``cuda`` only where the user's own interpreter has a torch that sees a GPU: an environment of ours would have
-    to install the CUDA build of torch first, several gigabytes that nobody asked for.
-
-    Raises:
-        ConfigurationError: it is not one of the three.
-    """
-    if text not in DEVICES:
-        raise ConfigurationError(f"--device {text!r} is not one of {', '.join(DEVICES)}.")
-    if text == "cpu" or (text == "auto" and python is None):
-        return "cpu"
-    if python is None:
-        # Before gigabytes of a CUDA build are installed for nothing.
-        if not Path("/proc/driver/nvidia/version").exists() and shutil.which("nvidia-smi") is None:
-            raise ConfigurationError(
-                "--device cuda: there is no NVIDIA driver on this machine.", remedy="Use --device cpu."
-            )
-        return "cuda"
-    probe = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
-    try:
-        seen = subprocess.run([python, "-I", "-c", probe], check=False, capture_output=True, timeout=120)
-    except OSError as error:
-        raise ConfigurationError(f"--python {python}: {error.strerror}.") from error
-    if seen.returncode != 0 and text == "cuda":
-        raise ConfigurationError(f"--device cuda: the torch of {python} sees no GPU.", remedy="Use --device cpu.")
-    return "cuda" if seen.returncode == 0 else "cpu"
 
 
 def check_writable(path: Path, option: str) -> None:

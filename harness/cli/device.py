@@ -1,0 +1,78 @@
+"""What ``--device`` means here, and the error where a GPU was asked for and cannot be had: before anything is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.envs import gpu
+from harness.errors import ConfigurationError, EnvironmentFailedError
+from harness.matrix.cell import Device
+
+DEVICES = ("auto", "cpu", "cuda")
+ON_THE_CPU = "use --device cpu"
+
+
+def choose_device(text: str, python: Path | None) -> Device:
+    """Return the device that ``--device`` means here.
+
+    ``auto`` is ``cuda`` only where the user's own interpreter has a torch that sees a GPU: an environment of ours would have
+    to install the CUDA build of torch first, several gigabytes that nobody asked for.
+
+    Raises:
+        ConfigurationError: it is not one of the three, or a GPU was asked for and there is none to be had.
+    """
+    if text not in DEVICES:
+        raise ConfigurationError(f"--device {text!r} is not one of {', '.join(DEVICES)}.")
+    if text == "cpu" or (text == "auto" and python is None):
+        return "cpu"
+    problem = _problem(python)
+    if problem is None:
+        return "cuda"
+    if text == "auto":
+        return "cpu"
+    raise problem
+
+
+def require_gpu(python: Path, *, label: str) -> None:
+    """Check an environment that was made for ``--device cuda``, before its first cell.
+
+    Raises:
+        EnvironmentFailedError: its torch can use no GPU, or cannot be imported.
+    """
+    try:
+        reason = gpu.why_no_gpu(python)
+    except ConfigurationError as error:
+        raise EnvironmentFailedError(error.message) from error
+    if reason is not None:
+        raise EnvironmentFailedError(
+            f"The environment of {label} has a CUDA build of torch, which can use no GPU here: {reason}",
+            remedy=f"Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, or {ON_THE_CPU}.",
+        )
+
+
+def _problem(python: Path | None) -> ConfigurationError | None:
+    """Return why no cell could run on a GPU, as far as it can be known before anything is installed."""
+    if not gpu.has_driver():
+        return ConfigurationError(
+            "--device cuda: there is no NVIDIA driver on this machine, so torch can use no GPU.",
+            remedy=f"Run it on a machine with a GPU (in a container, with the GPU passed in), or {ON_THE_CPU}.",
+        )
+    if python is None:
+        return None
+    build = gpu.torch_build(python)
+    if build is None:
+        return ConfigurationError(
+            f"--device cuda: {python} has no torch.", remedy="Name an interpreter that has a CUDA build of torch."
+        )
+    if build != "cuda":
+        return ConfigurationError(
+            f"--device cuda: the torch of {python} is built without CUDA (it is the {build} build).",
+            remedy=f"Install a CUDA build of torch there, or {ON_THE_CPU}.",
+        )
+    reason = gpu.why_no_gpu(python)
+    if reason is None:
+        return None
+    return ConfigurationError(
+        f"--device cuda: the torch of {python} is built for CUDA and can use no GPU here: {reason}",
+        remedy=f"Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, or {ON_THE_CPU}.",
+    )
