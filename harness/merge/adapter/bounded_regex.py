@@ -22,7 +22,7 @@ from harness.merge.adapter.regex_nodes import (
     Node,
     accepts,
     alike_digits,
-    branching,
+    check_followable,
     holds,
     ranged,
 )
@@ -32,8 +32,6 @@ MAX_STEPS = 20_000
 """Nodes that one match may visit; published patterns visit a few hundred."""
 ALL_STEPS = 2_500_000
 """Steps of about a microsecond that all patterns of a configuration may take together, compiled and matched against every name."""
-MAX_DIRECT = 200_000
-"""Characters that Python's own engine, which is quicker where nothing can go wrong, may look at in the worst case."""
 
 # What takes how many steps, measured.
 PER_PATTERN, PER_LETTER = 100, 10
@@ -42,8 +40,6 @@ RANGED = 0.1
 """Compiling a set, for each character in its ranges."""
 ASKED = 0.5
 """Asking for an answer, known or not."""
-DIRECT = 0.002
-"""Each character that Python's own engine may look at."""
 NAMED = 0.2
 """Each character of a name that is gone through."""
 ACCEPTED = 0.5
@@ -91,6 +87,8 @@ class BoundedPattern:
         setting: where it stands, for messages.
         budget: what it may take, together with others.
 
+    ``flags`` are Python's that hold for the whole pattern.
+
     Raises:
         UnsafePatternError: it is malformed, uses what sets of positions cannot follow, or would take too long to compile.
     """
@@ -105,9 +103,9 @@ class BoundedPattern:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "possible nested set" is not this program's to say
                 self._nodes: list[Node] = list(parser.parse(text))
-                self._repeats, self._choices = branching(self._nodes)
+                check_followable(self._nodes)
                 self.budget.spend(ranged(self._nodes) * RANGED, setting)
-                self._compiled = re.compile(text)
+                self.flags: int = re.compile(text).flags  # which refuses what the parser alone does not
             self._alike = alike_digits(self._nodes)
         except (re.error, RecursionError, OverflowError, MemoryError) as error:
             raise UnsafePatternError(
@@ -140,11 +138,6 @@ class BoundedPattern:
         return answers[asked]
 
     def _match(self, name: str, whole: bool) -> bool:
-        # Python's own engine cannot take long where few repeats multiply the work by the name's length, and few choices double it.
-        work: int = (len(name) + 1) ** self._repeats * 2**self._choices * len(self.text)
-        if work <= MAX_DIRECT:
-            self.budget.spend(work * DIRECT, self.setting)
-            return (self._compiled.fullmatch(name) if whole else self._compiled.match(name)) is not None
         places = _Walk(self, name).run()
         return bool(places >> len(name) if whole else places)
 
@@ -152,11 +145,6 @@ class BoundedPattern:
     def nodes(self) -> list[Node]:
         """The parsed pattern."""
         return self._nodes
-
-    @property
-    def flags(self) -> int:
-        """Python's flags that hold for the whole pattern."""
-        return self._compiled.flags
 
 
 class _Walk:

@@ -1,4 +1,4 @@
-"""What single nodes of a parsed regular expression say: which characters they accept, and how far matching could branch at them.
+"""What single nodes of a parsed regular expression say: which characters they accept, and which cannot be followed.
 
 Nodes are those of Python's own parser: (code, value), nested as the pattern is.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 CHARACTERS = frozenset({op.ANY, op.IN, op.LITERAL, op.NOT_LITERAL})
 """Nodes that stand for one character."""
-NEVER = 64
-"""Repeats that are too many for Python's own engine on any name."""
+NESTED = frozenset({op.MAX_REPEAT, op.MIN_REPEAT, op.SUBPATTERN, op.BRANCH, op.ASSERT, op.ASSERT_NOT})
+"""Nodes that hold others."""
 DIGITS = "0123456789"
 WIDE = 1000
 """How many characters one beyond Latin-1 counts as in a set: Python makes a map of all of Unicode's first plane."""
@@ -21,55 +21,28 @@ WIDE = 1000
 Node = tuple[Any, Any]
 
 
-def branching(nodes: Iterable[Node]) -> tuple[int, int]:
-    """Return (repeats, choices) of a pattern: how often an engine that backtracks could go on differently.
+def check_followable(nodes: Iterable[Node]) -> None:
+    """Refuse what sets of positions cannot follow, however deep in the pattern it is.
 
     Raises:
-        NotImplementedError: a construct that sets cannot follow, named.
+        NotImplementedError: names the construct.
     """
-    repeats = choices = 0
-    sequence = list(nodes)
-    for place, (code, value) in enumerate(sequence):
-        following = sequence[place + 1] if place + 1 < len(sequence) else None
-        inner: list[Iterable[Node]] = []
-        if code in {op.MAX_REPEAT, op.MIN_REPEAT} and _ends_by_itself(value[2], following):
-            continue
-        if code in {op.MAX_REPEAT, op.MIN_REPEAT}:
-            found = branching(value[2])
-            # What repeats more than one character may go on differently within, or match nothing a billion times.
-            simple = len(value[2]) == 1 and value[2][0][0] in CHARACTERS
-            within = 0 if value[1] <= 1 else 1 if simple else NEVER
-            repeats, choices = repeats + found[0] + within, choices + found[1] + 1
-        elif code is op.SUBPATTERN:
-            inner = [value[3]]
-        elif code is op.BRANCH:
-            choices += 0 if _exclusive(value[1]) else len(value[1])
-            inner = list(value[1])
-        elif code in {op.ASSERT, op.ASSERT_NOT}:
-            inner = [value[1]]
-        elif code is not op.AT and code not in CHARACTERS:
+    for code, value in nodes:
+        if code not in CHARACTERS and code is not op.AT and code not in NESTED:
             raise NotImplementedError(str(code).lower().replace("_", " "))
-        for one in inner:
-            found = branching(one)
-            repeats, choices = repeats + found[0], choices + found[1]
-    return repeats, choices
+        for inner in _inside(code, value):
+            check_followable(inner)
 
 
-def _ends_by_itself(repeated: Iterable[Node], following: Node | None) -> bool:
-    """Return whether a repeat of one character can end at one place only: where the letter after it stands, which it does not take (``[0-9]+[.]``)."""
-    (code, value), *more = repeated
-    if more or code not in CHARACTERS - {op.ANY} or following is None or following[0] is not op.LITERAL:
-        return False
-    letter = chr(following[1])
-    # Flags may stand anywhere in a pattern; about an ASCII letter only the one that ignores case can make a difference.
-    return letter.isascii() and not any(accepts(code, value, letter, flags) for flags in (0, re.IGNORECASE))
-
-
-def _exclusive(branches: Iterable[Iterable[Node]]) -> bool:
-    """Return whether at most one of several alternatives can match at a place: literal texts that do not begin alike, in any case."""
-    first = [next(iter(branch), None) for branch in branches]
-    letters = [chr(node[1]).casefold() for node in first if node is not None and node[0] is op.LITERAL]
-    return len(letters) == len(first) == len(set(letters))
+def _inside(code: Any, value: Any) -> Iterable[Iterable[Node]]:
+    """Return the sequences of nodes that a node holds."""
+    if code in {op.MAX_REPEAT, op.MIN_REPEAT}:
+        return [value[2]]
+    if code is op.SUBPATTERN:
+        return [value[3]]
+    if code is op.BRANCH:
+        return list(value[1])
+    return [value[1]] if code in {op.ASSERT, op.ASSERT_NOT} else []
 
 
 def characters(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -77,15 +50,8 @@ def characters(nodes: Iterable[Node]) -> Iterator[Node]:
     for code, value in nodes:
         if code in CHARACTERS:
             yield code, value
-        elif code in {op.MAX_REPEAT, op.MIN_REPEAT}:
-            yield from characters(value[2])
-        elif code is op.SUBPATTERN:
-            yield from characters(value[3])
-        elif code is op.BRANCH:
-            for branch in value[1]:
-                yield from characters(branch)
-        elif code in {op.ASSERT, op.ASSERT_NOT}:
-            yield from characters(value[1])
+        for inner in _inside(code, value):
+            yield from characters(inner)
 
 
 def ranged(nodes: Iterable[Node]) -> int:

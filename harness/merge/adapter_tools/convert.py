@@ -38,8 +38,7 @@ from harness.merge.files.json_file import read_object
 from harness.merge.files.safetensors_file import DTYPE_BITS, TensorInfo, encode_header, read_range
 from harness.merge.publish.publish import publish, working_directory
 from harness.merge.publish.target import check_target
-from harness.merge.write.arithmetic import bytes_of
-from harness.merge.write.values import tensor_of
+from harness.merge.write.tensors import bytes_of, tensor_of
 
 CONVERSION_FILE = "conversion.json"
 RANKED = ("F16", "BF16", "F32")

@@ -20,7 +20,7 @@ from harness.merge.errors import InputRefusedError, LayoutContradictionError, Me
 from harness.merge.files.json_file import read_object
 from harness.merge.files.safetensors_file import TensorInfo, read_range
 from harness.merge.plan.planner import plan_merge
-from harness.merge.write.values import tensor_of
+from harness.merge.write.tensors import tensor_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from harness.merge.base.weight import QuantisedSource
 from harness.merge.files.confine import confined
 from harness.merge.files.json_file import read_object
 from harness.merge.plan.merge_plan import MergePlan, PlanRow
-from harness.merge.write.values import TORCH_DTYPES
+from harness.merge.write.tensors import TORCH_DTYPES
 
 
 def merged_config(merged: MergedCheckpoint) -> Mapping[str, object]:

@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from harness.merge.write.values import all_finite
+from harness.merge.write.tensors import all_finite
 
 NON_FINITE = "holds NaN or infinity"
 _memcmp = ctypes.CDLL(None).memcmp  # several times quicker than comparing elements, and other threads run meanwhile

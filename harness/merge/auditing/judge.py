@@ -15,18 +15,19 @@ from harness.merge.auditing.diagnosis import Doctor
 from harness.merge.auditing.dora import judge_dora
 from harness.merge.auditing.equality import NON_FINITE, broken, decoded_alike, identical
 from harness.merge.auditing.fingerprints import Fingerprints
+from harness.merge.auditing.inputs import AdapterReader, Checkpoints
 from harness.merge.auditing.measure import measure
 from harness.merge.auditing.merged_checkpoint import MergedCheckpoint
 from harness.merge.auditing.pairing import Pairer, Pairing
 from harness.merge.auditing.replaced import Replaced
 from harness.merge.auditing.slice_verdicts import Found, row_of, summed
 from harness.merge.auditing.slices import Gap, Siblings, Slice, gaps_of, slices_of
-from harness.merge.auditing.source import PIECE_ELEMENTS, AdapterReader, Source
+from harness.merge.auditing.source import PIECE_ELEMENTS, Source
 from harness.merge.auditing.tensor_verdict import TensorVerdict, Verdict
 from harness.merge.base.weight import PlainSource, QuantisedSource
 from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow
 from harness.merge.plan.output_shards import Output
-from harness.merge.write.values import TORCH_DTYPES
+from harness.merge.write.tensors import TORCH_DTYPES
 
 PIECE_BYTES = 1 << 20
 
@@ -35,25 +36,29 @@ class Judge:
     """Compares tensors, on any number of threads; holds what the comparisons share."""
 
     def __init__(
-        self, plan: MergePlan, wanted: Mapping[str, Output], merged: MergedCheckpoint, adapter: AdapterReader
+        self,
+        plan: MergePlan,
+        wanted: Mapping[str, Output],
+        merged: MergedCheckpoint,
+        checkpoints: Checkpoints,
+        adapter: AdapterReader,
     ) -> None:
         self.plan = plan
         self.wanted = wanted
         self.merged = merged
         self.adapter = adapter
+        self.checkpoints = checkpoints
         self.pairer = Pairer(plan.base, {key: output.shape for key, output in wanted.items()}, merged)
         self.pairings: dict[str, Pairing] = {key: self.pairer.pair(key) for key in wanted}
         self.siblings = Siblings(plan, (item for row in plan.rows for item in slices_of(row, self.pairings[row.key])))
         self.fingerprints = Fingerprints(self.siblings)
         self._local = threading.local()
-        self._sources: list[Source] = []
 
     @property
     def source(self) -> Source:
-        """This thread's files and buffers."""
+        """What this thread reads with."""
         if not hasattr(self._local, "source"):
-            self._local.source = Source(self.plan, self.merged, self.adapter)
-            self._sources.append(self._local.source)
+            self._local.source = Source(self.plan, self.checkpoints, self.adapter)
         source: Source = self._local.source
         return source
 
@@ -62,10 +67,6 @@ class Judge:
         # What a diagnosis remembers stays within a job, so that the report does not depend on which thread did what.
         self._local.doctor = Doctor(self.source, self.siblings, self.fingerprints)
         return [self.verdict(key) for key in keys]
-
-    def close(self) -> int:
-        """Close all files; return how many bytes of tensors were read."""
-        return sum(source.close() for source in self._sources)
 
     def verdict(self, key: str) -> TensorVerdict:
         """Return the verdict on one tensor."""
@@ -118,7 +119,7 @@ class Judge:
             lambda first, last: source.base_rows(item, first, last),
             lambda first, last: source.merged_rows(item, first, last),
             lambda first, last: source.change_rows(item, first, last),
-            work=source.work,
+            work=source.expected,
             right=lambda first, base, dtype: source.right_rows(item, first, base, dtype),
         )
         scale: float | None = None
@@ -231,7 +232,7 @@ class Judge:
             return other
         for start in range(0, run.count, PIECE_ELEMENTS):
             count = min(PIECE_ELEMENTS, run.count - start)
-            merged = self.source.merged_reader.elements(run.merged_key, run.merged_start + start, 1, count)
+            merged = self.source.merged_values(run.merged_key, run.merged_start + start, 1, count)
             base = self.source.values(source, run.start + start, 1, count)
             if isinstance(source, QuantisedSource):
                 alike = decoded_alike(base, merged, TORCH_DTYPES[output.dtype])
@@ -244,10 +245,10 @@ class Judge:
         return None
 
     def _same_bytes(self, key: str, merged_key: str, start: int, merged_start: int, size: int) -> bool:
-        ours, theirs = self.source.base_reader, self.source.merged_reader
+        source = self.source
         for done in range(0, size, PIECE_BYTES):
             count = min(PIECE_BYTES, size - done)
-            base = ours.bytes(key, start + done, start + done + count)
-            if not identical(base, theirs.bytes(merged_key, merged_start + done, merged_start + done + count)):
+            base = source.base_bytes(key, start + done, start + done + count)
+            if not identical(base, source.merged_bytes(merged_key, merged_start + done, merged_start + done + count)):
                 return False
         return True

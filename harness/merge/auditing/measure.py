@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from harness.merge.auditing.equality import broken, same
-from harness.merge.auditing.expected import Workspace, count
+from harness.merge.auditing.expected import ExpectedValues, count
 from harness.merge.auditing.tally import LOW_PRECISION, Tally
+from harness.merge.write.buffers import Buffers
 
 MANTISSA = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
@@ -47,7 +48,7 @@ def measure(
     merged: Rows,
     delta: Rows,
     *,
-    work: Workspace | None = None,
+    work: ExpectedValues | None = None,
     right: Right | None = None,
     scale: float = 1.0,
 ) -> tuple[Tally, torch.dtype]:
@@ -68,7 +69,7 @@ def measure(
     tally, still = Tally(), Tally()
     waiting: list[tuple[int, int]] = []
     dtype = torch.float32
-    work = work or Workspace()
+    work = work or ExpectedValues(Buffers(torch.device("cpu")))
 
     def values(first: int, last: int) -> torch.Tensor:
         return delta(first, last) if scale == 1.0 else delta(first, last) * scale
@@ -113,7 +114,7 @@ def _nonzero(delta: torch.Tensor) -> bool:
 
 
 def _add_still(
-    tally: Tally, work: Workspace, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor
+    tally: Tally, work: ExpectedValues, kept: torch.Tensor, delta: Callable[[int], torch.Tensor], expected: torch.Tensor
 ) -> None:
     """Count a piece that holds the base; ``delta`` gives its first rows."""
     elements, rows = kept.numel(), kept.shape[0]
@@ -132,7 +133,7 @@ def _add_still(
 
 def _add(
     tally: Tally,
-    work: Workspace,
+    work: ExpectedValues,
     base: torch.Tensor,
     kept: torch.Tensor,
     merged: torch.Tensor,

@@ -15,11 +15,11 @@ from pathlib import Path
 from harness.merge.adapter.layout import BPacking, IoLayout
 from harness.merge.auditing.config_contradictions import config_problems, merged_config
 from harness.merge.auditing.config_differences import differences
+from harness.merge.auditing.inputs import AdapterReader, Checkpoints
 from harness.merge.auditing.judge import Judge
 from harness.merge.auditing.merged_checkpoint import open_merged
 from harness.merge.auditing.missing_files import missing_files
 from harness.merge.auditing.report import AuditReport
-from harness.merge.auditing.source import AdapterReader
 from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import listed
 from harness.merge.plan.estimate import default_threads
@@ -89,10 +89,10 @@ def run_audit(
     with ExitStack() as opened:
         trained = AdapterReader(plan)
         opened.callback(trained.close)
-        judge = Judge(plan, wanted, found, trained)
-        opened.callback(judge.close)
+        checkpoints = Checkpoints(plan, found)
+        opened.callback(checkpoints.close)
+        judge = Judge(plan, wanted, found, checkpoints, trained)
         rows = _compare(judge, progress)
-        bytes_read = judge.close()
     config = merged_config(found)
     differing = differences(plan.base.config, config, plan.config)
     missing, others = missing_files(plan.base, found)
@@ -120,5 +120,5 @@ def run_audit(
             *differing.notes,
             *([f"{LEFT_BEHIND}: {listed(left)}"] if left else []),
         ),
-        bytes_read=bytes_read,
+        bytes_read=checkpoints.bytes_read,
     )

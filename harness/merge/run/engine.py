@@ -13,6 +13,7 @@ import torch
 from harness.merge.base.checkpoint import MANIFEST_FILE
 from harness.merge.errors import IncompleteMergeError, MergeError, OutputExistsError, UsageError
 from harness.merge.files.copying import copy_file, write_file
+from harness.merge.files.input_files import InputFiles
 from harness.merge.plan.estimate import default_threads, estimate
 from harness.merge.plan.merge_plan import MergePlan
 from harness.merge.plan.output_shards import OutputShard, bytes_needed, output_shards
@@ -21,12 +22,13 @@ from harness.merge.publish.target import Target, check_target
 from harness.merge.run.ledger import Ledger, Unfinished, entry_of, fingerprint, local_mark
 from harness.merge.run.manifest import build_manifest, identity, made_from, status_of
 from harness.merge.run.report import Counts, MergeReport, Resumed
+from harness.merge.write.adapter_values import AdapterValues
 from harness.merge.write.arithmetic import Merger, Outcome
+from harness.merge.write.checkpoint_values import BaseValues
 from harness.merge.write.factored_deltas import FactoredDeltas
 from harness.merge.write.json_files import rewritten_files
 from harness.merge.write.shards import ShardFile, ShardWriter
 from harness.merge.write.threads import Pool, one_thread_per_operation
-from harness.merge.write.values import AdapterValues, BaseValues, InputFiles
 
 Progress = Callable[[int, int], None]
 Accumulate = Literal["float32", "float64"]
@@ -96,7 +98,7 @@ def prepared(plan: MergePlan, compute: ComputeOptions) -> Iterator[Prepared]:
         adapters.check_finite(threads)
         deltas = FactoredDeltas(plan, adapters, device)
         accumulate = torch.float64 if compute.accumulate == "float64" else torch.float32
-        merger = Merger(plan, BaseValues(plan, files), adapters, deltas, accumulate)
+        merger = Merger(plan, BaseValues(plan.base, files), adapters, deltas, accumulate)
         yield Prepared(
             plan=plan,
             files=files,

@@ -12,27 +12,31 @@ from dataclasses import dataclass, field
 
 import torch
 
+from harness.merge.adapter.packing import Factors
 from harness.merge.errors import NonFiniteError
 from harness.merge.plan.merge_plan import MergePlan, PairContribution, PlanRow, Region, TensorContribution, Term
+from harness.merge.write.adapter_values import AdapterValues
 from harness.merge.write.buffers import Buffers
+from harness.merge.write.checkpoint_values import BaseValues
 from harness.merge.write.factored_deltas import FactoredDeltas
-from harness.merge.write.values import TORCH_DTYPES, AdapterValues, BaseValues, all_finite
+from harness.merge.write.tensors import TORCH_DTYPES, all_finite
 
 
-def bytes_of(tensor: torch.Tensor) -> bytearray:
-    """Return the bytes of a tensor."""
-    target = bytearray(tensor.numel() * tensor.element_size())
-    torch.frombuffer(target, dtype=tensor.dtype).copy_(tensor.reshape(-1))
-    return target
+def delta_sides(
+    factors: Factors, contribution: PairContribution, expert: int, start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the two matrices whose product, times the scaling, is rows ``start:stop`` of an expert's delta as it is stored.
 
-
-def delta_rows(
-    factors: tuple[torch.Tensor, torch.Tensor], contribution: PairContribution, expert: int, start: int, stop: int
-) -> torch.Tensor:
-    """Return rows ``start:stop`` of one expert's delta in the coordinates of the stored tensor, float32: lora_B_e @ lora_A_e, or its transpose."""
+    They are lora_B and lora_A, or where the stored weight is the other way round their transposes.
+    """
     lora_A, lora_B = factors[0][expert], factors[1][expert]  # noqa: N806 - the field's names
-    product = lora_A[:, start:stop].T @ lora_B.T if contribution.swapped else lora_B[start:stop] @ lora_A
-    return product.mul_(contribution.scaling)
+    return (lora_A[:, start:stop].T, lora_B.T) if contribution.swapped else (lora_B[start:stop], lora_A)
+
+
+def delta_rows(factors: Factors, contribution: PairContribution, expert: int, start: int, stop: int) -> torch.Tensor:
+    """Return rows ``start:stop`` of one expert's delta in the coordinates of the stored tensor, scaled, float32."""
+    left, right = delta_sides(factors, contribution, expert, start, stop)
+    return (left @ right).mul_(contribution.scaling)
 
 
 @dataclass
@@ -175,7 +179,8 @@ class Merger:
             NonFiniteError: NaN or infinity in the base, or a result that does not fit the dtype.
         """
         dtype, shape = TORCH_DTYPES[row.dtype], (last - first, region.columns)
-        base = self._base.rows(buffers, row, region.start + first * region.columns, *shape)
+        start = region.start + first * region.columns
+        base = None if row.source is None else self._base.rows(buffers, row.source, start, *shape)
         source = base if region.replacement is None else self._rows(region.replacement, first, last, region.columns)
         assert source is not None  # noqa: S101 - a row without a source is replaced in full
         total, norms = self._compute(buffers, source, region, first, last)
@@ -213,8 +218,8 @@ class Merger:
         Raises:
             NonFiniteError: NaN or infinity in the base, or a value that does not fit the dtype.
         """
-        base = self._base.rows(buffers, row, start, elements, 1)
-        assert base is not None  # noqa: S101 - a row without a source is replaced in full
+        assert row.source is not None  # noqa: S101 - a row without a source is replaced in full
+        base = self._base.rows(buffers, row.source, start, elements, 1)
         dtype = TORCH_DTYPES[row.dtype]
         result = buffers.tensor("out", dtype, elements, 1)
         result.copy_(base)

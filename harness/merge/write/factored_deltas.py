@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 
 from harness.merge.plan.merge_plan import MergePlan, PairContribution, Region
-from harness.merge.write.values import AdapterValues, split_experts
+from harness.merge.write.adapter_values import AdapterValues, split_experts
 
 TOGETHER = 32
 """Experts whose norms are worked out in one operation."""

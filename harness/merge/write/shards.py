@@ -14,6 +14,7 @@ import torch
 
 from harness.merge.base.weight import PlainSource
 from harness.merge.files.copying import copy_range, create, write_at
+from harness.merge.files.input_files import InputFiles
 from harness.merge.files.safetensors_file import DTYPE_BITS
 from harness.merge.plan.merge_plan import MergePlan, PlanRow
 from harness.merge.plan.output_shards import OutputShard
@@ -23,7 +24,6 @@ from harness.merge.write.factored_deltas import FactoredDeltas
 from harness.merge.write.flushing import Flusher, OpenFile
 from harness.merge.write.pieces import Change, Convert, Copy, Piece, pieces_of, whole_only
 from harness.merge.write.threads import Lanes, share_out
-from harness.merge.write.values import InputFiles
 
 CHUNK_ELEMENTS = 1024 * 1024
 """Elements handled at once: few enough to stay in the processor's caches from the read to the write (4 MiB in float32)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from harness.merge import InputRefusedError, audit
 from harness.merge.adapter.adapter import LoraPair
 from harness.merge.auditing import walk
 from harness.merge.auditing.equality import decoded_alike, identical, same
-from harness.merge.auditing.expected import Workspace, count
+from harness.merge.auditing.expected import ExpectedValues, count
+from harness.merge.auditing.merged_checkpoint import MergedCheckpoint, open_merged
+from harness.merge.errors import InputChangedError
 from harness.merge.files.safetensors_file import TensorInfo
 from harness.merge.plan.merge_plan import PairContribution
+from harness.merge.write.buffers import Buffers
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -36,7 +40,7 @@ def test_base_and_delta_against_float64(
     rows: int, columns: int, rank: int, scaling: float, swapped: bool, dtype: torch.dtype, seed: int
 ) -> None:
     """To half a unit of the dtype and what float32 loses, whichever way the scaling takes; twice in the same buffers."""
-    random, work = np.random.default_rng(seed), Workspace()
+    random, work = np.random.default_rng(seed), ExpectedValues(Buffers(torch.device("cpu")))
     contribution = use_of(rank, scaling, swapped=swapped)
     for _ in range(2):
         base = torch.tensor(random.standard_normal((rows, columns))).to(dtype)
@@ -57,7 +61,7 @@ def test_base_and_delta_against_float64(
 
 def test_rounding_the_delta_first() -> None:
     """1 + 2^-8 ties to even; the delta 2^-8 + 2^-17 is above the tie, unless it is rounded to bfloat16 first."""
-    base, work = torch.ones(1, 1, dtype=torch.bfloat16), Workspace()
+    base, work = torch.ones(1, 1, dtype=torch.bfloat16), ExpectedValues(Buffers(torch.device("cpu")))
     change = torch.tensor([[2.0**-8 + 2.0**-17]])
 
     assert float(work.once(base, change, torch.bfloat16)) == 1 + 2.0**-7
@@ -130,6 +134,44 @@ def test_any_number_of_threads_says_the_same(folders: tuple[Path, Path, Path], m
         reports.append(audit(*folders).to_json())
 
     assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("side", ["b", "m"])
+def test_a_shard_replaced_after_its_header_was_read_is_refused_by_name(
+    folders: tuple[Path, Path, Path], side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other file has the same size and other names, so that its bytes would be taken for those of other tensors."""
+    (path,) = (folders[0].parent / side).glob("*.safetensors")
+
+    def replaced(merged: Path) -> MergedCheckpoint:
+        found = open_merged(merged)
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"q_proj", b"k_proj", 1))
+        assert path.stat().st_size == len(raw)
+        return found
+
+    monkeypatch.setattr(walk, "open_merged", replaced)
+    of = {"b": "", "m": " of the merged checkpoint"}[side]
+
+    with pytest.raises(InputChangedError, match=f"^{path.name}{of} is no longer the file that was planned with"):
+        audit(*folders)
+
+
+def test_a_pipe_in_a_shards_place_is_refused_and_not_waited_for(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = folders[2].glob("*.safetensors")
+
+    def replaced(merged: Path) -> MergedCheckpoint:
+        found = open_merged(merged)
+        path.unlink()
+        os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(walk, "open_merged", replaced)
+
+    with pytest.raises(InputChangedError, match="of the merged checkpoint is no longer the file"):
+        audit(*folders)
 
 
 def test_nan_in_the_adapter_is_refused_by_name(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from quantised_samples import four_bit, mxfp4
 from safetensors.torch import load_file
 
 from harness.merge import audit, errors, merge, plan_merge
-from harness.merge.adapter.bounded_regex import BoundedPattern, Budget, _Walk
+from harness.merge.adapter.bounded_regex import ALL_STEPS, BoundedPattern, Budget, _Walk
 from harness.merge.adapter.config import parse_adapter_config
 from harness.merge.adapter.keys import classify
 from harness.merge.adapter.patterns import ModuleRule, PatternTable
@@ -222,6 +222,24 @@ def test_patterns_of_real_adapters_fit_the_largest_model(pattern: str, count: in
     rule = ModuleRule(pattern)
 
     assert sum(map(rule.covers, LINEARS)) == count
+
+
+def test_ranks_by_depth_and_leaf_take_a_third_of_what_a_configuration_may() -> None:
+    """Patterns that tell layers apart, so that few names are one name to them, in both settings that have patterns."""
+    depths = ("[0-9]|1[0-9]", "2[0-9]|3[0-9]", "4[0-9]", "5[0-9]|60")
+    ends = [(depth, leaf) for depth in depths for leaf in ("gate", "up", "down")]
+    patterns = {
+        rf"model\.layers\.({depth})\.mlp\.experts\.\d+\.{leaf}_proj": number
+        for number, (depth, leaf) in enumerate(ends, start=1)
+    }
+    budget = Budget(ALL_STEPS // 3)
+    tables = [PatternTable(patterns, setting, budget) for setting in ("rank_pattern", "alpha_pattern")]
+    start = time.process_time()
+    found = [[table.value(name, 0) for name in LINEARS] for table in tables]
+
+    assert time.process_time() - start < 5
+    assert found[0] == found[1]
+    assert [found[0].count(number) for number in range(1, 13)] == [20 * 256] * 6 + [10 * 256] * 3 + [11 * 256] * 3
 
 
 def test_a_rank_of_its_own_for_every_module_of_the_largest_model() -> None:
