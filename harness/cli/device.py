@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.contract.cell_fields import Device
 from harness.envs import gpu
 from harness.errors import ConfigurationError, EnvironmentFailedError
-from harness.matrix.cell import Device
 
 DEVICES = ("auto", "cpu", "cuda")
 ON_THE_CPU = "use --device cpu"

@@ -53,8 +53,8 @@ def merge(
         typer.Option(help="Which base the deltas go onto; a base that is not stored so is refused."),
     ] = None,
     quantization: Annotated[
-        Literal["nf4", "fp4", "int8", "fp8_block", "mxfp4"] | None,
-        typer.Option(help="The format the base is expected in; another is refused."),
+        str | None,
+        typer.Option(help="The format the base is expected in, as nf4 or fp8_block; another is refused."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where the arithmetic is done, as torch names it (cpu, cuda, cuda:1).")

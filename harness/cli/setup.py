@@ -9,7 +9,6 @@ from pathlib import Path
 from packaging.version import Version
 from rich.console import Console
 
-from harness.contract.cell_fields import Device
 from harness.envs import unmanaged_environment
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import Catalogue, read_catalogue

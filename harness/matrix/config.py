@@ -182,10 +182,10 @@ class MatrixConfig(_Table):
     """Other pins where the versions of a stack need them; later entries outrank earlier ones."""
     stacks: tuple[DeclaredStack, ...] = Field(min_length=1)
     """Stacks, in the order in which they run and are offered to complete a partial choice."""
-    families: Names
-    """Model families, in the order in which they are listed."""
-    recipes: Names
-    """Training recipes, in the order in which they are listed."""
+    families: Names | None = None
+    """Model families that profiles may have; absent: all that there are files for."""
+    recipes: Names | None = None
+    """Training recipes that profiles may have; absent: all that there are files for."""
     profiles: dict[str, Profile] = Field(min_length=1)
     """Named sets of cells."""
     bands: dict[Dtype, Bands]
@@ -272,7 +272,7 @@ def load_config(path: Path, catalogue: Catalogue) -> MatrixConfig:
     """
     config = read_model(path, MatrixConfig)
     for key, known in (("families", catalogue.families), ("recipes", catalogue.recipes)):
-        for index, name in enumerate(getattr(config, key)):
+        for index, name in enumerate(getattr(config, key) or ()):
             if name not in known:
                 what = "family" if key == "families" else "recipe"
                 raise UnknownNameError(what, name, known, where=f"{path}: {key}.{index}")
@@ -293,8 +293,8 @@ def expand_names(block: Block, config: MatrixConfig, catalogue: Catalogue, *, wh
     """
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         "stacks": ("stack", tuple(stack.id for stack in config.declared)),
-        "families": ("family", config.families),
-        "recipes": ("recipe", config.recipes),
+        "families": ("family", config.families or catalogue.families),
+        "recipes": ("recipe", config.recipes or catalogue.recipes),
         "geometries": ("geometry", catalogue.geometries),
         "variants": ("variant", catalogue.all_variants),
         "dtypes": ("dtype", DTYPES),

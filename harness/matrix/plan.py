@@ -198,7 +198,7 @@ def _profile_cells(config: MatrixConfig, catalogue: Catalogue, selection: Select
     """Return all cells of the selection's profile, each once, in order; globs and shard are not looked at."""
     stacks = {stack.id: stack for stack in config.declared}
     order = (
-        tuple(stacks), config.families, config.recipes,
+        tuple(stacks), config.families or catalogue.families, config.recipes or catalogue.recipes,
         catalogue.geometries, catalogue.all_variants, DTYPES, catalogue.engines,
     )  # fmt: skip
     found: dict[tuple[int, ...], Cell] = {}

@@ -145,6 +145,7 @@ COLUMNS: tuple[Column, ...] = (
     _text_column("family", "family", lambda row: row.result.cell.family),
     _text_column("recipe", "recipe", recipe_with_options),
     _text_column("engine", "merged by", lambda row: row.result.cell.engine),
+    _text_column("device", "device", lambda row: row.result.device or row.result.cell.device),
     Column(key="merged", title="merged tensors", text=merged_tensors, value=_merged_share, numeric=True),
     _kl_column("kl_trained_merged", "trained vs merged KL"),
     Column(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.contract.stages import TABLE, StageName
 from harness.worker.checkpoints.family import Checkpoint
@@ -50,4 +52,14 @@ def _record_gpu(observation: Observation) -> None:
     peak = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     observation.data["peak_vram_mb"] = max(observation.data.get("peak_vram_mb", 0.0), peak)
     observation.data["device"] = torch.cuda.get_device_name()
+    observation.data["versions"] |= _gpu_versions(str(torch.version.cuda))
     observation.save()
+
+
+def _gpu_versions(cuda: str, driver: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:
+    """Return the versions of the CUDA that torch was built for and, where the kernel tells, of the driver."""
+    found = {"cuda": cuda}
+    if driver.exists():
+        number = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", driver.read_text())
+        found |= {"nvidia-driver": number[1]} if number else {}
+    return found

@@ -124,7 +124,7 @@ def test_markdown_tells_the_whole_story() -> None:
         line for line in text.splitlines() if "known error in reload-adapter" in line and line.startswith("| 5.6.2")
     )
     assert [part.strip() for part in row.strip("|").split("|")] == [
-        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "`reference`", "156/156", "1.2e-13", "3/3", "0.23", "0.23",
+        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "`reference`", "cpu", "156/156", "1.2e-13", "3/3", "0.23", "0.23",
         "△ known error in reload-adapter",
     ]  # fmt: skip
     assert f"```text\n{TYPE_ERROR}\n```" in text
@@ -161,7 +161,7 @@ def test_markdown_from_hostile_results_has_our_headings_links_and_columns_only(t
     assert not {"html_inline", "image"} & set(inline)
     assert "html_block" not in {token.type for token in tokens}
     assert inline.count("link_open") == (web_link(hostile_row(text)) is not None)
-    assert sum(token.type == "th_open" for token in tokens) == 12 + 3
+    assert sum(token.type == "th_open" for token in tokens) == 13 + 3
 
 
 def test_html_is_self_contained_and_names_what_may_run() -> None:
@@ -364,7 +364,7 @@ def test_a_ci_log_gets_whole_lines() -> None:
     lines = [" ".join(line.split()) for line in _written(console).splitlines()]
 
     assert (
-        "5.6.2 0.19.1 1.4.0 qwen3_moe lora reference 156/156 1.2e-13 3/3 0.23 0.23 △ known error in reload-adapter"
+        "5.6.2 0.19.1 1.4.0 qwen3_moe lora reference cpu 156/156 1.2e-13 3/3 0.23 0.23 △ known error in reload-adapter"
         in lines
     )
     assert lines[-1].startswith("Needs a look. 6 of 17 cells ok")

@@ -39,7 +39,7 @@ def test_two_results_of_one_cell_are_refused() -> None:
 
 def test_the_columns_are_the_fields_own() -> None:
     assert [column.title for column in COLUMNS] == [
-        "transformers", "peft", "trl", "family", "recipe", "merged by", "merged tensors",
+        "transformers", "peft", "trl", "family", "recipe", "merged by", "device", "merged tensors",
         "trained vs merged KL", "samples", "merged vs base KL", "trained vs base KL",
     ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_texts_of_a_rejected_merge() -> None:
     row = next(row for row in sample_rows() if row.result.outcome == "fail")
 
     assert [column.text(row) for column in COLUMNS] == [
-        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +fault=b-packing", "reference", "140/156 (8 without effect)",
+        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +fault=b-packing", "reference", "cpu", "140/156 (8 without effect)",
         "0.55", "1/3", "0.081", "0.63",
     ]  # fmt: skip
     assert outcome_text(row) == "✗ fail in compare"
@@ -173,4 +173,4 @@ def test_frame_has_raw_numbers_and_their_counts() -> None:
     assert pd.isna(crashed["samples"])
     assert table["outcome"].value_counts()["pass"] == 5
     assert frame([]).empty
-    assert render_csv([]).startswith("cell,transformers,peft,trl,family,recipe,engine,merged,")
+    assert render_csv([]).startswith("cell,transformers,peft,trl,family,recipe,engine,device,merged,")

@@ -27,6 +27,7 @@ from harness.worker.stages.attach import expected_targets
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
 from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
 from harness.worker.stages.train import trainer_options
+from harness.worker.steps import _gpu_versions
 
 RECIPES = ("lora", "lora-attention", "lora-experts", "lora-gate-up-only", "lora-down-only")
 
@@ -303,3 +304,17 @@ def test_the_dtypes_that_the_lora_was_trained_in_are_kept_and_counted(tmp_path: 
         "q_proj.lora_A.default.weight": "float32", "q_proj.lora_B.default.weight": "bfloat16",
         "k_proj.lora_A.default.weight": "bfloat16",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
+    ],
+)
+def test_the_driver_is_named_in_the_kernel_s_words(tmp_path: Path, line: str, driver: str) -> None:
+    (tmp_path / "version").write_text(f"{line}\nGCC version:  gcc 12.3.0\n")
+
+    assert _gpu_versions("13.0", tmp_path / "version") == {"cuda": "13.0", "nvidia-driver": driver}
+    assert _gpu_versions("13.0", tmp_path / "absent") == {"cuda": "13.0"}
