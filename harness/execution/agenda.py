@@ -5,7 +5,7 @@ that has started the fewest cells goes first, ties in plan order: stacks show th
 ready late catches up, and nobody waits while anything that is ready is left.
 
 A stack that has begun is kept warm, half a gigabyte of imported libraries. So only so many are open at a time: another one
-begins when there is nothing left to start in one of those.
+begins when one of those has nothing left to start.
 """
 
 from __future__ import annotations

@@ -51,14 +51,19 @@ class RunContext:
     processes: Processes
     note: Callable[[str], None]
 
-    def redactor(self, *, work: Path | None = None, environment: PreparedEnvironment | None = None) -> Redactor:
-        """Return what takes this machine out of the texts of a cell's result."""
+    def redactor(
+        self, *, work: Path | None = None, home: Path | None = None, environment: PreparedEnvironment | None = None
+    ) -> Redactor:
+        """Return what takes this machine out of the texts of a cell's result.
+
+        Args:
+            work: the cell's directory.
+            home: what its libraries took for the home directory when they were imported, where that is not the cell's own.
+            environment: where it ran.
+        """
         places = {"code": self.bundle.root, "cache": self.cache, "out": self.store.out, "home": Path.home()}
-        if work is not None:
-            places["work"] = work
-        if environment is not None:
-            places["env"] = environment.prefix
-        return Redactor(places)
+        known = {"work": work, "worker-home": home, "env": environment.prefix if environment is not None else None}
+        return Redactor(places | {name: path for name, path in known.items() if path is not None})
 
 
 class Runner(Protocol):

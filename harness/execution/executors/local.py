@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from harness.contract.stages import StageName
 from harness.execution.agenda import stack_key
-from harness.execution.child import Child, Started
+from harness.execution.child import Child, ParentLostError, Started
 from harness.execution.deadman import TOKEN
 from harness.execution.files import read_if_there, tail
 from harness.execution.finalise import StackRecord, finalise
@@ -33,8 +33,8 @@ from harness.execution.stage_watch import StageWatch
 from harness.execution.supervise import SupervisedExit, run_supervised
 from harness.execution.times import utc_now
 from harness.execution.warm.home import Home
-from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool
-from harness.execution.warm.worker import WorkerSpec
+from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool, WorkerKey
+from harness.execution.warm.worker import WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -50,7 +50,6 @@ class _Job:
     environment: PreparedEnvironment
     settings: CellSettings
     token: str
-    number: int
     log: Path
     cancelled: threading.Event
     entered: Callable[[StageName], None]
@@ -63,7 +62,7 @@ class LocalRunner:
         self._context = context
         self._pool = WarmPool(context.note)
         self._workers = itertools.count(1)
-        self._attempts = itertools.count(1)
+        self._forks = itertools.count(1)
 
     def run(
         self,
@@ -81,31 +80,16 @@ class LocalRunner:
             environment=environment,
             settings=settings,
             token=f"{self._context.run_token}.{number:06}",
-            number=number,
             log=self._context.store.running_log_path(cell),
             cancelled=cancelled,
             entered=entered,
         )
-        started = utc_now()
-        self._context.scratch.mkdir(parents=True, exist_ok=True)
-        for attempt in itertools.count(1):
-            # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
-            work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
-            (work / "tmp").mkdir()
+        for _ in range(WARM_ATTEMPTS if self._context.processes == "warm" else 0):
             try:
-                ended = self._run_in(work, job, warm=self._context.processes == "warm" and attempt <= WARM_ATTEMPTS)
-                if ended.ending == "cancelled":
-                    job.log.unlink(missing_ok=True)
-                    return None
-                if ended.ending != "lost":
-                    return self._result(job, work, ended, started)
-                self._context.note(f"{cell.id} runs again: {ended.detail}")
-            finally:
-                if self._context.keep:
-                    _keep(work, self._context.scratch / cell.family / cell.file_stem)
-                else:
-                    shutil.rmtree(work, ignore_errors=True)
-        raise AssertionError("a process of its own is never lost")
+                return self._attempt(job, warm=True)
+            except ParentLostError as error:
+                self._context.note(f"{cell.id} runs again: {error}")
+        return self._attempt(job, warm=False)
 
     def release(self, stack: Stack) -> None:
         """End the stack's warm worker."""
@@ -115,8 +99,33 @@ class LocalRunner:
         """End all warm workers."""
         self._pool.close()
 
-    def _run_in(self, work: Path, job: _Job, *, warm: bool) -> SupervisedExit:
-        """Run the cell in one process, forked by the stack's warm worker where there is one."""
+    def _attempt(self, job: _Job, *, warm: bool) -> CellResult | None:
+        """Run the cell once, in a directory of its own.
+
+        Raises:
+            ParentLostError: its warm worker has died, so that there is nothing to say of the cell.
+        """
+        started = utc_now()
+        self._context.scratch.mkdir(parents=True, exist_ok=True)
+        # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
+        work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
+        (work / "tmp").mkdir()
+        try:
+            ended, home = self._run_in(work, job, warm=warm)
+            if ended.ending == "cancelled":
+                job.log.unlink(missing_ok=True)
+                return None
+            if ended.ending == "lost":
+                raise ParentLostError(ended.detail)
+            return self._result(job, work, home, ended, started)
+        finally:
+            if self._context.keep:
+                _keep(work, self._context.scratch / job.cell.family / job.cell.file_stem)
+            else:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _run_in(self, work: Path, job: _Job, *, warm: bool) -> tuple[SupervisedExit, Path | None]:
+        """Run the cell in one process, forked by a warm worker where there is one; return that worker's home too."""
         request = WorkerRequest(
             cell=job.cell,
             work=work,
@@ -125,35 +134,40 @@ class LocalRunner:
             processes="started" if self._context.processes == "started" else "forked",
         )
         if not warm:
-            return self._run_started(request, job)
+            return self._run_started(request, job), None
+        key = WorkerKey(stack=stack_key(job.cell.stack), device=job.cell.device, threads=job.settings.threads)
         try:
             with self._pool.worker(
-                stack_key(job.cell.stack),
+                key,
                 job.cell.stack.id,
                 lambda: self._spec(job),
                 cancelled=job.cancelled,
                 seconds=job.settings.limits.seconds,
             ) as worker:
-                path = request.write()
-
-                def fork(_: object) -> Child:
-                    return worker.fork(
-                        next(self._attempts),
-                        request=path,
-                        work=work,
-                        log=job.log,
-                        environment=self._variables(job, work),
-                    )
-
-                return self._supervise(
-                    fork, f"{self._command(job, str(path))}  # forked from process {worker.pid}", request, job
-                )
+                return self._run_forked(worker, request, job), worker.spec.home.home
         except NoWorkerError as error:
             if error.refusal.kind == "cuda":
                 request = replace(request, processes="started")
-            return self._run_started(request, job)
+            return self._run_started(request, job), None
         except CancelledError:
-            return SupervisedExit(ending="cancelled")
+            return SupervisedExit(ending="cancelled"), None
+
+    def _run_forked(self, worker: WarmWorker, request: WorkerRequest, job: _Job) -> SupervisedExit:
+        """Run the cell in a fork of ``worker``."""
+        path = request.write()
+        command = shlex.join([*self._program(job), str(path)])
+        return self._supervise(
+            lambda _: worker.fork(
+                next(self._forks),
+                request=path,
+                work=request.work,
+                log=job.log,
+                environment=self._variables(job, request.work),
+            ),
+            f"{command}  # forked from process {worker.pid}",
+            request,
+            job,
+        )
 
     def _run_started(self, request: WorkerRequest, job: _Job) -> SupervisedExit:
         """Run the cell in a new process."""
@@ -182,9 +196,6 @@ class LocalRunner:
     def _program(self, job: _Job) -> list[str]:
         return [str(job.environment.python), "-I", "-u", str(self._context.bundle.main)]
 
-    def _command(self, job: _Job, *arguments: str) -> str:
-        return shlex.join([*self._program(job), *arguments])
-
     def _variables(self, job: _Job, work: Path) -> dict[str, str]:
         """All variables of the cell's process."""
         return {**self._environment(job, work / "tmp"), TOKEN: job.token}
@@ -206,13 +217,13 @@ class LocalRunner:
             home=home,
         )
 
-    def _result(self, job: _Job, work: Path, ended: SupervisedExit, started: str) -> CellResult:
+    def _result(self, job: _Job, work: Path, home: Path | None, ended: SupervisedExit, started: str) -> CellResult:
         return finalise(
             job.cell,
             observation=parse_observation(read_if_there(work / "observation.json")),
             ended=ended,
             stack=_stack_record(job.environment),
-            redactor=self._context.redactor(work=work, environment=job.environment),
+            redactor=self._context.redactor(work=work, home=home, environment=job.environment),
             log_tail=tail(job.log),
             log=self._context.store.relative(self._context.store.log_path(job.cell)),
             started=started,

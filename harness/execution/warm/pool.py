@@ -12,12 +12,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from harness.execution.agenda import StackKey
 from harness.execution.child import ParentLostError
 from harness.execution.warm.worker import Refusal, WarmWorker, WorkerSpec
+from harness.matrix.cell import Device
 
 MOST_LOSSES = 3
 """So many workers of one stack that died, with no cell ended between, and there is no further one."""
 _TICK = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerKey:
+    """What cells must have in common to be forked from one process.
+
+    Attributes:
+        stack: the key of their stack, see ``agenda``.
+        device: where they run: only on a GPU does an environment get the variables of its driver.
+        threads: how many they compute with, which libraries read when they are loaded.
+    """
+
+    stack: StackKey
+    device: Device
+    threads: int
 
 
 class NoWorkerError(Exception):
@@ -50,13 +67,13 @@ class WarmPool:
         """``note`` takes a sentence for whoever watches."""
         self._note = note
         self._lock = threading.Lock()  # held for bookkeeping only: nothing is started, ended or looked at meanwhile
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[WorkerKey, _Slot] = {}
         self._users: dict[WarmWorker, int] = {}
         self._retired: set[WarmWorker] = set()
 
     @contextmanager
     def worker(
-        self, key: str, label: str, spec: Callable[[], WorkerSpec], *, cancelled: threading.Event, seconds: float
+        self, key: WorkerKey, label: str, spec: Callable[[], WorkerSpec], *, cancelled: threading.Event, seconds: float
     ) -> Iterator[WarmWorker]:
         """Give a worker for one cell, which ends within the block.
 
@@ -79,12 +96,12 @@ class WarmPool:
         finally:
             self._give_back(slot, worker)
 
-    def release(self, key: str) -> None:
-        """No further cell will ask for this key's worker."""
+    def release(self, stack: StackKey) -> None:
+        """No further cell of this stack will ask for a worker."""
         with self._lock:
-            slot = self._slots.pop(key, None)
-            worker = slot.worker if slot is not None else None
-        if worker is not None:
+            slots = [self._slots.pop(key) for key in list(self._slots) if key.stack == stack]
+            workers = [slot.worker for slot in slots if slot.worker is not None]
+        for worker in workers:
             self._retire(worker)
 
     def close(self) -> None:

@@ -250,6 +250,17 @@ def test_ready_stacks_take_turns() -> None:
     ]
 
 
+def test_only_so_many_stacks_are_open_at_a_time() -> None:
+    """Another begins when one of those that have begun has nothing left to start."""
+    plan = [cell(seed=n, peft=peft) for n in range(2) for peft in ("0.18.1", "0.19.1", "0.20.0")]
+    agenda = Agenda(plan, open_stacks=2)
+    for peft in ("0.18.1", "0.19.1", "0.20.0"):
+        agenda.ready(stack_key(stack(peft=peft)))
+
+    order = [(each.stack.peft, each.seed) for _ in plan if (each := agenda.next())]
+    assert order == [("0.18.1", 0), ("0.19.1", 0), ("0.18.1", 1), ("0.20.0", 0), ("0.19.1", 1), ("0.20.0", 1)]
+
+
 PEFTS = ("0.17.1", "0.18.1", "0.19.1", "0.20.0")
 
 
@@ -257,11 +268,14 @@ PEFTS = ("0.17.1", "0.18.1", "0.19.1", "0.20.0")
 @given(
     counts=st.lists(st.integers(0, 4), min_size=4, max_size=4),
     actions=st.lists(st.one_of(st.sampled_from(PEFTS), st.none()), max_size=30),
+    open_stacks=st.one_of(st.none(), st.integers(1, 4)),
 )
-def test_every_cell_is_given_out_once_and_only_when_ready(counts: list[int], actions: list[str | None]) -> None:
+def test_every_cell_is_given_out_once_and_only_when_ready(
+    counts: list[int], actions: list[str | None], open_stacks: int | None
+) -> None:
     """Whatever becomes ready when: nothing is lost, nothing comes twice, and there is a cell whenever one could run."""
     plan = [cell(seed=n, peft=peft) for peft, count in zip(PEFTS, counts, strict=True) for n in range(count)]
-    agenda = Agenda(plan)
+    agenda = Agenda(plan, open_stacks=open_stacks)
     ready: set[str] = set()
     given_out: list[Cell] = []
     declared = {each.stack.peft for each in plan}

@@ -1,0 +1,117 @@
+# ruff: noqa: D102  # the methods of a runner are described in the protocol
+"""Executors: the folder is the catalogue, and the scheduler runs cells by whatever it is handed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from execution_helpers import Recorder, cell, services
+
+import harness
+from harness.errors import UnknownNameError
+from harness.execution import executors
+from harness.execution.executors import executor, executor_names
+from harness.execution.executors.local import LocalRunner
+from harness.execution.finalise import StackRecord, without_worker
+from harness.execution.runner import RunContext
+from harness.execution.scheduler import RunInterruptedError, run_cells
+from harness.execution.services import CellSettings, PreparedEnvironment
+from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult, StageName
+
+
+def test_each_file_of_the_folder_is_an_executor() -> None:
+    files = {path.stem for path in Path(executors.__file__).parent.glob("*.py")} - {"__init__"}
+
+    assert set(executor_names()) == files == {"local"}
+    assert executor("local") is LocalRunner
+
+
+def test_a_file_is_all_that_an_executor_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "telegraph.py").write_text("def runner(context):\n    return context\n")
+    monkeypatch.setattr(executors, "__path__", [*executors.__path__, str(tmp_path)])
+
+    assert executor_names() == ("local", "telegraph")
+    assert executor("telegraph")(1) == 1  # type: ignore[arg-type, comparison-overlap]  # it gives back what it is given
+
+
+def test_an_executor_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown executor 'locla'.*'local'"):
+        executor("locla")
+    command = [sys.executable, "-m", "harness", "matrix", "--executor", "ray", "--out", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(harness.__file__).parents[1])
+
+    assert done.returncode == 2
+    assert "Known: local." in done.stderr
+
+
+class Elsewhere:
+    """An executor that asks nobody: every cell is out of memory."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.calls: list[str] = []
+
+    def run(
+        self,
+        cell: Cell,
+        environment: PreparedEnvironment,
+        settings: CellSettings,
+        *,
+        number: int,
+        cancelled: threading.Event,
+        entered: Callable[[StageName], None],
+    ) -> CellResult | None:
+        self.calls.append(f"run {number} {environment.python_version} {settings.threads}")
+        entered("merge")
+        self.context.note(f"{cell.recipe} goes elsewhere")
+        if cell.recipe == "hangs":
+            cancelled.set()
+            return None
+        return without_worker(
+            cell, outcome="error", stage="install", reason="too small", stack=StackRecord(),
+            redactor=self.context.redactor(), started="2026-11-27T00:00:00+00:00",
+        )  # fmt: skip
+
+    def release(self, stack: Stack) -> None:
+        self.calls.append(f"release {stack.peft}")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def test_the_scheduler_is_handed_what_runs_cells(tmp_path: Path) -> None:
+    made: list[Elsewhere] = []
+
+    def make(context: RunContext) -> Elsewhere:
+        made.append(Elsewhere(context))
+        return made[0]
+
+    recorder = Recorder()
+    plan = [cell(), cell(seed=1), cell(peft="0.18.1")]
+    report = run_cells(plan, services(tmp_path), recorder, make_runner=make)
+
+    assert [result.reason for result in report.results] == ["too small"] * 3
+    assert made[0].calls == [
+        "run 1 3.11.7 1", "run 2 3.11.7 1", "release 0.19.1", "run 3 3.11.7 1", "release 0.18.1", "close",
+    ]  # fmt: skip
+    assert ("note", "passes goes elsewhere") in recorder.events
+    assert ("cell_stage", plan[0].id, "merge") in recorder.events
+
+
+def test_a_runner_is_closed_when_the_run_is_cancelled(tmp_path: Path) -> None:
+    made: list[Elsewhere] = []
+
+    def make(context: RunContext) -> Elsewhere:
+        made.append(Elsewhere(context))
+        return made[0]
+
+    with pytest.raises(RunInterruptedError):
+        run_cells([cell("hangs"), cell()], services(tmp_path), Recorder(), make_runner=make)
+
+    assert made[0].calls == ["run 1 3.11.7 1", "close"]
