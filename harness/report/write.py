@@ -11,11 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report.frame import render_csv
-from harness.report.html import render_html
-from harness.report.json_report import render_json
-from harness.report.junit import render_junit
-from harness.report.markdown import render_markdown
+from harness.report.format import all_formats
 from harness.report.table import Row
 
 
@@ -34,7 +30,7 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def write_report(rows: Sequence[Row], out: Path, *, generated: str | None = None) -> list[Path]:
-    """Write ``report.md``, ``report.html``, ``report.json``, ``report.csv`` and ``junit.xml`` into ``out``.
+    """Write the report in every format of ``harness/report/formats`` into ``out``.
 
     Args:
         rows: the cells, in any order.
@@ -48,13 +44,7 @@ def write_report(rows: Sequence[Row], out: Path, *, generated: str | None = None
         ValueError: when two rows are of the same cell; then nothing was written.
         OSError: when the directory or a file cannot be written.
     """
-    texts = {
-        "report.md": render_markdown(rows),
-        "report.html": render_html(rows, generated),
-        "report.json": render_json(rows),
-        "report.csv": render_csv(rows),
-        "junit.xml": render_junit(rows),
-    }
+    texts = {found.file: found.render(rows, generated) for found in all_formats()}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         _write_atomically(out / name, text)

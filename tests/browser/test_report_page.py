@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from report_samples import sample_rows
 
-from harness.report.html import render_html
+from harness.report.formats.html import render_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

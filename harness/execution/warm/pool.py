@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from harness.contract.cell_fields import Device
 from harness.execution.agenda import StackKey
 from harness.execution.child import ParentLostError
 from harness.execution.warm.worker import Refusal, WarmWorker, WorkerSpec
-from harness.matrix.cell import Device
 
 MOST_LOSSES = 3
 """So many workers of one stack that died, with no cell ended between, and there is no further one."""

@@ -23,10 +23,10 @@ from rich.console import Console
 from harness.cli.execute import row_of
 from harness.cli.setup import load_setup
 from harness.report.details import sections, web_link
-from harness.report.html import render_html
-from harness.report.json_report import render_json
-from harness.report.junit import render_junit
-from harness.report.markdown import code_block, code_span, render_markdown
+from harness.report.formats.html import render_html
+from harness.report.formats.json_report import render_json
+from harness.report.formats.junit import render_junit
+from harness.report.formats.markdown import code_block, code_span, render_markdown
 from harness.report.table import Row
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
@@ -418,7 +418,7 @@ def test_a_report_is_written_whole_and_replaces_the_last_one(tmp_path: Path) -> 
     before = {path.name: path.read_bytes() for path in paths}
     write_report(sample_rows()[::-1], out)
 
-    assert [path.name for path in paths] == ["report.md", "report.html", "report.json", "report.csv", "junit.xml"]
+    assert [path.name for path in paths] == ["report.md", "junit.xml", "report.csv", "report.html", "report.json"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before, (
         "the same bytes, and no temporary file left"
     )

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from harness.report.details import sections
 from harness.report.figures import MISSING
-from harness.report.frame import frame, render_csv
-from harness.report.html import render_html
-from harness.report.markdown import render_markdown
+from harness.report.formats.csv_table import frame, render_csv
+from harness.report.formats.html import render_html
+from harness.report.formats.markdown import render_markdown
 from harness.report.quantized import COLUMNS, FOOTNOTE, lines
 from harness.report.shims import note
 from harness.report.table import COLUMNS as MAIN_COLUMNS

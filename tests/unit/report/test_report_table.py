@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from report_samples import NEWEST, OLDEST, STACK, cell, measured, sample_rows, stopped
 
 from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome
-from harness.report.frame import frame, render_csv
+from harness.report.formats.csv_table import frame, render_csv
 from harness.report.look import look, outcome_text, overview
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, Status, not_run, ordered

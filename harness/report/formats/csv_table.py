@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from harness.report import quantized
+from harness.report.format import Format
 from harness.report.table import COLUMNS, Row, ordered
 
 
@@ -43,3 +44,6 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 def render_csv(rows: Iterable[Row]) -> str:
     """Return ``frame`` as CSV; what was not measured is an empty field."""
     return str(frame(rows).to_csv(lineterminator="\n"))
+
+
+FORMAT = Format(file="report.csv", render=lambda rows, _generated: render_csv(rows))

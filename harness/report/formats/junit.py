@@ -16,6 +16,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.contract.outcomes import Outcome
 from harness.report.details import failed_checks, reason
+from harness.report.format import Format
 from harness.report.look import outcome_text
 from harness.report.table import Row, ordered, recipe_with_options
 from harness.report.text import clean, one_line
@@ -74,3 +75,6 @@ def render_junit(rows: Iterable[Row]) -> str:
         report.add_testsuite(suite)
     # Canonical XML: the same bytes whichever XML library junitparser found to write with.
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.canonicalize(report.tostring())}\n'
+
+
+FORMAT = Format(file="junit.xml", render=lambda rows, _generated: render_junit(rows))

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict, web_link
+from harness.report.format import Format
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, STANDINGS, Column, Row, ordered
@@ -177,3 +178,6 @@ def render_markdown(rows: Iterable[Row]) -> str:
             *_not_passes(rows),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+FORMAT = Format(file="report.md", render=lambda rows, _generated: render_markdown(rows))

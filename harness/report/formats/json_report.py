@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.report.format import Format
 from harness.report.look import look
 from harness.report.summary import summarise
 from harness.report.table import Row, ordered
@@ -71,3 +72,6 @@ def render_json(rows: Iterable[Row]) -> str:
         "started": {row.result.cell_id: row.result.started for row in rows if row.result.started is not None},
     }
     return json.dumps(report, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+FORMAT = Format(file="report.json", render=lambda rows, _generated: render_json(rows))

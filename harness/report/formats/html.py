@@ -22,6 +22,7 @@ from packaging.version import Version
 
 from harness.contract.outcomes import OUTCOMES
 from harness.report import details, figures, quantized, shims
+from harness.report.format import Format
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
 from harness.report.summary import counted, summarise
 from harness.report.table import COLUMNS, STANDINGS, Row, ordered, stack_title
@@ -183,3 +184,6 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
         lines=[_line(row, ranks) for row in rows],
         quantized=_quantized(rows),
     ) + "\n"  # fmt: skip
+
+
+FORMAT = Format(file="report.html", render=render_html)
