@@ -33,6 +33,8 @@ from harness.result import CellResult
 
 FAILURES_SHOWN = 10
 LOG_LINES = 15
+GPU_CELL_PROCESSES = 4
+"""Processes that a cell on a GPU has at once where none can be forked; each wants a core, and holds some memory of the GPU."""
 
 
 def execute(
@@ -71,7 +73,10 @@ def execute(
     """
     if python is None:
         check_versions_exist({stack_key(cell.stack): cell.stack for cell in cells}.values())
-    at_a_time, threads = setup.config.limits.share(len(os.sched_getaffinity(0)), jobs=jobs)
+    cores = len(os.sched_getaffinity(0))
+    if device == "cuda" and jobs is None and setup.config.limits.jobs == "auto":
+        jobs = max(1, cores // GPU_CELL_PROCESSES)
+    at_a_time, threads = setup.config.limits.share(cores, jobs=jobs)
     with scratch_directory() as scratch:
         services = Services(
             prepare=_preparer(python, device),

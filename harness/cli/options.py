@@ -52,4 +52,6 @@ FreshOption = Annotated[
         help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker.",
     ),
 ]
-JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core.")]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core; on a GPU, one per four.")
+]

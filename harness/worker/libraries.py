@@ -58,6 +58,7 @@ FIRST_USED_IN_STAGES = (
     "transformers.integrations.bitsandbytes",
     "transformers.integrations.moe",
     "transformers.modeling_rope_utils",
+    "transformers.models.mixtral.modeling_mixtral",
 )
 """Modules that the libraries import only when a stage needs them, as seen over all stacks and recipes of ``matrix.toml``."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from harness.envs.environment import Environment
 from harness.execution.deadman import TOKEN
 from harness.execution.observer import RunReport
 from harness.execution.progress import PlainProgress
+from harness.execution.request import WorkerRequest
 from harness.execution.runner import Processes
 from harness.execution.scheduler import run_cells
 from harness.execution.services import CellSettings, Services
@@ -38,6 +40,7 @@ from harness.result import CellResult
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 PROGRAM = Path(__file__).with_name("warm_program.py")
+IMPORTS = Path(__file__).with_name("imports_program.py")
 CONFIG = load_config(find_config(), read_catalogue())
 
 
@@ -150,6 +153,32 @@ def said(result: CellResult) -> dict[str, object]:
     for stage in told["stages"].values():
         del stage["seconds"]
     return told
+
+
+@pytest.mark.parametrize(
+    ("stack_id", "recipe"),
+    [(STANDARD, "lora"), pytest.param(NEWEST, "qlora4", marks=pytest.mark.nightly)],
+)
+def test_children_import_next_to_nothing_again(stack_id: str, recipe: str, tmp_path: Path) -> None:
+    """Else a cell would spend its time on what its warm worker is there for: a new lazy import of a library shows here."""
+    made = environment(stack_id)
+    request = WorkerRequest(
+        cell=a_cell(stack_id, recipe=recipe), work=tmp_path, bands=CONFIG.bands["float32"].model_dump()
+    )
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [made.python, "-I", IMPORTS, Path(harness.__file__).parents[1], request.write(), tmp_path / "seen"],
+        env=child_environment(scratch=tmp_path / "tmp", prefix=made.prefix),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    seen = dict(json.loads(line) for line in (tmp_path / "seen").read_text().splitlines())
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert list(seen) == ["import", "build", "load", "reload-adapter", "merge", "reload-merged", "compare", "controls"]
+    assert {stage: names for stage, names in seen.items() if len(names) > 3} == {}
+    assert [name for names in seen.values() for name in names if name.startswith("harness.")] == []
 
 
 @pytest.mark.nightly
