@@ -106,14 +106,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any
         return json.loads(place.read_text())
 
 
-def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], factory: pytest.TempPathFactory) -> list[Any]:
-    """Run a program of these tests once in a stack's environment: a line of JSON for each case in, one out."""
-    name = f"{program.stem}-{stack_id}"
-    found: list[Any] = made_once(factory, name, lambda: _ask(stack_id, program, cases, factory.mktemp(name)))
-    return found
-
-
-def _ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path) -> list[Any]:
+def ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Path) -> list[Any]:
+    """Run a program of these tests in a stack's environment: a line of JSON for each case in, one out."""
     config = load_config(find_config(), read_catalogue())
     environment = ensure_environment(next(stack for stack in config.declared if stack.id == stack_id))
     done = subprocess.run(
@@ -128,10 +122,10 @@ def _ask(stack_id: str, program: Path, cases: list[dict[str, Any]], scratch: Pat
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def rows_by_scenario(stack_id: str, program: Path, factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def rows_by_scenario(stack_id: str, program: Path, scratch: Path) -> dict[str, list[dict[str, Any]]]:
     """What a program that takes no cases says on one stack: its rows by scenario, each with the stack."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in ask(stack_id, program, [], factory):
+    for row in ask(stack_id, program, [], scratch):
         found[row["scenario"]].append({**row, "stack": stack_id})
     return found
 

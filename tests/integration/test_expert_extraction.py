@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import NEWEST, STANDARD, SWAPPED, ask
+from real_stacks import NEWEST, STANDARD, SWAPPED, ask, made_once
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -52,7 +52,8 @@ Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pairs]:
     """A stack, and what was said there of every case, in one process."""
     given = [*cases(), *({**PLAIN, "spoil": how} for how in REFUSED)]
-    found = ask(request.param, PROGRAM, given, tmp_path_factory)
+    name = f"extraction-{request.param}"
+    found = made_once(tmp_path_factory, name, lambda: ask(request.param, PROGRAM, given, tmp_path_factory.mktemp(name)))
     return request.param, list(zip(given, found, strict=True))
 
 

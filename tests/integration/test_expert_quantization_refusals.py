@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import NEWEST, STANDARD, SWAPPED, rows_by_scenario
+from real_stacks import NEWEST, STANDARD, SWAPPED, made_once, rows_by_scenario
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -18,7 +18,11 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[SWAPPED, STANDARD, NEWEST])
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the program said on one stack, by scenario."""
-    return rows_by_scenario(request.param, PROGRAM, tmp_path_factory)
+    stack_id, name = request.param, f"refusals-{request.param}"
+    found: dict[str, Rows] = made_once(
+        tmp_path_factory, name, lambda: rows_by_scenario(stack_id, PROGRAM, tmp_path_factory.mktemp(name))
+    )
+    return found
 
 
 def test_what_cannot_be_is_refused_by_name(said: dict[str, Rows]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_stacks import LINEARS, NEWEST, STANDARD, SWAPPED, ask
+from real_stacks import LINEARS, NEWEST, STANDARD, SWAPPED, ask, made_once
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -66,7 +66,8 @@ class Answers:
         steps = STEPS_OF_LINEARS if self.linears else STEPS
         others = [*OTHERS, *([] if self.linears else OF_FUSED)]
         given = [*({**case, "scenario": "steps"} for case in steps), *others]
-        found = ask(stack_id, PROGRAM, given, factory)
+        name = f"grouped-{stack_id}"
+        found = made_once(factory, name, lambda: ask(stack_id, PROGRAM, given, factory.mktemp(name)))
         self.steps = list(zip(steps, found, strict=False))
         self.of = {case["scenario"]: said for case, said in zip(given, found, strict=True)}
 

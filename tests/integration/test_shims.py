@@ -10,8 +10,8 @@ from real_stacks import NO_RELOAD, ask
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def test_an_adapter_loads_within_the_shim_and_only_there(tmp_path_factory: pytest.TempPathFactory) -> None:
-    (answer,) = ask(NO_RELOAD, Path(__file__).with_name("shim_program.py"), [], tmp_path_factory)
+def test_an_adapter_loads_within_the_shim_and_only_there(tmp_path: Path) -> None:
+    (answer,) = ask(NO_RELOAD, Path(__file__).with_name("shim_program.py"), [], tmp_path)
 
     assert "'distributed_operation'" in answer["alone"]
     assert answer["applied"] == ["weight-converter-arguments"]
