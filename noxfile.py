@@ -160,12 +160,14 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure merge engine, audit and expert runtime beside what others do: forty minutes in quiet, 40 GB of disk.
+    """Measure merge engine, audit, expert runtime and warm workers beside what others do: forty minutes in quiet, 40 GB of disk.
 
     Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what it left in reports/bench.
     """
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)
+    if not session.posargs:
+        _harness(session, "bench", "--only", "cells", "--out", "reports/cells")
     session.run("python", "-m", "harness.bench.readme", "--write")
 
 

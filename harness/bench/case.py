@@ -44,6 +44,11 @@ def case_names() -> tuple[str, ...]:
     return tuple(module.__name__.rpartition(".")[2] for module in sorted(modules, key=lambda module: int(module.ORDER)))
 
 
+def usual_cases() -> tuple[str, ...]:
+    """Return the cases of a run that names none: those that need nothing special, in their order."""
+    return tuple(name for name in case_names() if not getattr(load_case(name), "ASKED_FOR", False))
+
+
 def load_case(name: str) -> ModuleType:
     """Return the module of a case: ``ORDER``, ``steps(settings)``, ``section(found, settings)``.
 

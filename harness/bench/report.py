@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.bench.case import case_names, load_case
+from harness.bench.case import case_names, load_case, usual_cases
 from harness.bench.section import Goal, Section, Table
 from harness.bench.settings import Settings, size_text
 
@@ -80,15 +80,18 @@ def render(results: Mapping[str, Any]) -> str:
     goals = [goal for part in parts for goal in part.goals]
     reached = sum(goal.reached for goal in goals)
     sizes = " and ".join(size_text(size) for size in settings.sizes)
-    words = ["# Merge engine, audit and expert runtime, measured"]
+    usual = not set(results["cases"]).isdisjoint(usual_cases())
+    on_what = f": qwen3_moe with 128 experts in six shards, {sizes}, bf16, adapters of rank 16" if usual else ""
+    title = "Merge engine, audit and expert runtime" if usual else ", ".join(part.title for part in parts)
+    words = [f"# {title}, measured"]
     if settings.quick:
         words.append(
             "**A smoke run on small checkpoints: it shows that the bench works, and its numbers mean nothing.**"
         )
     words += [
         f"**{reached} of {len(goals)} goals reached.** {machine_words(results['machine'])}",
-        f"Made by `{results['command']}`: qwen3_moe with 128 experts in six shards, {sizes}, bf16, adapters of rank "
-        "16. All numbers are of one run" + (", which was interrupted and went on." if results["resumed"] else "."),
+        f"Made by `{results['command']}`{on_what}. All numbers are of one run"
+        + (", which was interrupted and went on." if results["resumed"] else "."),
         START,
         goals_table(goals),
         END,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from harness.bench.case import Step, case_names, load_case
+from harness.bench.case import Step, case_names, load_case, usual_cases
 from harness.bench.lab import Lab
 from harness.bench.machine import describe
 from harness.bench.report import render
@@ -50,7 +50,7 @@ def choose(only: Sequence[str]) -> tuple[str, ...]:
     for name in only:
         if name not in known:
             raise UnknownNameError("case", name, known, where="--only")
-    return tuple(name for name in known if name in only or not (only or getattr(load_case(name), "ASKED_FOR", False)))
+    return tuple(name for name in known if name in only) if only else usual_cases()
 
 
 def check_ready(work: Path, settings: Settings) -> None:

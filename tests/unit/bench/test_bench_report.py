@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.bench.case import case_names, load_case
+from harness.bench.case import case_names, load_case, usual_cases
 from harness.bench.cases.copy import decoded
 from harness.bench.machine import disk_words
 from harness.bench.readme import main, shown
@@ -139,7 +139,9 @@ def test_decoded_bytes(reads: dict[str, Any] | None, value: float | None) -> Non
 def test_every_case_is_complete() -> None:
     names = [step.name for name in case_names() for step in load_case(name).steps(Settings())]
 
-    assert case_names() == ("copy", "others", "exactness", "audit", "plan", "experts")
+    assert case_names() == ("copy", "others", "exactness", "audit", "plan", "experts", "cells", "experts_gpu")
+    assert choose(()) == usual_cases() == ("copy", "others", "exactness", "audit", "plan", "experts")
+    assert choose(("experts_gpu", "cells")) == ("cells", "experts_gpu")
     assert len(set(names)) == len(names)
     assert choose(("plan", "copy")) == ("copy", "plan")
     with pytest.raises(UnknownNameError, match="'plann'"):
