@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 
@@ -45,6 +48,33 @@ def cuda_started() -> bool:
     """
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def try_to_compute(*, seconds: float = 60.0) -> bool:
+    """Fork a child that multiplies two matrices with all its threads, and return whether it comes to an end.
+
+    Once a process has used torch's thread pool, its forked children hang in their first parallel operation. An import that
+    computes would do that.
+    """
+    import torch
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            torch.ones(512, 512) @ torch.ones(512, 512)
+            torch.ones(2**20).exp()
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return False
+        time.sleep(0.01)
+    return ended[1] == 0
 
 
 OWN = ("contract", "worker", "merge", "experts", "engines", "faults")

@@ -22,7 +22,7 @@ from harness.worker.cell import GROUPS, IMPORT
 from harness.worker.checkpoints.family import Checkpoint, build
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.groups import MAIN, StartedAhead
-from harness.worker.libraries import cuda_started, import_libraries, preload
+from harness.worker.libraries import cuda_started, import_libraries, preload, try_to_compute
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
 from harness.worker.request import Request, read_request
@@ -160,5 +160,7 @@ def serve_cells(*, device: str, threads: int) -> None:
             preload()
         if cuda_started():
             raise RefusedError("cuda", "the imports have started CUDA, which no forked child could use")
+        if not try_to_compute():
+            raise RefusedError("process", "a child forked after the imports does not come to an end when it computes")
 
     serve(prepare, main)

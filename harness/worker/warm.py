@@ -53,7 +53,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
     except RefusedError as error:
         _answer(answers, {"ready": False, "kind": error.kind, "reason": error.reason})
         return
-    _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3), "threads": native_threads()})
+    _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3)})
     children: dict[int, int] = {}
     for line in orders:
         order: dict[str, Any] = json.loads(line)
@@ -73,7 +73,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
                 ended = os.waitid(os.P_PID, children[number], os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 _answer(answers, {"ended": ended is not None})
             case "signal":
-                os.killpg(children[number], int(order["number"]))
+                _signal_group(children[number], int(order["number"]))
                 _answer(answers, {})
             case "reap":
                 _, status = os.waitpid(children.pop(number), 0)
@@ -82,10 +82,12 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
                 raise ValueError(f"unknown order {other!r}")
 
 
-def native_threads() -> list[str]:
-    """Return the names of this process's threads other than the first, Python's and those of libraries."""
-    own = str(os.getpid())
-    return sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir() if task.name != own)
+def _signal_group(pid: int, number: int) -> None:
+    """Signal a child's group; or the child alone, if it has not come to lead a group and so has no children."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        os.kill(pid, number)
 
 
 def _token_place() -> TokenPlace:
@@ -98,8 +100,9 @@ def _token_place() -> TokenPlace:
 def _prepare(prepare: Callable[[], None]) -> None:
     """Import, and look whether what the imports left behind can be forked.
 
-    Native threads are allowed: they belong to pools (OpenBLAS, pyarrow's jemalloc) whose libraries handle a fork. A Python
-    thread may hold any lock at the moment of the fork, and a child would wait for it for ever.
+    A Python thread may hold any lock at the moment of the fork, and a child would wait for it for ever. Native threads are
+    not looked at: those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What matters is whether a
+    child can compute, which ``prepare`` tries.
 
     Raises:
         RefusedError: it cannot.

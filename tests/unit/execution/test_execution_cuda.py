@@ -28,6 +28,14 @@ def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     return type(name, (), {{}})
+class Ones:
+    def __init__(self, *shape):
+        pass
+    def __matmul__(self, other):
+        return self
+    def exp(self):
+        return self
+ones = Ones
 def set_num_threads(count):
     with open({imports!r}, "a") as file:
         file.write(json.dumps([os.getpid(), os.getppid(), sys.argv[1]]) + "\\n")

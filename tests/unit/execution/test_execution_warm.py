@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.execution.runner import Processes
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 from harness.execution.warm.home import Home
+from harness.execution.warm.worker import WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell
 from harness.result import CellResult
 
@@ -212,6 +214,34 @@ def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
     (home.home / "link").symlink_to(tmp_path)
 
     assert home.changed() == ["cache/edited", "cache/gone", "link", "new"]
+
+
+def test_a_child_can_be_killed_before_it_leads_a_group(tmp_path: Path) -> None:
+    """The order to kill may follow the fork at once; the worker must not stumble over a group that is not there yet."""
+    package = warm_package(tmp_path)
+    home = Home(tmp_path / "warm")
+    environment = child_environment(scratch=home.home, threads=1, device="cpu", prefix=tmp_path)
+    command = (sys.executable, "-I", "-u", str(package / "worker" / "__main__.py"), "--warm", "cpu", "1")
+    (tmp_path / "harness").symlink_to(package)  # where the bundle has it
+    worker = WarmWorker(WorkerSpec(command=command, environment=environment, token="t.w00001", home=home))  # noqa: S106 - a label
+    try:
+        assert worker.wait_until_ready(threading.Event(), 60) is None
+        codes = []
+        for number in range(1, 30):
+            child = worker.fork(
+                number,
+                request=tmp_path / "request.json",
+                work=tmp_path,
+                log=tmp_path / "log",
+                environment={**environment, TOKEN: f"t.{number:06}"},
+            )
+            child.signal_group(signal.SIGKILL)
+            codes.append(child.reap())
+    finally:
+        worker.close()
+
+    assert codes == [-signal.SIGKILL] * 29
+    assert not home.root.exists()
 
 
 def workers() -> list[int]:
