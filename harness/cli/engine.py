@@ -1,7 +1,6 @@
 """Running the merge engine's programs as processes: where torch is, with a progress bar (or lines in a log), their last event returned.
 
-The programs need torch and safetensors and nothing else. The harness may have neither; then they run in the environment of the first
-declared stack.
+The programs need torch and nothing else. Where the harness has none, they run in the environment of the first declared stack.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class EngineFailedError(HarnessError):
 def engine_command(package: str, screen: Console) -> list[str]:
     """Return how the program in ``package`` (``harness.merge.auditing``) is started: here when torch is here, else in a stack's environment."""
     program = str(publish_bundle(cache_dir()).root.joinpath(*package.split("."), "__main__.py"))
-    if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("safetensors") is not None:
+    if importlib.util.find_spec("torch") is not None:
         # -P: the folder of the program stays off the path, where its modules could pass for the standard library's.
         return [sys.executable, "-P", "-u", program]
     stack = load_setup().config.declared[0]

@@ -21,6 +21,7 @@ from harness.merge.errors import (
     OutputExistsError,
     UsageError,
 )
+from harness.merge.files.any_path import AnyPath
 from harness.merge.plan.merge_plan import MergePlan
 from harness.merge.plan.planner import plan_merge
 from harness.merge.run.report import Counts, MergeReport, PartReport
@@ -48,7 +49,7 @@ __all__ = [
 
 def merge(
     plan: MergePlan,
-    out: Path,
+    out: AnyPath,
     *,
     overwrite: bool = False,
     resume: bool = False,
@@ -82,12 +83,12 @@ def merge(
     from harness.merge.run.engine import ComputeOptions, run_merge  # noqa: PLC0415 - torch is imported when it is used: a plan needs none
 
     compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
-    return run_merge(plan, out, overwrite=overwrite, resume=resume, compute=compute, progress=progress)
+    return run_merge(plan, Path(out), overwrite=overwrite, resume=resume, compute=compute, progress=progress)
 
 
 def merge_part(
     plan: MergePlan,
-    out: Path,
+    out: AnyPath,
     *,
     part: int,
     parts: int,
@@ -110,13 +111,13 @@ def merge_part(
 
     compute = ComputeOptions(accumulate=accumulate, device=device, threads=threads)
     return run_part(
-        plan, out, part=part, parts=parts, overwrite=overwrite, resume=resume, compute=compute, progress=progress
+        plan, Path(out), part=part, parts=parts, overwrite=overwrite, resume=resume, compute=compute, progress=progress
     )
 
 
 def assemble(
     plan: MergePlan,
-    out: Path,
+    out: AnyPath,
     *,
     overwrite: bool = False,
     accumulate: Literal["float32", "float64"] = "float32",
@@ -138,14 +139,14 @@ def assemble(
     from harness.merge.run.parts import run_assemble  # noqa: PLC0415
 
     return run_assemble(
-        plan, out, overwrite=overwrite, compute=ComputeOptions(accumulate=accumulate), progress=progress
+        plan, Path(out), overwrite=overwrite, compute=ComputeOptions(accumulate=accumulate), progress=progress
     )
 
 
 def audit(
-    base: Path,
-    adapter: Path | Sequence[Path],
-    merged: Path,
+    base: AnyPath,
+    adapter: AnyPath | Sequence[AnyPath],
+    merged: AnyPath,
     *,
     weights: Sequence[float] | None = None,
     io_layout: IoLayout | None = None,

@@ -32,6 +32,7 @@ from harness.merge.adapter_tools.rewrite import (
 from harness.merge.adapter_tools.settings import encode, record_layout, record_packing, settle_patterns
 from harness.merge.adapter_tools.shape import AdapterForm, ExpertForm, read_form
 from harness.merge.errors import OutputExistsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.files.any_path import AnyPath
 from harness.merge.files.confine import confined, walk_files
 from harness.merge.files.copying import copy_file, create, sync, write_at, write_file
 from harness.merge.files.json_file import read_object
@@ -82,8 +83,8 @@ def _target(
 
 
 def convert_adapter(
-    adapter: Path,
-    out: Path,
+    adapter: AnyPath,
+    out: AnyPath,
     *,
     to_io_layout: IoLayout | None = None,
     to_b_packing: BPacking | None = None,
@@ -105,12 +106,12 @@ def convert_adapter(
     Raises:
         MergeError: one of its subclasses; then nothing is at ``out``.
     """
-    source = open_adapter(adapter)
+    source = open_adapter(Path(adapter))
     form = read_form(source, io_layout=io_layout, b_packing=b_packing)
     wanted = _target(form, to_io_layout, to_b_packing, to_experts)
     _check_convertible(form, wanted)
     try:
-        target = check_target(out, overwrite=False, inputs=(source.root,))
+        target = check_target(Path(out), overwrite=False, inputs=(source.root,))
     except OutputExistsError as error:
         error.remedy = "Choose another directory, or remove it yourself."  # --overwrite is for checkpoints
         raise

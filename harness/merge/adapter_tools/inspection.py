@@ -17,6 +17,7 @@ from harness.merge.adapter_tools.shape import AdapterForm, FusedPair, LinearPair
 from harness.merge.base.checkpoint import open_checkpoint
 from harness.merge.base.names import KINDS, kind_of, layer_of
 from harness.merge.errors import InputRefusedError, LayoutContradictionError, MergeError
+from harness.merge.files.any_path import AnyPath
 from harness.merge.files.json_file import read_object
 from harness.merge.files.safetensors_file import TensorInfo, read_range
 from harness.merge.plan.planner import plan_merge
@@ -146,7 +147,11 @@ def _told(error: MergeError) -> str:
 
 
 def inspect_adapter(
-    adapter: Path, *, base: Path | None = None, io_layout: IoLayout | None = None, b_packing: BPacking | None = None
+    adapter: AnyPath,
+    *,
+    base: AnyPath | None = None,
+    io_layout: IoLayout | None = None,
+    b_packing: BPacking | None = None,
 ) -> AdapterFacts:
     """Return what an adapter holds.
 
@@ -159,7 +164,7 @@ def inspect_adapter(
     Raises:
         MergeError: the adapter or the base cannot be read, or the adapter uses a feature that is not supported.
     """
-    found = open_adapter(adapter)
+    found = open_adapter(Path(adapter))
     undecided: str | None = None
     form: AdapterForm | None = None
     try:
@@ -169,7 +174,7 @@ def inspect_adapter(
     layout, packing = (form.io_layout, form.b_packing) if form else (None, None)
     fits, misfit, covers, notes = None, None, Counter[str](), found.config.notes
     if base is not None:
-        open_checkpoint(base)  # what is no checkpoint is an error, and not one that the adapter does not fit
+        open_checkpoint(Path(base))  # what is no checkpoint is an error, and not one that the adapter does not fit
         try:
             plan = plan_merge(base, adapter, io_layout=io_layout, b_packing=b_packing)
         except MergeError as error:

@@ -22,6 +22,7 @@ from harness.merge.auditing.missing_files import missing_files
 from harness.merge.auditing.report import AuditReport
 from harness.merge.auditing.tensor_verdict import TensorVerdict
 from harness.merge.errors import listed
+from harness.merge.files.any_path import AnyPath
 from harness.merge.plan.estimate import default_threads
 from harness.merge.plan.output_shards import Output, output_shard
 from harness.merge.plan.planner import plan_merge
@@ -72,9 +73,9 @@ def _compare(judge: Judge, progress: Progress | None) -> list[TensorVerdict]:
 
 
 def run_audit(
-    base: Path,
-    adapter: Path | Sequence[Path],
-    merged: Path,
+    base: AnyPath,
+    adapter: AnyPath | Sequence[AnyPath],
+    merged: AnyPath,
     *,
     weights: Sequence[float] | None,
     io_layout: IoLayout | None,
@@ -83,7 +84,7 @@ def run_audit(
 ) -> AuditReport:
     """Compare the three directories; see ``harness.merge.audit``."""
     plan = plan_merge(base, adapter, weights=weights, io_layout=io_layout, b_packing=b_packing)
-    found = open_merged(merged)
+    found = open_merged(Path(merged))
     shards = (output_shard(plan, number) for number in range(len(plan.base.shards)))
     wanted = {output.key: output for shard in shards for output in shard.outputs}
     with ExitStack() as opened:

@@ -22,6 +22,7 @@ from harness.merge.base.index import Index
 from harness.merge.base.names import expert_module, kind_of, layer_of
 from harness.merge.base.weight import QuantisedSource, Weight
 from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.files.any_path import AnyPath, as_paths
 from harness.merge.plan.ancestry import ancestry_notes
 from harness.merge.plan.coverage import check_coverage
 from harness.merge.plan.full_tensors import claim_bias, claim_rest, missing_biases, resized_by, weight_of
@@ -212,8 +213,8 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
 
 @collection_paused()
 def plan_merge(
-    base: Path,
-    adapter: Path | Sequence[Path],
+    base: AnyPath,
+    adapter: AnyPath | Sequence[AnyPath],
     *,
     weights: Sequence[float] | None = None,
     io_layout: IoLayout | None = None,
@@ -242,9 +243,9 @@ def plan_merge(
     Raises:
         MergeError: one of its subclasses, each of which says what to do; the inputs are only read.
     """
-    index = Index(open_checkpoint(base))
+    index = Index(open_checkpoint(Path(base)))
     found = _check_base(index, base_as, quantization)
-    adapters = [open_adapter(path) for path in ([adapter] if isinstance(adapter, Path) else adapter)]
+    adapters = [open_adapter(path) for path in as_paths(adapter)]
     if not adapters:
         raise UsageError("no adapter was given.")
     planner = _Planner(index, adapters)

@@ -98,6 +98,25 @@ def test_an_adapter_given_twice_is_noted(sample: Sample) -> None:
     assert "note: the adapter adapter is given 2 times, so its deltas are added 2 times" in twice.stdout
 
 
+def test_with_torch_alone_the_engine_runs_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It imports no other library (tests/repository/test_layers.py), so that no environment of 1.3 GB need be made."""
+
+    def asked(name: str) -> object:
+        return {"torch": "a spec"}.get(name)
+
+    def made(_stack: object) -> None:
+        pytest.fail("an environment was made")
+
+    monkeypatch.setenv("MOE_LORA_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine.importlib.util, "find_spec", asked)
+    monkeypatch.setattr(engine, "ensure_environment", made)
+
+    command = engine.engine_command("harness.merge.auditing", Console(file=io.StringIO()))
+
+    assert command[0] == sys.executable
+    assert command[-1].endswith("/harness/merge/auditing/__main__.py")
+
+
 def test_without_torch_the_environment_that_is_made_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ready: list[str] = []
     monkeypatch.setenv("MOE_LORA_HARNESS_CACHE", str(tmp_path))

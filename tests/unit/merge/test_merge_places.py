@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from merge_samples import Sample, assert_merged, build
 
-from harness.merge import errors, merge, plan_merge
+from harness.merge import assemble, audit, errors, merge, merge_part, plan_merge
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,6 +42,30 @@ def test_a_name_is_found_in_the_cache(sample: Sample, tmp_path: Path, name: str)
     merge(plan_merge(Path(name), sample.adapter), tmp_path / "out")
 
     assert_merged(sample, tmp_path / "out")
+
+
+def test_paths_may_be_strings_one_or_several(sample: Sample, tmp_path: Path) -> None:
+    base, adapter, out = (str(path) for path in (sample.base, sample.adapter, tmp_path / "out"))
+
+    merge(plan_merge(base, adapter), out)
+
+    assert_merged(sample, tmp_path / "out")
+    assert audit(base, adapter, out).ok
+    assert plan_merge(base, [adapter, sample.adapter], weights=[1, -1]).attempted == len(sample.deltas)
+    merge_part(plan_merge(base, adapter), f"{out}2", part=1, parts=1)
+    assemble(plan_merge(base, adapter), f"{out}2")
+    assert_merged(sample, tmp_path / "out2")
+
+
+def test_a_string_of_letters_is_one_directory(sample: Sample) -> None:
+    with pytest.raises(errors.InputNotFoundError, match="adapter directory no-such-adapter does not exist"):
+        plan_merge(sample.base, "no-such-adapter")
+
+
+@pytest.mark.parametrize("adapter", [3, [3], b"adapter"])
+def test_what_is_no_path_is_a_type_error(sample: Sample, adapter: object) -> None:
+    with pytest.raises(TypeError):
+        plan_merge(sample.base, adapter)
 
 
 @pytest.mark.parametrize(
