@@ -1,8 +1,8 @@
 """The reference merge engine: a PEFT LoRA adapter merged into a safetensors checkpoint, without loading a model.
 
-``plan_merge`` reads headers and configurations and decides everything (no torch needed); ``merge`` streams the bytes, does
-float32 arithmetic rounded once, and publishes by one rename or not at all. Works on any directory in the published layouts of the
-families it knows, needs torch and no other library, and imports nothing else of this project.
+``plan_merge`` reads headers and configurations and decides everything. It needs no torch. ``merge`` streams the bytes,
+adds in float32, rounds once, and publishes by one rename or not at all. It works on any directory in the published
+layouts of the families it knows. It needs torch and no other library, and imports nothing else of this project.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def merge(
     """Carry out a plan and publish the merged checkpoint at ``out``.
 
     Untouched tensors are copied byte for byte; key set, shard names, dtypes and all other files are the base's, and
-    ``merge_manifest.json`` is added. With a dtype override only tensors that change are converted, and config.json's dtype
-    follows. Weights in other formats (.bin, .gguf, …) are not copied: they would still be the base's.
+    ``merge_manifest.json`` is added. With a dtype override only tensors that change are converted, and config.json's
+    dtype follows. Weights in other formats (.bin, .gguf, …) are not copied: they would still be the base's.
 
     torch's number of threads is 1 while it runs, and is set back.
 
@@ -70,12 +70,13 @@ def merge(
         plan: from ``plan_merge``.
         out: the output directory; its missing parents are made.
         overwrite: replace an existing checkpoint there, in one step.
-        resume: go on with what an unfinished merge of the same inputs to the same output left, each shard verified by its hash; and keep
-            what is finished if this one fails.
+        resume: go on with what an unfinished merge of the same inputs to the same output left, each shard verified by
+            its hash; and keep what is finished if this one fails.
         accumulate: the dtype that base and deltas are summed in, before they are rounded once.
         device: where the arithmetic is done, as torch names it.
         threads: how many pieces are worked on at once; by default as many as this process may use cores, at most 16.
-        progress: called in this thread, several times a second, with (bytes written so far, bytes in all) of the shards.
+        progress: called in this thread, several times a second, with (bytes written so far, bytes in all) of the
+            shards.
 
     Raises:
         MergeError: one of its subclasses; then nothing new is at ``out``, and what was there still is.
@@ -101,7 +102,8 @@ def merge_part(
 ) -> PartReport:
     """Write part ``part`` (from 1) of ``parts`` of the output, its share of the shards, and publish it beside ``out``.
 
-    The part is the directory ``OUT.part-I-of-N``. When all are there, ``assemble`` makes the output of them. Everything else is as for ``merge``.
+    The part is the directory ``OUT.part-I-of-N``. When all are there, ``assemble`` makes the output of them. Everything
+    else is as for ``merge``.
 
     Raises:
         MergeError: one of its subclasses; then there is no new part.
@@ -133,7 +135,8 @@ def assemble(
         progress: called with (bytes checked so far, bytes in all).
 
     Raises:
-        MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written. The parts stay.
+        MergeError: one of its subclasses: a part is missing, was made for another merge, or is not what was written.
+            The parts stay.
     """
     from harness.merge.run.engine import ComputeOptions  # noqa: PLC0415 - as above
     from harness.merge.run.parts import run_assemble  # noqa: PLC0415
@@ -155,8 +158,8 @@ def audit(
 ) -> AuditReport:
     """Say of each tensor of a merged checkpoint, whoever made it, whether it holds what was trained.
 
-    Streams the three directories; each file is read once, apart from tensors that turn out wrong, which are read again to find out
-    what they hold instead.
+    Streams the three directories; each file is read once, apart from tensors that turn out wrong, which are read again
+    to find out what they hold instead.
 
     Args:
         base: directory of the base checkpoint (safetensors).
@@ -168,7 +171,8 @@ def audit(
         progress: called with (bytes of the base compared so far, bytes in all).
 
     Raises:
-        MergeError: one of its subclasses: base or adapter cannot be planned with, or the merged directory cannot be read safely.
+        MergeError: one of its subclasses: base or adapter cannot be planned with, or the merged directory cannot be
+            read safely.
     """
     from harness.merge.auditing.walk import run_audit  # noqa: PLC0415 - torch is imported when it is used
 

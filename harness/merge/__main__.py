@@ -1,7 +1,7 @@
 """``python -m harness.merge``, or ``python -I -u …/harness/merge/__main__.py`` where nothing is installed.
 
-Started by path in isolated mode, Python puts neither this folder nor the one that holds ``harness`` on ``sys.path``; the latter is put there here,
-and nothing else.
+Started by path in isolated mode, Python puts neither this folder nor the one that holds ``harness`` on ``sys.path``.
+The latter is put there here, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The engine as a process: options in, JSON lines out, exit code from the error's class.
 
-One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of them) or ``{"event": "note", "text": …}``, then one of
-``{"event": "plan", …}`` (with ``--dry-run``), ``{"event": "part", …}`` (with ``--shard``), ``{"event": "report", …}`` or ``{"event": "error", "class": …, "message": …, "remedy": …,
+One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of them)
+or ``{"event": "note", "text": …}``, then one of ``{"event": "plan", …}`` (with ``--dry-run``), ``{"event": "part", …}``
+(with ``--shard``), ``{"event": "report", …}`` or ``{"event": "error", "class": …, "message": …, "remedy": …,
 "exit_code": …}``. It is what runs a merge where the calling program has no torch.
 """
 

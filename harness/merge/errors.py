@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 LONGEST_MESSAGE = 4000
-"""Characters of a message. Names and values out of a hostile file can be megabytes long, and stand in what is said of them."""
+"""Characters of a message.
+
+Names and values out of a hostile file can be megabytes long, and stand in what is said of them.
+"""
 SHOWN = 8
 """How many names a message lists before it says how many more there are."""
 
@@ -54,7 +57,10 @@ class MergeError(Exception):
 
 
 class IncompleteMergeError(MergeError):
-    """The merge could not be finished (disk full, write failed) or its own count does not add up; nothing is published."""
+    """The merge could not be finished (disk full, write failed) or its own count does not add up.
+
+    Nothing is published.
+    """
 
 
 class UsageError(MergeError):

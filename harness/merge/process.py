@@ -1,7 +1,7 @@
-"""What the engine's programs share when they run as processes: options in, JSON lines out, exit code from the error's class.
+"""What the engine's programs share as processes: options in, JSON lines out, exit code from the error's class.
 
-One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of them), then one that holds the
-result, or ``{"event": "error", "class": …, "message": …, "remedy": …, "exit_code": …}``.
+One line per event on standard output: ``{"event": "progress", "done": …, "total": …}`` (bytes, about a hundred of
+them), then one that holds the result, or ``{"event": "error", "class": …, "message": …, "remedy": …, "exit_code": …}``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    # A terminal's Ctrl-C comes from the terminal and from the caller; only the first may interrupt, or cleaning up would be.
+    # A terminal's Ctrl-C comes from the terminal and from the caller; only the first may interrupt, or cleaning up
+    # would be.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

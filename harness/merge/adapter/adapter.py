@@ -1,4 +1,7 @@
-"""A PEFT LoRA adapter as its configuration and header describe it: typed pairs, full tensors and trained tokens, no data read."""
+"""A PEFT LoRA adapter as its configuration and header describe it: typed pairs, full tensors and trained tokens.
+
+No data is read.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,23 @@ ADAPTER_FILE = "adapter_model.safetensors"
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"})
-"""Modules that PEFT saves whole when they were resized or have a LoRA (``peft.utils.constants.EMBEDDING_LAYER_NAMES`` and what the models call them)."""
+"""Modules that PEFT saves whole when they were resized or have a LoRA (``peft.utils.constants.EMBEDDING_LAYER_NAMES``
+and what the models call them).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraPair:
     """One lora_A and its lora_B.
 
-    ``module`` is the path of the wrapped module in memory, without PEFT's prefix: ``model.layers.0.self_attn.q_proj``, or for a
-    fused expert parameter ``model.layers.0.mlp.experts`` or ``model.layers.0.mlp.experts.base_layer``.
-    ``lora_A``: (columns, a_features), ``lora_B``: (b_features, columns); columns is the rank, or num_experts times it. ``embedding``: they are
-    lora_embedding_A (rank, vocabulary) and lora_embedding_B (features, rank). ``bias`` and ``magnitude``: (b_features,).
+    Attributes:
+        module: the path of the wrapped module in memory, without PEFT's prefix: ``model.layers.0.self_attn.q_proj``, or
+            for a fused expert parameter ``model.layers.0.mlp.experts`` or ``model.layers.0.mlp.experts.base_layer``.
+        lora_A: (columns, a_features). columns is the rank, or num_experts times it.
+        lora_B: (b_features, columns).
+        embedding: whether they are lora_embedding_A (rank, vocabulary) and lora_embedding_B (features, rank).
+        bias: (b_features,).
+        magnitude: DoRA's, (b_features,).
     """
 
     module: str
@@ -63,7 +72,10 @@ class LoraPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullTensor:
-    """A tensor that replaces the base's. ``path``: the parameter's path in memory; ``wrapped``: deltas of the same module go on top."""
+    """A tensor that replaces the base's.
+
+    ``path``: the parameter's path in memory; ``wrapped``: deltas of the same module go on top.
+    """
 
     path: str
     info: TensorInfo
@@ -72,7 +84,10 @@ class FullTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A validated adapter; ``pairs`` are sorted by module, ``full`` by path. ``tokens`` are trained rows (count, features) by module."""
+    """A validated adapter; ``pairs`` are sorted by module, ``full`` by path.
+
+    ``tokens`` are trained rows (count, features) by module.
+    """
 
     root: Path
     config: AdapterConfig
@@ -83,7 +98,8 @@ class Adapter:
 
 
 _DIMENSIONS: Mapping[Role, int] = {
-    "lora_A": 2, "lora_B": 2, "lora_embedding_A": 2, "lora_embedding_B": 2, "tokens": 2, "lora_bias": 1, "lora_magnitude_vector": 1,
+    "lora_A": 2, "lora_B": 2, "lora_embedding_A": 2, "lora_embedding_B": 2, "tokens": 2, "lora_bias": 1,
+    "lora_magnitude_vector": 1,
 }  # fmt: skip
 
 
@@ -166,7 +182,8 @@ def _check_full(config: AdapterConfig, full: tuple[FullTensor, ...]) -> None:
         if names_within(module, config.modules_to_save):
             continue
         raise UnsupportedAdapterError(
-            f"the adapter holds the whole tensor {tensor.path}, which neither modules_to_save ({listed(config.modules_to_save) or 'empty'})"
+            f"the adapter holds the whole tensor {tensor.path}, which neither modules_to_save"
+            f" ({listed(config.modules_to_save) or 'empty'})"
             f" nor bias ({config.bias}) explains."
         )
 

@@ -1,10 +1,12 @@
 """Regular expressions out of untrusted files, matched in bounded time.
 
-Python's own engine tries one way after the other: ``(.|..)(.|..)…`` takes for ever on a name of forty letters, whatever is forbidden about
-its quantifiers. Here a pattern is read by Python's own parser, and followed over *sets* of positions: a set is an integer with a bit for every place between two
-characters, a node of the pattern turns the set of places where it may start into the set of those where it may end, so nothing is tried
-twice. Only whether a name matches is asked, so that what captures and what is greedy make no difference. Patterns that no set can follow (back
-references, atomic groups) are refused, as are those that take more than ``MAX_STEPS`` even so.
+Python's own engine tries one way after the other. ``(.|..)(.|..)…`` takes for ever on a name of forty letters, whatever
+is forbidden about its quantifiers. Here a pattern is read by Python's own parser and followed over *sets* of positions.
+A set is an integer with a bit for every place between two characters. A node of the pattern turns the set of places
+where it may start into the set of those where it may end. So nothing is tried twice.
+
+Only whether a name matches is asked: what captures and what is greedy make no difference. Patterns that no set can
+follow (back references, atomic groups) are refused. So are those that take more than ``MAX_STEPS`` even so.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from harness.merge.errors import UnsafePatternError
 MAX_STEPS = 20_000
 """Nodes that one match may visit; published patterns visit a few hundred."""
 ALL_STEPS = 2_500_000
-"""Steps of about a microsecond that all patterns of a configuration may take together, compiled and matched against every name."""
+"""Steps of about a microsecond that all patterns of a configuration may take together, compiled and matched against
+every name.
+"""
 
 # What takes how many steps, measured.
 PER_PATTERN, PER_LETTER = 100, 10
@@ -74,7 +78,8 @@ class Budget:
         self._left -= steps
         if self._left < 0:
             raise UnsafePatternError(
-                f"the patterns of adapter_config.json take too long to match against the names of this model; {setting} was the last.",
+                "the patterns of adapter_config.json take too long to match against the names of this model;"
+                f" {setting} was the last.",
                 "Write fewer or simpler patterns; names that are written out in lists cost nothing.",
             )
 
@@ -90,7 +95,8 @@ class BoundedPattern:
     ``flags`` are Python's that hold for the whole pattern.
 
     Raises:
-        UnsafePatternError: it is malformed, uses what sets of positions cannot follow, or would take too long to compile.
+        UnsafePatternError: it is malformed, uses what sets of positions cannot follow, or would take too long to
+            compile.
     """
 
     def __init__(self, text: str, setting: str = "configuration", budget: Budget | None = None) -> None:
@@ -127,7 +133,10 @@ class BoundedPattern:
         return self._answer(name, whole=True)
 
     def _answer(self, name: str, *, whole: bool) -> bool:
-        """Return the answer for a name, the same for all names that differ only in digits that the pattern does not tell apart."""
+        """Return the answer for a name.
+
+        It is the same for all names that differ only in digits that the pattern does not tell apart.
+        """
         self.budget.spend(ASKED, self.setting)
         asked = (self, name.translate(self._alike), whole)
         answers = self.budget.answers
@@ -168,7 +177,9 @@ class _Walk:
         return self._follow(self._pattern.nodes, 1, self._pattern.flags, forward=True)
 
     def _follow(self, nodes: Iterable[Node], places: int, flags: int, *, forward: bool) -> int:
-        """Return where a sequence of nodes may end that starts at ``places``; backward, where it may start that ends there."""
+        """Return where a sequence of nodes may end that starts at ``places``; backward, where it may start that ends
+        there.
+        """
         for code, value in nodes if forward else reversed(list(nodes)):
             if not places:
                 return 0
@@ -204,7 +215,10 @@ class _Walk:
         return (places & fitting) << 1 if forward else (places >> 1) & fitting
 
     def _fitting(self, code: Any, value: Any, flags: int) -> int:
-        """Return, as bits, which characters of the name a node for one character accepts; nodes live as long as the pattern."""
+        """Return, as bits, which characters of the name a node for one character accepts.
+
+        Nodes live as long as the pattern.
+        """
         node = (code, id(value), flags)
         if node not in self._fits:
             self._spend(len(self._letters) * NAMED)

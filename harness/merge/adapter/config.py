@@ -1,8 +1,8 @@
 """adapter_config.json, typed: what the merge needs of it, and a refusal by name for what it does not merge.
 
 Anything that would make the trained model differ from "base + scaled lora_B @ lora_A" is refused rather than ignored.
-Settings that PEFT, the trainers or the hub add and that do not change the merge are known by name; a setting that is neither
-becomes a note, so that a feature invented later is not passed over silently.
+Settings that PEFT, the trainers or the hub add and that do not change the merge are known by name; a setting that is
+neither becomes a note, so that a feature invented later is not passed over silently.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ INIT_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 IRRELEVANT = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "qalora_group_size", "revision", "runtime_config",
+    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "qalora_group_size", "revision",
+    "runtime_config",
     "task_type",
 })  # fmt: skip
 """Settings that do not change what a trained adapter adds to the base."""
 
 USED = frozenset({
-    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern", "layers_to_transform",
+    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern",
+    "layers_to_transform",
     "lora_alpha", "lora_B_layout", "lora_bias", "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern",
     "target_modules", "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
@@ -50,8 +52,8 @@ BIASES = ("none", "all", "lora_only")
 class AdapterConfig:
     """What adapter_config.json says. Names follow PEFT's ``LoraConfig``; None and empty mean what they mean there.
 
-    ``lora_B_layout`` is the marker that newer trainers write, unvalidated here (``layout`` does that). ``trainable_token_indices`` are by module name; a
-    plain list, which means the input embedding, is under None.
+    ``lora_B_layout`` is the marker that newer trainers write, unvalidated here (``layout`` does that).
+    ``trainable_token_indices`` are by module name; a plain list, which means the input embedding, is under None.
     """
 
     r: int
@@ -155,9 +157,11 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(INIT_CHANGES_BASE):
         raise UnsupportedAdapterError(
-            f"the adapter was initialised with {init!r}, which changes the base weights too; the original base plus this"
+            f"the adapter was initialised with {init!r}, which changes the base weights too; the original base plus"
+            " this"
             " adapter is not the trained model.",
-            "Save it with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA, then merge that.",
+            "Save it with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA, then"
+            " merge that.",
         )
 
 

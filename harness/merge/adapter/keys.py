@@ -1,9 +1,10 @@
 """What each tensor of an adapter file is, by its key.
 
-Key layout: ``peft.utils.save_and_load.get_peft_model_state_dict`` (0.18.0 to 0.21.2), after the adapter's own name is taken off. Observed in
-what PEFT writes: a LoRA's parts hang on the module's path; weights that were trained or resized in full appear under the plain path, or
-below ``base_layer`` where the module has a LoRA as well, or below ``token_adapter.base_layer`` where some of its tokens are trained; a
-resized and fully trained embedding appears three times, once more below ``modules_to_save`` and, untrained, below ``original_module``.
+Key layout: ``peft.utils.save_and_load.get_peft_model_state_dict`` (0.18.0 to 0.21.2), after the adapter's own name is
+taken off. Observed in what PEFT writes: a LoRA's parts hang on the module's path; weights that were trained or resized
+in full appear under the plain path, or below ``base_layer`` where the module has a LoRA as well, or below
+``token_adapter.base_layer`` where some of its tokens are trained; a resized and fully trained embedding appears three
+times, once more below ``modules_to_save`` and, untrained, below ``original_module``.
 """
 
 from __future__ import annotations
@@ -49,10 +50,13 @@ _SPARE = re.compile(r".+?\.(?:original_module|modules_to_save)\..++(?<!\.)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterKey:
-    """One classified key. ``module`` is the path in memory without PEFT's prefix; for ``full`` the parameter's whole path.
+    """One classified key.
 
-    ``name`` is the adapter's name where the file still has it (files that were not written by ``save_pretrained``). ``wrapped`` says that a full
-    tensor is the one below a LoRA or below trained tokens, which are applied on top.
+    Attributes:
+        role: what the tensor is.
+        module: the path in memory without PEFT's prefix; for ``full`` the parameter's whole path.
+        name: the adapter's name, where the file still has it (files that ``save_pretrained`` did not write).
+        wrapped: whether a full tensor is the one below a LoRA or below trained tokens, which are applied on top.
     """
 
     role: Role

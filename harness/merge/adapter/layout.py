@@ -1,14 +1,14 @@
 """Which io layout and which B packing an adapter on fused experts has: decided in the open, never guessed.
 
-io layout. For a parameter (num_experts, out, in), PEFT up to and including 0.19.0 gives lora_A the output features and lora_B
-the input features (``swapped``: delta[e] = (B_e A_e)^T); from 0.19.1 it is the other way round (``standard``: delta[e] = B_e A_e;
-huggingface/peft#3165, ``lora.layer.ParamWrapper.update_layer``). Shapes show it, except for a square parameter; gate_up_proj
-(2I, H) and down_proj (H, I) cannot both be square, so the whole adapter usually settles it. Where it does not, the
-``peft_version`` in adapter_config.json does, and where that is missing too a flag has to.
+io layout. For a parameter (num_experts, out, in), PEFT up to and including 0.19.0 gives lora_A the output features and
+lora_B the input features (``swapped``: delta[e] = (B_e A_e)^T); from 0.19.1 it is the other way round (``standard``:
+delta[e] = B_e A_e; huggingface/peft#3165, ``lora.layer.ParamWrapper.update_layer``). Shapes show it, except for a
+square parameter; gate_up_proj (2I, H) and down_proj (H, I) cannot both be square, so the whole adapter usually settles
+it. Where it does not, the ``peft_version`` in adapter_config.json does, and where that is missing too a flag has to.
 
-B packing. ``ParamWrapper.get_delta_weight`` reads lora_B (b, num_experts * r) as (b, r, num_experts): column j belongs to expert
-``j % num_experts`` (``rank_major``; unchanged in 0.18.0 to 0.21.2). unsloth-zoo up to 2026.9.5 meant ``j // r`` (``grouped_by_expert``), and
-newer trainers say which in ``lora_B_layout``. Nothing in the shapes shows it.
+B packing. ``ParamWrapper.get_delta_weight`` reads lora_B (b, num_experts * r) as (b, r, num_experts): column j belongs
+to expert ``j % num_experts`` (``rank_major``; unchanged in 0.18.0 to 0.21.2). unsloth-zoo up to 2026.9.5 meant ``j //
+r`` (``grouped_by_expert``), and newer trainers say which in ``lora_B_layout``. Nothing in the shapes shows it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def parameter_readings(
 
 
 def layout_of_peft(version: str | None) -> IoLayout | None:
-    """Return the io layout that a release of PEFT writes for (num_experts, out, in) parameters, or None when it does not tell.
+    """Return the io layout that a release of PEFT writes for (num_experts, out, in) parameters, or None when it does
+    not tell.
 
     Versions between 0.19.0 and 0.19.1 (development snapshots, pre-releases) may be on either side of the change.
     """

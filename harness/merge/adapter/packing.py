@@ -22,7 +22,9 @@ def split_by_expert(
     rank: int,
     packing: BPacking,
 ) -> Factors:
-    """Return the factors of each expert from lora_A (num_experts*rank, a_features) and lora_B (b_features, num_experts*rank)."""
+    """Return the factors of each expert from lora_A (num_experts*rank, a_features) and lora_B (b_features,
+    num_experts*rank).
+    """
     return (
         split_lora_a(lora_A, num_experts=num_experts, rank=rank),
         split_lora_b(lora_B, num_experts=num_experts, rank=rank, packing=packing),

@@ -1,9 +1,12 @@
 """How PEFT matches names: rank_pattern and alpha_pattern, target_modules, target_parameters.
 
-The rules are PEFT's (0.18.0 to 0.21.2: ``peft.utils.other.get_pattern_key``, ``peft.tuners.tuners_utils.
-check_target_module_exists`` and ``BaseTuner._inject_parameters``), restated here so that a merge needs no PEFT. Patterns are
-regular expressions out of an untrusted file: those that look as if they were made to run for ever are refused, and the rest is matched within a
-budget that all patterns of a configuration share (``bounded_regex``). Names that are written out are looked up and cost next to nothing, however many.
+The rules are PEFT's (0.18.0 to 0.21.2: ``peft.utils.other.get_pattern_key``,
+``peft.tuners.tuners_utils.check_target_module_exists`` and ``BaseTuner._inject_parameters``). They are restated here so
+that a merge needs no PEFT.
+
+Patterns are regular expressions out of an untrusted file. Those that look as if they were made to run for ever are
+refused. The rest is matched within a budget that all patterns of a configuration share (``bounded_regex``). Names that
+are written out are looked up, and cost next to nothing however many they are.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ def compile_safely(text: str, setting: str, budget: Budget) -> BoundedPattern:
     """Compile a regular expression out of an adapter's configuration, the value or a key of ``setting``.
 
     Raises:
-        UnsafePatternError: it is malformed, very long, repeats a group, has more quantifiers than a name needs, or the budget is spent.
+        UnsafePatternError: it is malformed, very long, repeats a group, has more quantifiers than a name needs, or the
+            budget is spent.
     """
     skeleton = _ESCAPED.sub("x", text[: MAX_PATTERN + 1])
     if (
@@ -51,8 +55,9 @@ def compile_safely(text: str, setting: str, budget: Budget) -> BoundedPattern:
 class PatternTable:
     r"""rank_pattern or alpha_pattern: values by pattern, of which the first that matches a name counts, by PEFT's rule.
 
-    A pattern matches when ``(.*\.)?(pattern)$`` matches from the start: a whole trailing run of dotted parts. Those that are a name, its dots
-    escaped or standing for any character, are looked up by their length and where those dots are; the others are tried in turn.
+    A pattern matches when ``(.*\.)?(pattern)$`` matches from the start: a whole trailing run of dotted parts. Some
+    patterns are a name, its dots escaped or standing for any character. Those are looked up by their length and where
+    their dots are. The others are tried in turn.
     """
 
     def __init__(
@@ -106,7 +111,10 @@ class PatternTable:
 
 
 class ModuleRule:
-    """target_modules or exclude_modules: ``text``, a regular expression for whole names, or names of which one must end a path."""
+    """target_modules or exclude_modules: a regular expression for whole names, or names of which one must end a path.
+
+    ``text`` is the expression, None where names were given.
+    """
 
     def __init__(
         self, given: str | Collection[str] | None, setting: str = "configuration", budget: Budget | None = None
@@ -143,7 +151,10 @@ def suffixes(name: str) -> Iterator[str]:
 
 
 def names_suffix(name: str, entries: Collection[str]) -> bool:
-    """Return whether ``name`` is one of ``entries`` (a set, where there may be many) or ends in ``.entry``, as PEFT's lists of names match."""
+    """Return whether ``name`` is one of ``entries`` or ends in ``.entry``, as PEFT's lists of names match.
+
+    ``entries`` should be a set where there may be many.
+    """
     return any(suffix in entries for suffix in suffixes(name)) if entries else False
 
 

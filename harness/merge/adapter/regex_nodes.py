@@ -55,7 +55,10 @@ def characters(nodes: Iterable[Node]) -> Iterator[Node]:
 
 
 def ranged(nodes: Iterable[Node]) -> int:
-    """Return how many characters are in the sets of a pattern: without regard to case, Python goes through all of them to compile it."""
+    """Return how many characters are in the sets of a pattern.
+
+    Without regard to case, Python goes through all of them to compile it.
+    """
     count = 0
     for code, value in characters(nodes):
         for kind, item in value if code is op.IN else ():
@@ -65,9 +68,10 @@ def ranged(nodes: Iterable[Node]) -> int:
 
 
 def alike_digits(nodes: Iterable[Node]) -> Mapping[int, int]:
-    """Return, for ``str.translate``, the first digit that a pattern cannot tell from each: no node accepts the one and not the other.
+    """Return, for ``str.translate``, the first digit that a pattern cannot tell from each.
 
-    Layers and experts are numbered, so that most names of a checkpoint are one name to most patterns.
+    It cannot where no node accepts the one and not the other. Layers and experts are numbered, so that most names of a
+    checkpoint are one name to most patterns.
     """
     accepted = [(code, value) for code, value in characters(nodes)]
     like: dict[tuple[bool, ...], int] = {}

@@ -1,4 +1,7 @@
-"""Whether an adapter was trained on another directory than the base it is to be merged into; after a QLoRA the two are easy to take for each other."""
+"""Whether an adapter was trained on another directory than the base it is to be merged into.
+
+After a QLoRA the two are easy to take for each other.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from harness.merge.files.json_file import read_object
 
 
 def trained_elsewhere(adapter: Path, base: Path) -> str | None:
-    """Return the directory that the adapter names as its base where that is here and is another one; None where nothing can be said.
+    """Return the directory that the adapter names as its base, where that is here and is another one than ``base``.
 
-    What cannot be read says nothing here: the engine will say what is wrong with it.
+    None where nothing can be said. What cannot be read says nothing here: the engine will say what is wrong with it.
     """
     try:
         named = read_object(find_directory(adapter) / "adapter_config.json").get("base_model_name_or_path")

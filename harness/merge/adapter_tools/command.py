@@ -1,4 +1,7 @@
-"""Inspection and conversion as a process; see ``harness.merge.process`` for its lines. Results are ``{"event": "adapter", …}`` and ``{"event": "converted", …}``."""
+"""Inspection and conversion as a process; see ``harness.merge.process`` for its lines.
+
+Results are ``{"event": "adapter", …}`` and ``{"event": "converted", …}``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Converting an adapter: read, rewrite, publish by one rename.
 
-The way back is exact. Tensors are permuted, never computed with, and ``conversion.json`` beside them keeps the original adapter_config.json, which
-is put back when a conversion returns to where the adapter came from.
+The way back is exact. Tensors are permuted, never computed with, and ``conversion.json`` beside them keeps the original
+adapter_config.json, which is put back when a conversion returns to where the adapter came from.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def convert_adapter(
     Args:
         adapter: directory of a PEFT LoRA adapter.
         out: the directory to publish; it must not exist.
-        to_io_layout: ``swapped`` for PEFT up to 0.19.0, ``standard`` from 0.19.1; by default what it is, or standard when it becomes fused.
+        to_io_layout: ``swapped`` for PEFT up to 0.19.0, ``standard`` from 0.19.1; by default what it is, or standard
+            when it becomes fused.
         to_b_packing: how lora_B should be packed; by default what it is, or rank_major.
         to_experts: ``fused`` (transformers 5) or ``per-expert`` (transformers 4); by default what it is.
         io_layout: settles what the adapter's layout is, where shapes and provenance leave it open.
@@ -185,8 +186,8 @@ def _write(form: AdapterForm, wanted: State, descriptor: int, work: Path) -> lis
 def _write_tensors(groups: list[Group], form: AdapterForm, read: Read, path: Path) -> None:
     """Write the tensors group by group at their places.
 
-    They lie in the order in which the safetensors library puts them (wider dtypes first, then by name), or, when the names stay, in the
-    order they had.
+    They lie in the order in which the safetensors library puts them (wider dtypes first, then by name), or, when the
+    names stay, in the order they had.
     """
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for group in groups:
@@ -249,7 +250,8 @@ def _write_settings(
     record_packing(config, wanted["b_packing"])
     if wanted["b_packing"] == "grouped_by_expert":
         notes.append(
-            "PEFT ignores lora_B_layout and reads lora_B as rank_major: this adapter is for readers that honour the marker"
+            "PEFT ignores lora_B_layout and reads lora_B as rank_major: this adapter is for readers that honour the"
+            " marker"
         )
     settle_patterns(config, ranks)
     written = encode(config)
@@ -268,7 +270,8 @@ def _target_fused(config: dict[str, Any], form: AdapterForm, names: list[str], l
     """Target the fused parameters, and every other module by its full name.
 
     PEFT from 0.19 on takes targets that end in gate_proj, up_proj or down_proj for experts and rewrites them
-    (``peft.utils.transformers_weight_conversion._convert_peft_config_moe``), so the dense Linears of those names are targeted as parameters.
+    (``peft.utils.transformers_weight_conversion._convert_peft_config_moe``), so the dense Linears of those names are
+    targeted as parameters.
     """
     modules, parameters = [], list(names)
     for pair in form.linears:

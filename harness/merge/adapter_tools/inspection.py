@@ -42,10 +42,10 @@ class KindFacts:
 class AdapterFacts:
     """What an adapter holds.
 
-    ``zero`` lists modules whose lora_B is zero throughout (``…experts (expert 3)`` for one expert of a fused one): they change nothing.
-    ``whole`` lists tensors that replace the base's, ``tokens`` counts trained tokens by module, ``features`` names what else changes the merge (DoRA, biases).
-    ``undecided`` says why the layouts are open, when they are. ``fits`` is None when no base was given, else whether it fits, with ``misfit`` saying why
-    it does not.
+    ``zero`` lists modules whose lora_B is zero throughout (``…experts (expert 3)`` for one expert of a fused one): they
+    change nothing. ``whole`` lists tensors that replace the base's, ``tokens`` counts trained tokens by module,
+    ``features`` names what else changes the merge (DoRA, biases). ``undecided`` says why the layouts are open, when
+    they are. ``fits`` is None when no base was given, else whether it fits, with ``misfit`` saying why it does not.
     """
 
     by_kind: dict[str, KindFacts]

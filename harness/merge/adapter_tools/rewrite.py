@@ -1,7 +1,7 @@
 """The tensors of a converted adapter: which there will be, and how each is made from the old ones.
 
-Planned from the header alone. An output is a name, a dtype, a shape and a function that computes a whole group of outputs from one
-group of inputs (a fused pair, or the Linears of one expert parameter), so that a group is read once and only one is in memory.
+Planned from the header alone. Outputs come in groups: a fused pair, or the Linears of one expert parameter. A group is
+read once, and only one is in memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ class Group:
 
 @dataclass(kw_only=True)
 class Rewrite:
-    """What a conversion writes. ``wanted``: rank and alpha by new name. ``fused_paths`` and ``linear_experts`` list what the new targets are."""
+    """What a conversion writes.
+
+    Attributes:
+        groups: the tensors.
+        wanted: rank and alpha by new name.
+        fused_names: names of fused parameters among the new targets.
+        expert_linears: names of single experts' Linears among them.
+    """
 
     groups: list[Group] = field(default_factory=list)
     wanted: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -122,7 +129,10 @@ def unfused(item: FusedPair, layout: IoLayout, packing: BPacking) -> tuple[Group
 
 @dataclass(frozen=True, kw_only=True)
 class _Parameter:
-    """The Linears that become one fused parameter: leaf to expert to pair. ``shared``: gate and up have the same lora_A everywhere."""
+    """The Linears that become one fused parameter: leaf to expert to pair.
+
+    ``shared``: gate and up have the same lora_A everywhere.
+    """
 
     path: str
     parameter: str
@@ -145,7 +155,8 @@ def _collect(form: AdapterForm, read: Read) -> list[_Parameter]:
     """Return the parameters that the adapter's expert Linears make up.
 
     Raises:
-        UnsupportedAdapterError: experts are missing or differ in rank, scale, shape or dtype: a fused pair has one of each.
+        UnsupportedAdapterError: experts are missing or differ in rank, scale, shape or dtype: a fused pair has one of
+            each.
     """
     found: list[_Parameter] = []
     for path, leaves in experts_of(form):
@@ -180,7 +191,8 @@ def _parameter(path: str, parameter: str, leaves: Mapping[str, Mapping[int, Line
     kinds = {(one.rank, one.alpha, one.pair.features, _dtypes(one.pair)) for one in pairs}
     if len(kinds) > 1:
         raise UnsupportedAdapterError(
-            f"{path}: the LoRA of its experts differ in rank, alpha, shape or dtype; a fused {parameter} has one of each."
+            f"{path}: the LoRA of its experts differ in rank, alpha, shape or dtype; a fused {parameter} has one of"
+            " each."
         )
     shared = all(
         torch.equal(read(first.pair.lora_A), read(other[expert].pair.lora_A))
@@ -191,7 +203,10 @@ def _parameter(path: str, parameter: str, leaves: Mapping[str, Mapping[int, Line
 
 
 def _fuse(item: _Parameter, module: str, new: tuple[IoLayout, BPacking]) -> Group:
-    """Return the group that makes one fused pair; what gate_proj and up_proj do not share becomes a block-diagonal lora_B."""
+    """Return the group that makes one fused pair.
+
+    What gate_proj and up_proj do not share becomes a block-diagonal lora_B.
+    """
     parts = PARTS[item.parameter]
     inner, rows = item.first.pair.features
     outer, single = rows * len(parts), item.first.rank
@@ -245,7 +260,8 @@ def _alpha(item: _Parameter, *, rslora: bool) -> float:
         return item.first.alpha
     if rslora:
         raise UnsupportedAdapterError(
-            "gate_proj and up_proj have a lora_A each, so fusing them doubles the rank, and with use_rslora no alpha gives exactly the same"
+            "gate_proj and up_proj have a lora_A each, so fusing them doubles the rank, and with use_rslora no alpha"
+            " gives exactly the same"
             " scale.",
         )
     return item.first.alpha * factor

@@ -1,7 +1,7 @@
 """adapter_config.json of a converted adapter: what PEFT of the new layout reads.
 
-Targets are renamed, patterns are added where a renamed module would otherwise get another rank or alpha, and what records the layout
-(``peft_version``, ``lora_B_layout``) says the new one. Everything else stays as it was.
+Targets are renamed, patterns are added where a renamed module would otherwise get another rank or alpha, and what
+records the layout (``peft_version``, ``lora_B_layout``) says the new one. Everything else stays as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Wanted = Mapping[str, tuple[int, float]]
 
 
 def encode(config: Mapping[str, Any]) -> bytes:
-    """Return the text that PEFT writes (``PeftConfigMixin.save_pretrained``): sorted, indented by two, no final line end."""
+    """Return the text that PEFT writes (``PeftConfigMixin.save_pretrained``): sorted, indented by two, no final line
+    end.
+    """
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
@@ -37,7 +39,10 @@ def record_layout(config: dict[str, Any], layout: IoLayout) -> None:
 
 
 def record_packing(config: dict[str, Any], packing: str | None) -> None:
-    """Make ``lora_B_layout`` say how lora_B is packed; PEFT's own packing needs no marker, and nothing fused has none."""
+    """Make ``lora_B_layout`` say how lora_B is packed.
+
+    PEFT's own packing needs no marker, and nothing fused has none.
+    """
     if packing is None or (packing == "rank_major" and "lora_B_layout" not in config):
         config.pop("lora_B_layout", None)
     else:
@@ -64,7 +69,7 @@ def settle_patterns(config: dict[str, Any], wanted: Wanted) -> None:
 
 
 def _general(name: str) -> str:
-    """Return a pattern for a name: its module for any expert and layer-specific otherwise, as one regular expression."""
+    """Return a regular expression for a name: any expert of its layer, and otherwise it alone."""
     escaped = re.escape(name).replace(r"\_", "_")
     return re.sub(r"(\\\.experts\\\.)\d+(\\\.)", r"\1\\d+\2", escaped)
 
@@ -77,5 +82,6 @@ def _check(config: AdapterConfig, wanted: Wanted) -> None:
         )
         if got != (rank, alpha):
             raise UnsupportedAdapterError(
-                f"rank and alpha of {name} cannot be expressed beside the adapter's own patterns: {got} instead of {(rank, alpha)}."
+                f"rank and alpha of {name} cannot be expressed beside the adapter's own patterns: {got} instead of"
+                f" {(rank, alpha)}."
             )

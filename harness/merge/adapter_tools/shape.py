@@ -1,8 +1,9 @@
-"""The form of an adapter's expert LoRA without the model: which parameter each fused pair belongs to, which way round, how many experts.
+"""The form of an adapter's expert LoRA, without the model: which parameter each fused pair is of, and which way round.
 
-With both parameters of a module adapted, their shapes tell: of gate_up_proj (2I, H) and down_proj (H, I), one's input is the other's
-output and one side is twice the other, and only one assignment fits. With a single one, ``target_parameters`` names it and the recorded
-release of PEFT says the layout. The number of experts is the flat dimension divided by the configured rank.
+With both parameters of a module adapted, their shapes tell. Of gate_up_proj (2I, H) and down_proj (H, I), one's input
+is the other's output and one side is twice the other, and only one assignment fits. With a single one,
+``target_parameters`` names it and the recorded release of PEFT says the layout. The number of experts is the flat
+dimension divided by the configured rank.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def _assign(
         targeted = [name for name in PARTS if names_suffix(f"{path}.{name}", adapter.config.target_parameters)]
         if len(targeted) != 1:
             raise MalformedAdapterError(
-                f"{pairs[0].module} has one lora pair, and target_parameters names {len(targeted)} parameters of {path}.",
+                f"{pairs[0].module} has one lora pair, and target_parameters names {len(targeted)} parameters of"
+                f" {path}.",
                 "Give --base, whose shapes tell which parameter it is.",
             )
         return {targeted[0]: pairs[0]}, frozenset(IO_LAYOUTS)
@@ -122,7 +124,8 @@ def _assign(
     ]
     if not fitting:
         raise MalformedAdapterError(
-            f"{pairs[0].module} ({pairs[0].shapes}) and {pairs[1].module} ({pairs[1].shapes}) cannot be gate_up_proj and down_proj of"
+            f"{pairs[0].module} ({pairs[0].shapes}) and {pairs[1].module} ({pairs[1].shapes}) cannot be gate_up_proj"
+            " and down_proj of"
             " one module in any layout."
         )
     if len({(first.module, second.module) for first, second, _ in fitting}) > 1:
@@ -189,7 +192,8 @@ def read_form(adapter: Adapter, *, io_layout: IoLayout | None = None, b_packing:
     packing: Decision | None = None
     if possible:
         version = adapter.config.peft_version
-        # Without the model, its family is unknown: the version is read as for the families that store (num_experts, out, in).
+        # Without the model, its family is unknown: the version is read as for the families that store (num_experts,
+        # out, in).
         layout = decide_io_layout(possible, peft_version=version, recorded=layout_of_peft(version), flag=io_layout)
         packing = decide_b_packing(adapter.config.lora_B_layout, b_packing)
     return AdapterForm(adapter=adapter, fused=tuple(fused), linears=tuple(linears), io_layout=layout, b_packing=packing)

@@ -1,4 +1,7 @@
-"""The audit as a process; see ``harness.merge.process`` for its lines. Its result is ``{"event": "audit", …}`` with the report's JSON."""
+"""The audit as a process; see ``harness.merge.process`` for its lines.
+
+Its result is ``{"event": "audit", …}`` with the report's JSON.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where the merged checkpoint's config.json contradicts the tensors beside it, in what a right merge would have changed."""
+"""Where the merged checkpoint's config.json contradicts the tensors beside it.
+
+Only what a right merge would have changed is looked at.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def merged_config(merged: MergedCheckpoint) -> Mapping[str, object]:
 def config_problems(
     plan: MergePlan, merged: MergedCheckpoint, pairings: Mapping[str, Pairing], config: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """Return the contradictions in words; a tensor that was not changed contradicts no setting that was not changed either."""
+    """Return the contradictions in words.
+
+    A tensor that was not changed contradicts no setting that was not changed either.
+    """
     text = config.get("text_config")
     given = {**(text if isinstance(text, dict) else {}), **config}
     return tuple(_problems(plan, merged, pairings, given))

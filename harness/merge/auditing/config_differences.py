@@ -1,8 +1,8 @@
 """Where the merged checkpoint's config.json describes another model than the base's.
 
-Libraries write a configuration anew: settings move between ``text_config`` and the top, defaults appear and disappear, RoPE is said in other words. So
-only what both say, and say differently, counts. Of that, what a forward pass depends on is a fault; the rest (token ids, dropout, how a router was
-trained) is a note.
+Libraries write a configuration anew. Settings move between ``text_config`` and the top. Defaults appear and disappear.
+RoPE is said in other words. So only what both say, and say differently, counts. Of that, what a forward pass depends on
+is a fault. The rest (token ids, dropout, how a router was trained) is a note.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from dataclasses import dataclass
 DESCRIPTION = re.compile(
     r"""model_type | hidden_size | hidden_act\w* | \w*intermediate_size | head_dim | vocab_size | tie_word_embeddings
     | num_(hidden_layers|attention_heads|key_value_heads|experts|local_experts|experts_per_tok|shared_experts)
-    | n_(layer|head|embd|inner|routed_experts|shared_experts|group) | topk_group | topk_method | norm_topk_prob | scoring_func
-    | first_k_dense_replace | decoder_sparse_step | moe_layer_freq | mlp_only_layers | layer_types | full_attention_interval
-    | (q|kv)_lora_rank | (qk_nope|qk_rope|qk|v)_head_dim | linear_\w+ | attention_bias | mlp_bias | use_qk_norm | (use_)?sliding_window
-    | (rms|layer)_norm_eps(ilon)? | \w*_multiplier | \w*logits?_(softcapping|scaling|scale) | routed_scaling_factor | swiglu_limit
-    | rope_theta | partial_rotary_factor | rope\.\w+ | rope_interleave""",
+    | n_(layer|head|embd|inner|routed_experts|shared_experts|group) | topk_group | topk_method | norm_topk_prob
+    | scoring_func | first_k_dense_replace | decoder_sparse_step | moe_layer_freq | mlp_only_layers | layer_types
+    | full_attention_interval | (q|kv)_lora_rank | (qk_nope|qk_rope|qk|v)_head_dim | linear_\w+ | attention_bias
+    | mlp_bias | use_qk_norm | (use_)?sliding_window | (rms|layer)_norm_eps(ilon)? | \w*_multiplier
+    | \w*logits?_(softcapping|scaling|scale) | routed_scaling_factor | swiglu_limit | rope_theta
+    | partial_rotary_factor | rope\.\w+ | rope_interleave""",
     re.VERBOSE,
 )
 """Settings that a forward pass depends on."""
 HARMLESS = re.compile(
-    r"torch_dtype | dtype | \w*transformers_version | architectures | auto_map | use_cache | _\w+ | quantization_config | \w*rope_scaling | \w*rope_parameters",
+    r"torch_dtype | dtype | \w*transformers_version | architectures | auto_map | use_cache | _\w+ |"
+    r" quantization_config | \w*rope_scaling | \w*rope_parameters",
     re.VERBOSE,
 )
 """Settings of the file rather than the model, and those that are compared in another way."""

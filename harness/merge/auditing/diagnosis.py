@@ -1,9 +1,10 @@
 """What a tensor holds when it is neither the base nor base + delta: another scale, or the delta read in another way.
 
-Only slices that failed come here. The adapter's own delta with a fitted scale is tried first, then every misreading that is known to
-happen: the other B packing, the other io layout, both, lora_A packed like lora_B, transposition, gate and up exchanged, another
-expert's delta, another expert's weights. Candidates are screened on a few rows by the angle between what moved and what they would have
-moved; the best one has to stand the same test on all rows as the right delta would have.
+Only slices that failed come here. The adapter's own delta with a fitted scale is tried first. Then comes every
+misreading that is known to happen: the other B packing, the other io layout, both, lora_A packed like lora_B,
+transposition, gate and up exchanged, another expert's delta, another expert's weights. Candidates are screened on a few
+rows, by the angle between what moved and what they would have moved. The best one has to stand the same test on all
+rows as the right delta would have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ NEGLIGIBLE = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The verdict on a slice that failed, why, the fitted scale, and which candidate it was (to try first on the next slice)."""
+    """The verdict on a slice that failed, why, and the fitted scale.
+
+    ``candidate`` is the reading that fitted, to be tried first on the next slice.
+    """
 
     verdict: str
     detail: str
@@ -222,7 +226,9 @@ class Doctor:
             )
 
     def _half(self, contribution: PairContribution, item: Slice) -> int | None:
-        """Return the number of rows of gate_proj when the slice is part of a fused gate_up_proj, whose halves are runs of rows."""
+        """Return the number of rows of gate_proj when the slice is part of a fused gate_up_proj, whose halves are runs
+        of rows.
+        """
         if not contribution.name.endswith("gate_up_proj") or family_of(self._source.plan.base.config).transposed:
             return None
         out = contribution.pair.lora_A.shape[1] if contribution.swapped else contribution.pair.lora_B.shape[0]

@@ -1,9 +1,10 @@
 """DoRA: each output feature of base + delta, scaled to its magnitude, against the merged checkpoint.
 
-The right scale of a feature is magnitude / norm(base + delta) (``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``). Engines compute the norm in the
-model's dtype, which moves a whole feature by more than its delta, so size and direction are judged apart: the scale that a feature was
-really given has to be the right one as far as the dtype goes, and on the whole without bias; base + delta at that scale has to be
-there element by element, by the same two tests as a plain delta (``measure``).
+The right scale of a feature is magnitude / norm(base + delta)
+(``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``). Engines compute the norm in the model's dtype, which
+moves a whole feature by more than its delta. So size and direction are judged apart. The scale that a feature was
+really given has to be the right one as far as the dtype goes, and on the whole without bias. Base + delta at that scale
+has to be there element by element, by the same two tests as a plain delta (``measure``).
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from harness.merge.auditing.tally import LOW_PRECISION, SIGMAS, SYSTEMATIC, Tall
 from harness.merge.plan.merge_plan import PairContribution
 
 STRETCH = {torch.float32: 2.0**-16, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-"""Relative error of a feature's scale where sum, norm, magnitude and quotient are rounded to a dtype (float32: where norms add up thousands of squares)."""
+"""Relative error of a feature's scale where sum, norm, magnitude and quotient are rounded to a dtype (float32: where
+norms add up thousands of squares).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """Rows of a slice, (rows, columns): ``base`` as stored, ``merged``, and in float32 the delta, base + delta, and the scale as it broadcasts."""
+    """Rows of a slice, (rows, columns): ``base`` as stored, ``merged``, and in float32 the delta, base + delta, and the
+    scale as it broadcasts.
+    """
 
     base: torch.Tensor
     merged: torch.Tensor
@@ -38,7 +43,10 @@ class _Piece:
 
 
 class _Slice:
-    """A slice with DoRA. Features are rows, or where the stored weight is transposed columns, whose norms need all rows first."""
+    """A slice with DoRA.
+
+    Features are rows, or where the stored weight is transposed columns, whose norms need all rows first.
+    """
 
     def __init__(self, source: Source, item: Slice, contribution: PairContribution) -> None:
         self._source, self._item, self._swapped = source, item, contribution.swapped
@@ -70,7 +78,10 @@ class _Slice:
             yield (first, last), _Piece(base=base, merged=merged, delta=delta, values=values, scale=scale)
 
     def given(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, per feature in float64, the scale that it was given and the right one: norms, whatever the direction."""
+        """Return, per feature in float64, the scale that it was given and the right one.
+
+        Both are quotients of norms, whatever the direction.
+        """
         along = 0 if self._swapped else 1
         found, plain, right = [], [], []
         for _, piece in self.pieces():
@@ -138,7 +149,9 @@ def _judge(read: _Slice, load: torch.dtype) -> tuple[str, str]:
 
 
 def _right_size(given: torch.Tensor, right: torch.Tensor, stretch: float) -> bool:
-    """Return whether the scales are the right ones: each to within ``stretch``, and all together without a pull back to one."""
+    """Return whether the scales are the right ones: each to within ``stretch``, and all together without a pull back to
+    one.
+    """
     if bool(((given / right - 1).abs() > stretch).any()):
         return False
     change = right - 1

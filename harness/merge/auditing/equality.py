@@ -22,15 +22,18 @@ def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two contiguous tensors (rows, columns) of one dtype hold the same numbers; NaN is the same where its bits are.
+    """Return whether two contiguous tensors (rows, columns) of one dtype hold the same numbers.
 
-    The first row nearly always tells where bytes differ.
+    NaN is the same where its bits are. The first row nearly always tells where bytes differ.
     """
     return identical(one, other) or (torch.equal(one[0], other[0]) and torch.equal(one, other))
 
 
 def broken(merged: torch.Tensor, *right: torch.Tensor) -> bool:
-    """Return whether ``merged`` is NaN or infinite where all of ``right`` are finite: as a number that does not fit its dtype becomes."""
+    """Return whether ``merged`` is NaN or infinite where all of ``right`` are finite.
+
+    A number that does not fit its dtype becomes so.
+    """
     if all_finite(merged):
         return False
     places = ~torch.isfinite(merged)
@@ -42,8 +45,8 @@ def broken(merged: torch.Tensor, *right: torch.Tensor) -> bool:
 def decoded_alike(decoded: torch.Tensor, other: torch.Tensor, load: torch.dtype) -> bool:
     """Return whether ``other`` is what a quantised weight decodes to, in anybody's arithmetic.
 
-    That is: what ``decoded`` (float32) rounds to, give or take two roundings in float32, because scales multiply in any order; or by way of the
-    dtype that the model is loaded in.
+    That is what ``decoded`` (float32) rounds to, give or take two roundings in float32, because scales multiply in any
+    order. Or it is what ``decoded`` rounds to by way of the dtype that the model is loaded in.
     """
     slack = decoded.abs() * 2.0**-22
     wide = other.float()

@@ -1,8 +1,10 @@
 """What a piece of a right merge holds: base + delta in float32, rounded once, in buffers that are used again.
 
-Fresh buffers would cost as much as the arithmetic, because the kernel clears each page. The same arithmetic as ``harness.merge.write.arithmetic``, in fewer passes over memory: a scaling that is a power of two changes no bit of the product's
-mantissa, so a GEMM that accumulates onto the base in one go gives what product, scaling and sum give one after the other. Where a
-processor's GEMM does it in another order, the piece is not equal in every bit and is measured with care.
+Fresh buffers would cost as much as the arithmetic, because the kernel clears each page. The arithmetic is that of
+``harness.merge.write.arithmetic``, in fewer passes over memory. A scaling that is a power of two changes no bit of the
+product's mantissa. So a GEMM that accumulates onto the base in one go gives what product, scaling and sum give one
+after the other. Where a processor's GEMM does it in another order, the piece is not equal in every bit and is measured
+with care.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ class ExpectedValues:
     def delta(
         self, factors: Factors, contribution: PairContribution, expert: int, first: int, rows: int, columns: int
     ) -> torch.Tensor:
-        """Return ``rows`` of a delta from row ``first`` on, (rows, columns) in float32; other arguments as for ``added``."""
+        """Return ``rows`` of a delta from row ``first`` on, (rows, columns) in float32.
+
+        Other arguments as for ``added``.
+        """
         left, right = delta_sides(factors, contribution, expert, first, first + rows)
         product = torch.mm(left, right, out=self._buffers.tensor("delta", torch.float32, rows, columns))
         return product.mul_(contribution.scaling)
@@ -80,7 +85,10 @@ class ExpectedValues:
         return rounded.copy_(wide)
 
     def differs(self, role: str, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Return, per element, 1 where the values differ and 0 where not; in integers of the elements' size, which is quicker than in booleans."""
+        """Return, per element, 1 where the values differ and 0 where not.
+
+        They are integers of the elements' size, which is quicker than booleans.
+        """
         kind = torch.int32 if one.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
         first, second = one.reshape(-1).view(kind), other.reshape(-1).view(kind)
         found = torch.ne(first, second, out=self._buffers.tensor(role, kind, *first.shape))
@@ -92,7 +100,9 @@ class ExpectedValues:
 
 
 def count(mask: torch.Tensor) -> int:
-    """Return how many elements of a vector of zeros and ones are one: several are added up at a time, as parts of one word."""
+    """Return how many elements of a vector of zeros and ones are one: several are added up at a time, as parts of one
+    word.
+    """
     lanes = 8 // mask.element_size()
     whole = mask.numel() - mask.numel() % (LANE_WORDS * lanes)
     sums = mask[:whole].view(torch.int64).view(-1, LANE_WORDS).sum(1).view(mask.dtype)

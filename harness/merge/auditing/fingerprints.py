@@ -1,7 +1,7 @@
-"""Which other expert's delta, or weights, a slice may hold: a few rows of every expert, compared with all of them at once.
+"""Which other expert's delta, or weights, a slice may hold: a few rows of every expert, compared with all at once.
 
-Only candidates come from here, the likeliest first. The rows of a layer's experts are read once, however many of its slices failed,
-so that a layer that is wrong throughout costs as many readings as it has experts, and not their square.
+Only candidates come from here, the likeliest first. The rows of a layer's experts are read once, however many of its
+slices failed. So a layer that is wrong throughout costs as many readings as it has experts, and not their square.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ KEPT = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """The same rows of each expert, (experts, elements), each of length one: its delta, and its base + delta; ``numbers`` are the experts'."""
+    """The same rows of each expert, (experts, elements), each of length one: its delta, and its base + delta.
+
+    ``numbers`` are the experts'.
+    """
 
     numbers: tuple[int, ...]
     deltas: torch.Tensor
     weights: torch.Tensor
 
     def likeliest(self, item: Slice, base: torch.Tensor, merged: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Return the other experts whose delta, and those whose merged weights, the slice's rows are nearest to; the nearest first."""
+        """Return the other experts whose delta, and those whose merged weights, the slice's rows are nearest to.
+
+        The nearest come first.
+        """
         moved = (merged.float() - base.float()).flatten()
         scores = ((self.deltas @ moved).abs(), self.weights @ merged.float().flatten())
         deltas, weights = (

@@ -1,4 +1,7 @@
-"""How far what moved in a merge is what a delta would have moved: the angle between the two, the factor on the delta, and that on the base."""
+"""How far what moved in a merge is what a delta would have moved.
+
+Measured are the angle between the two, the factor on the delta, and that on the base.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ CORRECTIONS = 6
 
 
 def alignment(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the cosine between what moved and what this delta would have moved, both rounded; 0 where either is nothing."""
+    """Return the cosine between what moved and what this delta would have moved, both rounded.
+
+    0 where either is nothing.
+    """
     kept = base.to(merged.dtype).float()
     moved = (merged.float() - kept).double().flatten()
     expected = ((delta + base).to(merged.dtype).float() - kept).double().flatten()
@@ -36,7 +42,10 @@ def fitted_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) 
 
 
 def fitted_base_scale(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> float:
-    """Return the least-squares factor of ``base`` in ``merged - delta``, corrected for rounding as ``fitted_scale`` is."""
+    """Return the least-squares factor of ``base`` in ``merged - delta``.
+
+    It is corrected for rounding as ``fitted_scale`` is.
+    """
     wide, right = base.double(), (delta + base).double()
     excess = float(((merged.double() - right) * wide).sum())
     above = excess / max(float((wide * wide).sum()), 1e-300)

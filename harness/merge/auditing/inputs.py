@@ -63,7 +63,10 @@ class AdapterReader:
             )
 
     def misread(self, contribution: PairContribution, *, mixed_a: bool) -> Factors:
-        """Return factors read in another way than planned; with ``mixed_a``, lora_A's rows too are taken as rank-major."""
+        """Return factors read in another way than planned.
+
+        With ``mixed_a``, lora_A's rows too are taken as rank-major.
+        """
         wanted = (contribution, mixed_a)
         with self._lock:
             if wanted not in self._readings:

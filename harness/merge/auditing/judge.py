@@ -161,7 +161,9 @@ class Judge:
         )
 
     def _through_load(self, row: PlanRow, item: Slice, dtype: torch.dtype) -> bool:
-        """Return whether what the delta went onto was first rounded to the dtype that a model is loaded in, and kept in a wider one."""
+        """Return whether what the delta went onto was first rounded to the dtype that a model is loaded in, and kept in
+        a wider one.
+        """
         load = TORCH_DTYPES[row.dtype]
         if load == dtype or (item.base_replacement is None and isinstance(item.source, PlainSource)):
             return False
@@ -175,7 +177,10 @@ class Judge:
         return tally.moved and tally.nonzero and tally.applied(dtype) is not None
 
     def _replaced(self, row: PlanRow, item: Slice) -> Found:
-        """Judge rows that the adapter holds whole: they are its own, or the base's, or neither. Nothing is near enough but equal."""
+        """Judge rows that the adapter holds whole: they are its own, or the base's, or neither.
+
+        Nothing is near enough but equal.
+        """
         seen, source = Replaced(load=TORCH_DTYPES[row.dtype]), self.source
         for first, last in source.pieces(item):
             base = None
@@ -186,7 +191,9 @@ class Judge:
         return Found(number=item.number, verdict=verdict, detail=detail, exact=seen.exact, elements=seen.elements)
 
     def _still_the_base(self, item: Slice) -> bool:
-        """Return whether a slice whose base the adapter replaces holds the base's own values all the same, and not the adapter's."""
+        """Return whether a slice whose base the adapter replaces holds the base's own values all the same, and not the
+        adapter's.
+        """
         same = True
         for first, last in self.source.pieces(item):
             if item.source is None:
@@ -199,7 +206,9 @@ class Judge:
         return not same
 
     def _as_in_base(self, output: Output) -> str | None:
-        """Return how a tensor whose form a right merge changes still has the base's own form and bytes: quantised, or its old size."""
+        """Return how a tensor whose form a right merge changes still has the base's own form and bytes: quantised, or
+        its old size.
+        """
         row, base = output.row, self.plan.base
         keys = row.source.keys if row is not None and row.source is not None else (output.key,)
         quantised = row is not None and isinstance(row.source, QuantisedSource)
@@ -216,7 +225,9 @@ class Judge:
         return ", quantised" if quantised else ", not resized"
 
     def _unlike(self, output: Output, run: Gap) -> str | None:
-        """Return None where a run of elements is the base's (byte for byte, or value for value where it is decoded or in another float dtype), else what is wrong."""
+        """Return None where a run of elements is the base's (byte for byte, or value for value where it is decoded or
+        in another float dtype), else what is wrong.
+        """
         other = "not the base's values"
         source = PlainSource(key=output.key) if output.row is None else output.row.source
         assert source is not None  # noqa: S101 - what has no source is replaced in full

@@ -1,10 +1,12 @@
 """One slice of a merged tensor against base + delta, counted element by element.
 
-The reference is ``base + delta`` in float32, rounded once to the merged dtype. Other engines round more often and add in another order,
-so equality is asked first and tolerance second: within one unit in the last place of the largest of |base|, |delta| and |result| (plus what
-float32 accumulation may lose), and unbiased. The second condition carries the weight where deltas are small: a delta below the spacing
-of bfloat16 leaves even the base within one unit, and only the sum over all elements tells a dropped or halved delta from a
-rounded one. Likewise along the base: one that is 0.2 % too large is within one unit of bfloat16 everywhere.
+The reference is ``base + delta`` in float32, rounded once to the merged dtype. Other engines round more often and add
+in another order. So equality is asked first and tolerance second. Tolerance has two conditions: within one unit in the
+last place of the largest of |base|, |delta| and |result| (plus what float32 accumulation may lose), and unbiased.
+
+The second condition carries the weight where deltas are small. A delta below the spacing of bfloat16 leaves even the
+base within one unit. Only the sum over all elements tells a dropped or halved delta from a rounded one. Likewise along
+the base: one that is 0.2 % too large is within one unit of bfloat16 everywhere.
 """
 
 from __future__ import annotations
@@ -54,8 +56,9 @@ def measure(
 ) -> tuple[Tally, torch.dtype]:
     """Compare a slice piece by piece; return what was counted and the merged dtype.
 
-    A piece that equals base + delta in every element, and not the base, needs no further look. One that still holds the base is only looked into
-    further when another does not: then the slice was written, and what stayed behind counts against it.
+    A piece that equals base + delta in every element, and not the base, needs no further look. One that still holds the
+    base is only looked into further when another does not: then the slice was written, and what stayed behind counts
+    against it.
 
     Args:
         pieces: (first row, row after the last) of each.
@@ -206,7 +209,9 @@ def _add_unexplained(
 
 
 def _distance(base: torch.Tensor, merged: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return |merged - (base + delta)| and one unit in the last place of the largest of the three magnitudes, per element."""
+    """Return |merged - (base + delta)| and one unit in the last place of the largest of the three magnitudes, per
+    element.
+    """
     target = delta + base
     magnitude = torch.maximum(torch.maximum(base.float().abs(), delta.abs()), target.abs())
     return (merged.float() - target).abs_(), ulp(magnitude, coarser(base.dtype, merged.dtype))

@@ -1,8 +1,8 @@
-"""The merged checkpoint as its headers and index describe it: somebody's output, so faults are found rather than refused.
+"""The merged checkpoint as its headers and index describe it: somebody's output, so faults are found, not refused.
 
-A base that contradicts itself is refused (``harness.merge.base.checkpoint``), because nothing could be concluded from it. Here the
-contradiction is the finding: a shard that the index does not name, a tensor that it promises and no shard holds. Only what cannot be
-read at all (a corrupt header, a pickle, a link out of the directory) ends the audit.
+A base that contradicts itself is refused (``harness.merge.base.checkpoint``), because nothing could be concluded from
+it. Here the contradiction is the finding: a shard that the index does not name, a tensor that it promises and no shard
+holds. Only what cannot be read at all (a corrupt header, a pickle, a link out of the directory) ends the audit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _shard_names(weight_map: Mapping[str, str] | None, files: frozenset[str]) ->
             pickles = [name for name in files if name.endswith(PICKLES)]
             if pickles:
                 raise UnsafeFormatError(
-                    f"the merged checkpoint's weights are pickles ({listed(pickles)}), which run code when they are read.",
+                    f"the merged checkpoint's weights are pickles ({listed(pickles)}), which run code when they are"
+                    " read.",
                     "Save it as safetensors, then audit.",
                 )
             raise InconsistentCheckpointError(f"the merged directory holds no {SINGLE_FILE} and no {INDEX_FILE}.")

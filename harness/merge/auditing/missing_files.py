@@ -1,7 +1,8 @@
 """Which files a user of the merged checkpoint will miss.
 
-Libraries write the same things under several names: a chat template in a file of its own or inside tokenizer_config.json, a vocabulary
-as tokenizer.json or in the older form it was made from. What counts is whether the thing is there, not whether a name is.
+Libraries write the same things under several names: a chat template in a file of its own or inside
+tokenizer_config.json, a vocabulary as tokenizer.json or in the older form it was made from. What counts is whether the
+thing is there, not whether a name is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Where the contents of each tensor of the base are in the merged checkpoint, whatever the names it was saved under.
 
-Three renamings mean the same to every reader and are compared through: another prefix of the language model (``model.`` and
-``model.language_model.``), experts fused into one 3D tensor that were one Linear each, and the reverse. Each base tensor becomes runs of
-elements (``Piece``), contiguous on both sides, so that the comparison itself knows nothing of names.
+Three renamings mean the same to every reader and are compared through: another prefix of the language model (``model.``
+and ``model.language_model.``), experts fused into one 3D tensor that were one Linear each, and the reverse. Each base
+tensor becomes runs of elements (``Piece``), contiguous on both sides, so that the comparison itself knows nothing of
+names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ HEAD_PREFIXES = ("", "language_model.", "model.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A run of ``count`` elements: from ``start`` of the base tensor, from ``merged_start`` of the merged tensor ``merged_key``."""
+    """A run of ``count`` elements: from ``start`` of the base tensor, from ``merged_start`` of the merged tensor
+    ``merged_key``.
+    """
 
     start: int
     count: int
@@ -33,7 +36,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
-    """Where one base tensor is. ``rename`` names the equivalence when the key is another one; ``problem`` says why it cannot be compared."""
+    """Where one base tensor is.
+
+    ``rename`` names the equivalence when the key is another one; ``problem`` says why it cannot be compared.
+    """
 
     pieces: tuple[Piece, ...] = ()
     rename: str | None = None
@@ -89,7 +95,7 @@ class Pairer:
         return self._expert(key, shape) or self._tied(key) or Pairing()
 
     def stored_twice(self, unexpected: Collection[str]) -> list[str]:
-        """Return those of the tensors that the base does not have which are another form, or name, of one that it has."""
+        """Return the tensors that the base lacks and that are another form, or name, of one that it has."""
         twice = {key for key in unexpected if any(name in self.shapes for name in names_of(key))}
         for stored in self.experts.values():
             forms = set(stored.fused.values()), {key for linears in stored.linears.values() for key in linears.values()}
@@ -123,14 +129,16 @@ class Pairer:
         return None
 
     def _check_turned(self, name: str) -> None:
-        """Refuse the other form of experts where the fused one is (num_experts, in, out): how halves interleave is not assumed.
+        """Refuse the other form of experts where the fused one is (num_experts, in, out): how halves interleave is not
+        assumed.
 
         Raises:
             UnsupportedBaseError: names the tensor.
         """
         if self.family.transposed:
             raise UnsupportedBaseError(
-                f"{name}: this model type stores fused experts transposed, and the audit does not compare them with experts stored one by one."
+                f"{name}: this model type stores fused experts transposed, and the audit does not compare them with"
+                " experts stored one by one."
             )
 
     def _unfused(self, path: str, parameter: str, shape: tuple[int, ...]) -> Pairing | None:

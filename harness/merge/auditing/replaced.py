@@ -1,7 +1,7 @@
 """Rows that the adapter holds whole (a fully trained module, a trained token, a bias) against the merged checkpoint.
 
-There is no arithmetic between them, so the merged values are the adapter's, rounded to the merged dtype, or they are not. An engine that loads
-the model in another dtype rounds to that first; both ways count.
+There is no arithmetic between them. The merged values are the adapter's, rounded to the merged dtype, or they are not.
+An engine that loads the model in another dtype rounds to that first. Both ways count.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ from harness.merge.auditing.equality import NON_FINITE, broken
 class Replaced:
     """What was seen over the rows of one slice.
 
-    ``load`` is the dtype that the model is loaded in. ``exact`` counts elements that equal the adapter's rounded once. ``right`` and ``through_load``:
-    all of them equal the adapter's, rounded once, or rounded to ``load`` first. ``kept``: all equal the base's. ``same``: the adapter's are the base's
-    in value; ``vanishes``: they are once rounded, in one way or the other. ``finite``: nothing became NaN or infinite.
+    Attributes:
+        load: the dtype that the model is loaded in.
+        finite: nothing became NaN or infinite.
+        exact: how many elements equal the adapter's, rounded once.
+        right: all of them do.
+        through_load: all equal the adapter's, rounded to ``load`` first.
+        kept: all equal the base's.
+        same: the adapter's are the base's in value.
+        vanishes_once: they are once rounded.
+        vanishes_twice: they are once rounded by way of ``load``.
     """
 
     load: torch.dtype
@@ -34,7 +41,10 @@ class Replaced:
     vanishes_twice: bool = True
 
     def add(self, base: torch.Tensor | None, merged: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Take further rows into account; all are (rows, columns), each in its own dtype. The base may have none: a resized vocabulary."""
+        """Take further rows into account; all are (rows, columns), each in its own dtype.
+
+        The base may have none: a resized vocabulary.
+        """
         once, twice = wanted.to(merged.dtype), wanted.to(self.load).to(merged.dtype)
         self.finite = self.finite and not broken(merged, wanted)
         self.elements += merged.numel()

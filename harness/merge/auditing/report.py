@@ -1,4 +1,5 @@
-"""What an audit found: one row per tensor of the base, what is wrong beside the tensors, and the sentence that sums it up.
+"""What an audit found: one row per tensor of the base, what is wrong beside the tensors, and the sentence that sums it
+up.
 
 Everything a person or a program wants to know is counted from the rows, so that no total can disagree with them.
 """
@@ -66,7 +67,9 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every tensor is what it should be, no file is missing, index and config.json agree with the tensors, and it is the base's model."""
+        """Whether every tensor is what it should be, no file is missing, index and config.json agree with the tensors,
+        and it is the base's model.
+        """
         about = (self.missing_files, self.index_problems, self.config_problems, self.config_changes)
         return not (self.faults or any(about))
 

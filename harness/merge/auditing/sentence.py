@@ -36,7 +36,8 @@ def summarise(
     config_problems: Sequence[str] = (),
     config_changes: Sequence[str] = (),
 ) -> str:
-    """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was dropped``.
+    """Return ``experts 0/18432 applied (untouched: 18432), attention 192/192 applied → the expert adapter was
+    dropped``.
 
     The arguments are the fields of ``AuditReport`` of the same names.
     """
@@ -75,7 +76,10 @@ def _about_the_adapter(rows: Sequence[TensorVerdict], kinds: Mapping[Kind, Count
         if not any(row.verdict in FAULTS for row in rows if row.targeted):
             yield "the adapter is merged"
         elif all(_only(kinds[kind], "wrong") for kind in telling):
-            yield "nothing fits: it may be merged into another base (after a QLoRA, the dequantised one); audit it against that one"
+            yield (
+                "nothing fits: it may be merged into another base (after a QLoRA, the dequantised one);"
+                " audit it against that one"
+            )
 
 
 def _about_the_other_tensors(rows: Sequence[TensorVerdict]) -> Iterator[str]:
@@ -91,7 +95,9 @@ def _about_the_other_tensors(rows: Sequence[TensorVerdict]) -> Iterator[str]:
 
 
 def _only(counts: Counter[Verdict], verdict: Verdict) -> bool:
-    """Return whether all tensors whose delta can be seen have this verdict (or, for indistinguishable, whether none can)."""
+    """Return whether all tensors whose delta can be seen have this verdict (or, for indistinguishable, whether none
+    can).
+    """
     rest = {name for name, count in counts.items() if count and name != "indistinguishable"}
     return not rest if verdict == "indistinguishable" else rest == {verdict}
 

@@ -1,8 +1,8 @@
-"""The unit of comparison: rows of one base tensor that get one slice of a delta (or are replaced by the adapter's), and where they are in the merged checkpoint.
+"""The unit of comparison: rows of one base tensor that get one slice of a delta, or are replaced by the adapter's.
 
-A plan's region and a pairing's piece are both runs of elements of a base tensor; where they overlap, one expert's (or one Linear's) delta meets
-one run of merged elements. Slices of one pair that belong to different experts are each other's siblings: in a merge that mixed up the
-order of experts, one of them fits.
+A plan's region and a pairing's piece are both runs of elements of a base tensor. Where they overlap, one expert's (or
+one Linear's) delta meets one run of merged elements. Slices of one pair that belong to different experts are each
+other's siblings: in a merge that mixed up the order of experts, one of them fits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ Group = tuple[object, ...]
 class Slice:
     """``rows`` x ``columns`` elements from ``start`` of base tensor ``key``, at ``merged_start`` of ``merged_key``.
 
-    ``source``: what the base has there, None where it has nothing. ``contribution``: position in ``MergePlan.contributions``; ``expert``: which expert of that pair, None
-    for a Linear's; ``offset``: the first row of that delta; ``number``: which expert of the layer it is, None outside the experts. ``replaced``: the
-    adapter's rows stand instead of the base's. ``base_replacement``: they do, and the delta goes on top of them. ``others``: what further adapters add.
+    Attributes:
+        source: what the base has there, None where it has nothing.
+        contribution: position in ``MergePlan.contributions``.
+        expert: which expert of that pair, None for a Linear's.
+        offset: the first row of that delta.
+        number: which expert of the layer it is, None outside the experts.
+        replaced: whether the adapter's rows stand instead of the base's.
+        base_replacement: the adapter's rows that do, where the delta goes on top of them.
+        others: what further adapters add.
     """
 
     key: str
@@ -72,7 +78,10 @@ class Gap:
 
 
 def slices_of(row: PlanRow, pairing: Pairing) -> Iterator[Slice]:
-    """Yield the slices of one planned tensor, in the order of its elements; an adapter gives a region one delta, one replacement, or both."""
+    """Yield the slices of one planned tensor, in the order of its elements.
+
+    An adapter gives a region one delta, one replacement, or both.
+    """
     for region in row.regions:
         replacement = region.replacement
         term, *others = region.terms or ((replacement,) if replacement else ())

@@ -1,4 +1,4 @@
-"""Where the numbers of a slice come from: the base's rows, the merged checkpoint's rows, and the rows of a delta, read one way or another."""
+"""Where the numbers of a slice come from: rows of the base, of the merged checkpoint, and of a delta, however read."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ class Source:
         self.expected = ExpectedValues(self._buffers)
 
     def pieces(self, item: Slice) -> list[tuple[int, int]]:
-        """Return (first row, row after the last) of the pieces that a slice is compared in, of one size: a GEMM of a few rows adds in another order."""
+        """Return (first row, row after the last) of the pieces that a slice is compared in.
+
+        They are of one size, because a GEMM of a few rows adds in another order.
+        """
         count = -(-item.rows * item.columns // PIECE_ELEMENTS)
         step = max(1, -(-item.rows // count))
         return [(first, min(first + step, item.rows)) for first in range(0, item.rows, step)]
 
     def values(self, source: PlainSource | QuantisedSource, start: int, rows: int, columns: int) -> torch.Tensor:
-        """Return ``rows`` x ``columns`` elements of a weight of the base from element ``start`` on: as stored, or decoded to float32."""
+        """Return ``rows`` x ``columns`` elements of a weight of the base from element ``start`` on, decoded where
+        quantised.
+        """
         return self._checkpoints.base.rows(self._buffers, source, start, rows, columns)
 
     def base_bytes(self, key: str, start: int, stop: int) -> torch.Tensor:
@@ -45,11 +50,11 @@ class Source:
         return self._checkpoints.merged.raw(self._buffers, key, start, stop)
 
     def merged_values(self, key: str, start: int, rows: int, columns: int) -> torch.Tensor:
-        """Return ``rows`` x ``columns`` elements of a tensor of the merged checkpoint from element ``start`` on, as stored."""
+        """Return ``rows`` x ``columns`` elements of a tensor of the merged checkpoint from element ``start`` on."""
         return self._checkpoints.merged.rows(self._buffers, key, start, rows, columns)
 
     def base_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
-        """Return what the delta goes onto, (last - first, columns): the base's rows, or those that the adapter puts in their place."""
+        """Return what the delta goes onto, (last - first, columns): the base's rows, or the adapter's instead."""
         if item.base_replacement is not None:
             return self._replacement(item, item.base_replacement, first, last)
         assert item.source is not None  # noqa: S101 - the plan replaces what has no source
@@ -63,7 +68,8 @@ class Source:
     def delta_rows(
         self, item: Slice, first: int, last: int, *, contribution: PairContribution | None = None, mixed_a: bool = False
     ) -> torch.Tensor:
-        """Return rows of the slice's delta, or of the sum of several adapters', (last - first, columns), float32, scaled.
+        """Return rows of the slice's delta, or of the sum of several adapters', (last - first, columns), float32,
+        scaled.
 
         Args:
             item: the slice.
@@ -108,7 +114,7 @@ class Source:
         return self.expected.added(base, factors, contribution, item.expert or 0, item.offset + first, dtype)
 
     def replacement_rows(self, item: Slice, first: int, last: int) -> torch.Tensor:
-        """Return the adapter's rows that stand instead of the base's, (last - first, columns), in the adapter's dtype."""
+        """Return the adapter's rows that stand instead of the base's, (last - first, columns), in its dtype."""
         return self._replacement(item, item.term, first, last)
 
     def _replacement(self, item: Slice, term: Term, first: int, last: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""What was counted over the elements of one slice, and what follows from it: how the delta was applied, and whether errors are random.
+"""What was counted over the elements of one slice: how the delta was applied, and whether errors are random.
 
-Rounding at random leaves sums that grow with the square root of the number of elements; another scale, of the delta or the base, leaves sums that
-grow with the number. So a slice may be right to one unit everywhere and still be wrong.
+Rounding at random leaves sums that grow with the square root of the number of elements. Another scale, of the delta or
+the base, leaves sums that grow with the number. So a slice may be right to one unit everywhere and still be wrong.
 """
 
 from __future__ import annotations
@@ -15,26 +15,51 @@ ROUNDED = {torch.bfloat16: "bf16-double-rounded", torch.float16: "fp16-double-ro
 LOW_PRECISION = 2.0**-6
 """What computing a delta in bfloat16 or TF32 may lose, relative to its largest element."""
 SIGMAS = 6.0
-"""Noise of the sum of rounding differences that is still unbiased: with 10^5 tensors, none is taken for biased by chance."""
+"""Noise of the sum of rounding differences that is still unbiased: with 10^5 tensors, none is taken for biased by
+chance.
+"""
 SYSTEMATIC = 2.0**-7
 """Relative error of the whole delta that rounding the scaling or the factors to bfloat16 may cause."""
 ROUGHNESS = 4.0
-"""Relative error of the whole delta in units of what it errs by at random: what rounds the scaling rounds the elements too, by half a unit at most (sqrt(3) times the mean)."""
+"""Relative error of the whole delta in units of what it errs by at random: what rounds the scaling rounds the elements
+too, by half a unit at most (sqrt(3) times the mean).
+"""
 DOUBLE_SHARE = 0.97
-"""Share of the changed elements that the double-rounding formula must explain; another order of accumulation flips a few."""
+"""Share of the changed elements that the double-rounding formula must explain.
+
+Another order of accumulation flips a few.
+"""
 
 
 @dataclass(slots=True)
 class Tally:
     """Counts over the elements of one slice, added up piece by piece.
 
-    ``moved``: merged and base differ somewhere. ``expected_move``: base + delta, rounded once, differs from the base somewhere; ``double_move``: so
-    does the delta rounded before it is added. ``exact`` counts elements that equal base + delta rounded once. ``telling`` counts elements
-    where merged or expected differ from the base, ``telling_exact`` and ``telling_double`` those of them that equal either formula.
-    Over the elements that neither formula explains, ``bias`` and ``noise`` are the sums of (merged - expected) * delta and of its square, ``base_bias`` and
-    ``base_noise`` those with base for delta; ``skew``, ``square`` and ``fourth`` are those of (merged - expected) * delta^3, delta^2 and delta^4. Over
-    all elements of pieces that have such, ``base_square``, ``delta_square`` and ``overlap`` are the sums of base * base, delta * delta and
-    base * delta. ``load`` is the coarser dtype of base and merged, ``columns`` the length of a row.
+    Attributes:
+        load: the coarser dtype of base and merged.
+        columns: the length of a row.
+        elements: how many there are.
+        nonzero: the delta is not zero everywhere.
+        moved: merged and base differ somewhere.
+        expected_move: base + delta, rounded once, differs from the base somewhere.
+        double_move: base + delta, the delta rounded before it is added, does.
+        finite: nothing became NaN or infinite.
+        exact: how many elements equal base + delta rounded once.
+        telling: how many elements differ from the base, in the merged checkpoint or as expected.
+        telling_exact: how many of the telling ones equal base + delta rounded once.
+        telling_double: how many of them equal it with the delta rounded first.
+        within_ulp: what neither formula explains is within one unit in the last place.
+        within_low: it is within what low precision loses.
+        bias: over what neither explains, the sum of (merged - expected) * delta.
+        noise: the sum of the squares of that.
+        skew: the sum of (merged - expected) * delta^3.
+        square: the sum of delta^2.
+        fourth: the sum of delta^4.
+        base_bias: as ``bias``, with base for delta.
+        base_noise: as ``noise``, with base for delta.
+        base_square: over all elements of pieces that hold such, the sum of base * base.
+        delta_square: over the same, the sum of delta * delta.
+        overlap: over the same, the sum of base * delta.
     """
 
     load: torch.dtype = torch.float32
@@ -76,7 +101,9 @@ class Tally:
 
     @property
     def _roughness(self) -> float:
-        """Relative error that is left in the delta's elements once the best factor on all of it is taken out, weighted as ``noise`` is."""
+        """Relative error that is left in the delta's elements once the best factor on all of it is taken out, weighted
+        as ``noise`` is.
+        """
         if not self.fourth:
             return inf
         factor = self.bias / self.square
@@ -87,10 +114,11 @@ class Tally:
     def _base_unbiased(self) -> bool:
         """Whether the base is there at its own scale.
 
-        Rounding n elements at random leaves about one unit / sqrt(n) of the base. What stays beside that: where powers of two halve the spacing,
-        rounding up and down differ, on one of 1 / eps mantissas by less than half a unit; factors rounded to bfloat16 have
-        an error of their own in each column, so that a base along the delta sees 1 / sqrt(columns) of it; and what a
-        base that is not orthogonal to the delta sees of the delta's own (tolerated) bias is no bias of its own.
+        Rounding n elements at random leaves about one unit / sqrt(n) of the base. Three things stay beside that. Where
+        powers of two halve the spacing, rounding up and down differ, on one of 1 / eps mantissas by less than half a
+        unit. Factors rounded to bfloat16 have an error of their own in each column, so that a base along the delta sees
+        1 / sqrt(columns) of it. And what a base that is not orthogonal to the delta sees of the delta's own (tolerated)
+        bias is no bias of its own.
         """
         seen = self.bias * self.overlap / self.delta_square if self.delta_square else 0.0
         spacing = torch.finfo(self.load).eps / 64 * self.base_square

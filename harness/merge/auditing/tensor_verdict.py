@@ -29,11 +29,12 @@ class TensorVerdict:
         kind: what it is part of.
         layer: its decoder layer, or None outside the decoder.
         expert: which expert's it is, or None for a tensor that holds all of them, or none.
-        verdict: one of ``TARGETED`` or, for a tensor that no lora pair covers, of ``UNTARGETED``. A fused tensor has the
-            worst of its experts' verdicts; ``slices`` counts them.
-        detail: how exactly it was applied (``bit-exact``, ``1-ulp``, ``bf16-double-rounded``, ``low-precision``), why it may equal
-            the base (``zero-delta``, ``below-rounding``), or what it holds instead, in words.
-        scale: the fitted factor on the adapter's own scaling, for ``partial`` (and a scrambled delta that is also scaled).
+        verdict: one of ``TARGETED`` or, for a tensor that no lora pair covers, of ``UNTARGETED``. A fused tensor has
+            the worst of its experts' verdicts; ``slices`` counts them.
+        detail: how exactly it was applied (``bit-exact``, ``1-ulp``, ``bf16-double-rounded``, ``low-precision``), why
+            it may equal the base (``zero-delta``, ``below-rounding``), or what it holds instead, in words.
+        scale: the fitted factor on the adapter's own scaling, for ``partial`` (and a scrambled delta that is also
+            scaled).
         exact_share: share of its elements that equal base + delta rounded once, None where nothing was compared.
         stored_as: the merged checkpoint's names of it, when they are not its own.
         merged_dtype: the safetensors dtype in the merged checkpoint when it is not the base's.

@@ -1,7 +1,7 @@
-"""The audit itself: every tensor that a right merge would have written, once, in the order in which the base's lie in their shards.
+"""The audit itself: every tensor that a right merge would have written, once, in the order of the base's shards.
 
-Reading goes from front to back through the base; the merged checkpoint is read wherever the same contents are. Threads take a run of
-tensors each: reading, multiplying and comparing all happen outside the interpreter's lock.
+Reading goes from front to back through the base. The merged checkpoint is read wherever the same contents are. Threads
+take a run of tensors each: reading, multiplying and comparing all happen outside the interpreter's lock.
 """
 
 from __future__ import annotations

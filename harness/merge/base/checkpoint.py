@@ -1,7 +1,7 @@
 """A base checkpoint as its headers, index and config.json describe it; no tensor data is read.
 
-Opening a checkpoint proves that its parts agree: every shard exists and is a complete safetensors file, index and shards
-name the same tensors, and nothing leads out of the directory.
+Opening a checkpoint proves that its parts agree: every shard exists and is a complete safetensors file, index and
+shards name the same tensors, and nothing leads out of the directory.
 """
 
 from __future__ import annotations
@@ -23,22 +23,29 @@ MANIFEST_FILE = "merge_manifest.json"
 LEDGER_FILE = ".merge-ledger.jsonl"
 """What is finished of a merge (``ledger``); it is kept until the output is there."""
 OURS = frozenset({MANIFEST_FILE, LEDGER_FILE})
-"""What a merge writes beside the model. In a base they tell of another merge, and a ledger would be taken for this one's."""
+"""What a merge writes beside the model.
+
+In a base they tell of another merge, and a ledger would be taken for this one's.
+"""
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".index.json")
 """Files that hold, or lead to, a second copy of the weights: beside merged shards they would still be the base's."""
 
 EXPERT_COUNT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-"""What config.json calls the number of routed experts; which one depends on the family and on the transformers that wrote it."""
+"""What config.json calls the number of routed experts.
+
+Which one depends on the family and on the transformers that wrote it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A validated base.
 
-    ``shards`` are sorted by name and ``shard_of`` gives, for each tensor key, the position of its shard. ``files`` are the
-    relative paths of everything that a merge copies beside the shards (the index included), ``left_out`` of what it does not:
-    weights in other formats or under other names, which would stay the base's, and what an earlier merge wrote about itself.
+    ``shards`` are sorted by name and ``shard_of`` gives, for each tensor key, the position of its shard. ``files`` are
+    the relative paths of everything that a merge copies beside the shards (the index included), ``left_out`` of what it
+    does not: weights in other formats or under other names, which would stay the base's, and what an earlier merge
+    wrote about itself.
     """
 
     root: Path
@@ -57,7 +64,9 @@ class Checkpoint:
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """The part of config.json that describes the language model: ``text_config`` where there is one, else all of it."""
+        """The part of config.json that describes the language model: ``text_config`` where there is one, else all of
+        it.
+        """
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
@@ -82,7 +91,10 @@ class Checkpoint:
 
     @property
     def ties_word_embeddings(self) -> bool:
-        """Whether lm_head and embed_tokens are one tensor in memory; where config.json does not say, whether lm_head is not stored."""
+        """Whether lm_head and embed_tokens are one tensor in memory.
+
+        Where config.json does not say, whether lm_head is not stored.
+        """
         said = [
             section["tie_word_embeddings"]
             for section in (self.config, self.text_config)
@@ -129,7 +141,8 @@ def _weight_map(root: Path) -> dict[str, str] | None:
             raise UnsafeFormatError(f"{INDEX_FILE} names {name}, and only safetensors is read.")
     if single and SINGLE_FILE not in weight_map.values():
         raise InconsistentCheckpointError(
-            f"the base holds both {SINGLE_FILE} and an {INDEX_FILE} that does not name it; libraries disagree on which counts.",
+            f"the base holds both {SINGLE_FILE} and an {INDEX_FILE} that does not name it; libraries disagree on which"
+            " counts.",
             "Remove the one that is not meant.",
         )
     return weight_map

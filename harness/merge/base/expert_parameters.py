@@ -26,7 +26,14 @@ MAX_EXPERTS = 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where some rows of one expert of a parameter are: ``key``, first element in that tensor, rows, and their first row in the parameter."""
+    """Where some rows of one expert of a parameter are.
+
+    Attributes:
+        key: the tensor that holds them.
+        start: their first element in that tensor.
+        rows: how many they are.
+        offset: their first row in the parameter.
+    """
 
     key: str
     start: int
@@ -38,8 +45,14 @@ class Place:
 class ExpertParameter:
     """One expert parameter of one layer, wherever its parts are: per expert (rows, columns) as stored.
 
-    (rows, columns) is (out_features, in_features), or the reverse where ``transposed``. ``fused_key`` is its 3D tensor; when that is None,
-    ``linears`` holds the keys of each part, by expert.
+    Attributes:
+        num_experts: how many there are.
+        rows: out_features, or in_features where ``transposed``.
+        columns: the other.
+        transposed: whether it is stored as (in, out).
+        fused_key: its 3D tensor, None where every expert has Linears of its own.
+        linears: the keys of each part by expert, where there is no 3D tensor.
+        parts: which Linears make it up, in their order.
     """
 
     num_experts: int
@@ -74,7 +87,8 @@ class ExpertParameter:
                 return [Place(key=self.fused_key, start=start, rows=self.rows, offset=0)]
             if self.transposed:
                 raise UnsupportedAdapterError(
-                    f"the adapter has a LoRA for one expert's {part}, and {self.fused_key} is stored transposed; no release of"
+                    f"the adapter has a LoRA for one expert's {part}, and {self.fused_key} is stored transposed; no"
+                    " release of"
                     " transformers has such Linears, and how halves are interleaved is not assumed."
                 )
             first = self.parts.index(part) * rows
@@ -98,7 +112,8 @@ def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
         missing = [str(expert) for expert in range(min(expected, len(found) + SHOWN + 1)) if expert not in found]
         extra = [str(expert) for expert in found if expert >= expected]
         raise InconsistentCheckpointError(
-            f"{what} should have {expected} experts; missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}."
+            f"{what} should have {expected} experts; missing: {listed(missing) or 'none'}; unexpected:"
+            f" {listed(extra) or 'none'}."
         )
     return expected
 
@@ -135,7 +150,8 @@ def _fused(
 def read_expert_parameter(
     base: Checkpoint, weights: Weights, path: str, keys: ExpertKeys, parameter: str, *, transposed: bool
 ) -> ExpertParameter | None:
-    """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has none.
+    """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has
+    none.
 
     Args:
         base: the checkpoint.

@@ -44,7 +44,9 @@ class Index:
         return self.weights[found[0][0]] if found else None
 
     def _tied_head(self) -> Weight | None:
-        """Return the head that a tied base does not store: the embedding's tensor under the name that an untied one has."""
+        """Return the head that a tied base does not store: the embedding's tensor under the name that an untied one
+        has.
+        """
         if self.embedding is None or not self.base.ties_word_embeddings or "lm_head.weight" in self._keys:
             return None
         prefix = "language_model." if self.embedding.key.startswith("language_model.model.") else ""
@@ -68,7 +70,10 @@ class Index:
         return self.weights[found[0]] if found else None
 
     def expert_parameters(self, path: str) -> dict[str, ExpertParameter]:
-        """Return the expert parameters of the module whose common spelling is ``path``, dtypes and orientation checked."""
+        """Return the expert parameters of the module whose common spelling is ``path``.
+
+        Their dtypes and orientation are checked.
+        """
         if path not in self.experts:
             return {}
         for name in PARTS:
@@ -113,6 +118,7 @@ class Index:
         method = self.base.config.get("quantization_config")
         named = f" (quant_method {str(method.get('quant_method'))[:40]})" if isinstance(method, dict) else ""
         raise UnsupportedBaseError(
-            f"{weight.key} is stored as {weight.dtype}{named}; deltas are merged into {', '.join(FLOAT_DTYPES)} weights only.",
+            f"{weight.key} is stored as {weight.dtype}{named}; deltas are merged into {', '.join(FLOAT_DTYPES)}"
+            " weights only.",
             "Merge into the 16-bit original of this model.",
         )

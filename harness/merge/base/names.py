@@ -1,10 +1,13 @@
-"""From a module's path in memory to keys on disk: every spelling of a path is brought to one, and spellings are compared.
+"""From a module's path in memory to keys on disk: every spelling of a path is brought to one, and those are compared.
 
-Paths differ by a prefix: the language model of a composite model is ``model.language_model.`` in some transformers releases
-and in published files, ``model.`` in others. Only those prefixes are taken off, only in front of a decoder layer (or the
-final norm or embeddings), so that other runs of layers in the same file (``mtp.layers.0``, a vision tower) are never taken for the decoder's.
-They differ by names inside, too: what transformers 5 calls ``mlp.experts`` is ``block_sparse_moe.experts`` on disk in mixtral and its
-kin, with w1, w3 and w2 for gate, up and down (``transformers.conversion_mapping``, 5.0 to 5.23); what else a family renames stands in ``families``.
+Paths differ by a prefix. The language model of a composite model is ``model.language_model.`` in some transformers
+releases and in published files, ``model.`` in others. Only those prefixes are taken off, and only in front of a decoder
+layer (or the final norm or embeddings). So other runs of layers in the same file (``mtp.layers.0``, a vision tower) are
+never taken for the decoder's.
+
+Paths differ by names inside, too. What transformers 5 calls ``mlp.experts`` is ``block_sparse_moe.experts`` on disk in
+mixtral and its kin, with w1, w3 and w2 for gate, up and down (``transformers.conversion_mapping``, 5.0 to 5.23). What
+else a family renames stands in ``families``.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other
 KINDS: tuple[Kind, ...] = ("attention", "expert", "shared_expert", "router", "dense", "other")
 
 REMEMBERED = 2**18
-"""Paths whose parts are remembered: planning asks for each several times, and large checkpoints have a hundred thousand."""
+"""Paths whose parts are remembered: planning asks for each several times, and large checkpoints have a hundred
+thousand.
+"""
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 

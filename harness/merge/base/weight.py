@@ -22,8 +22,11 @@ class PlainSource:
 class QuantisedSource:
     """A quantised weight.
 
-    ``codec`` names the format (a module in ``codecs``), ``parts`` gives the tensors of the base by their role in it, ``options`` what else
-    decoding needs. ``shape`` is the weight's.
+    Attributes:
+        codec: the format's name, a module in ``codecs``.
+        parts: the tensors of the base by their role in it.
+        shape: the weight's.
+        options: what else decoding needs.
     """
 
     codec: str

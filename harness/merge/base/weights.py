@@ -1,8 +1,8 @@
 """The base's weights as a merge sees them: plain tensors as they are, quantised ones as the weight that they stand for.
 
-A quantised weight is several tensors on disk (packed values, scales, tables). Each format's file in ``codecs`` finds its own among the keys
-and says which tensors make up which weight; here they become one ``Weight`` with the shape and dtype that it will have in the output, and
-everything after this treats it like any other.
+A quantised weight is several tensors on disk (packed values, scales, tables). Each format's file in ``codecs`` finds
+its own among the keys and says which tensors make up which weight. Here they become one ``Weight`` with the shape and
+dtype that it will have in the output. Everything after this treats it like any other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ OUTPUT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """All weights of a base by key; ``dropped`` are tensors that only decode others, ``formats`` the codecs that were needed."""
+    """All weights of a base by key.
+
+    ``dropped`` are tensors that only decode others, ``formats`` the codecs that were needed.
+    """
 
     by_key: Mapping[str, Weight]
     dropped: frozenset[str]
@@ -50,7 +53,8 @@ def read_weights(base: Checkpoint) -> Weights:
     if declared and not found:
         method = declared.get("quant_method") if isinstance(declared, dict) else declared
         raise UnsupportedBaseError(
-            f"config.json declares the quantisation {str(method)[:40]!r}, and the base holds no tensor in a format that is read"
+            f"config.json declares the quantisation {str(method)[:40]!r}, and the base holds no tensor in a format"
+            " that is read"
             f" here ({', '.join(codecs())}).",
             "Merge into the 16-bit original of this model.",
         )
@@ -96,7 +100,9 @@ def read_weights(base: Checkpoint) -> Weights:
 
 
 def _output_dtype(base: Checkpoint) -> str:
-    """Return the dtype that dequantised weights are written in: config.json's, else bfloat16, as the libraries load them."""
+    """Return the dtype that dequantised weights are written in: config.json's, else bfloat16, as the libraries load
+    them.
+    """
     for section in (base.text_config, base.config):
         for name in ("dtype", "torch_dtype"):
             if isinstance(dtype := section.get(name), str) and dtype in OUTPUT_DTYPES:

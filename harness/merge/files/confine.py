@@ -1,8 +1,8 @@
 """Which file a name inside a checkpoint or adapter directory may lead to.
 
-Names come from untrusted indexes and links from untrusted archives. A file is accepted when it is a regular file whose real
-place is inside the directory; the one other accepted shape is a model-hub cache snapshot, whose files are links into the
-``blobs`` directory beside its ``snapshots``.
+Names come from untrusted indexes and links from untrusted archives. A file is accepted when it is a regular file whose
+real place is inside the directory; the one other accepted shape is a model-hub cache snapshot, whose files are links
+into the ``blobs`` directory beside its ``snapshots``.
 """
 
 from __future__ import annotations

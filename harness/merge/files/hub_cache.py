@@ -1,7 +1,7 @@
 """Finding a model by its name on the hub in the local cache; nothing is downloaded.
 
-The cache's layout is huggingface_hub's ("Understand caching"): ``models--ORG--NAME/refs/REVISION`` holds a commit, ``snapshots/COMMIT`` the files. Where
-it lies follows huggingface_hub's environment variables.
+The cache's layout is huggingface_hub's ("Understand caching"): ``models--ORG--NAME/refs/REVISION`` holds a commit,
+``snapshots/COMMIT`` the files. Where it lies follows huggingface_hub's environment variables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _NAME = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache: ``HF_HUB_CACHE``, else ``hub`` in ``HF_HOME``, else in ``~/.cache/huggingface`` (or that of ``XDG_CACHE_HOME``)."""
+    """Return the hub's cache: ``HF_HUB_CACHE``, else ``hub`` in ``HF_HOME``, else in ``~/.cache/huggingface`` (or that
+    of ``XDG_CACHE_HOME``).
+    """
     if said := os.environ.get("HF_HUB_CACHE"):
         return _at_home(said)
     if said := os.environ.get("HF_HOME"):

@@ -1,4 +1,4 @@
-"""Input files that stay open: each is opened once, proved to be the file whose header was read, and read by any thread."""
+"""Input files that stay open: each is opened once, and proved to be the file whose header was read."""
 
 from __future__ import annotations
 

@@ -70,7 +70,8 @@ def parse_object(data: bytes, what: str, *, constants: bool = False) -> dict[str
         constants: accept ``NaN`` and ``Infinity``, which published config.json files do contain.
 
     Raises:
-        CorruptFileError: not UTF-8, not JSON, nested too deeply, text that is not Unicode, a repeated key, or not an object.
+        CorruptFileError: not UTF-8, not JSON, nested too deeply, text that is not Unicode, a repeated key, or not an
+            object.
     """
     try:
         text = data.decode("utf-8")

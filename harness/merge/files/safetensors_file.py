@@ -1,9 +1,9 @@
 """Safetensors by hand: a strictly validated header and byte ranges, nothing decoded.
 
-The format (safetensors 0.4 and later, README "Format"): an unsigned 64-bit little-endian length N, N bytes of JSON that map
-each tensor name to ``dtype``, ``shape`` and ``data_offsets`` (relative to the end of the header), then the data. It is read
-here rather than through the library because a merge copies what does not change byte for byte, header included, and
-because planning must not allocate anything that an untrusted header asks for.
+The format (safetensors 0.4 and later, README "Format"): an unsigned 64-bit little-endian length N, N bytes of JSON that
+map each tensor name to ``dtype``, ``shape`` and ``data_offsets`` (relative to the end of the header), then the data. It
+is read here rather than through the library because a merge copies what does not change byte for byte, header included,
+and because planning must not allocate anything that an untrusted header asks for.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ LENGTH_BYTES = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that Git keeps in place of a large file (git-lfs, docs/spec.md)."""
 MAX_NAME = 1000
-"""Characters of a tensor's name; published ones have up to a hundred and a half, and every name is matched against patterns."""
+"""Characters of a tensor's name.
+
+Published ones have up to a hundred and a half, and every name is matched against patterns.
+"""
 MAX_PARTS = 64
-"""Dotted parts of a tensor's name; published ones have up to fifteen, and each could be where a configured name begins."""
+"""Dotted parts of a tensor's name.
+
+Published ones have up to fifteen, and each could be where a configured name begins.
+"""
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**48
 
@@ -59,8 +65,8 @@ class TensorInfo:
 class TensorFile:
     """A validated safetensors file.
 
-    ``tensors`` is in order of position in the file. ``name`` is the name within its directory, ``path`` what to open (for a
-    link, where it leads). ``header_sha256`` covers the length field and the JSON.
+    ``tensors`` is in order of position in the file. ``name`` is the name within its directory, ``path`` what to open
+    (for a link, where it leads). ``header_sha256`` covers the length field and the JSON.
     """
 
     name: str
@@ -110,8 +116,8 @@ def read_header(path: Path, *, name: str | None = None) -> TensorFile:
     """Return the validated header of a safetensors file.
 
     Raises:
-        CorruptFileError: the file is truncated or longer than its tensors, the header is malformed, or tensors overlap or
-            leave gaps; zero-size tensors and unknown dtypes are refused too.
+        CorruptFileError: the file is truncated or longer than its tensors, the header is malformed, or tensors overlap
+            or leave gaps; zero-size tensors and unknown dtypes are refused too.
         UnreadableInputError: the file cannot be opened or read.
         UnsafePathError: it is not a regular file.
     """

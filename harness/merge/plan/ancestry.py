@@ -1,4 +1,7 @@
-"""What a base says that it is made of: merging an adapter into a base that already holds it is seldom meant, and nothing in the shapes shows it."""
+"""What a base says that it is made of.
+
+Merging an adapter into a base that already holds it is seldom meant, and nothing in the shapes shows it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from harness.merge.files.json_file import read_object
 
 
 def ancestry_notes(base: Path, adapters: Sequence[Adapter]) -> list[str]:
-    """Return a note where the base is itself the output of this engine, by its manifest, and names the adapters that it holds already.
+    """Return a note where the base is itself the output of this engine, by its manifest, and names the adapters that it
+    holds already.
 
     Tensor data is read only of an adapter whose configuration is one that the manifest has.
     """

@@ -1,9 +1,10 @@
 """Whether the adapter holds what its own configuration targets.
 
-An adapter file that lost tensors (an interrupted upload, a saver that dropped the experts) still merges without a complaint
-from anything that only looks at the pairs that are there. So the modules that the configuration targets are listed from the base, by PEFT's
-matching rules, and every one must be reached. Expert names in ``target_modules`` are the exception: on fused experts
-PEFT 0.18 skips them silently, and such an adapter is complete without them; that becomes a note.
+An adapter file that lost tensors (an interrupted upload, a saver that dropped the experts) still merges without a
+complaint from anything that only looks at the pairs that are there. So the modules that the configuration targets are
+listed from the base, by PEFT's matching rules, and every one must be reached. Expert names in ``target_modules`` are
+the exception: on fused experts PEFT 0.18 skips them silently, and such an adapter is complete without them; that
+becomes a note.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ MAY_BE_SKIPPED = frozenset({"expert", "router"})
 
 
 def _linears(index: Index, num_layers: int) -> Iterator[tuple[str, str]]:
-    """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they hold."""
+    """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they
+    hold.
+    """
     for key, weight in index.weights.by_key.items():
         parts = split(key)
         stem = parts[1] if parts else key
@@ -49,7 +52,10 @@ def _is_decoder(path: str) -> bool:
 
 
 def _parameter(stem: str) -> str:
-    """Return the parameter that a Linear is in memory when it is targeted as one: its weight, or the fused expert parameter."""
+    """Return the parameter that a Linear is in memory when it is targeted as one.
+
+    That is its weight, or the fused expert parameter.
+    """
     if kind_of(stem) == "expert":
         path, _, leaf = stem.rpartition(".")
         if leaf in PARAMETER_OF:
@@ -63,7 +69,8 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
     Args:
         index: the base.
         adapter: the adapter, whose configuration says what is targeted.
-        reached: common spellings of all Linears that a pair changes, fused experts as ``layers.0.mlp.experts.3.gate_proj``.
+        reached: common spellings of all Linears that a pair changes, fused experts as
+            ``layers.0.mlp.experts.3.gate_proj``.
 
     Raises:
         UncoveredTargetsError: some are not; lists them.
@@ -101,7 +108,8 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
     for (leaf, kind), stems in groups.items():
         if not stems[True] and (kind in MAY_BE_SKIPPED or config.target_modules.text == ALL_LINEAR):
             notes.append(
-                f"target_modules names {leaf}, but the adapter holds no LoRA for any {kind} {leaf}: PEFT skips fused experts."
+                f"target_modules names {leaf}, but the adapter holds no LoRA for any {kind} {leaf}: PEFT skips fused"
+                " experts."
             )
         else:
             missing += stems[False]

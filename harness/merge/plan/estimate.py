@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from harness.merge.plan.merge_plan import MergePlan, PairContribution
 
 KEPT_BYTES = 384 * 1024 * 1024
-"""What the factors of all shards that are written at once should take together; those of one are held whatever they take."""
+"""What the factors of all shards that are written at once should take together.
+
+Those of one are held whatever they take.
+"""
 MOST_LANES = 4
 """Shards written at once: enough that threads rarely wait for the same file."""
 MOST_THREADS = 16
 """Beyond this the disk, not the arithmetic, is the limit."""
 PER_THREAD = 40 * 1024 * 1024
+"""Buffers of one thread, with room for what torch's operations take for themselves."""
 WIDE = 2
 """How many times that it is where values are float64, decoded or scaled."""
-"""Buffers of one thread, with room for what torch's operations take for themselves."""
 FIXED = 96 * 1024 * 1024
 BYTES_PER_SECOND = 1.0e9
 """Written bytes per second of a fast local disk; see reports/bench."""
@@ -46,7 +49,10 @@ class Estimate:
 
 
 def _largest_layer(plan: MergePlan) -> int:
-    """Return the bytes of the factors that the rows of one layer need, where that is most; each is held twice while it is decoded."""
+    """Return the bytes of the factors that the rows of one layer need, where that is most.
+
+    Each is held twice while it is decoded.
+    """
     sizes = [
         contribution.pair.lora_A.nbytes + contribution.pair.lora_B.nbytes
         if isinstance(contribution, PairContribution)
@@ -62,7 +68,7 @@ def _largest_layer(plan: MergePlan) -> int:
 
 
 def default_threads() -> int:
-    """Return how many threads a merge uses: one for each core that this process may run on, at most ``MOST_THREADS``."""
+    """Return how many threads a merge uses: as many as this process may use cores, at most ``MOST_THREADS``."""
     return min(MOST_THREADS, len(os.sched_getaffinity(0)))
 
 

@@ -1,7 +1,8 @@
 """What an adapter holds besides lora pairs: fully trained or resized tensors, trained tokens, and biases on lora_B.
 
-Sources: ``peft.utils.other.ModulesToSaveWrapper`` and ``TrainableTokensWrapper``, ``peft.tuners.trainable_tokens.TrainableTokensLayer.merge``,
-``peft.tuners.lora.layer.Linear.merge`` for lora_bias (0.18.0 to 0.21.2).
+Sources: ``peft.utils.other.ModulesToSaveWrapper`` and ``TrainableTokensWrapper``,
+``peft.tuners.trainable_tokens.TrainableTokensLayer.merge``, ``peft.tuners.lora.layer.Linear.merge`` for lora_bias
+(0.18.0 to 0.21.2).
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def _indices(adapter: Adapter, module: str) -> tuple[int, ...]:
     indices = next((given[name] for name in given if name in named), given.get(None))
     if indices is None or len(indices) != adapter.tokens[module].shape[0]:
         raise MalformedAdapterError(
-            f"the adapter holds {adapter.tokens[module].shape[0]} trained tokens of {module}, and trainable_token_indices in"
+            f"the adapter holds {adapter.tokens[module].shape[0]} trained tokens of {module}, and"
+            " trainable_token_indices in"
             f" adapter_config.json names {len(indices) if indices is not None else 'none'}.",
             "The configuration does not belong to these weights; save the adapter again.",
         )
@@ -142,7 +144,8 @@ def claim_tokens(
     rows = adapter.tokens[module]
     if len(shape) != 2 or rows.shape[1] != shape[1] or max(indices) >= shape[0]:  # noqa: PLR2004 - (vocabulary, features)
         raise AdapterMismatchError(
-            f"the adapter's trained tokens of {module} (features {rows.shape[1]}, highest number {max(indices)}) do not fit"
+            f"the adapter's trained tokens of {module} (features {rows.shape[1]}, highest number {max(indices)}) do"
+            " not fit"
             f" {weight.key} with shape {list(shape)}.",
             NOT_THIS_BASE,
         )
@@ -190,7 +193,9 @@ def claim_rest(
     contributions: list[Contribution],
     resized: dict[str, tuple[int, ...]],
 ) -> list[Claim]:
-    """Return the claims of all full tensors and trained tokens of an adapter, and append what they read to ``contributions``."""
+    """Return the claims of all full tensors and trained tokens of an adapter, and append what they read to
+    ``contributions``.
+    """
     claims: list[Claim] = []
     for tensor in adapter.full:
         contributions.append(TensorContribution(module=tensor.path, role="full", info=tensor.info, adapter=position))
@@ -206,8 +211,9 @@ def claim_rest(
 def missing_biases(index: Index, adapter: Adapter, covered: set[str]) -> list[str]:
     """Return the biases that the adapter's ``bias`` setting trained and its file does not hold.
 
-    ``all`` trains every bias of the model, ``lora_only`` those of modules with a LoRA (``peft.tuners.tuners_utils``). PEFT up to 0.19.1 at least
-    does not save the latter: it looks for ``module.bias`` where the module has ``module.base_layer.bias``.
+    ``all`` trains every bias of the model, ``lora_only`` those of modules with a LoRA (``peft.tuners.tuners_utils``).
+    PEFT up to 0.19.1 at least does not save the latter: it looks for ``module.bias`` where the module has
+    ``module.base_layer.bias``.
     """
     if adapter.config.bias == "none":
         return []

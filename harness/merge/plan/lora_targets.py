@@ -1,7 +1,8 @@
-"""Where each lora pair belongs in the base: a fused expert parameter, the Linear of one expert, an embedding, or any other Linear.
+"""Where each lora pair belongs in the base: a fused expert parameter, one expert's Linear, an embedding, another
+Linear.
 
-Every shape is checked here, against the pair's own. What a pair does to the bytes follows in ``plan``, once the layout of the whole adapter is
-decided.
+Every shape is checked here, against the pair's own. What a pair does to the bytes follows in ``planner``, once the
+layout of the whole adapter is decided.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ NOT_THIS_BASE = "Check that the adapter was trained on this base model."
 class Match:
     """Where one pair belongs.
 
-    ``name`` is what PEFT's patterns see. ``stems`` are the Linears it changes, in the common spelling. For a fused parameter ``parameter`` is set and
-    ``layouts`` says which io layouts its shapes allow; otherwise ``places`` and ``columns`` say what it covers, and ``swapped`` that the
-    weight is stored the other way round (Conv1D, embeddings). ``bias_key`` is the bias that goes with a Linear's weight.
+    Attributes:
+        pair: the pair.
+        name: what PEFT's patterns see.
+        stems: the Linears it changes, in the common spelling.
+        parameter: the fused parameter, None where it is something else.
+        layouts: which io layouts its shapes allow, for a fused parameter.
+        places: what it covers, for anything else.
+        columns: the length of a row there.
+        swapped: whether the weight is stored the other way round there (Conv1D, embeddings).
+        bias: the bias that goes with a Linear's weight.
     """
 
     pair: LoraPair
@@ -119,7 +127,8 @@ class Matcher:
         targeted = self.config.target_parameters
         if targeted and not names_suffix(seen, targeted):
             raise MalformedAdapterError(
-                f"{pair.module}: {pair.shapes} can only be {found}, which target_parameters ({listed(targeted)}) does not name."
+                f"{pair.module}: {pair.shapes} can only be {found}, which target_parameters ({listed(targeted)}) does"
+                " not name."
             )
         parameter = held[found]
         if pair.columns % parameter.num_experts:
@@ -139,7 +148,9 @@ class Matcher:
         )
 
     def named(self, faces: IoLayout) -> IoLayout:
-        """Return what PEFT calls the layout in which lora_A faces the input (``standard``) or the output, for this family."""
+        """Return what PEFT calls the layout in which lora_A faces the input (``standard``) or the output, for this
+        family.
+        """
         if self.index.family.standard_faces_input:
             return faces
         return "swapped" if faces == "standard" else "standard"
@@ -163,7 +174,10 @@ class Matcher:
         )
 
     def match_linear(self, pair: LoraPair) -> Match:
-        """Match any other weight matrix (a 2D parameter too, which PEFT treats alike: ``ParamWrapper._get_in_out_features``)."""
+        """Match any other weight matrix.
+
+        A 2D parameter is one too, and PEFT treats it alike: ``ParamWrapper._get_in_out_features``.
+        """
         weight = self.index.find(f"{pair.module}.weight")
         if weight is None:
             raise AdapterMismatchError(
@@ -194,17 +208,19 @@ class Matcher:
         )
 
     def is_conv1d(self, pair: LoraPair, shape: tuple[int, int]) -> bool:
-        """Return whether the weight is stored (in, out): the family says so, or the adapter's fan_in_fan_out and the shapes do.
+        """Return whether the weight is stored (in, out): the family says so, or the adapter's fan_in_fan_out and the
+        shapes do.
 
-        PEFT corrects the flag to what each module is as it goes (``lora.model.LoraModel._create_new_module``), so the saved one is that of
-        the last module and no proof for the others.
+        PEFT corrects the flag to what each module is as it goes (``lora.model.LoraModel._create_new_module``), so the
+        saved one is that of the last module and no proof for the others.
         """
         if pair.module.rpartition(".")[2] in self.index.family.conv1d:
             return True
         if not self.config.fan_in_fan_out or pair.features == (shape[1], shape[0]):
             if self.config.fan_in_fan_out and shape[0] == shape[1] and not self.index.family.conv1d:
                 raise UnsupportedAdapterError(
-                    f"{pair.module} is square and the adapter has fan_in_fan_out, but nothing says whether this model type stores it"
+                    f"{pair.module} is square and the adapter has fan_in_fan_out, but nothing says whether this model"
+                    " type stores it"
                     " transposed."
                 )
             return False
@@ -226,7 +242,8 @@ class Matcher:
     def contribution(
         self, match: Match, adapter: int, weight: float, io_layout: Decision | None, b_packing: Decision | None
     ) -> PairContribution:
-        """Return how a matched pair is read: its rank from its shapes, its scale by PEFT's rule (``LoraModel._create_and_replace``).
+        """Return how a matched pair is read: its rank from its shapes, its scale by PEFT's rule
+        (``LoraModel._create_and_replace``).
 
         Args:
             match: the pair and where it belongs.
@@ -252,7 +269,8 @@ class Matcher:
         swapped = match.swapped
         if match.parameter is not None:
             faces_input = self.named("standard") == (io_layout.value if io_layout else "standard")
-            # The stored matrix is (out, in), or with a transposed family (in, out): lora_B @ lora_A fits where lora_A faces its columns.
+            # The stored matrix is (out, in), or with a transposed family (in, out): lora_B @ lora_A fits where lora_A
+            # faces its columns.
             swapped = faces_input == match.parameter.transposed
         scaling = weight * (alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank)
         if not abs(scaling) <= LARGEST_SCALE:

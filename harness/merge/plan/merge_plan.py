@@ -1,10 +1,13 @@
-"""The plan of a merge: immutable records of what changes, by which tensors of which adapter, and how that was decided.
+"""The plan of a merge: what changes, by which tensors of which adapter, and how that was decided; immutable records.
 
-A plan is made from headers alone and is all that the merge itself needs. The unit of work is a ``Region``: a run of whole rows of one
-output tensor, contiguous in the file, whose values are the base's (or a replacement's) plus any number of deltas, each a slice
-of some expert's. A Linear is one region, a fused (num_experts, …) tensor one per expert, a half of a fused gate_up_proj one too, and a trained token one
-row, so every combination of adapters, layouts in memory and layouts on disk is the same small operation. Whoever writes the output
-needs ``Output`` (which tensors a shard will hold), ``PlanRow`` (what to do to one) and nothing else.
+A plan is made from headers alone and is all that the merge itself needs. The unit of work is a ``Region``: a run of
+whole rows of one output tensor, contiguous in the file. Its values are the base's (or a replacement's) plus any number
+of deltas, each a slice of some expert's.
+
+A Linear is one region. A fused (num_experts, …) tensor has one per expert. A half of a fused gate_up_proj is one too,
+and so is the row of a trained token. So every combination of adapters, layouts in memory and layouts on disk is the
+same small operation. Whoever writes the output needs ``Output`` (which tensors a shard will hold), ``PlanRow`` (what to
+do to one) and nothing else.
 """
 
 from __future__ import annotations
@@ -29,11 +32,20 @@ DTYPE_NAMES: dict[DtypeName, str] = {"float32": "F32", "bfloat16": "BF16", "floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairContribution:
-    """How one lora pair is read.
+    """What one lora pair gives to the base, and how it is read.
 
-    ``name`` is what PEFT's patterns see: the module, or ``module.parameter``. ``scaling`` includes the adapter's weight. ``num_experts`` is None for
-    anything but a fused parameter, whose adapter's B packing is then ``grouped_by_expert``. The delta of an expert is
-    ``scaling * lora_B @ lora_A`` in the coordinates of the stored tensor, or with ``swapped`` its transpose. ``magnitude`` is DoRA's vector.
+    The delta of an expert is ``scaling * lora_B @ lora_A`` in the coordinates of the stored tensor, or with ``swapped``
+    its transpose.
+
+    Attributes:
+        pair: the pair.
+        name: what PEFT's patterns see: the module, or ``module.parameter``.
+        rank: of one expert's LoRA.
+        scaling: PEFT's, times the adapter's weight in the merge.
+        adapter: which adapter of the plan it is of.
+        num_experts: None for anything but a fused parameter.
+        swapped: see above.
+        grouped_by_expert: the B packing of a fused parameter's pair; otherwise it is ``rank_major``.
     """
 
     pair: LoraPair
@@ -64,7 +76,10 @@ class PairContribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorContribution:
-    """A tensor of an adapter that is taken as it is: a fully trained one, a trained token's rows, or with ``scaling`` a bias to add."""
+    """A tensor of an adapter that is taken as it is: a fully trained one, or a trained token's rows.
+
+    With ``scaling`` it is a bias to add.
+    """
 
     module: str
     role: str
@@ -85,8 +100,10 @@ Contribution = PairContribution | TensorContribution
 class Term:
     """A slice of what one contribution gives.
 
-    ``contribution``: position in ``MergePlan.contributions``. ``expert``: which expert of it, None for a tensor without experts. ``offset``: the first row
-    of it that belongs to the region.
+    Attributes:
+        contribution: position in ``MergePlan.contributions``.
+        expert: which expert of it, None for a tensor without experts.
+        offset: the first row of it that belongs to the region.
     """
 
     contribution: int
@@ -123,9 +140,17 @@ class Region:
 class PlanRow:
     """One tensor of the output that is not a copy of the base's tensor of that name.
 
-    ``shape`` and ``dtype`` (the format's name) are the output's. ``source`` says where values that no region replaces come from: a tensor of the base
-    (for a new lm_head, the embedding it was tied to), a quantised one to decode, or None when there are none. ``regions`` is empty for a tensor
-    that no adapter touches, but that is dequantised or newly written. ``expert`` is None for a tensor that holds all of them, or none.
+    Attributes:
+        key: its name.
+        shard: position of the output shard that holds it.
+        kind: what it is part of.
+        layer: its decoder layer, None outside the decoder.
+        expert: which expert's it is, None for a tensor that holds all of them, or none.
+        shape: the output's.
+        dtype: the output's, by the format's name.
+        source: where values that no region replaces come from: a tensor of the base (for a new lm_head, the embedding
+            it was tied to), a quantised one to decode, or None when there are none.
+        regions: what the adapters change; empty for a tensor that is only dequantised or newly written.
     """
 
     key: str
@@ -153,9 +178,18 @@ class AdapterPart:
 class MergePlan:
     """What a merge will do.
 
-    ``rows`` are the tensors that an adapter covers, ``conversions`` those that are written anew without that (dequantised, or untied), both in the
-    order in which they lie in the shards; ``dropped`` are tensors of the base that the output does not hold (scales of quantised ones).
-    ``config`` holds what changes in config.json: None removes a setting. ``quantization`` names the formats that the base is stored in. ``dtype`` is the override asked for, or None to keep each tensor's own.
+    Attributes:
+        base: the base.
+        parts: the adapters.
+        contributions: what their tensors give, in an order that ``Term.contribution`` counts in.
+        rows: the tensors that an adapter covers, in the order in which they lie in the shards.
+        conversions: those that are written anew without that (dequantised, or untied), in the same order.
+        dropped: tensors of the base that the output does not hold (scales of quantised ones).
+        config: what changes in config.json; None removes a setting.
+        base_as: which base the deltas go onto.
+        quantization: the formats that the base is stored in.
+        dtype: the override asked for, None to keep each tensor's own.
+        notes: what is worth knowing and no fault.
     """
 
     base: Checkpoint
@@ -227,7 +261,7 @@ class MergePlan:
         }
 
     def to_json(self) -> dict[str, object]:
-        """Return the summary, every contribution of an adapter, and one entry per changed tensor, as JSON-ready values."""
+        """Return the summary, every contribution, and one entry per changed tensor, as JSON-ready values."""
         return {
             **self.summary(),
             "uses": [

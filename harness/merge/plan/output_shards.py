@@ -1,7 +1,8 @@
 """Which tensors each output shard holds, and where: decided from the plan alone.
 
-A shard whose tensors keep their names, shapes and dtypes keeps its header byte for byte. Otherwise the header is written anew: tensors
-stay in the base's order, a dequantised weight stands where the first of its parts stood, and new tensors follow at the end.
+A shard whose tensors keep their names, shapes and dtypes keeps its header byte for byte. Otherwise the header is
+written anew: tensors stay in the base's order, a dequantised weight stands where the first of its parts stood, and new
+tensors follow at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from harness.merge.plan.merge_plan import MergePlan, PlanRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One tensor of an output shard: its bytes ``[start, stop)`` in the file; ``row`` is None for a copy of the base's."""
+    """One tensor of an output shard: its bytes ``[start, stop)`` in the file.
+
+    ``row`` is None for a copy of the base's.
+    """
 
     key: str
     dtype: str
@@ -30,7 +34,10 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputShard:
-    """An output shard. ``header`` is None where the base's is kept; ``outputs`` are in file order; sizes are in bytes."""
+    """An output shard. ``header`` is None where the base's is kept.
+
+    ``outputs`` are in file order; sizes are in bytes.
+    """
 
     name: str
     header: bytes | None
@@ -88,7 +95,8 @@ def output_shards(plan: MergePlan) -> tuple[OutputShard, ...]:
 def bytes_needed(plan: MergePlan, shards: Sequence[OutputShard], folder: Path) -> int:
     """Return how many bytes some shards take at least, on the file system of ``folder``.
 
-    Within one file system, bytes that are copied may be shared with the base's, which only the copy itself finds out; they are not counted then.
+    Within one file system, bytes that are copied may be shared with the base's, which only the copy itself finds out;
+    they are not counted then.
 
     Raises:
         UnreadableInputError: a shard of the base is gone.

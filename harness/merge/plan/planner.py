@@ -1,8 +1,9 @@
-"""Planning: from headers, index and configurations to an immutable plan, with every shape checked before a byte is written.
+"""Planning: from headers, index and configurations to an immutable plan, before a byte is written.
 
-Each adapter's tensors are matched to the base (``lora_targets``, ``full_tensors``). The layouts are decided over the whole
-adapter (``adapter.layout``). Every match becomes claims on rows of output tensors, and those become regions that do not
-overlap (``regions``). What no region consumes, what two claim and what is targeted but not reached are errors that list names.
+Each adapter's tensors are matched to the base (``lora_targets``, ``full_tensors``), and every shape is checked. The
+layouts are decided over the whole adapter (``adapter.layout``). Every match becomes claims on rows of output tensors,
+and those become regions that do not overlap (``regions``). What no region consumes, what two claim and what is targeted
+but not reached are errors that list names.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class _Planner:
         if lost := missing_biases(self.index, adapter, {claim.key for claim in claims}):
             raise UncoveredTargetsError(
                 f"the adapter has bias = {config.bias!r}, but not the trained biases: {listed(lost)}.",
-                "PEFT up to 0.19.1 does not save them with lora_only, so they are lost. If they were not trained after all, set bias"
+                "PEFT up to 0.19.1 does not save them with lora_only, so they are lost. If they were not trained after"
+                " all, set bias"
                 ' to "none" in adapter_config.json.',
             )
         if config.trainable_token_indices and not adapter.tokens:
@@ -175,7 +177,8 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
     for adapter, weight in zip(adapters, weights, strict=True):
         if weight != 1 and (adapter.full or adapter.tokens or adapter.config.use_dora):
             raise UnsupportedAdapterError(
-                f"the adapter {adapter.root.name} holds DoRA, trained tokens or whole tensors, which have no weight ({weight:g} was given)."
+                f"the adapter {adapter.root.name} holds DoRA, trained tokens or whole tensors, which have no weight"
+                f" ({weight:g} was given)."
             )
     return [float(weight) for weight in weights]
 
@@ -233,12 +236,13 @@ def plan_merge(
             ``combination_type="cat"`` means it.
         io_layout: settles the io layout where the shapes leave it open; see ``harness.merge.adapter.layout``.
         b_packing: overrides how lora_B is packed.
-        dtype: what the tensors that change are written as; by default each keeps its own, and dequantised ones get config.json's.
-        base_as: which base the deltas go onto: ``original``, a base that is stored in 16 or 32 bits, or ``quantized``, the values that a
-            quantised base decodes to, which are what a QLoRA saw in training. By default what the base is; a base that is not what
-            is said here is refused.
-        quantization: the format that the base is expected to be in (a name in ``harness.merge.base.codecs``, or bitsandbytes' ``nf4``, ``fp4``,
-            ``int8``); refused if it is not.
+        dtype: what the tensors that change are written as; by default each keeps its own, and dequantised ones get
+            config.json's.
+        base_as: which base the deltas go onto: ``original``, a base that is stored in 16 or 32 bits, or ``quantized``,
+            the values that a quantised base decodes to, which are what a QLoRA saw in training. By default what the
+            base is; a base that is not what is said here is refused.
+        quantization: the format that the base is expected to be in (a name in ``harness.merge.base.codecs``, or
+            bitsandbytes' ``nf4``, ``fp4``, ``int8``); refused if it is not.
 
     Raises:
         MergeError: one of its subclasses, each of which says what to do; the inputs are only read.
@@ -282,7 +286,10 @@ def plan_merge(
 
 
 def _repeated(adapters: Sequence[Adapter]) -> list[str]:
-    """Return a note for each adapter that is given more than once: its delta is added as often, which is seldom meant."""
+    """Return a note for each adapter that is given more than once.
+
+    Its delta is added as often, which is seldom meant.
+    """
     counts = Counter(adapter.root for adapter in adapters)
     return [
         f"the adapter {root.name} is given {count} times, so its deltas are added {count} times"

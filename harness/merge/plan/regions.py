@@ -1,8 +1,9 @@
 """From what each tensor of an adapter covers to regions that do not overlap.
 
-A claim says that rows of an output tensor are replaced by, or increased by, rows of something of an adapter. What may meet is little: deltas of
-different adapters add up; a whole tensor may lie below the deltas of its own module (PEFT saves a resized embedding so) and below
-trained tokens. Anything else is two things that both want to be the weight, and refused.
+A claim says that rows of an output tensor are replaced by, or increased by, rows of something of an adapter. What may
+meet is little: deltas of different adapters add up; a whole tensor may lie below the deltas of its own module (PEFT
+saves a resized embedding so) and below trained tokens. Anything else is two things that both want to be the weight, and
+refused.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from harness.merge.plan.merge_plan import Contribution, PairContribution, Region
 Action = Literal["add", "replace", "replace_below", "replace_tokens"]
 """What a claim does to its rows.
 
-``replace`` stands alone. Deltas and trained tokens may go on top of ``replace_below``. ``replace_tokens`` takes the place of
-whatever is below.
+``replace`` stands alone. Deltas and trained tokens may go on top of ``replace_below``. ``replace_tokens`` takes the
+place of whatever is below.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Rows of the output tensor ``key`` that ``term`` adds to or replaces; ``start`` is an element, ``columns`` the row's length."""
+    """Rows of the output tensor ``key`` that ``term`` adds to or replaces.
+
+    ``start`` is an element, ``columns`` the row's length.
+    """
 
     key: str
     start: int

@@ -1,8 +1,9 @@
 """Embeddings and head: tied ones that stop being equal, and vocabularies that the training resized.
 
-With ``tie_word_embeddings`` the two are one tensor, stored once. A LoRA, or a fully trained copy, on one of them leaves the other as it was in the
-trained model; PEFT's own merge adds the delta to the shared tensor and so changes both. Here they are untied: both are written, and
-config.json says so. Trained tokens are the exception: PEFT ties them too (``TrainableTokensWrapper`` with ``tied_adapter``), so one tensor remains right.
+With ``tie_word_embeddings`` the two are one tensor, stored once. A LoRA, or a fully trained copy, on one of them leaves
+the other as it was in the trained model. PEFT's own merge adds the delta to the shared tensor and so changes both. Here
+they are untied: both are written, and config.json says so. Trained tokens are the exception. PEFT ties them too
+(``TrainableTokensWrapper`` with ``tied_adapter``), so one tensor remains right.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from harness.merge.plan.regions import Claim
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What becomes of them: claims to add, new tensors to write whatever claims them, and settings of config.json that change."""
+    """What becomes of them.
+
+    Attributes:
+        claims: claims to add.
+        new: new tensors to write, whatever claims them.
+        config: settings of config.json that change.
+        notes: what is worth knowing.
+    """
 
     claims: tuple[Claim, ...]
     new: tuple[Weight, ...]
@@ -60,7 +68,8 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
             mirrored = _mirrored(embedding, head, claims)
             if mirrored and head.shape != embedding.shape:
                 raise InconsistentCheckpointError(
-                    f"config.json ties {head.key} {list(head.shape)} to {embedding.key} {list(embedding.shape)}, whose shape is another."
+                    f"config.json ties {head.key} {list(head.shape)} to {embedding.key} {list(embedding.shape)}, whose"
+                    " shape is another."
                 )
             if mirrored:
                 index.check_dtype(head)
@@ -68,7 +77,10 @@ def settle_vocabulary(index: Index, claims: list[Claim], resized: dict[str, tupl
         if head.key in claimed or (embedding.key in claimed and not tokens_only):
             config["tie_word_embeddings"] = False
             notes = (
-                "lm_head and embed_tokens were tied and no longer are equal: both are written, tie_word_embeddings is false.",
+                (
+                    "lm_head and embed_tokens were tied and no longer are equal: both are written, tie_word_embeddings"
+                    " is false."
+                ),
             )
             new = () if stored else (head,)
     if resized:

@@ -1,10 +1,11 @@
 """All or nothing: a working directory beside the output, and one rename that makes it the output.
 
-Whatever happens before the rename, there is no new output directory. With ``overwrite`` the finished directory and the old
-one change places in one step (Linux ``renameat2`` with RENAME_EXCHANGE), so there is always the old or the new one, complete. A file
-system that cannot do that is refused before any work, because two renames would leave a moment with neither.
+Whatever happens before the rename, there is no new output directory. With ``overwrite`` the finished directory and the
+old one change places in one step (Linux ``renameat2`` with RENAME_EXCHANGE). So there is always the old or the new one,
+complete. A file system that cannot do that is refused before any work: two renames would leave a moment with neither.
 
-A working directory is locked by its process. One that nobody holds was left by a merge that was killed; the next merge to the same output removes it.
+A working directory is locked by its process. One that nobody holds was left by a merge that was killed. The next merge
+to the same output removes it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def _check_exchange(work: Path) -> None:
         exchange(first, second)
     except OSError as error:
         raise OverwriteUnsupportedError(
-            f"this file system cannot exchange two directories in one step ({error.strerror}), so --overwrite could leave neither.",
+            f"this file system cannot exchange two directories in one step ({error.strerror}), so --overwrite could"
+            " leave neither.",
             "Remove the old directory first, or write to a new one.",
         ) from error
     finally:
@@ -93,7 +95,10 @@ def unfinished(target: Path) -> list[Path]:
 
 
 def _leftover(target: Path, keep: Keep | None) -> tuple[Path, int] | None:
-    """Remove working directories for this output that no process holds any more; return the first that is to be kept, locked."""
+    """Remove working directories for this output that no process holds any more.
+
+    Return the first that is to be kept, locked.
+    """
     kept: tuple[Path, int] | None = None
     for path in unfinished(target):
         descriptor = _lock(path)
@@ -125,8 +130,8 @@ def working_directory(target: Target, *, keep: Keep | None = None) -> Iterator[P
 
     Args:
         target: the output.
-        keep: where given, a directory that an unfinished merge left, and of which this is true, is yielded instead of a new one; and it is
-            kept for the next merge if this one does not finish either.
+        keep: where given, a directory that an unfinished merge left, and of which this is true, is yielded instead of a
+            new one; and it is kept for the next merge if this one does not finish either.
 
     Raises:
         IncompleteMergeError: the directory cannot be made.
@@ -204,7 +209,8 @@ def publish(work: Path, target: Target) -> None:
             (target.path / LEDGER_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise failed(target.path.name, error) from error
-    # From here on the output is there. Making the rename itself durable is all that is left, and a parent directory that
+    # From here on the output is there. Making the rename itself durable is all that is left, and a parent directory
+    # that
     # cannot be synced (some network file systems) takes nothing back.
     with contextlib.suppress(OSError):
         sync_directory(target.path.parent)

@@ -88,7 +88,8 @@ def check_target(out: Path, *, overwrite: bool, inputs: tuple[Path, ...]) -> Tar
         )
     if any(path.iterdir()) and not any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE, PART_FILE)):
         raise UnsafeOutputError(
-            f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a checkpoint.",
+            f"the output {out} holds files but no {CONFIG_FILE} or {MANIFEST_FILE}: it does not look like a"
+            " checkpoint.",
             "Remove it yourself if it may go.",
         )
     return Target(path=path, overwrite=True, inode=path.stat().st_ino)

@@ -1,6 +1,7 @@
-"""What a dry run says of the output: whatever the merge itself would refuse before its first byte. Nothing is made, and no torch is needed.
+"""What a dry run says of the output: whatever the merge itself would refuse before its first byte.
 
-Whether ``--overwrite`` can exchange two directories there is left to the merge: only making some would tell.
+Nothing is made, and no torch is needed. Whether ``--overwrite`` can exchange two directories there is left to the
+merge: only making some would tell.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def check_output(plan: MergePlan, out: Path, *, overwrite: bool, part: tuple[int
     """Check what a merge to ``out``, or one part of it, would check there.
 
     Returns:
-        JSON-ready: ``path``, ``needed_bytes`` (at least) and ``free_bytes``, with what an unfinished merge to the same output holds, which would go or be gone on with.
+        JSON-ready: ``path``, ``needed_bytes`` (at least) and ``free_bytes``, with what an unfinished merge to the same
+        output holds, which would go or be gone on with.
 
     Raises:
         MergeError: what the merge would raise.

@@ -37,7 +37,12 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """How a merge computes: the dtype of sums, where the arithmetic is done, and on how many threads (None: as many as there are cores).
+    """How a merge computes.
+
+    Attributes:
+        accumulate: the dtype of sums.
+        device: where the arithmetic is done.
+        threads: on how many threads, None for as many as there are cores.
 
     Raises:
         UsageError: a value that cannot be.
@@ -58,7 +63,9 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written: what became of each tensor that an adapter covers, bytes in all, and bytes of the base that were decoded for it."""
+    """What was written: what became of each tensor that an adapter covers, bytes in all, and bytes of the base that
+    were decoded for it.
+    """
 
     outcomes: Mapping[str, Outcome]
     written: int
@@ -68,7 +75,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A plan with its files open, its adapters proved finite, and its arithmetic ready: all that writing shards needs."""
+    """All that writing shards needs: a plan, its files open, its adapters proved finite, its arithmetic ready."""
 
     plan: MergePlan
     files: InputFiles
@@ -117,7 +124,10 @@ def write_shards(
     ledger: Ledger | None,
     progress: Progress | None,
 ) -> Written:
-    """Write some of the output's shards into ``work``; those that the ledger has, and that are what it says, are left as they are."""
+    """Write some of the output's shards into ``work``.
+
+    Those that the ledger has, and that are what it says, are left as they are.
+    """
     outcomes: dict[str, Outcome] = {}
     before = 0
     resumed: Resumed | None = None
@@ -230,7 +240,9 @@ def run_merge(
 
 
 def _refuse_complete(plan: MergePlan, out: Path, compute: ComputeOptions) -> None:
-    """Say of an output that it is what is asked for: who resumes a merge that has ended needs no other output, and nothing overwritten.
+    """Say of an output that it is what is asked for.
+
+    Who resumes a merge that has ended needs no other output, and nothing overwritten.
 
     Raises:
         OutputExistsError: it is.

@@ -1,7 +1,9 @@
-"""What is finished of a merge that is not: a line for each shard that is complete, on the disk and hashed, kept beside the shards.
+"""What is finished of a merge that is not, kept beside the shards.
 
-A resumed merge, and one that is put together from parts, believes a shard only if it still has the bytes that the line was written for, and
-the ledger only if it was kept for the same merge: same inputs, same options, same version of the engine.
+The ledger has a line for each shard that is complete, on the disk and hashed. Two believe it: a merge that is resumed,
+and one that is put together from parts. They believe a shard only if it still has the bytes that the line was written
+for. They believe the ledger only if it was kept for the same merge: same inputs, same options, same version of the
+engine.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ LARGEST_NORM = 1e250
 
 
 def _sample(shard: TensorFile) -> str:
-    """Return a hash of blocks spread over a shard's data: two fine-tunes of a model differ in nothing else, and reading all of it would cost a merge."""
+    """Return a hash of blocks spread over a shard's data: two fine-tunes of a model differ in nothing else, and reading
+    all of it would cost a merge.
+    """
     digest = hashlib.sha256()
     step = max(SAMPLE_BYTES, (shard.size - shard.data_start) // SAMPLES)
     try:
@@ -46,9 +50,9 @@ def _sample(shard: TensorFile) -> str:
 
 
 def fingerprint(plan: MergePlan, accumulate: str, device: str, identified: Mapping[str, object]) -> str:
-    """Return what a merge is, in one hash: every input by content (the base by its headers and a sample of its data) and every option that shows in the bytes.
+    """Return what a merge is, in one hash: every input by content, and every option that shows in the bytes.
 
-    ``identified``: ``manifest.identity`` of the plan.
+    The base is known by its headers and a sample of its data. ``identified``: ``manifest.identity`` of the plan.
     """
     facts = {
         "engine": ENGINE_VERSION,
@@ -62,7 +66,9 @@ def fingerprint(plan: MergePlan, accumulate: str, device: str, identified: Mappi
 
 
 def local_mark(plan: MergePlan, mark: str) -> str:
-    """Return a fingerprint that changes as well when a file of the base was written since: on one machine that can be told without reading it."""
+    """Return a fingerprint that changes as well when a file of the base was written since: on one machine that can be
+    told without reading it.
+    """
     try:
         times = [shard.path.stat().st_mtime_ns for shard in plan.base.shards]
     except OSError as error:
@@ -129,7 +135,10 @@ def belongs_to(folder: Path, mark: str) -> bool:
 
 
 class Unfinished:
-    """Says of each directory that an unfinished merge left whether it is gone on with; counts those that were kept for other merges."""
+    """Says of each directory that an unfinished merge left whether it is gone on with.
+
+    Counts those that were kept for other merges.
+    """
 
     def __init__(self, mark: str) -> None:
         self.mark = mark

@@ -55,7 +55,9 @@ def _adapter(part: AdapterPart) -> dict[str, object]:
 
 
 def identity(plan: MergePlan) -> dict[str, object]:
-    """Return what was merged into what: adapters by content, shards of the base by size and header, and the options that show in the bytes."""
+    """Return what was merged into what: adapters by content, shards of the base by size and header, and the options
+    that show in the bytes.
+    """
     return {
         "adapter": _adapter(plan.parts[0]),
         **({"adapters": [_adapter(part) for part in plan.parts]} if len(plan.parts) > 1 else {}),
@@ -73,7 +75,9 @@ def identity(plan: MergePlan) -> dict[str, object]:
 
 
 def made_from(manifest: Path, facts: Mapping[str, object], accumulate: str) -> bool:
-    """Return whether a manifest is that of a merge with this ``identity``, summed in this dtype, by this version of the engine."""
+    """Return whether a manifest is that of a merge with this ``identity``, summed in this dtype, by this version of the
+    engine.
+    """
     try:
         said = read_object(manifest)
     except InputRefusedError:
@@ -95,8 +99,8 @@ def build_manifest(
     Args:
         plan: what was planned.
         report: what was counted.
-        outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six digits so that they
-            do not depend on the number of threads.
+        outcomes: per changed key, what its delta did. Norms are Frobenius norms of the scaled delta, rounded to six
+            digits so that they do not depend on the number of threads.
         accumulate: what base and deltas were summed in.
         facts: ``identity`` of the plan.
     """

@@ -1,7 +1,8 @@
-"""One merge over several machines: each writes some of the output's shards into a part, and one puts the parts together.
+"""One merge over several machines: each writes some of the output's shards into a part, and one puts them together.
 
-A part is a directory beside the output, ``OUT.part-I-of-N``, published as any output is: complete or not at all. What is put together is checked first:
-every part is there, made for the same merge (``ledger.fingerprint``), and every shard still has the bytes that its part says.
+A part is a directory beside the output, ``OUT.part-I-of-N``. It is published as any output is: complete or not at all.
+What is put together is checked first. Every part has to be there, made for the same merge (``ledger.fingerprint``), and
+every shard has to have the bytes that its part says.
 """
 
 from __future__ import annotations

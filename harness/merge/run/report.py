@@ -1,7 +1,8 @@
 """What a finished merge says about itself, counted per on-disk tensor while it was written.
 
-``applied`` is the engine's own claim: the written values differ from the base's. Two kinds of tensor rightly equal the base and are counted apart:
-``zero_delta`` (lora_B still zero, as for an expert that never got a token) and ``below_rounding`` (a delta that vanishes in the dtype).
+``applied`` is the engine's own claim: the written values differ from the base's. Two kinds of tensor rightly equal the
+base and are counted apart: ``zero_delta`` (lora_B still zero, as for an expert that never got a token) and
+``below_rounding`` (a delta that vanishes in the dtype).
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ class Counts:
 class Resumed:
     """What a resumed merge found of an unfinished one.
 
-    ``shards``: how many are to be written in all. ``kept``: verified by hash and left as they were. ``rejected``: finished according to the ledger, but
-    not what it says, so written again. ``foreign``: directories that were kept for other inputs or options, and removed.
+    Attributes:
+        shards: how many are to be written in all.
+        kept: how many were verified by hash and left as they were.
+        rejected: how many were finished according to the ledger, but not what it says, and so written again.
+        foreign: how many directories were kept for other inputs or options, and removed.
     """
 
     shards: int
@@ -63,8 +67,15 @@ class Resumed:
 class MergeReport:
     """The outcome of a published merge.
 
-    ``by_kind`` has an entry for each kind that the adapter covers. ``bytes_written`` counts the shards; ``bytes_decoded`` the bytes of the base
-    that were read as numbers, the rest having been copied unseen. ``resumed`` is None where nothing unfinished was there, or was looked for.
+    Attributes:
+        by_kind: an entry for each kind that the adapter covers.
+        io_layout: how the adapter was read, and what decided it.
+        b_packing: likewise.
+        notes: what is worth knowing and no fault.
+        files_left_out: files of the base that were not copied.
+        bytes_written: bytes of the shards.
+        bytes_decoded: bytes of the base that were read as numbers; the rest was copied unseen.
+        resumed: None where nothing unfinished was there, or was looked for.
     """
 
     by_kind: Mapping[str, Counts]

@@ -83,7 +83,9 @@ class AdapterValues:
         return self.read(contribution.adapter, contribution.magnitude).float()
 
     def rows(self, contribution: TensorContribution, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
-        """Return rows ``first:last`` of a region as a tensor of the adapter has them, (last - first, columns), as stored there."""
+        """Return rows ``first:last`` of a region as a tensor of the adapter has them, (last - first, columns), as
+        stored there.
+        """
         info = contribution.info
         size = TORCH_DTYPES[info.dtype].itemsize
         # A (num_experts, rows, columns) tensor is num_experts times rows rows.
@@ -96,7 +98,10 @@ class AdapterValues:
 
 
 def split_experts(lora_a: torch.Tensor, lora_b: torch.Tensor, contribution: PairContribution) -> Factors:
-    """Return the factors of a pair by expert, in the dtypes given; anything but a fused parameter counts as one expert."""
+    """Return the factors of a pair by expert, in the dtypes given.
+
+    Anything but a fused parameter counts as one expert.
+    """
     return split_by_expert(
         lora_a,
         lora_b,

@@ -1,8 +1,9 @@
 """The arithmetic: deltas added to the base in float32 (or float64), rounded once.
 
-A delta follows ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` (0.18.0 to 0.21.2) for fused parameters and
-``Linear.get_delta_weight`` for the rest, but is never rounded to the weight's dtype before it is added, as PEFT's is. DoRA follows
-``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``: each output feature of base + delta is scaled to its magnitude.
+A delta follows PEFT (0.18.0 to 0.21.2): ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` for fused parameters,
+``Linear.get_delta_weight`` for the rest. Unlike PEFT's it is never rounded to the weight's dtype before it is added.
+DoRA follows ``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``: each output feature of base + delta is scaled
+to its magnitude.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from harness.merge.write.tensors import TORCH_DTYPES, all_finite
 def delta_sides(
     factors: Factors, contribution: PairContribution, expert: int, start: int, stop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two matrices whose product, times the scaling, is rows ``start:stop`` of an expert's delta as it is stored.
+    """Return the two matrices whose product, times the scaling, is rows ``start:stop`` of an expert's delta.
 
     They are lora_B and lora_A, or where the stored weight is the other way round their transposes.
     """
@@ -41,9 +42,15 @@ def delta_rows(factors: Factors, contribution: PairContribution, expert: int, st
 
 @dataclass
 class Outcome:
-    """What the deltas did to a tensor: whether any element of them is non-zero, whether any written value differs, and their norm.
+    """What the deltas did to a tensor.
 
-    For values that an adapter replaces, the delta is the difference to the base's; where the base has none, they count in full.
+    For values that an adapter replaces, the delta is the difference to the base's. Where the base has none, they count
+    in full.
+
+    Attributes:
+        nonzero: whether any element of the deltas is non-zero.
+        changed: whether any written value differs from the base's.
+        squared_norms: the squared Frobenius norms of the delta's parts.
     """
 
     nonzero: bool = False
@@ -58,16 +65,19 @@ class Outcome:
 
     @property
     def norm(self) -> float:
-        """Frobenius norm of the delta, 0 where all of it is zero. The sum is exact, so it does not depend on the order of its parts."""
+        """Frobenius norm of the delta, 0 where all of it is zero.
+
+        The sum is exact, so it does not depend on the order of its parts.
+        """
         return math.sqrt(math.fsum(self.squared_norms)) if self.nonzero else 0.0
 
 
 def round_into(result: torch.Tensor, total: torch.Tensor) -> None:
     """Write ``total`` to ``result``, rounded once to its dtype.
 
-    From float64 torch rounds to float32 first and then again, which misjudges values near a tie. Rounding the first time to odd (towards zero,
-    then the last bit set if anything was lost) makes the second one right: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
-    proved algorithms using rounding to odd", IEEE TC 2008.
+    From float64 torch rounds to float32 first and then again, which misjudges values near a tie. Rounding the first
+    time to odd (towards zero, then the last bit set if anything was lost) makes the second one right: Boldo and
+    Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE TC 2008.
     """
     if total.dtype == torch.float64 and result.dtype != torch.float32:
         single = total.to(torch.float32)
@@ -80,15 +90,17 @@ def round_into(result: torch.Tensor, total: torch.Tensor) -> None:
 
 
 def keep_negative_zeros(buffers: Buffers, result: torch.Tensor, before: torch.Tensor) -> None:
-    """Make -0.0 of each 0.0 in ``result`` that is -0.0 in ``before``, of the same dtype: zero was added to it, which turned it into 0.0.
+    """Make -0.0 of each 0.0 in ``result`` that is -0.0 in ``before``, of the same dtype.
 
-    Looked for as the least integer, because a minimum of integers takes a fraction of the sum's time, and hardly any weight is -0.0.
+    Zero was added to it, which turned it into 0.0. It is looked for as the least integer: a minimum of integers takes a
+    fraction of the sum's time, and hardly any weight is -0.0.
     """
     kind = torch.int32 if result.element_size() == 4 else torch.int16  # noqa: PLR2004 - bytes
     bits, held = result.view(kind), before.view(kind)
     negative = torch.iinfo(kind).min
     if int(held.min()) == negative:
-        # Comparisons whose outcome is as wide as what they compare are several times quicker than those that give booleans.
+        # Comparisons whose outcome is as wide as what they compare are several times quicker than those that give
+        # booleans.
         zero, kept = (buffers.tensor(role, kind, *result.shape) for role in ("zero", "kept"))
         torch.eq(held, negative, out=kept).bitwise_and_(torch.eq(bits, 0, out=zero))
         bits.bitwise_or_(kept.mul_(negative))
@@ -171,9 +183,10 @@ class Merger:
     def values(
         self, buffers: Buffers, row: PlanRow, region: Region, first: int, last: int
     ) -> tuple[memoryview, Outcome]:
-        """Return the bytes of rows ``first:last`` of a region of the output tensor ``row``, and what the adapters did to them.
+        """Return the bytes of rows ``first:last`` of a region of ``row``, and what the adapters did to them.
 
-        The bytes are valid until the next call with the same ``buffers``. A value that does not change keeps the base's own bits.
+        The bytes are valid until the next call with the same ``buffers``. A value that does not change keeps the base's
+        own bits.
 
         Raises:
             NonFiniteError: NaN or infinity in the base, or a result that does not fit the dtype.
@@ -213,7 +226,7 @@ class Merger:
         return bool(total.any())
 
     def kept(self, buffers: Buffers, row: PlanRow, start: int, elements: int) -> memoryview:
-        """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, converted to its dtype.
+        """Return the bytes of elements of ``row`` that no region covers, from element ``start`` on, in its dtype.
 
         Raises:
             NonFiniteError: NaN or infinity in the base, or a value that does not fit the dtype.

@@ -1,7 +1,8 @@
-"""Memory that one thread works in, kept from piece to piece: fresh memory costs page faults, as much time as the copy itself.
+"""Memory that one thread works in, kept from piece to piece.
 
-Buffers have roles (``base``, ``sum``, ``out``), grow to the largest piece and are never shared between threads. With a CUDA device those that
-files are read into and written from are pinned, so that transfers run beside the arithmetic.
+Fresh memory costs page faults, as much time as the copy itself. Buffers have roles (``base``, ``sum``, ``out``), grow
+to the largest piece and are never shared between threads. With a CUDA device those that files are read into and written
+from are pinned, so that transfers run beside the arithmetic.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class _Memory:
 class Buffers:
     """The buffers of one thread.
 
-    ``bytes_of(role, size)`` and ``tensor(role, dtype, …)`` give the same memory, as bytes on the host and as numbers: what is read into
-    the one is seen in the other. ``work(…)`` gives memory on ``device``, which no file is read into.
+    ``bytes_of(role, size)`` and ``tensor(role, dtype, …)`` give the same memory, as bytes on the host and as numbers:
+    what is read into the one is seen in the other. ``work(…)`` gives memory on ``device``, which no file is read into.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,7 +55,9 @@ class Buffers:
         return found
 
     def stream(self) -> AbstractContextManager[object]:
-        """Return a context in which this thread's transfers and arithmetic wait for no other thread's: on a GPU, a stream of its own."""
+        """Return a context in which this thread's transfers and arithmetic wait for no other thread's: on a GPU, a
+        stream of its own.
+        """
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def bytes_of(self, role: str, size: int) -> memoryview:

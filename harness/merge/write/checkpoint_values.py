@@ -1,4 +1,5 @@
-"""Values of a checkpoint's tensors while a merge or an audit runs: plain ones as they are stored, quantised ones decoded.
+"""Values of a checkpoint's tensors while a merge or an audit runs: plain ones as they are stored, quantised ones
+decoded.
 
 Nothing larger than the rows asked for is held.
 """
@@ -51,7 +52,9 @@ class StoredTensors:
         return buffers.tensor(self._role, torch.uint8, stop - start)
 
     def rows(self, buffers: Buffers, key: str, start: int, rows: int, columns: int) -> torch.Tensor:
-        """Return ``rows * columns`` elements from element ``start`` of a floating-point tensor, (rows, columns) in its dtype."""
+        """Return ``rows * columns`` elements from element ``start`` of a floating-point tensor, (rows, columns) in its
+        dtype.
+        """
         dtype = TORCH_DTYPES[self._checkpoint.info(key).dtype]
         self._fill(buffers, key, start * dtype.itemsize, (start + rows * columns) * dtype.itemsize)
         return buffers.tensor(self._role, dtype, rows, columns)

@@ -1,7 +1,8 @@
-"""Deltas kept factored: for each lora pair the two factors whose product is the delta of an expert, and the norms that follow from them.
+"""Deltas kept factored: for each lora pair the two factors whose product is the delta, and the norms that follow.
 
-A pair is decoded once, kept in the dtype that it is stored in (a bf16 adapter costs what it costs on disk), and dropped when the last row
-that needs it is done: the rows of a layer lie together in a checkpoint, so few are held at once, and none is ever read twice.
+A pair is decoded once and kept in the dtype that it is stored in: a bf16 adapter costs what it costs on disk. It is
+dropped when the last row that needs it is done. The rows of a layer lie together in a checkpoint, so few pairs are held
+at once, and none is ever read twice.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class FactoredDelta:
     _norms: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
     def squared_norms(self, offset: int, rows: int) -> list[float]:
-        """Return, for each expert, the squared Frobenius norm of some rows of its delta, in float64 and without making them.
+        """Return, for each expert, the squared Frobenius norm of some rows of its delta, in float64.
 
-        ``||L R||² = sum((LᵀL) ∘ (RRᵀ))``. All experts at once, because one by one it would cost as much as adding the deltas.
+        ``||L R||² = sum((LᵀL) ∘ (RRᵀ))``, so that the rows are not made. All experts at once, because one by one it
+        would cost as much as adding the deltas.
         """
         if (offset, rows) not in self._norms:
             parts = zip(self.left[:, offset : offset + rows].split(TOGETHER), self.right.split(TOGETHER), strict=True)
@@ -54,7 +56,8 @@ def _gram(matrices: torch.Tensor) -> torch.Tensor:
 class FactoredDeltas:
     """The pairs of a plan as products, on one device; shared by threads.
 
-    ``expect`` says what will be computed; each pair is read when first needed and kept until ``done`` was called for all of that.
+    ``expect`` says what will be computed; each pair is read when first needed and kept until ``done`` was called for
+    all of that.
     """
 
     def __init__(self, plan: MergePlan, adapters: AdapterValues, device: torch.device) -> None:
@@ -102,7 +105,9 @@ class FactoredDeltas:
         return FactoredDelta(left=lora_b, right=lora_a, scaling=contribution.scaling)
 
     def add(self, total: torch.Tensor, region: Region, first: int, last: int) -> None:
-        """Add rows ``first:last`` of the deltas of a region, all of whose terms are pairs, to ``total`` (rows, columns), in its dtype."""
+        """Add rows ``first:last`` of the deltas of a region, all of whose terms are pairs, to ``total`` (rows,
+        columns), in its dtype.
+        """
         for term in region.terms:
             product, expert = self.of(term.contribution), term.expert or 0
             left = product.left[expert, term.offset + first : term.offset + last].to(total.dtype)

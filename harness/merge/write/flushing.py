@@ -1,6 +1,7 @@
-"""Making shards durable beside the writing: what is there is sent to the disk while the rest is computed, and a finished shard is synced and handed on.
+"""Making shards durable beside the writing.
 
-A shard that is full is finished by whoever comes last: the thread that wrote its last piece, or the flush that was still under way.
+What is there is sent to the disk while the rest is computed. A finished shard is synced and handed on. It is finished
+by whoever comes last: the thread that wrote its last piece, or the flush that was still under way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ FLUSH_BYTES = 64 * 1024 * 1024
 
 
 class OpenFile:
-    """A file of ``size`` bytes that several threads write: its descriptor, and how much is left to do before it may be closed."""
+    """A file of ``size`` bytes that several threads write: its descriptor, and how much is left to do before it may be
+    closed.
+    """
 
     def __init__(self, name: str, descriptor: int, size: int, pieces: int) -> None:
         self.name = name
@@ -74,7 +77,10 @@ File = TypeVar("File", bound=OpenFile)
 
 
 class Flusher(Generic[File]):
-    """Threads that sync, ``most`` files at once. ``finished`` is called with each file that is complete and durable, one at a time."""
+    """Threads that sync, ``most`` files at once.
+
+    ``finished`` is called with each file that is complete and durable, one at a time.
+    """
 
     def __init__(self, finished: Callable[[File], None], most: int) -> None:
         self._finished = finished

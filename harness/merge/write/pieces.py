@@ -1,6 +1,7 @@
-"""What has to be done to write a shard, as pieces that any thread can take, in the order in which their bytes lie in the file.
+"""What has to be done to write a shard, as pieces that any thread can take, in the order of their bytes in the file.
 
-Pure: from the plan alone. A piece is a few MiB: large enough that taking one costs nothing, small enough that threads finish together.
+Pure: from the plan alone. A piece is a few MiB: large enough that taking one costs nothing, small enough that threads
+finish together.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """Elements ``[start, stop)`` of ``row``, which no region covers, are written in its dtype; element 0 goes to ``offset``."""
+    """Elements ``[start, stop)`` of ``row``, which no region covers, are written in its dtype.
+
+    Element 0 goes to ``offset``.
+    """
 
     row: PlanRow
     start: int
@@ -99,7 +103,10 @@ def _row(plan: MergePlan, row: PlanRow, offset: int) -> Iterator[Piece]:
 
 
 def pieces_of(plan: MergePlan, number: int, shard: OutputShard) -> Iterator[Piece]:
-    """Yield the pieces of shard ``number`` of the output; neighbours that stay as they are become one run, the kept header with them."""
+    """Yield the pieces of shard ``number`` of the output.
+
+    Neighbours that stay as they are become one run, the kept header with them.
+    """
     base = plan.base.shards[number]
     run = None if shard.header is not None else (0, base.data_start, 0)
     for output in shard.outputs:

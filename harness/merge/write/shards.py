@@ -1,6 +1,7 @@
 """Writing shards: many threads fill them piece by piece, one more makes each durable when its last piece is there.
 
-Where no tensor changes its name, shape or dtype, the output shard has the same header, byte for byte, and every tensor at the same place.
+Where no tensor changes its name, shape or dtype, the output shard has the same header, byte for byte, and every tensor
+at the same place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from harness.merge.write.pieces import Change, Convert, Copy, Piece, pieces_of, 
 from harness.merge.write.threads import Lanes, share_out
 
 CHUNK_ELEMENTS = 1024 * 1024
-"""Elements handled at once: few enough to stay in the processor's caches from the read to the write (4 MiB in float32)."""
+"""Elements handled at once: few enough to stay in the processor's caches from the read to the write (4 MiB in float32).
+"""
 
 Finished = Callable[["ShardFile"], None]
 """Called with a shard that is complete and durable, one at a time."""
@@ -61,7 +63,8 @@ class ShardFile(OpenFile):
 class ShardWriter:
     """Writes shards of a plan into a folder.
 
-    ``written`` counts the bytes so far. ``decoded`` counts bytes of the base that were read as numbers; the rest was copied unseen.
+    ``written`` counts the bytes so far. ``decoded`` counts bytes of the base that were read as numbers; the rest was
+    copied unseen.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Between bytes and torch: the format's dtypes by torch's, tensors over bytes, bytes of tensors, and whether all is finite."""
+"""Between bytes and torch: the format's dtypes by torch's, tensors over bytes, bytes of tensors, and whether all is
+finite.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Pieces of work shared out to threads, which follow the cores: reading, arithmetic and writing of different pieces overlap.
+"""Pieces of work shared out to threads, which follow the cores.
 
-Each of the three releases Python's lock, and is done by whichever thread took the piece. torch's own parallelism is switched off
-meanwhile: threads that wait for each other inside one small product would cost more than they bring, and one thread per product makes the
-bytes independent of the number of cores.
+Reading, arithmetic and writing of different pieces overlap. Each of the three releases Python's lock, and is done by
+whichever thread took the piece. torch's own parallelism is switched off meanwhile. Threads that wait for each other
+inside one small product would cost more than they bring, and one thread per product makes the bytes independent of the
+number of cores.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def one_thread_per_operation() -> Iterator[None]:
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads that are started as they are needed, which the system may refuse: a limit of the user's, of a container, or of memory."""
+    """Threads that are started as they are needed, which the system may refuse: a limit of the user's, of a container,
+    or of memory.
+    """
 
     def submit(
         self, function: Callable[Arguments, Result], /, *args: Arguments.args, **options: Arguments.kwargs
@@ -54,14 +57,17 @@ class Pool(ThreadPoolExecutor):
                 raise
             raise ThreadLimitError(
                 "the system lets this process start no further thread.",
-                "Raise the limit (ulimit -u, or the container's pids limit), or use fewer threads: --threads of a merge.",
+                "Raise the limit (ulimit -u, or the container's pids limit), or use fewer threads: --threads of a"
+                " merge.",
             ) from error
 
 
 class Lanes(Generic[Item]):
-    """Sequences of items that threads take from: each from one of its own while there are enough, and then from whichever has some left.
+    """Sequences of items that threads take from.
 
-    A lane is a file: threads that write to the same one wait for each other in the kernel. No more than ``most`` lanes are begun at once.
+    Each thread has a sequence of its own while there are enough, and then takes from whichever has some left. A lane is
+    a file: threads that write to the same one wait for each other in the kernel. No more than ``most`` lanes are begun
+    at once.
     """
 
     def __init__(self, lanes: Iterable[Iterator[Item]], most: int) -> None:
@@ -97,8 +103,8 @@ def share_out(
 ) -> None:
     """Do ``work(state, item)`` for every item of the lanes on ``threads`` threads, each with a state of its own.
 
-    The first exception, from a lane or from ``work``, ends all of them and is raised here. ``poll`` is called several times a second in the
-    calling thread, to show progress; what it raises, or an interrupt, ends the work too.
+    The first exception, from a lane or from ``work``, ends all of them and is raised here. ``poll`` is called several
+    times a second in the calling thread, to show progress; what it raises, or an interrupt, ends the work too.
 
     Raises:
         ThreadLimitError: a thread cannot be started.
@@ -135,7 +141,8 @@ def share_out(
             finally:
                 stop.set()
     finally:
-        # An interrupt while a thread starts leaves one that the pool does not know of; nobody may go on writing after this.
+        # An interrupt while a thread starts leaves one that the pool does not know of; nobody may go on writing after
+        # this.
         with idle:
             stop.set()
             idle.wait_for(lambda: running == 0)

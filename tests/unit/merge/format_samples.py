@@ -1,4 +1,7 @@
-"""Bases and adapters written tensor by tensor, for tests of one format or feature each; values are worked out by the tests themselves."""
+"""Bases and adapters written tensor by tensor, for tests of one format or feature each.
+
+Values are worked out by the tests themselves.
+"""
 
 from __future__ import annotations
 

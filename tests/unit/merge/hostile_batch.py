@@ -1,6 +1,8 @@
-"""A batch of fuzz cases as a process of its own, with a hard limit on its memory: ``python hostile_batch.py FIRST COUNT``.
+"""A batch of fuzz cases as a process of its own, with a hard limit on its memory: ``python hostile_batch.py FIRST
+COUNT``.
 
-The last line is JSON: how often each outcome occurred, and what broke. It is also how one case is run again: ``python hostile_batch.py 4711 1 -v``.
+The last line is JSON: how often each outcome occurred, and what broke. It is also how one case is run again: ``python
+hostile_batch.py 4711 1 -v``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One numbered case of the fuzz: a seed, some mutations, one call of the engine, and what may come of it.
 
-A case is a number: ``run_case(number, folder)`` does the same today and tomorrow. It returns what happened (``refused CorruptFileError``,
-``merged``) or raises ``Broken``: another exception than the engine's own, something left on disk, output that is not whole, more time or memory
-than such small inputs can need.
+A case is a number: ``run_case(number, folder)`` does the same today and tomorrow. It returns what happened (``refused
+CorruptFileError``, ``merged``) or raises ``Broken``: another exception than the engine's own, something left on disk,
+output that is not whole, more time or memory than such small inputs can need.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _inspected(random: Random, seed: Seed, folder: Path) -> str:
 
 def _converted(random: Random, seed: Seed, folder: Path) -> str:
     wanted: dict[str, Any] = random.choice((
-        {"to_io_layout": "standard"}, {"to_io_layout": "swapped"}, {"to_b_packing": "grouped_by_expert"}, {"to_b_packing": "rank_major"},
+        {"to_io_layout": "standard"}, {"to_io_layout": "swapped"}, {"to_b_packing": "grouped_by_expert"},
+        {"to_b_packing": "rank_major"},
         {"to_experts": "fused"}, {"to_experts": "per-expert"}, {},
     ))  # fmt: skip
     result = convert_adapter(folder / random.choice(seed.adapters), folder / "out", **wanted)

@@ -1,4 +1,6 @@
-"""A seed with mutations, written to disk: settings, index, headers, tensors moved between shards, and entries that are no plain files."""
+"""A seed with mutations, written to disk: settings, index, headers, tensors moved between shards, and entries that are
+no plain files.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,22 @@ def mutate(random: Random, files: Files, path: str) -> None:
 
 
 ADAPTER_SETTINGS = (
-    "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "trainable_token_indices",
-    "modules_to_save", "bias", "use_dora", "lora_bias", "fan_in_fan_out", "peft_version", "lora_B_layout", "r", "lora_alpha", "use_rslora",
+    "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform",
+    "trainable_token_indices",
+    "modules_to_save", "bias", "use_dora", "lora_bias", "fan_in_fan_out", "peft_version", "lora_B_layout", "r",
+    "lora_alpha", "use_rslora",
     "init_lora_weights", "peft_type",
 )  # fmt: skip
 BASE_SETTINGS = (
-    "model_type", "num_hidden_layers", "num_experts", "n_routed_experts", "num_local_experts", "tie_word_embeddings", "torch_dtype", "dtype",
+    "model_type", "num_hidden_layers", "num_experts", "n_routed_experts", "num_local_experts", "tie_word_embeddings",
+    "torch_dtype", "dtype",
     "text_config", "quantization_config",
 )  # fmt: skip
 SHARD_NAMES = (
-    "../base/model.safetensors", "/dev/zero", ".", "", "model-00001-of-00002.safetensors", "config.json", "x.safetensors", "a/b.safetensors",
-    "\ud800.safetensors", "x" * 300 + ".safetensors", "a\x00.safetensors", None, 1, [], "tokenizer.json", "MODEL.safetensors", "..\\x.safetensors",
+    "../base/model.safetensors", "/dev/zero", ".", "", "model-00001-of-00002.safetensors", "config.json",
+    "x.safetensors", "a/b.safetensors",
+    "\ud800.safetensors", "x" * 300 + ".safetensors", "a\x00.safetensors", None, 1, [], "tokenizer.json",
+    "MODEL.safetensors", "..\\x.safetensors",
 )  # fmt: skip
 SIDES = (1, 3, 4, 10**9, 2**62, 2**64, 10**40)
 

@@ -1,7 +1,7 @@
 """Mutations of JSON: of the value, and of the bytes that spell it.
 
-A mutated value may hold ``Raw`` (bytes that stand in the text as they are: numbers too long for Python, NaN, nesting too deep to build) and
-``Pairs`` (an object that repeats a key), which is why it has an encoder of its own.
+A mutated value may hold ``Raw`` (bytes that stand in the text as they are: numbers too long for Python, NaN, nesting
+too deep to build) and ``Pairs`` (an object that repeats a key), which is why it has an encoder of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class Pairs:
 
 
 NUMBERS: tuple[Any, ...] = (
-    0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**48, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, -(10**30), 10**400, 10**4299,
-    0.5, 1.5, 2.0, -0.0, 1e-320, 1e38, 1e39, 1e308, Raw(b"1e999"), Raw(b"-1e999"), Raw(b"1e-999"), Raw(b"NaN"), Raw(b"Infinity"),
+    0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**48, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, -(10**30),
+    10**400, 10**4299,
+    0.5, 1.5, 2.0, -0.0, 1e-320, 1e38, 1e39, 1e308, Raw(b"1e999"), Raw(b"-1e999"), Raw(b"1e-999"), Raw(b"NaN"),
+    Raw(b"Infinity"),
     Raw(b"-Infinity"), Raw(b"9" * 5000), Raw(b"-" + b"9" * 5000), Raw(b"0x10"), Raw(b"01"), Raw(b"1."), Raw(b"+1"),
 )  # fmt: skip
 NESTED = (
@@ -38,15 +40,22 @@ NESTED = (
     *(Raw(b'{"a":' * depth + b"1" + b"}" * depth) for depth in (30, 300, 900, 20_000)),
 )
 TEXTS: tuple[Any, ...] = (
-    "", "0", "1", "true", "null", "\x00", "\ud800", "\udfff\ud800", "a\nb", "\u202e", "é" * 200, "x" * 70_000, "." * 300, "../x", "/etc/passwd",
-    "model.safetensors", "F32", "float32", "bfloat16", "float64", "all-linear", "none", "lora_only", "\u0663", "a" * 255, "-", "%s%n", "{}", "{0}",
+    "", "0", "1", "true", "null", "\x00", "\ud800", "\udfff\ud800", "a\nb", "\u202e", "é" * 200, "x" * 70_000,
+    "." * 300, "../x", "/etc/passwd",
+    "model.safetensors", "F32", "float32", "bfloat16", "float64", "all-linear", "none", "lora_only", "\u0663",
+    "a" * 255, "-", "%s%n", "{}", "{0}",
 )  # fmt: skip
 PATTERNS = (
-    "(a+)+$", "(.*)*x", "(.|.)" * 30, "(?:.|..|...)" * 20 + "!", "(?x)(.* )*z", "(?x) ( .* ) * z", "(?x:(.*) *z)", ".*.*.*.*.*.*x", ".*" * 200,
-    ".?" * 300 + "!", "(?=(.*))\\1x", "(?:(?=.*x).)*y", "(?<!a)b", "(?<=.*)x", "a{1,2147483647}", "a{99999999999}", "(a{1,60000}){1,60000}", "(.{0,2000}){3}",
-    "(?P<n>.*)(?P=n)(?P=n)(?P=n)x", "(?P<n>a)(?P<n>b)", "[[a]", "[a&&b]", "(?i)q", "q(?i)", "((((", "a)(b", "\\", "[", "*", "(?#", "(?(1)a|b)",
-    "(x)?(?(1)a|b)", "a*+a", "(?>a*)a", "(q|q_|q_p|q_pr|q_proj|.)" * 8, ".*(_|p|r|o|j|.)*z", "^$", "$^", "\\b" * 500, "(" * 500 + ")" * 500,
-    "(" * 3000 + ")" * 3000, "|" * 1999, "|" * 100_000, "(?:" * 90 + "a" + "?)" * 90, "\\N{DIGIT ONE}", "\\777", "\\u12", "[^\\W\\d_]+", "[z-a]",
+    "(a+)+$", "(.*)*x", "(.|.)" * 30, "(?:.|..|...)" * 20 + "!", "(?x)(.* )*z", "(?x) ( .* ) * z", "(?x:(.*) *z)",
+    ".*.*.*.*.*.*x", ".*" * 200,
+    ".?" * 300 + "!", "(?=(.*))\\1x", "(?:(?=.*x).)*y", "(?<!a)b", "(?<=.*)x", "a{1,2147483647}", "a{99999999999}",
+    "(a{1,60000}){1,60000}", "(.{0,2000}){3}",
+    "(?P<n>.*)(?P=n)(?P=n)(?P=n)x", "(?P<n>a)(?P<n>b)", "[[a]", "[a&&b]", "(?i)q", "q(?i)", "((((", "a)(b", "\\", "[",
+    "*", "(?#", "(?(1)a|b)",
+    "(x)?(?(1)a|b)", "a*+a", "(?>a*)a", "(q|q_|q_p|q_pr|q_proj|.)" * 8, ".*(_|p|r|o|j|.)*z", "^$", "$^", "\\b" * 500,
+    "(" * 500 + ")" * 500,
+    "(" * 3000 + ")" * 3000, "|" * 1999, "|" * 100_000, "(?:" * 90 + "a" + "?)" * 90, "\\N{DIGIT ONE}", "\\777",
+    "\\u12", "[^\\W\\d_]+", "[z-a]",
     ".*\\.q_proj", "q_proj", ".*gate_up_proj", "experts.*", "\\d+\\.(.*)", "(?s).*", "\\Z", "\\A.*",
 )  # fmt: skip
 HOSTILE: tuple[Any, ...] = (
@@ -153,7 +162,17 @@ def _insert(random: Random, one: Any) -> None:
         one.insert(random.randrange(len(one) + 1), hostile(random))
 
 
-CHANGES: tuple[Callable[[Random, Any], None], ...] = (_replace, _replace, _replace, _delete, _nudge, _nudge, _move, _rename, _insert)  # fmt: skip
+CHANGES: tuple[Callable[[Random, Any], None], ...] = (
+    _replace,
+    _replace,
+    _replace,
+    _delete,
+    _nudge,
+    _nudge,
+    _move,
+    _rename,
+    _insert,
+)
 
 
 def mutate_value(random: Random, value: Any) -> Any:
@@ -204,10 +223,14 @@ def mutate_text(random: Random, data: bytes) -> bytes:
     at = random.randrange(len(data) + 1)
     text = data.decode("latin-1")
     changed: tuple[bytes, ...] = (
-        data[:at], data[at:], data + data, b"\xef\xbb\xbf" + data, data[:at] + b"\xff\xfe" + data[at:], data[:at] + b"\x00" + data[at:],
-        data[:at] + bytes([random.randrange(256)]) + data[at + 1 :], text.encode("utf-16"), text.encode("utf-32"), b"", b" " * 1000 + data,
-        data.replace(b",", b",,", 1), data.replace(b'"', b"'"), data + b"}", data.replace(b":", b" :\n\t"), data[:at] + b"/* */" + data[at:],
-        data.replace(b'"', b'"\xc3\x28', 1), data.replace(b"a", b"\\u0061"), data.replace(b'":', b'\\ud83d":', 1), b"[" * 50_000, b'"' * 3,
+        data[:at], data[at:], data + data, b"\xef\xbb\xbf" + data, data[:at] + b"\xff\xfe" + data[at:],
+        data[:at] + b"\x00" + data[at:],
+        data[:at] + bytes([random.randrange(256)]) + data[at + 1 :], text.encode("utf-16"), text.encode("utf-32"), b"",
+        b" " * 1000 + data,
+        data.replace(b",", b",,", 1), data.replace(b'"', b"'"), data + b"}", data.replace(b":", b" :\n\t"),
+        data[:at] + b"/* */" + data[at:],
+        data.replace(b'"', b'"\xc3\x28', 1), data.replace(b"a", b"\\u0061"), data.replace(b'":', b'\\ud83d":', 1),
+        b"[" * 50_000, b'"' * 3,
         data[:at] + b"\xed\xa0\x80" + data[at:], data[:at] + b"\\" + data[at:],
     )  # fmt: skip
     return random.choice(changed)

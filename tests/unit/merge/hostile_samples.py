@@ -1,6 +1,8 @@
-"""What the fuzz starts from: small valid inputs of every kind that the engine reads, held as bytes so that a mutation costs no rebuild.
+"""What the fuzz starts from: small valid inputs of every kind that the engine reads, held as bytes so that a mutation
+costs no rebuild.
 
-A seed is a base, one or two adapters and, where the audit judges such a merge, the merged checkpoint. Each is made as the other tests make theirs.
+A seed is a base, one or two adapters and, where the audit judges such a merge, the merged checkpoint. Each is made as
+the other tests make theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Seed:
-    """``files`` by path below one folder that holds ``base``, ``adapter`` …; ``options`` of ``plan_merge``; ``audited``: there is ``merged``."""
+    """``files`` by path below one folder that holds ``base``, ``adapter`` ….
+
+    ``options`` of ``plan_merge``; ``audited``: there is ``merged``.
+    """
 
     name: str
     files: Mapping[str, bytes]
@@ -82,7 +87,11 @@ def _fp8(folder: Path) -> Mapping[str, object]:
 def _mxfp4(folder: Path) -> Mapping[str, object]:
     numbers = Numbers(4)
     blocks, scales, _ = mxfp4(2, 32, 12)
-    tensors = {f"{EXPERTS}.gate_up_proj_blocks": blocks, f"{EXPERTS}.gate_up_proj_scales": scales, f"{EXPERTS}.gate_up_proj_bias": numbers(2, 12)}  # fmt: skip
+    tensors = {
+        f"{EXPERTS}.gate_up_proj_blocks": blocks,
+        f"{EXPERTS}.gate_up_proj_scales": scales,
+        f"{EXPERTS}.gate_up_proj_bias": numbers(2, 12),
+    }
     config = {"model_type": "gpt_oss", "num_local_experts": 2, "quantization_config": {"quant_method": "mxfp4"}}
     write_base(folder / "base", tensors, **config)
     lora = pair(numbers, EXPERTS, 12, 32, 4)
@@ -124,7 +133,11 @@ def _untied(folder: Path) -> Mapping[str, object]:
 
 def _gpt2(folder: Path) -> Mapping[str, object]:
     numbers = Numbers(9)
-    base = {"h.0.attn.c_attn.weight": numbers(6, 9), "h.0.attn.c_proj.weight": numbers(6, 6), "wte.weight": numbers(8, 6)}  # fmt: skip
+    base = {
+        "h.0.attn.c_attn.weight": numbers(6, 9),
+        "h.0.attn.c_proj.weight": numbers(6, 6),
+        "wte.weight": numbers(8, 6),
+    }
     lora = pair(numbers, "transformer.h.0.attn.c_attn", 9, 6) | pair(numbers, "transformer.h.0.attn.c_proj", 6, 6)
     write_base(folder / "base", base, model_type="gpt2", tie_word_embeddings=True)
     write_adapter(folder / "adapter", lora, fan_in_fan_out=True, target_modules=["c_attn", "c_proj"])
@@ -139,7 +152,9 @@ def _granitemoe(folder: Path) -> Mapping[str, object]:
     }  # fmt: skip
     lora = pair(numbers, f"{stem}.input_linear", 8, 6, 4) | pair(numbers, f"{stem}.router", 2, 6)
     write_base(folder / "base", base, model_type="granitemoe", num_local_experts=2)
-    write_adapter(folder / "adapter", lora, target_modules=None, target_parameters=["input_linear.weight", "router.weight"])  # fmt: skip
+    write_adapter(
+        folder / "adapter", lora, target_modules=None, target_parameters=["input_linear.weight", "router.weight"]
+    )
     return {}
 
 
@@ -155,12 +170,30 @@ def _several(folder: Path) -> Mapping[str, object]:
 
 WRITERS: Mapping[str, Write] = {
     "per-expert": _layers(attention=True, shards=2, dtype="bfloat16"),
-    "fused": _layers(disk="fused", shards=1, io_layout="swapped", peft_version="0.18.1", b_packing="grouped_by_expert", marker="grouped_by_expert", gate_up_rank=1, gate_up_alpha=7, use_rslora=True),
+    "fused": _layers(
+        disk="fused",
+        shards=1,
+        io_layout="swapped",
+        peft_version="0.18.1",
+        b_packing="grouped_by_expert",
+        marker="grouped_by_expert",
+        gate_up_rank=1,
+        gate_up_alpha=7,
+        use_rslora=True,
+    ),
     "linears": _layers(memory="linear", disk_prefix="model.language_model.", shards=3),
     "lone-square": _layers(hidden=6, width=3, parameters=("gate_up_proj",), router=True, dense_layers=0, shared=False),
-    "bnb-4bit": _four_bit, "bnb-8bit": _eight_bit, "fp8": _fp8, "mxfp4": _mxfp4,
-    "whole": _whole, "resized": _resized, "untied": _untied, "gpt2": _gpt2, "granitemoe": _granitemoe, "several": _several,
-}  # fmt: skip
+    "bnb-4bit": _four_bit,
+    "bnb-8bit": _eight_bit,
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
+    "whole": _whole,
+    "resized": _resized,
+    "untied": _untied,
+    "gpt2": _gpt2,
+    "granitemoe": _granitemoe,
+    "several": _several,
+}
 
 
 def _read(name: str, folder: Path) -> Seed:

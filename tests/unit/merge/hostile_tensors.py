@@ -1,7 +1,7 @@
 """Mutations of safetensors files: of the bytes, of the header alone, and of tensors with a header that fits them again.
 
-The third kind matters most. A file that contradicts itself is refused at the door; one that is whole, and holds something else than was
-meant, reaches every later step.
+The third kind matters most. A file that contradicts itself is refused at the door; one that is whole, and holds
+something else than was meant, reaches every later step.
 """
 
 from __future__ import annotations
@@ -16,8 +16,28 @@ from typing import Any
 
 from hostile_json import encode, hostile, mutate_text, mutate_value
 
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
-        "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F4": 4, "F6_E2M3": 6}  # fmt: skip
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "I16": 16,
+    "U16": 16,
+    "I32": 32,
+    "U32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+}
 DTYPES = tuple(BITS)
 
 
@@ -74,25 +94,38 @@ def _renamed(random: Random, tensor: Tensor) -> Tensor:
     """Another name, mostly one that means something else."""
     name = tensor.name
     swaps = (
-        ("lora_A", "lora_B"), ("lora_B.weight", "lora_B.bias"), ("lora_A.weight", "lora_embedding_A"), ("lora_B.weight", "lora_embedding_B"),
-        ("lora_A.weight", "lora_magnitude_vector"), ("lora_A.weight", "lora_A.other.weight"), ("lora_", "lora_x_"), (".weight", ""), (".weight", ".bias"),
-        (".base_layer", ""), ("experts", "experts.base_layer"), ("layers.0", "layers.1"), ("layers.0", "layers.999999999999"), ("layers.0", "layers.\u0663"),
-        ("layers.0", "layers." + "9" * 5000), ("experts.0.", "experts.1."), ("experts.0.", "experts.7."), ("experts.0.", "experts.999999999."),
-        ("experts.1.", "experts.999999999."), ("gate_proj", "up_proj"), ("up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("gate_proj", "w1"), ("model.", ""),
-        ("model.", "model.language_model."), ("model.", "language_model.model."), ("base_model.model.", ""), ("q_proj", "k_proj"), ("self_attn", "mlp"),
-        ("weight", "weight_scale_inv"), ("weight", "weight.absmax"), ("weight", "SCB"), ("proj", "proj_blocks"), ("_blocks", "_scales"), ("_blocks", ""),
-        (".weight", ".weight.quant_state.bitsandbytes__nf4"), ("mlp.experts", "block_sparse_moe.experts"), ("q_proj", "experts.0.gate_proj"),
-        ("input_linear", "output_linear"), ("output_linear", "output"), ("input_linear", "input"), ("q_proj", "modules_to_save.q_proj"),
+        ("lora_A", "lora_B"), ("lora_B.weight", "lora_B.bias"), ("lora_A.weight", "lora_embedding_A"),
+        ("lora_B.weight", "lora_embedding_B"),
+        ("lora_A.weight", "lora_magnitude_vector"), ("lora_A.weight", "lora_A.other.weight"), ("lora_", "lora_x_"),
+        (".weight", ""), (".weight", ".bias"),
+        (".base_layer", ""), ("experts", "experts.base_layer"), ("layers.0", "layers.1"),
+        ("layers.0", "layers.999999999999"), ("layers.0", "layers.\u0663"),
+        ("layers.0", "layers." + "9" * 5000), ("experts.0.", "experts.1."), ("experts.0.", "experts.7."),
+        ("experts.0.", "experts.999999999."),
+        ("experts.1.", "experts.999999999."), ("gate_proj", "up_proj"), ("up_proj", "down_proj"),
+        ("gate_up_proj", "down_proj"), ("gate_proj", "w1"), ("model.", ""),
+        ("model.", "model.language_model."), ("model.", "language_model.model."), ("base_model.model.", ""),
+        ("q_proj", "k_proj"), ("self_attn", "mlp"),
+        ("weight", "weight_scale_inv"), ("weight", "weight.absmax"), ("weight", "SCB"), ("proj", "proj_blocks"),
+        ("_blocks", "_scales"), ("_blocks", ""),
+        (".weight", ".weight.quant_state.bitsandbytes__nf4"), ("mlp.experts", "block_sparse_moe.experts"),
+        ("q_proj", "experts.0.gate_proj"),
+        ("input_linear", "output_linear"), ("output_linear", "output"), ("input_linear", "input"),
+        ("q_proj", "modules_to_save.q_proj"),
     )  # fmt: skip
     fitting = [(old, new) for old, new in swaps if old in name]
     if fitting and random.random() < 0.8:
         old, new = random.choice(fitting)
         return replace(tensor, name=name.replace(old, new, 1))
     whole = (
-        "", ".", "..", "a" * 3000, "\x00", "\ud800", f"{name}\n", f"{name}\ud800", "__metadata__", "lm_head.weight", "model.embed_tokens.weight", "experts.0",
-        "base_model.model.", "base_model.model.lm_head.weight", f"{name}." + "original_module." * 9000, f"base_model.model.x{'.original_module.' * 4000}.",
-        "base_model.model.model.embed_tokens.weight", "base_model.model.x.lora_A.weight", "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
-        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "model.layers.0.self_attn.q_proj.bias", "é.weight",
+        "", ".", "..", "a" * 3000, "\x00", "\ud800", f"{name}\n", f"{name}\ud800", "__metadata__", "lm_head.weight",
+        "model.embed_tokens.weight", "experts.0",
+        "base_model.model.", "base_model.model.lm_head.weight", f"{name}." + "original_module." * 9000,
+        f"base_model.model.x{'.original_module.' * 4000}.",
+        "base_model.model.model.embed_tokens.weight", "base_model.model.x.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "model.layers.0.self_attn.q_proj.bias", "é.weight",
     )  # fmt: skip
     return replace(tensor, name=random.choice(whole))
 
@@ -117,7 +150,8 @@ def _reshaped(random: Random, tensor: Tensor) -> Tensor:
     """Another shape for the same elements."""
     shape, count = tensor.shape, prod(tensor.shape)
     options = [
-        shape[::-1], (count,), (1, *shape), (*shape, 1), (1, 1, *shape), (count, 1), (1, count), (1,) * 7 + (count,), (1,) * 8 + (count,),
+        shape[::-1], (count,), (1, *shape), (*shape, 1), (1, 1, *shape), (count, 1), (1, count), (1,) * 7 + (count,),
+        (1,) * 8 + (count,),
         (*shape[:-2], shape[-1], shape[-2]) if len(shape) > 1 else shape, (*shape[1:], *shape[:1]),
     ]  # fmt: skip
     options += (
@@ -139,7 +173,9 @@ def _resized(random: Random, tensor: Tensor) -> Tensor:
 
 
 def _filled(random: Random, tensor: Tensor) -> Tensor:
-    """Other values: one NaN, infinity or huge number, zeros, all bits, noise, or other JSON where the tensor holds JSON."""
+    """Other values: one NaN, infinity or huge number, zeros, all bits, noise, or other JSON where the tensor holds
+    JSON.
+    """
     if tensor.data[:1] == b"{":
         text = (
             encode(mutate_value(random, json.loads(tensor.data)))
@@ -163,11 +199,22 @@ def _filled(random: Random, tensor: Tensor) -> Tensor:
     return replace(tensor, data=bytes(data))
 
 
-EDITS: tuple[Callable[[Random, Tensor], Tensor], ...] = (_renamed, _renamed, _cast, _typed, _reshaped, _resized, _filled, _filled)  # fmt: skip
+EDITS: tuple[Callable[[Random, Tensor], Tensor], ...] = (
+    _renamed,
+    _renamed,
+    _cast,
+    _typed,
+    _reshaped,
+    _resized,
+    _filled,
+    _filled,
+)
 
 
 def mutate_tensors(random: Random, data: bytes) -> bytes:
-    """Return a file that is whole, and holds something else: a tensor changed, dropped, doubled or exchanged with another."""
+    """Return a file that is whole, and holds something else: a tensor changed, dropped, doubled or exchanged with
+    another.
+    """
     tensors, metadata = unpack(data)
     at = random.randrange(len(tensors))
     # The tensors that a format hides JSON in are few among many, and worth more.
@@ -274,7 +321,8 @@ def mutate_bytes(random: Random, data: bytes) -> bytes:
     """Return a file that was cut, lengthened or damaged somewhere."""
     at = random.choice((random.randrange(len(data) + 1), random.randrange(min(len(data), 9)), len(data) - 1))
     return random.choice((
-        data[:at], data + b"\0", data + data, data[:at] + bytes([random.randrange(256)]) + data[at + 1 :], data[:at] + b"\0" + data[at:], b"",
+        data[:at], data + b"\0", data + data, data[:at] + bytes([random.randrange(256)]) + data[at + 1 :],
+        data[:at] + b"\0" + data[at:], b"",
         data[: max(0, at - 1)] + data[at:], data[:8], b"\x80\x04" + data, data[::-1],
     ))  # fmt: skip
 

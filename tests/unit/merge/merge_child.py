@@ -1,4 +1,6 @@
-"""A merge in a process of its own, forked from a server that has torch imported already, so that it can be killed at any moment."""
+"""A merge in a process of its own, forked from a server that has torch imported already, so that it can be killed at
+any moment.
+"""
 
 from __future__ import annotations
 

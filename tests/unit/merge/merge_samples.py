@@ -1,7 +1,8 @@
 """Small checkpoints and adapters for the merge tests, with the merged values worked out from the definition.
 
-An adapter is made from logical factors, per expert ``a`` (r, in) and ``b`` (out, r), whose delta is ``scaling * b @ a`` by plain
-loops in float64; only then are they packed into PEFT's flat layouts, element by element. Nothing here uses the engine.
+An adapter is made from logical factors, per expert ``a`` (r, in) and ``b`` (out, r), whose delta is ``scaling * b @ a``
+by plain loops in float64; only then are they packed into PEFT's flat layouts, element by element. Nothing here uses the
+engine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ SMALLEST_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -
 class Spec:
     """What to build. ``disk`` is how the base stores experts, ``memory`` how the adapter saw them.
 
-    ``family``: ``plain``, ``mixtral`` (other names on disk) or ``gpt_oss`` (fused experts the other way round). ``base_format``: how most of the
-    base's matrices are stored, one of ``quantised_samples.FORMATS``; ``dtype`` is then what config.json names.
+    ``family``: ``plain``, ``mixtral`` (other names on disk) or ``gpt_oss`` (fused experts the other way round).
+    ``base_format``: how most of the base's matrices are stored, one of ``quantised_samples.FORMATS``; ``dtype`` is then
+    what config.json names.
     """
 
     experts: int = 4
@@ -67,7 +69,10 @@ class Spec:
 
 @dataclass
 class Sample:
-    """A base and an adapter on disk; ``deltas`` holds the exact float64 delta of every on-disk tensor that should change."""
+    """A base and an adapter on disk.
+
+    ``deltas`` holds the exact float64 delta of every on-disk tensor that should change.
+    """
 
     base: Path
     adapter: Path
@@ -76,7 +81,10 @@ class Sample:
     adapter_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     config: dict[str, object] = field(default_factory=dict)
     decoded: dict[str, torch.dtype] = field(default_factory=dict)
-    """Weights that are stored quantised, and the dtype they are to be written in; ``tensors`` holds their values in float64."""
+    """Weights that are stored quantised, and the dtype they are to be written in.
+
+    ``tensors`` holds their values in float64.
+    """
 
     def save_adapter(self) -> None:
         """Write ``adapter_tensors`` and ``config`` (again, after a test has changed them)."""
@@ -250,7 +258,10 @@ class _Builder:
         return self.sample
 
     def quantised(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-        """Return what the files hold and what config.json says of it; most of the decoder's matrices are replaced by quantised ones."""
+        """Return what the files hold and what config.json says of it.
+
+        Most of the decoder's matrices are replaced by quantised ones.
+        """
         spec, sample = self.spec, self.sample
         if spec.base_format == "plain":
             return sample.tensors, {}
@@ -306,7 +317,9 @@ def adapter_config(spec: Spec) -> dict[str, object]:
 
 
 def write_base(folder: Path, tensors: Mapping[str, torch.Tensor], spec: Spec, **settings: object) -> None:
-    """Write tensors round robin over shards, so that experts and their halves are torn apart, with the usual other files."""
+    """Write tensors round robin over shards, so that experts and their halves are torn apart, with the usual other
+    files.
+    """
     folder.mkdir(parents=True)
     if spec.shards == 1:
         save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
@@ -320,7 +333,8 @@ def write_base(folder: Path, tensors: Mapping[str, torch.Tensor], spec: Spec, **
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {
-        "model_type": "made_up" if spec.family == "plain" else spec.family, "num_hidden_layers": spec.layers, "n_routed_experts": spec.experts,
+        "model_type": "made_up" if spec.family == "plain" else spec.family, "num_hidden_layers": spec.layers,
+        "n_routed_experts": spec.experts,
         "torch_dtype": spec.dtype, "tie_word_embeddings": False, **settings,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=4))

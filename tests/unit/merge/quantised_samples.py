@@ -1,6 +1,7 @@
 """Quantised weights packed from random codes, so that every code, scale and edge occurs, with their float64 values.
 
-Nothing is quantised and nothing of the engine is used but the two published tables of 4-bit codes, which a test holds against their definition.
+Nothing is quantised and nothing of the engine is used but the two published tables of 4-bit codes, which a test holds
+against their definition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Adapters rewritten in other layouts: the same deltas by plain loops, the same bytes on the way back, refusal where something is lost."""
+"""Adapters rewritten in other layouts: the same deltas by plain loops, the same bytes on the way back, refusal where
+something is lost.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_any_conversion_keeps_every_delta_and_its_way_back_the_bytes(spec: Spec,
         )
         convert_adapter(sample.adapter, folder / "single", to_experts="per-expert")
         convert_adapter(
-            folder / "single", folder / "whole", to_experts="fused", to_io_layout=spec.io_layout, to_b_packing=spec.b_packing  # type: ignore[arg-type]  # one of the two
+            folder / "single", folder / "whole", to_experts="fused", to_io_layout=spec.io_layout,
+            to_b_packing=spec.b_packing  # type: ignore[arg-type]  # one of the two
         )  # fmt: skip
 
         for converted in ("there", "single"):

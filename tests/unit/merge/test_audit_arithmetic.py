@@ -1,4 +1,7 @@
-"""The quick ways of the audit, each against a slow one: sums in reused buffers, counts in lanes, comparisons of memory; and what it leaves as it was."""
+"""The quick ways of the audit, each against a slow one: sums in reused buffers, counts in lanes, comparisons of memory.
+
+And what it leaves as it was.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def use_of(rank: int, scaling: float, *, swapped: bool) -> PairContribution:
 def test_base_and_delta_against_float64(
     rows: int, columns: int, rank: int, scaling: float, swapped: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    """To half a unit of the dtype and what float32 loses, whichever way the scaling takes; twice in the same buffers."""
+    """To half a unit of the dtype and what float32 loses, whichever way the scaling takes.
+
+    Twice in the same buffers.
+    """
     random, work = np.random.default_rng(seed), ExpectedValues(Buffers(torch.device("cpu")))
     contribution = use_of(rank, scaling, swapped=swapped)
     for _ in range(2):

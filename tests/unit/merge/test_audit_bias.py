@@ -1,4 +1,7 @@
-"""Errors that are within rounding element by element and show only in the sum: a scaled base, a scaled delta; and merges rounded in many ways, which have none."""
+"""Errors that are within rounding element by element and show only in the sum: a scaled base, a scaled delta.
+
+And merges rounded in many ways, which have none.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def merges(case: Case) -> dict[str, torch.Tensor]:
-    """Right merges in the arithmetic of several engines; where the model is float32, they compute deltas in bfloat16."""
+    """Right merges in the arithmetic of several engines.
+
+    Where the model is float32, they compute deltas in bfloat16.
+    """
     low = torch.bfloat16 if case.dtype == torch.float32 else case.dtype
     lora_a, lora_b = (torch.tensor(exact(case.lora[f"{Q}.lora_{side}.weight"])) for side in "AB")
     coarse = nearest(lora_b, low) @ nearest(lora_a, low)

@@ -13,7 +13,8 @@ from harness.merge import AuditReport, audit
 
 Q = "model.layers.0.self_attn.q_proj"
 BASE = {
-    "model_type": "qwen3_moe", "hidden_size": 64, "num_experts_per_tok": 8, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "model_type": "qwen3_moe", "hidden_size": 64, "num_experts_per_tok": 8, "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
     "layer_types": ["full_attention", "linear_attention"], "pad_token_id": 0, "vocab_size": 11,
     "torch_dtype": "float32", "transformers_version": "4.57.0", "sliding_window": 4096, "num_nextn_predict_layers": 1,
 }  # fmt: skip
@@ -41,7 +42,10 @@ def judged(folder: Path, changes: dict[str, object], base_changes: dict[str, obj
         (
             "layer_types",
             ["full_attention"] * 2,
-            "layer_types is ['full_attention', 'full_attention'], and the base's is ['full_attention', 'linear_attention']",
+            (
+                "layer_types is ['full_attention', 'full_attention'], and the base's is"
+                " ['full_attention', 'linear_attention']"
+            ),
         ),
         ("rope_parameters", {"rope_theta": 10000.0}, None),
         ("text_config", {"hidden_size": 64}, None),
@@ -63,7 +67,8 @@ def test_what_moved_or_was_written_anew_is_no_change(tmp_path: Path) -> None:
         tmp_path,
         {
             "model_type": "qwen3_moe_text", "torch_dtype": None, "dtype": "bfloat16", "transformers_version": "5.0.0",
-            "rope_theta": None, "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}, "sliding_window": None,
+            "rope_theta": None, "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+            "sliding_window": None,
             "architectures": ["Other"], "use_cache": False, "head_dim": 32,
         },
     )  # fmt: skip

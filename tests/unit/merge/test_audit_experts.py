@@ -1,4 +1,4 @@
-"""Layers whose every expert is wrong: what that costs, and that a mixed-up order is still named when experts are many."""
+"""Layers whose every expert is wrong: what that costs, and that a mixed-up order is named among many."""
 
 from __future__ import annotations
 

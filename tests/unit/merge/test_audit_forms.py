@@ -1,4 +1,5 @@
-"""What the audit says where a right merge changes the form of tensors: quantised bases, DoRA, resized and untied vocabularies.
+"""What the audit says where a right merge changes the form of tensors: quantised bases, DoRA, resized and untied
+vocabularies.
 
 Right merges are worked out in float64 from the samples' own codes and factors; nothing here is merged by the engine.
 """
@@ -202,7 +203,10 @@ def test_mxfp4_experts(tmp_path: Path, numbers: Numbers, *, skipped: bool) -> No
 
 
 class Dora:
-    """One Linear (or Conv1D, with ``turned``) with DoRA, big enough to tell a bias from noise; everything is (out, in) in float64."""
+    """One Linear (or Conv1D, with ``turned``) with DoRA, big enough to tell a bias from noise.
+
+    Everything is (out, in) in float64.
+    """
 
     def __init__(
         self, folder: Path, numbers: Numbers, dtype: torch.dtype, *, turned: bool = False, trained: bool = True

@@ -30,7 +30,8 @@ class Case:
         numbers = Numbers()
         self.folder = folder
         self.tensors = {
-            f"{Q}.weight": numbers(H, W), f"{O_PROJ}.weight": numbers(W, H), DOWN: numbers(E, H, W), "model.norm.weight": numbers(W),
+            f"{Q}.weight": numbers(H, W), f"{O_PROJ}.weight": numbers(W, H), DOWN: numbers(E, H, W),
+            "model.norm.weight": numbers(W),
         }  # fmt: skip
         self.tensors = {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
         self.config = {"model_type": "qwen3_moe", "num_experts": E}

@@ -1,7 +1,7 @@
 """What the audit says of merges made by hand, each with one thing wrong, over the layouts that checkpoints have.
 
-The merges are computed here in float64 from the samples' own deltas (``merge_samples``), never by the engine, and are written
-with the safetensors library.
+The merges are computed here in float64 from the samples' own deltas (``merge_samples``), never by the engine, and are
+written with the safetensors library.
 """
 
 from __future__ import annotations
@@ -572,7 +572,8 @@ def test_any_fault_in_any_tensor_is_found_and_no_other_is_reported(data: st.Data
     import tempfile  # noqa: PLC0415 - only here
 
     spec = Spec(
-        experts=data.draw(st.integers(1, 4)), rank=data.draw(st.integers(1, 3)), hidden=data.draw(st.sampled_from([6, 8])),
+        experts=data.draw(st.integers(1, 4)), rank=data.draw(st.integers(1, 3)),
+        hidden=data.draw(st.sampled_from([6, 8])),
         width=data.draw(st.sampled_from([3, 5, 8])), disk=data.draw(st.sampled_from(["per_expert", "fused"])),
         dtype=data.draw(st.sampled_from(["float32", "bfloat16"])), layers=1, seed=data.draw(st.integers(0, 999)),
         memory=data.draw(st.sampled_from(["fused", "linear"])), io_layout="standard",

@@ -1,4 +1,6 @@
-"""What the fuzz found once, by name: inputs that crashed the engine, held it up, made it swell, or came out as something unreadable."""
+"""What the fuzz found once, by name: inputs that crashed the engine, held it up, made it swell, or came out as
+something unreadable.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ Tensors = dict[str, torch.Tensor]
 
 
 def refused(
-    tmp_path: Path, base: Tensors, lora: Tensors, error: type[errors.MergeError], said: str, *, config: dict[str, Any] | None = None,
+    tmp_path: Path, base: Tensors, lora: Tensors, error: type[errors.MergeError], said: str, *,
+    config: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None, **settings_: object,
 ) -> None:  # fmt: skip
     """Merge and assert the refusal; nothing is published."""
@@ -122,7 +125,8 @@ NAME = "model.language_model.layers.17.mlp.experts.113.gate_proj"
 @pytest.mark.parametrize(
     "pattern",
     [
-        "(?:.|..|...)" * 20 + "!", "(?x)(.* ) *!", "(?:[a-z]|.|\\w)" * 40 + "!", ".*.*.*.*.*!", ".?" * 5 + "(.|..)(.|..)(.|..)(.|..)" * 5 + "!",
+        "(?:.|..|...)" * 20 + "!", "(?x)(.* ) *!", "(?:[a-z]|.|\\w)" * 40 + "!", ".*.*.*.*.*!",
+        ".?" * 5 + "(.|..)(.|..)(.|..)(.|..)" * 5 + "!",
         "(?=(?:.|..)" + "(?:.|..)" * 60 + "!)", "(?x)(?:) {2000000000}!", "(?i:" + "(?:l.|L.|[a-z]|.)" * 40 + "!)",
     ],
 )  # fmt: skip
@@ -254,8 +258,10 @@ def test_a_rank_of_its_own_for_every_module_of_the_largest_model() -> None:
 
 
 ATOMS = st.sampled_from([
-    "a", "b", "ab", ".", r"\d", r"\w", r"\W", r"\s", "[ab]", "[^a]", r"[a-c0-9_]", r"\.", "_", "^", "$", r"\b", r"\B", r"\Z", r"\A", "(?=a)", "(?!b)",
-    "(?<=a)", "(?<!b)", "1", "[12]", "[^2-4]", "(?:a|b)", "(a|ab|b)", "(?i:A)", "(?s:.)", r"[^\d]", r"\n", "(?m:^a$)", r"(?a:\w)", "(?:a|)", "()",
+    "a", "b", "ab", ".", r"\d", r"\w", r"\W", r"\s", "[ab]", "[^a]", r"[a-c0-9_]", r"\.", "_", "^", "$", r"\b", r"\B",
+    r"\Z", r"\A", "(?=a)", "(?!b)",
+    "(?<=a)", "(?<!b)", "1", "[12]", "[^2-4]", "(?:a|b)", "(a|ab|b)", "(?i:A)", "(?s:.)", r"[^\d]", r"\n", "(?m:^a$)",
+    r"(?a:\w)", "(?:a|)", "()",
 ])  # fmt: skip
 TIMES = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{0,2}", "{1,}", "{1,3}", "*?", "+?", "??"])
 
@@ -304,7 +310,8 @@ def four_bit_with(**changes: object) -> Tensors:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"nested_offset": 10**400}, errors.UnsupportedBaseError, "offset"), ({"nested_offset": 1e39}, errors.UnsupportedBaseError, "offset"),
+        ({"nested_offset": 10**400}, errors.UnsupportedBaseError, "offset"),
+        ({"nested_offset": 1e39}, errors.UnsupportedBaseError, "offset"),
         ({"shape": [1] * 100 + [7, HIDDEN]}, errors.InconsistentCheckpointError, "shape"),
         ({"shape": [2**30] * 5000}, errors.InconsistentCheckpointError, "shape"),
     ],
@@ -398,7 +405,8 @@ def test_a_parameter_that_this_base_lacks(tmp_path: Path) -> None:
     ("bias", "error", "said"),
     [
         (torch.zeros(3), errors.AdapterMismatchError, "[3]"), (torch.zeros(9), errors.AdapterMismatchError, "[9]"),
-        (torch.zeros(7, 1), errors.AdapterMismatchError, "[7, 1]"), (torch.zeros(7, dtype=torch.int64), errors.UnsupportedBaseError, "I64"),
+        (torch.zeros(7, 1), errors.AdapterMismatchError, "[7, 1]"),
+        (torch.zeros(7, dtype=torch.int64), errors.UnsupportedBaseError, "I64"),
     ],
 )  # fmt: skip
 def test_a_bias_below_that_is_no_match(
@@ -560,7 +568,10 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "nested", "nothing"])
 def test_settings_of_a_merged_tokenizer_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
-    """The audit only asks whether they hold a chat template; it neither waits for a pipe nor reads a device to its end."""
+    """The audit only asks whether they hold a chat template.
+
+    It neither waits for a pipe nor reads a device to its end.
+    """
     sample = build(tmp_path)
     merge(plan_merge(sample.base, sample.adapter), tmp_path / "merged")
     (tmp_path / "merged" / "chat_template.jinja").unlink()

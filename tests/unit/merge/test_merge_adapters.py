@@ -1,4 +1,6 @@
-"""What an adapter can say beside plain LoRA: each feature against values from its definition in float64, and broken in the ways that happen."""
+"""What an adapter can say beside plain LoRA: each feature against values from its definition in float64, and broken in
+the ways that happen.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,10 @@ def test_a_whole_fused_tensor_replaces_experts_that_are_stored_one_by_one(tmp_pa
 
 
 def test_lora_on_an_embedding(tmp_path: Path, numbers: Numbers) -> None:
-    """Weight (V, H) gets (B A)^T with lora_embedding_A (r, V) and lora_embedding_B (H, r); a LoRA on the head beside it."""
+    """Weight (V, H) gets (B A)^T with lora_embedding_A (r, V) and lora_embedding_B (H, r).
+
+    A LoRA on the head beside it.
+    """
     base, lora = small_base(numbers), pair(numbers, HEAD, VOCABULARY, HIDDEN)
     lora |= {f"{EMBED}.lora_embedding_A": numbers(2, VOCABULARY), f"{EMBED}.lora_embedding_B": numbers(HIDDEN, 2)}
     write_adapter(tmp_path / "a", lora, target_modules=["embed_tokens", "lm_head"])
@@ -241,7 +246,10 @@ def test_a_resized_vocabulary_is_written_and_config_says_so(tmp_path: Path, numb
 
 
 def test_a_resized_vocabulary_with_lora_and_tokens_on_top(tmp_path: Path, numbers: Numbers) -> None:
-    """The resized head below a LoRA, the resized embedding below trained tokens, one of them new; spare copies are ignored."""
+    """The resized head below a LoRA, the resized embedding below trained tokens, one of them new.
+
+    Spare copies are ignored.
+    """
     base, rows = small_base(numbers), VOCABULARY + 2
     lora = pair(numbers, HEAD, rows, HIDDEN)
     below, tokens = numbers(rows, HIDDEN), numbers(2, HIDDEN)

@@ -102,7 +102,9 @@ def test_values_are_rounded_to_the_dtype_that_training_saw(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_a_four_bit_base_becomes_a_plain_one(tmp_path: Path, dtype: str | None) -> None:
-    """The targeted weight gets its delta, the other is dequantised, scale tensors and the configuration go, the rest stays."""
+    """The targeted weight gets its delta, the other is dequantised, scale tensors and the configuration go, the rest
+    stays.
+    """
     numbers = Numbers()
     tensors, values = four_bit(f"{Q}.weight", (7, 6), nested=True)
     others, other_values = four_bit(f"{O_PROJ}.weight", (6, 7), seed=1)
@@ -322,12 +324,36 @@ def state_with(**changes: object) -> Change:
     ("change", "error", "said"),
     [
         (lambda t: t.pop(f"{Q}.weight.absmax"), errors.InconsistentCheckpointError, "absmax is missing"),
-        (lambda t: t.pop(f"{Q}.weight.nested_quant_map"), errors.InconsistentCheckpointError, "nested_quant_map is missing"),
-        (lambda t: t.update({f"{Q}.weight": torch.zeros(5, 1, dtype=torch.uint8)}), errors.InconsistentCheckpointError, "42 4-bit"),
-        (lambda t: t.update({f"{Q}.weight.absmax": torch.zeros(9, dtype=torch.uint8)}), errors.InconsistentCheckpointError, "1 elements of U8"),
-        (lambda t: t.update({f"{Q}.weight.quant_map": torch.zeros(16)}), errors.UnsupportedBaseError, "not the table of nf4"),
-        (lambda t: t.update({f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.zeros(70000, dtype=torch.uint8)}), errors.InconsistentCheckpointError, "no bitsandbytes quant_state"),
-        (lambda t: t.update({f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}), errors.CorruptFileError, "not valid JSON"),
+        (
+            lambda t: t.pop(f"{Q}.weight.nested_quant_map"),
+            errors.InconsistentCheckpointError,
+            "nested_quant_map is missing",
+        ),
+        (
+            lambda t: t.update({f"{Q}.weight": torch.zeros(5, 1, dtype=torch.uint8)}),
+            errors.InconsistentCheckpointError,
+            "42 4-bit",
+        ),
+        (
+            lambda t: t.update({f"{Q}.weight.absmax": torch.zeros(9, dtype=torch.uint8)}),
+            errors.InconsistentCheckpointError,
+            "1 elements of U8",
+        ),
+        (
+            lambda t: t.update({f"{Q}.weight.quant_map": torch.zeros(16)}),
+            errors.UnsupportedBaseError,
+            "not the table of nf4",
+        ),
+        (
+            lambda t: t.update({f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.zeros(70000, dtype=torch.uint8)}),
+            errors.InconsistentCheckpointError,
+            "no bitsandbytes quant_state",
+        ),
+        (
+            lambda t: t.update({f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}),
+            errors.CorruptFileError,
+            "not valid JSON",
+        ),
         (state_with(shape=[0, 6]), errors.InconsistentCheckpointError, "shape"),
         (state_with(shape=[2**40, 2**40]), errors.InconsistentCheckpointError, "shape"),
         (state_with(shape="7x6"), errors.InconsistentCheckpointError, "shape"),
@@ -338,7 +364,7 @@ def state_with(**changes: object) -> Change:
         (state_with(quant_type="int4"), errors.UnsupportedBaseError, "int4"),
         (state_with(dtype="float64"), errors.UnsupportedBaseError, "float64"),
     ],
-)  # fmt: skip
+)
 def test_a_four_bit_weight_that_is_broken(
     tmp_path: Path, change: Change, error: type[errors.MergeError], said: str
 ) -> None:
@@ -353,10 +379,18 @@ def test_a_four_bit_weight_that_is_broken(
     [
         (lambda t: t.pop(f"{Q}.weight"), errors.InconsistentCheckpointError, "does not hold"),
         (lambda t: t.update({f"{Q}.SCB": torch.zeros(3)}), errors.InconsistentCheckpointError, "no 8-bit Linear"),
-        (lambda t: t.update({f"{Q}.weight_format": torch.tensor(1, dtype=torch.uint8)}), errors.UnsupportedBaseError, "arrangement"),
-        (lambda t: t.update({f"{O_PROJ}.weight": torch.zeros(3, 3, dtype=torch.int8)}), errors.UnsupportedBaseError, "no format that is decoded"),
+        (
+            lambda t: t.update({f"{Q}.weight_format": torch.tensor(1, dtype=torch.uint8)}),
+            errors.UnsupportedBaseError,
+            "arrangement",
+        ),
+        (
+            lambda t: t.update({f"{O_PROJ}.weight": torch.zeros(3, 3, dtype=torch.int8)}),
+            errors.UnsupportedBaseError,
+            "no format that is decoded",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_eight_bit_weight_that_is_broken(
     tmp_path: Path, change: Change, error: type[errors.MergeError], said: str
 ) -> None:
@@ -374,13 +408,38 @@ def fp8(shape: tuple[int, ...]) -> torch.Tensor:
     ("tensors", "config", "error", "said"),
     [
         ({f"{Q}.weight_scale_inv": torch.ones(1, 1)}, [4, 4], errors.InconsistentCheckpointError, "does not hold"),
-        ({f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2)}, None, errors.UnsupportedBaseError, "weight_block_size"),
-        ({f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2)}, [4, True], errors.UnsupportedBaseError, "weight_block_size"),
-        ({f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(3, 2)}, [4, 4], errors.InconsistentCheckpointError, "needs [2, 2]"),
-        ({f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2).double()}, [4, 4], errors.UnsupportedBaseError, "F64"),
-        ({f"{Q}.weight": fp8((7, 6)).view(torch.int8), f"{Q}.weight_scale_inv": torch.ones(2, 2)}, [4, 4], errors.UnsupportedBaseError, "I8"),
+        (
+            {f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2)},
+            None,
+            errors.UnsupportedBaseError,
+            "weight_block_size",
+        ),
+        (
+            {f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2)},
+            [4, True],
+            errors.UnsupportedBaseError,
+            "weight_block_size",
+        ),
+        (
+            {f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(3, 2)},
+            [4, 4],
+            errors.InconsistentCheckpointError,
+            "needs [2, 2]",
+        ),
+        (
+            {f"{Q}.weight": fp8((7, 6)), f"{Q}.weight_scale_inv": torch.ones(2, 2).double()},
+            [4, 4],
+            errors.UnsupportedBaseError,
+            "F64",
+        ),
+        (
+            {f"{Q}.weight": fp8((7, 6)).view(torch.int8), f"{Q}.weight_scale_inv": torch.ones(2, 2)},
+            [4, 4],
+            errors.UnsupportedBaseError,
+            "I8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_fp8_weight_that_is_broken(
     tmp_path: Path, tensors: dict[str, torch.Tensor], config: object, error: type[errors.MergeError], said: str
 ) -> None:

@@ -171,7 +171,10 @@ def test_keys_exactly_as_peft_0_19_writes_them_for_qwen3_moe(tmp_path: Path) -> 
 
 
 def test_an_adapter_that_peft_left_without_experts_merges_with_a_note(tmp_path: Path) -> None:
-    """target_modules names expert Linears, which PEFT 0.18 passes over on fused experts; the adapter is complete without them."""
+    """target_modules names expert Linears, which PEFT 0.18 passes over on fused experts.
+
+    The adapter is complete without them.
+    """
     sample = build(tmp_path, Spec(parameters=(), shared=False))
     sample.config["target_modules"] = ["q_proj", "experts.0.gate_proj", "experts.1.gate_proj"]
     sample.config["target_parameters"] = None

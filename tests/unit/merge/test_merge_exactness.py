@@ -1,4 +1,7 @@
-"""How close merged elements are to the correctly rounded ones, at the sizes and magnitudes of real models; rounding is done here in float64."""
+"""How close merged elements are to the correctly rounded ones, at the sizes and magnitudes of real models.
+
+Rounding is done here in float64.
+"""
 
 from __future__ import annotations
 

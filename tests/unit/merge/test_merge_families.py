@@ -1,7 +1,9 @@
-"""How families store and call their experts: every layout, with lora_A facing either side, against deltas worked out element by element.
+"""How families store and call their experts: every layout, with lora_A facing either side, against deltas worked out
+element by element.
 
-The definition used here is PEFT's (``ParamWrapper.get_delta_weight``), spelled out: with the parameter (E, p, q) as it is in memory, lora_A
-faces q and delta[e] = B_e A_e, or it faces p and delta[e] = (B_e A_e)^T; column k * E + e of lora_B is expert e's k-th.
+The definition used here is PEFT's (``ParamWrapper.get_delta_weight``), spelled out: with the parameter (E, p, q) as it
+is in memory, lora_A faces q and delta[e] = B_e A_e, or it faces p and delta[e] = (B_e A_e)^T; column k * E + e of
+lora_B is expert e's k-th.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from harness.merge.base.families import PLAIN, families, family_of
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to store experts. ``module``: the experts module in memory; ``disk``: what one tensor on disk is called, by part or by parameter."""
+    """One way to store experts.
+
+    ``module``: the experts module in memory; ``disk``: what one tensor on disk is called, by part or by parameter.
+    """
 
     model_type: str
     module: str
@@ -37,15 +42,28 @@ class Shape:
 
 
 SHAPES = {
-    "qwen3_moe": Shape("qwen3_moe", "mlp.experts", "mlp.experts.{e}.{part}.weight", ("gate_proj", "up_proj", "down_proj"), count="num_experts"),
+    "qwen3_moe": Shape(
+        "qwen3_moe",
+        "mlp.experts",
+        "mlp.experts.{e}.{part}.weight",
+        ("gate_proj", "up_proj", "down_proj"),
+        count="num_experts",
+    ),
     "mixtral": Shape("mixtral", "mlp.experts", "block_sparse_moe.experts.{e}.{part}.weight", ("w1", "w3", "w2")),
     "minimax_m2": Shape("minimax_m2", "mlp.experts", "block_sparse_moe.experts.{e}.{part}.weight", ("w1", "w3", "w2")),
-    "unknown": Shape("some_new_moe", "feed_forward.experts", "feed_forward.experts.{e}.{part}.weight", ("w1", "w3", "w2")),
+    "unknown": Shape(
+        "some_new_moe", "feed_forward.experts", "feed_forward.experts.{e}.{part}.weight", ("w1", "w3", "w2")
+    ),
     "gemma4": Shape("gemma4_text", "experts", "experts.{part}", count="num_experts"),
-    "granitemoe": Shape("granitemoe", "block_sparse_moe.experts", "block_sparse_moe.{part}.weight", fused=("input_linear", "output_linear")),
+    "granitemoe": Shape(
+        "granitemoe",
+        "block_sparse_moe.experts",
+        "block_sparse_moe.{part}.weight",
+        fused=("input_linear", "output_linear"),
+    ),
     "gpt_oss": Shape("gpt_oss", "mlp.experts", "mlp.experts.{part}", transposed=True),
     "llama4": Shape("llama4_text", "feed_forward.experts", "feed_forward.experts.{part}", transposed=True),
-}  # fmt: skip
+}
 
 
 def parameters(shape: Shape, hidden: int, width: int) -> dict[str, tuple[int, int]]:
@@ -121,8 +139,16 @@ def layout_name(name: str, *, faces_last: bool) -> str:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(SHAPES)), st.integers(1, 4), st.integers(1, 3), st.sampled_from([3, 4, 6]), st.sampled_from([3, 6, 2]), st.booleans(),
-       st.sampled_from([("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",)]), st.integers(0, 999))  # fmt: skip
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([3, 4, 6]),
+    st.sampled_from([3, 6, 2]),
+    st.booleans(),
+    st.sampled_from([("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",)]),
+    st.integers(0, 999),
+)
 def test_every_family_gets_its_deltas_where_it_stores_its_experts(
     name: str, count: int, rank: int, hidden: int, width: int, faces_last: bool, targets: tuple[str, ...], seed: int
 ) -> None:
@@ -153,7 +179,8 @@ def test_every_family_gets_its_deltas_where_it_stores_its_experts(
 @pytest.mark.parametrize(
     ("name", "version", "faces_last"),
     [
-        ("qwen3_moe", "0.18.1", False), ("qwen3_moe", "0.19.1", True), ("llama4", "0.18.1", False), ("llama4", "0.21.2", True),
+        ("qwen3_moe", "0.18.1", False), ("qwen3_moe", "0.19.1", True), ("llama4", "0.18.1", False),
+        ("llama4", "0.21.2", True),
         ("gpt_oss", "0.18.1", False),
     ],
 )  # fmt: skip
@@ -220,10 +247,14 @@ def test_gpt_oss_under_transformers_4_is_swapped_by_shape_whatever_the_version_s
 
 
 def test_granitemoe_as_older_releases_call_it(tmp_path: Path) -> None:
-    """``input_linear.weight`` is a parameter of a module of its own, so nothing nests; the router is ``router.layer``."""
+    """``input_linear.weight`` is a parameter of a module of its own, so nothing nests.
+
+    The router is ``router.layer``.
+    """
     numbers, stem = Numbers(), "model.layers.0.block_sparse_moe"
     base = {
-        f"{stem}.input_linear.weight": numbers(2, 8, 6), f"{stem}.output_linear.weight": numbers(2, 6, 4), f"{stem}.router.layer.weight": numbers(2, 6),
+        f"{stem}.input_linear.weight": numbers(2, 8, 6), f"{stem}.output_linear.weight": numbers(2, 6, 4),
+        f"{stem}.router.layer.weight": numbers(2, 6),
     }  # fmt: skip
     lora = {
         f"{stem}.input_linear.lora_A.weight": numbers(4, 6), f"{stem}.input_linear.lora_B.weight": numbers(8, 4),
@@ -269,7 +300,8 @@ def test_linears_of_transformers_4_under_their_own_names(tmp_path: Path) -> None
     )
 
     for module, key in (
-        (f"{stem}.experts.1.w2", f"{stem}.experts.1.w2.weight"), (f"{stem}.experts.0.w3", f"{stem}.experts.0.w3.weight"),
+        (f"{stem}.experts.1.w2", f"{stem}.experts.1.w2.weight"),
+        (f"{stem}.experts.0.w3", f"{stem}.experts.0.w3.weight"),
         ("model.layers.0.mlp.router", f"{stem}.gate.weight"),
     ):  # fmt: skip
         product = 1.5 * exact(lora[f"{module}.lora_B.weight"]) @ exact(lora[f"{module}.lora_A.weight"])

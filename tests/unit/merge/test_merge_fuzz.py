@@ -1,7 +1,9 @@
-"""Hostile input by the thousand: whatever is in the files, the engine refuses it by name or does it right, in little time and memory.
+"""Hostile input by the thousand: whatever is in the files, the engine refuses it by name or does it right, in little
+time and memory.
 
-A case is a number (``hostile_cases``), so each failure names the line that runs it again. A slice runs here; ``nox -s tests_nightly`` runs a hundred
-thousand. The last tests are the fuzz's own controls: an engine that crashes, hangs, swells or leaves something behind is noticed.
+A case is a number (``hostile_cases``), so each failure names the line that runs it again. A slice runs here; ``nox -s
+tests_nightly`` runs a hundred thousand. The last tests are the fuzz's own controls: an engine that crashes, hangs,
+swells or leaves something behind is noticed.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def reaches_everything(outcomes: Counter[str]) -> bool:
     """Whether the cases got to every call, and past the door: results of each, and refusals from every stage."""
     called = {"merged", "planned", "inspected", "converted", "audited, exit 0", "audited, exit 1"}
     refusals = {
-        "CorruptFileError", "UnsafePathError", "InconsistentCheckpointError", "UnsupportedBaseError", "MalformedAdapterError", "UnsupportedAdapterError",
+        "CorruptFileError", "UnsafePathError", "InconsistentCheckpointError", "UnsupportedBaseError",
+        "MalformedAdapterError", "UnsupportedAdapterError",
         "AdapterMismatchError", "NonFiniteError", "UnsafePatternError",
     }  # fmt: skip
     return outcomes.keys() >= called | {f"refused {name}, exit 5" for name in refusals}
@@ -142,7 +145,8 @@ def publishes_half(random: Random, seed: Seed, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (raises_another_error, "KeyError: 'gate_up_proj'"), (runs_for_ever, "Hung"), (waits_for_ever, "Hung"), (swells, "took"),
+        (raises_another_error, "KeyError: 'gate_up_proj'"), (runs_for_ever, "Hung"), (waits_for_ever, "Hung"),
+        (swells, "took"),
         (leaves_something, "partial-1"), (says_too_much, "10000 characters"), (prints_no_json, "not JSON compliant"),
     ],
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""One merge shared out to several machines: parts written apart, checked, and put together to the very bytes of a merge in one piece."""
+"""One merge shared out to several machines: parts written apart, checked, and put together to the very bytes of a merge
+in one piece.
+"""
 
 from __future__ import annotations
 

@@ -292,7 +292,8 @@ def test_an_adapter_that_is_not_finite(sample: Sample, value: float, half: str) 
     ("setting", "value"),
     [
         ("bias", "some"), ("layer_replication", [[0, 1]]),
-        ("peft_type", "LOHA"), ("peft_type", None), ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"),
+        ("peft_type", "LOHA"), ("peft_type", None), ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
         ("alora_invocation_tokens", [3]), ("kasa_config", {"beta": 1}),
     ],
 )  # fmt: skip
@@ -312,13 +313,23 @@ def test_a_feature_that_is_not_merged_is_refused_by_name(sample: Sample, setting
         ("model.layers.0.self_attn.q_proj.lora_C.weight", (3, 3), errors.UnsupportedAdapterError, "LoRA variant"),
         ("model.layers.0.linear_attn.conv1d.lora_A.weight", (2, 3, 4), errors.UnsupportedAdapterError, "convolutions"),
         ("model.embed_tokens.lora_embedding_A", (2, 3), errors.MalformedAdapterError, "without lora_embedding_B"),
-        ("model.layers.0.self_attn.q_proj.lora_magnitude_vector", (7,), errors.MalformedAdapterError, "use_dora = false"),
+        (
+            "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+            (7,),
+            errors.MalformedAdapterError,
+            "use_dora = false",
+        ),
         ("model.layers.0.self_attn.q_proj.lora_B.bias", (7,), errors.MalformedAdapterError, "lora_bias = false"),
         ("model.layers.0.self_attn.k_proj.lora_B.bias", (3,), errors.MalformedAdapterError, "without lora_A"),
         ("model.layers.0.self_attn.q_proj.lora_A.other.weight", (2, 6), errors.MalformedAdapterError, "adapter names"),
-        ("model.embed_tokens.token_adapter.trainable_tokens_delta", (2, 6), errors.MalformedAdapterError, "2 trained tokens"),
+        (
+            "model.embed_tokens.token_adapter.trainable_tokens_delta",
+            (2, 6),
+            errors.MalformedAdapterError,
+            "2 trained tokens",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_that_does_not_belong_is_refused_by_name(
     sample: Sample, key: str, shape: tuple[int, ...], error: type[errors.MergeError], said: str
 ) -> None:
@@ -352,9 +363,23 @@ def test_a_feature_that_the_file_does_not_hold(
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("r", 0), ("r", "8"), ("r", True), ("lora_alpha", "big"), ("lora_alpha", -1), ("lora_alpha", 10**400), ("lora_alpha", None), ("r", 10**400), ("use_rslora", "false"), ("rank_pattern", [1]),
-     ("alpha_pattern", {"a": None}), ("target_modules", 3), ("target_parameters", "experts"), ("layers_to_transform", "0")],
-)  # fmt: skip
+    [
+        ("r", 0),
+        ("r", "8"),
+        ("r", True),
+        ("lora_alpha", "big"),
+        ("lora_alpha", -1),
+        ("lora_alpha", 10**400),
+        ("lora_alpha", None),
+        ("r", 10**400),
+        ("use_rslora", "false"),
+        ("rank_pattern", [1]),
+        ("alpha_pattern", {"a": None}),
+        ("target_modules", 3),
+        ("target_parameters", "experts"),
+        ("layers_to_transform", "0"),
+    ],
+)
 def test_a_setting_of_the_wrong_type(sample: Sample, setting: str, value: object) -> None:
     sample.config[setting] = value
     sample.save_adapter()

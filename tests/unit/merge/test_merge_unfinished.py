@@ -1,4 +1,7 @@
-"""Merges that do not finish: killed at random moments, out of disk, refused by a disk that cannot read. Nothing half done is ever an output."""
+"""Merges that do not finish: killed at random moments, out of disk, refused by a disk that cannot read.
+
+Nothing half done is ever an output.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +229,9 @@ def test_what_is_resumed_is_verified_not_trusted(
 
 
 def test_a_ledger_in_the_base_is_not_taken_for_that_of_this_merge(tmp_path: Path) -> None:
-    """An output that lost its last step and became a base: the copy would meet this merge's own ledger, or be removed with it."""
+    """An output that lost its last step and became a base: the copy would meet this merge's own ledger, or be removed
+    with it.
+    """
     sample = build(tmp_path)
     (sample.base / LEDGER_FILE).write_text('{"fingerprint": "0"}\n')
 
@@ -304,12 +309,16 @@ def test_a_part_that_is_complete_has_nothing_to_resume(sizeable: Sample, tmp_pat
 def on_small_tmpfs(
     sample: Sample, size: int, out: str, *words: str, base_too: bool = False
 ) -> tuple[int, dict[str, Any], list[str]]:
-    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was left there.
+    """Merge to a tmpfs of ``size`` bytes in a mount namespace of its own; return exit code, last event and what was
+    left there.
 
     ``base_too``: the base is copied there first.
     """
     copy = f"cp -r {shlex.quote(str(sample.base))} ." if base_too else "true"
-    script = f'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" && {copy} && shift 2 && "$@"; code=$?; ls -A "$0" >&2; exit $code'
+    script = (
+        f'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" && {copy} && shift 2 && "$@"; code=$?;'
+        ' ls -A "$0" >&2; exit $code'
+    )
     place = sample.base.parent / "small"
     place.mkdir(exist_ok=True)
     base = place / "base" if base_too else sample.base
@@ -341,7 +350,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(sizeable
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.97])
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, share: float) -> None:
-    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the one file system will share them."""
+    """Only attention changes, so most bytes are copied, and nobody can know beforehand whether the one file system will
+    share them.
+    """
     sample = build(tmp_path, Spec(experts=8, hidden=256, width=320, layers=3, shards=5, parameters=()))
     total = sum(-(-path.stat().st_size // 4096) * 4096 for path in sample.base.rglob("*") if path.is_file())
 

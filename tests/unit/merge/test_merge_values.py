@@ -1,4 +1,7 @@
-"""Merged values against a float64 oracle that works from the definition, over layouts, packings, storage and patterns."""
+"""Merged values against a float64 oracle, over layouts, packings, storage and patterns.
+
+The oracle works from the definition.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ from harness.merge.adapter.layout import IoLayout
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
-    """Anything that the layouts allow: square both ways, narrow, single experts, one parameter or both, in every format of the base."""
+    """Anything that the layouts allow: square both ways, narrow, single experts, one parameter or both, in every format
+    of the base.
+    """
     family = draw(st.sampled_from(["plain", "plain", "plain", "mixtral", "gpt_oss"]))
     turned = family == "gpt_oss"
     formats = ["plain", "plain", "nf4", "fp4", "int8", "fp8"]
@@ -86,9 +91,12 @@ def test_every_tensor_is_base_plus_delta_and_the_rest_is_the_base(spec: Spec) ->
 
 
 VARIED = {
-    "family": {"plain", "mixtral", "gpt_oss"}, "base_format": {"plain", "nf4", "fp4", "int8", "fp8", "mxfp4"}, "dtype": {"float32", "bfloat16", "float16"},
-    "experts": {1, 2, 3, 4, 5}, "rank": {1, 2, 3}, "hidden": {4, 6, 8, 32, 64}, "shards": {1, 2, 3, 4}, "disk": {"per_expert", "fused"},
-    "memory": {"fused", "linear"}, "io_layout": {"standard", "swapped"}, "b_packing": {"rank_major", "grouped_by_expert"}, "gate_up_rank": {None, 1, 4},
+    "family": {"plain", "mixtral", "gpt_oss"}, "base_format": {"plain", "nf4", "fp4", "int8", "fp8", "mxfp4"},
+    "dtype": {"float32", "bfloat16", "float16"},
+    "experts": {1, 2, 3, 4, 5}, "rank": {1, 2, 3}, "hidden": {4, 6, 8, 32, 64}, "shards": {1, 2, 3, 4},
+    "disk": {"per_expert", "fused"},
+    "memory": {"fused", "linear"}, "io_layout": {"standard", "swapped"},
+    "b_packing": {"rank_major", "grouped_by_expert"}, "gate_up_rank": {None, 1, 4},
     "gate_up_alpha": {None, 7}, "use_rslora": {True, False}, "disk_prefix": {"model.", "model.language_model."},
     "parameters": {("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",)},
 }  # fmt: skip
@@ -121,7 +129,10 @@ def test_two_thousand_merges_of_everything_that_can_vary() -> None:
 def test_a_square_parameter_beside_a_non_square_one_is_settled_by_shape(
     tmp_path: Path, io_layout: str, width: int
 ) -> None:
-    """With hidden 6, width 3 makes gate_up square, width 6 makes down square; the sibling shows the layout without any version."""
+    """With hidden 6, width 3 makes gate_up square, width 6 makes down square.
+
+    The sibling shows the layout without any version.
+    """
     sample = build(tmp_path, Spec(hidden=6, width=width, io_layout=io_layout, peft_version=None))
 
     plan = plan_merge(sample.base, sample.adapter)

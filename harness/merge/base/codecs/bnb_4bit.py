@@ -1,10 +1,11 @@
 """bitsandbytes 4-bit: NF4 and FP4, with plain or nested (double quantised) scales.
 
-On disk ``weight`` holds two codes a byte, the high nibble first, over the flattened weight; ``weight.absmax`` one scale a block of
-``blocksize``; ``weight.quant_state.bitsandbytes__nf4`` (or ``__fp4``) JSON with shape, dtype and block sizes. Nested, absmax is U8: scale =
-``nested_quant_map[absmax] * nested_absmax[block of them] + nested_offset``. Source: ``bitsandbytes.functional.QuantState.as_dict`` and
-``dequantize_4bit`` (0.48 to 0.50), whose result is ``code * absmax`` in float32, rounded to the dtype that the weight had before: that is what
-training saw, so that is what a delta is added to.
+On disk ``weight`` holds two codes a byte, the high nibble first, over the flattened weight; ``weight.absmax`` one scale
+a block of ``blocksize``; ``weight.quant_state.bitsandbytes__nf4`` (or ``__fp4``) JSON with shape, dtype and block
+sizes. Nested, absmax is U8: scale = ``nested_quant_map[absmax] * nested_absmax[block of them] + nested_offset``.
+Source: ``bitsandbytes.functional.QuantState.as_dict`` and ``dequantize_4bit`` (0.48 to 0.50), whose result is ``code *
+absmax`` in float32, rounded to the dtype that the weight had before: that is what training saw, so that is what a delta
+is added to.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
             raise InconsistentCheckpointError(f"{state_key}: shape is {str(shape)[:60]!r}.")
         if state.get("quant_type") != STATES[name] or state.get("dtype") not in DTYPES:
             raise UnsupportedBaseError(
-                f"{state_key}: quant_type {str(state.get('quant_type'))[:20]!r} with dtype {str(state.get('dtype'))[:20]!r} is not decoded."
+                f"{state_key}: quant_type {str(state.get('quant_type'))[:20]!r} with dtype"
+                f" {str(state.get('dtype'))[:20]!r} is not decoded."
             )
         blocksize = _count(state, "blocksize", state_key)
         elements = prod(shape)

@@ -1,7 +1,7 @@
 """bitsandbytes 8-bit (LLM.int8): ``weight`` (I8) and ``SCB``, the largest absolute value of each row.
 
-weight = value * SCB / 127: ``bitsandbytes::int8_vectorwise_dequant`` (0.45 to 0.50), in float32. ``weight_format`` says how the values are
-arranged; only 0, row by row, which every current version writes, is decoded.
+weight = value * SCB / 127: ``bitsandbytes::int8_vectorwise_dequant`` (0.45 to 0.50), in float32. ``weight_format`` says
+how the values are arranged; only 0, row by row, which every current version writes, is decoded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
         weight, scales = base.info(key), base.info(scale_key)
         if weight.dtype != "I8" or len(weight.shape) != 2 or scales.dtype != "F32" or scales.shape != weight.shape[:1]:  # noqa: PLR2004 - a matrix
             raise InconsistentCheckpointError(
-                f"{key} ({weight.dtype} {list(weight.shape)}) and {scale_key} ({scales.dtype} {list(scales.shape)}) are no 8-bit Linear."
+                f"{key} ({weight.dtype} {list(weight.shape)}) and {scale_key} ({scales.dtype} {list(scales.shape)})"
+                " are no 8-bit Linear."
             )
         parts = {"weight": key, "SCB": scale_key}
         if form in base:

@@ -1,8 +1,8 @@
 """FP8 with a scale per block: ``weight`` (F8_E4M3) and ``weight_scale_inv``, as DeepSeek V3 and its kin are published.
 
-weight = value * scale of its block; blocks are ``quantization_config.weight_block_size`` (128 x 128), the last of a row or column may be
-cut short, and a single scale may stand for the whole tensor. Source: the release of DeepSeek V3, and transformers
-``integrations.finegrained_fp8.Fp8Dequantize`` (5.5.0), which multiplies in the scales' dtype as this does.
+weight = value * scale of its block; blocks are ``quantization_config.weight_block_size`` (128 x 128), the last of a row
+or column may be cut short, and a single scale may stand for the whole tensor. Source: the release of DeepSeek V3, and
+transformers ``integrations.finegrained_fp8.Fp8Dequantize`` (5.5.0), which multiplies in the scales' dtype as this does.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
         expected = (*weight.shape[:-2], -(-rows // block[0]), -(-columns // block[1]))
         if prod(scales.shape) != 1 and scales.shape != expected:
             raise InconsistentCheckpointError(
-                f"{scale_key} has shape {list(scales.shape)}; {list(weight.shape)} in blocks of {list(block)} needs {list(expected)}."
+                f"{scale_key} has shape {list(scales.shape)}; {list(weight.shape)} in blocks of {list(block)} needs"
+                f" {list(expected)}."
             )
         parts = {"weight": key, "scales": scale_key}
         module = key.removesuffix("weight")

@@ -1,7 +1,8 @@
-"""MXFP4 as gpt_oss is published: ``…_blocks`` (num_experts, out, groups, 16) and ``…_scales`` (num_experts, out, groups), both U8.
+"""MXFP4 as gpt_oss is published: ``…_blocks`` (num_experts, out, groups, 16), ``…_scales`` (num_experts, out, groups).
 
-A byte holds two E2M1 values, the low nibble first; 32 of them share the power of two ``scale - 127``. The decoded parameter is (num_experts, in,
-out), the other way round than the blocks: transformers ``integrations.mxfp4.convert_moe_packed_tensors`` (5.5.0). Every value is exact in bfloat16.
+Both are U8. A byte holds two E2M1 values, the low nibble first. 32 of them share the power of two ``scale - 127``. The
+decoded parameter is (num_experts, in, out), the other way round than the blocks: transformers
+``integrations.mxfp4.convert_moe_packed_tensors`` (5.5.0). Every value is exact in bfloat16.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
             or scales.shape != blocks.shape[:3]
         ):
             raise InconsistentCheckpointError(
-                f"{blocks_key} {list(blocks.shape)} and {scales_key} {list(scales.shape)} ({scales.dtype}) are not MXFP4 blocks of 32."
+                f"{blocks_key} {list(blocks.shape)} and {scales_key} {list(scales.shape)} ({scales.dtype}) are not"
+                " MXFP4 blocks of 32."
             )
         if base.text_config.get("model_type") != "gpt_oss":
             raise UnsupportedBaseError(
@@ -59,7 +61,8 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
 def rows(quantised: QuantisedSource, read: ReadBytes, first: int, last: int) -> torch.Tensor:
     """Return rows ``first:last`` in float32; see the package.
 
-    A row is one input feature of one expert over all outputs, so the expert's blocks are read whole and a few groups of them decoded.
+    A row is one input feature of one expert over all outputs, so the expert's blocks are read whole and a few groups of
+    them decoded.
     """
     import torch  # noqa: PLC0415 - planning needs none
 

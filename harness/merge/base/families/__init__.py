@@ -1,8 +1,9 @@
 """What a model family does differently from the plain layout, one file each, found by itself.
 
-Most families need no file: their experts are ``…experts.{e}.{gate,up,down}_proj.weight`` or the fused ``…experts.gate_up_proj`` (num_experts,
-2I, H) and ``…experts.down_proj`` (num_experts, H, I), under whatever module name, and ``names`` knows the spellings w1, w3, w2 and ``block_sparse_moe``.
-A file here defines ``FAMILY`` for the model types whose tensors are stored otherwise. A new family is a new file; nothing else changes.
+Most families need no file. Their experts are ``…experts.{e}.{gate,up,down}_proj.weight``, or the fused
+``…experts.gate_up_proj`` (num_experts, 2I, H) and ``…experts.down_proj`` (num_experts, H, I), under whatever module
+name. ``base.names`` knows the spellings w1, w3, w2 and ``block_sparse_moe``. A file here defines ``FAMILY`` for the
+model types whose tensors are stored otherwise. A new family is a new file, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ class Family:
 
     Attributes:
         model_types: what config.json calls them.
-        renames: (regular expression, replacement) pairs that bring any spelling of a path, in memory or on disk, to the common one,
-            tried on the path without its text prefix.
+        renames: (regular expression, replacement) pairs that bring any spelling of a path, in memory or on disk, to the
+            common one, tried on the path without its text prefix.
         transposed: fused expert parameters are (num_experts, in, out), in memory and on disk alike.
-        standard_faces_input: whether lora_A faces the input features in the io layout that PEFT calls the right one today
-            (``standard``). Not so where a transposed parameter lacks the attribute ``is_transposed`` by which PEFT would know.
-        layout_by_version: whether ``peft_version`` alone tells the io layout; ``"before-0.19"`` where it does only up to 0.18, because
-            the attribute depends on the transformers release, which no adapter records.
+        standard_faces_input: whether lora_A faces the input features in the io layout that PEFT calls the right one
+            today (``standard``). Not so where a transposed parameter lacks the attribute ``is_transposed`` by which
+            PEFT would know.
+        layout_by_version: whether ``peft_version`` alone tells the io layout; ``"before-0.19"`` where it does only up
+            to 0.18, because the attribute depends on the transformers release, which no adapter records.
         conv1d: last parts of module names that are transformers' ``Conv1D``, whose weight is (in, out).
     """
 
@@ -48,7 +50,9 @@ class Family:
         return stem
 
     def recorded_layout(self, peft_version: str | None) -> IoLayout | None:
-        """Return the io layout that a PEFT release gives this family's fused parameters, or None when that does not tell."""
+        """Return the io layout that a PEFT release gives this family's fused parameters, or None when that does not
+        tell.
+        """
         if self.layout_by_version == "always":
             return layout_of_peft(peft_version)
         # PEFT up to 0.18 never looked at the order of the dimensions: lora_A faces the first, which is the input here.

@@ -1,7 +1,7 @@
 """llama4: fused experts (num_experts, in, out) without the attribute ``is_transposed``.
 
-PEFT therefore takes the last dimension, which is the output, for the input: what it calls the right layout today has lora_A face the
-output features.
+PEFT therefore takes the last dimension, which is the output, for the input: what it calls the right layout today has
+lora_A face the output features.
 """
 
 from __future__ import annotations
