@@ -125,7 +125,7 @@ class Bands(_Table):
     signal_min: float = Field(gt=0)
     """Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind."""
     near_tie_epsilon: float = Field(ge=0)
-    """Router gap between the last expert chosen and the first one not, below which a position is reported apart."""
+    """Router gap, in logits, between the last expert chosen and the first one not, below which a position is reported apart."""
     clear_min: float = Field(gt=0, le=1)
     """Smallest share of positions that must lie clear of router ties; below it the cell has seen too little and is blind."""
     paths_max: float = Field(gt=0)

@@ -21,7 +21,7 @@ class Bands:
         ulp_max: distance of any changed element from the exact result, in units in the last place of the largest of
             |base|, |delta| and |result|.
         adapter_reload_kl_max: KL(trained ‖ base + reloaded adapter), nats.
-        near_tie_epsilon: router gap (in selection scores) under which a position is reported apart.
+        near_tie_epsilon: router gap (in logits) under which a position is reported apart.
         clear_min: share of positions that must lie clear of router ties for a cell to have seen enough.
         paths_max: largest difference between two forward paths of the trained model, of logits relative to their standard
             deviation or of a LoRA gradient relative to its norm.
