@@ -124,8 +124,12 @@ class ExpertWatch:
         return hook
 
 
+STEEPEST_SIGMOID = 0.25
+"""The largest slope of a sigmoid."""
+
+
 def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
-    """Return how far each token is from choosing other experts: (tokens,) float32, in logits for softmax routing, else in selection scores.
+    """Return how far each token is from choosing other experts: (tokens,) float32, in router logits.
 
     The distance between the last expert chosen and the first not chosen; where experts are chosen within the best groups
     (DeepSeek-V3: a group's score is the sum of its two best), the smaller of that and the distance between groups.
@@ -154,4 +158,5 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
     ranked = scores.sort(-1, descending=True)[0]
     if routing.top_k < num_experts:
         gap = torch.minimum(gap, ranked[:, routing.top_k - 1] - ranked[:, routing.top_k])
-    return gap
+    # In logits for every family: no logit that moves by less than four times a gap moves its sigmoid by more than the gap.
+    return gap if routing.scores == "softmax" else gap / STEEPEST_SIGMOID

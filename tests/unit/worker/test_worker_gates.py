@@ -78,8 +78,8 @@ class _Router(torch.nn.Module):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([("softmax", 1, 1), ("sigmoid", 1, 1), ("sigmoid", 4, 2)]))
-def test_moving_a_score_by_less_than_the_gap_changes_no_choice(seed: int, rule: tuple[str, int, int]) -> None:
-    """The definition of the gap, tried out: nudge every expert's score and choose again, by a plain loop."""
+def test_moving_a_logit_by_less_than_the_gap_changes_no_choice(seed: int, rule: tuple[str, int, int]) -> None:
+    """The definition of the gap, tried out: nudge every expert's logit and choose again, by a plain loop."""
     scores_kind, n_group, topk_group = rule
     generator = torch.Generator().manual_seed(seed)
     router = _Router(torch.randn(8, 6, generator=generator), 0.1 * torch.randn(8, generator=generator))
@@ -89,15 +89,18 @@ def test_moving_a_score_by_less_than_the_gap_changes_no_choice(seed: int, rule: 
     )
     gap = float(router_gap(hidden, router, routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
-    scores = logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
-    before = _choose(scores, n_group, topk_group)
+
+    def scores_of(logits: torch.Tensor) -> torch.Tensor:
+        return logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
+
+    before = _choose(scores_of(logits), n_group, topk_group)
     for expert in range(8):
         # A group's score adds two experts up, so half the gap is the most that is safe there.
         for sign in (-1, 1):
-            nudged = scores.clone()
+            nudged = logits.clone()
             nudged[expert] += sign * 0.49 * gap
 
-            assert _choose(nudged, n_group, topk_group) == before
+            assert _choose(scores_of(nudged), n_group, topk_group) == before
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["softmax", "sigmoid"]))
