@@ -182,11 +182,9 @@ def test_unsupported_is_the_library_s_own_word(tmp_path: Path) -> None:
     with pytest.raises(StageStoppedError), observation.stage("load"):
         raise UnsupportedError("no such architecture")
 
-    assert observation.data["stages"]["load"] == {
-        "result": "unsupported",
-        "reason": "no such architecture",
-        "seconds": 0.0,
-    }
+    stage = observation.data["stages"]["load"]
+
+    assert (stage["result"], stage["reason"]) == ("unsupported", "no such architecture")
 
 
 @pytest.mark.parametrize(
