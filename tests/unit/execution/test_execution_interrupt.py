@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -186,12 +187,13 @@ def test_children_go_with_a_harness_that_is_killed_outright(folder: Path, proces
 
 def test_processes_are_found_by_their_token_and_no_others() -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    mine = [subprocess.Popen(sleep, env={TOKEN: token}) for token in ("abc.1", "abc.2")]
-    others = [subprocess.Popen(sleep, env={TOKEN: token}) for token in ("abcd.1", "ab")]
+    run = uuid.uuid4().hex  # other runs of this test may be under way on the machine
+    mine = [subprocess.Popen(sleep, env={TOKEN: token}) for token in (f"{run}.1", f"{run}.2")]
+    others = [subprocess.Popen(sleep, env={TOKEN: token}) for token in (f"{run}d.1", run[:-1])]
     try:
-        assert wait_until(lambda: len(carriers("abc")) == 2)
-        assert carriers("abc.2") == [mine[1].pid]
-        assert kill_carriers("abc") == 2
+        assert wait_until(lambda: len(carriers(run)) == 2)
+        assert carriers(f"{run}.2") == [mine[1].pid]
+        assert kill_carriers(run) == 2
         assert [process.wait() for process in mine] == [-signal.SIGKILL] * 2
         assert all(alive(process.pid) for process in others)
     finally:

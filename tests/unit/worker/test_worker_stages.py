@@ -186,12 +186,9 @@ def test_unsupported_is_the_library_s_own_word(tmp_path: Path) -> None:
     with pytest.raises(StageStoppedError), observation.stage("load"):
         raise UnsupportedError("no such architecture")
 
-    assert observation.data["stages"]["load"] == {
-        "ended": "unsupported",
-        "reason": "no such architecture",
-        "seconds": 0.0,
-        "signal": None,
-    }
+    stage = observation.data["stages"]["load"]
+
+    assert (stage["ended"], stage["reason"]) == ("unsupported", "no such architecture")
 
 
 def test_a_stage_with_failed_checks_has_completed(tmp_path: Path) -> None:
