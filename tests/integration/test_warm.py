@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import threading
@@ -56,6 +57,7 @@ class Spoiler:
     worker: WarmWorker
     folder: Path
     prefix: Path
+    label: str
     count: int = 0
 
     def run(self, what: str) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Spoiler:
             request=request,
             work=work,
             log=work / "log",
-            environment={**variables, TOKEN: f"{'0' * 8}.{self.count:06}"},
+            environment={**variables, TOKEN: f"{self.label}.{self.count:06}"},
         )
         code = child.reap()
         assert code == 0, (work / "log").read_text()
@@ -84,16 +86,17 @@ def spoiler(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spoiler]
     """One worker for each of two stacks."""
     made = environment(request.param)
     home = Home(tmp_path / "warm")
+    label = secrets.token_hex(8)  # closing a worker kills what carries its token, on the whole machine
     spec = WorkerSpec(
         command=(str(made.python), "-I", "-u", str(PROGRAM), str(Path(harness.__file__).parents[1])),
         environment=child_environment(scratch=home.home, prefix=made.prefix),
-        token=f"{'0' * 8}.w00001",
+        token=f"{label}.w00001",
         home=home,
     )
     worker = WarmWorker(spec)
     try:
         assert worker.wait_until_ready(threading.Event(), 300) is None, home.log.read_text()
-        yield Spoiler(worker=worker, folder=tmp_path, prefix=made.prefix)
+        yield Spoiler(worker=worker, folder=tmp_path, prefix=made.prefix, label=label)
     finally:
         worker.close()
 
