@@ -1,7 +1,8 @@
 """The truth about every delta, from PEFT itself: ``get_delta_weight`` of the trained model in float64.
 
-What a merge should have added is taken from the release of PEFT that made the adapter, in memory, never from a reading of
-the saved file: so neither the io layout nor the packing of lora_B can be misread here in the same way as in an engine.
+What a merge should have added is taken in memory from the release of PEFT that made the adapter. It is never taken from
+a reading of the saved file. So neither the io layout nor the packing of lora_B can be misread here in the same way as
+in an engine.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PAIRS = "pairs.json"
 
 
 def save_deltas(peft_model: Any, directory: Path) -> None:
-    """Write every delta in float64 and which saved LoRA pair it belongs to. The model is float64 afterwards.
+    """Write every delta in float64, and which saved LoRA pair it belongs to. The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused experts;
-    ``pairs.json`` has the adapter's key prefix → that name.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused
+    experts. ``pairs.json`` has the adapter's key prefix → that name.
     """
     import torch
     from safetensors.torch import save_file

@@ -80,8 +80,8 @@ def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -
     Args:
         reference: the trained model's samples, with margins.
         other: as many samples from the same prompts.
-        tie: margin (nats) up to which the reference's choice is a tie. Where no log-probability may move by more than x, two
-            tokens less than 2x apart may change places.
+        tie: margin (nats) up to which the reference's choice is a tie. Where no log-probability may move by more than
+            x, two tokens less than 2x apart may change places.
     """
     matched, tied, first = 0, 0, None
     for number, (mine, theirs) in enumerate(zip(reference, other, strict=True)):
