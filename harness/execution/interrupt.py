@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal become one event; and what is left of making environments is ended.
+"""Ctrl-C, SIGTERM and a closed terminal become one event, and what is left of making environments is ended.
 
-While cells run, the signals raise nothing: a handler has an event set and the scheduler winds up in its own time. So a second
-Ctrl-C (terminals send it to the whole group, nox passes it on again, people press it twice) cannot strike in the middle of
-cleaning up.
+While cells run, the signals raise nothing. A handler has an event set, and the scheduler winds up in its own time. So a
+second Ctrl-C cannot strike in the middle of cleaning up. There often is a second one: terminals send it to the whole
+group, nox passes it on again, people press it twice.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _PAUSE = 0.05
 
 @contextmanager
 def signals_set(cancelled: threading.Event) -> Iterator[None]:
-    """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``. Only the main thread can do so; elsewhere nothing changes.
+    """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``.
 
-    A signal that is ignored on entry stays ignored (``nohup`` means it).
+    Only the main thread can do so; elsewhere nothing changes. A signal that is ignored on entry stays ignored
+    (``nohup`` means it).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +37,7 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
     received: SimpleQueue[int | None] = SimpleQueue()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        # Not the event itself: a second signal in the middle of set() would wait for ever for the lock that the first holds.
+        # Not the event itself: a second signal in the middle of set() would wait for ever for the lock of the first.
         received.put(number)
 
     def relay() -> None:
