@@ -1,7 +1,7 @@
 """The tables of the documentation that the contract decides: outcomes, stages, checks, cell fields.
 
-``python -m harness.report.contract_tables --write`` puts them between their marks in the pages, ``--check`` says whether they
-are what the contract says.
+``python -m harness.report.contract_tables --write`` puts them between their marks in the pages. ``--check`` says
+whether they are what the contract says.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make text from results safe and short enough to show; pure.
 
-A reason is whatever a library put into an exception, and a log is whatever a process wrote: colour codes, cursor
-movement, carriage returns, right-to-left overrides that reorder what a person reads, a megabyte on one line. Escaping for
-a format (HTML, XML, Markdown) is not enough against those, so they are taken out here, once, before any format sees them.
+A reason is whatever a library put into an exception. A log is whatever a process wrote: colour codes, cursor movement,
+carriage returns, right-to-left overrides that reorder what a person reads, a megabyte on one line. Escaping for a
+format (HTML, XML, Markdown) is not enough against those. So they are taken out here, once, before any format sees them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs"})
 
 
 def clean(text: str) -> str:
-    """Return ``text`` without escape sequences, control and format characters; line ends become line feeds, tabs spaces.
+    """Return ``text`` without escape sequences, control and format characters.
 
-    What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice changes nothing.
+    Line ends become line feeds, tabs spaces. What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice
+    changes nothing.
     """
     text = _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", text)).expandtabs(4)
     text = _NONCHARACTERS.sub("", text)
