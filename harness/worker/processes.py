@@ -18,7 +18,7 @@ from harness.contract.stages import StageName
 from harness.worker.observation import Observation, StageStoppedError
 
 STOPPED = 1
-"""Exit code of a child in which a stage ended without a usable result; the record says which and why."""
+"""Exit code of a child in which a stage ended without a usable result. The record says which and why."""
 
 
 def run_in_child(

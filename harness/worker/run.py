@@ -1,4 +1,4 @@
-"""A cell, from its request to its observation: which of its steps can run, and each in a process of its own.
+"""A cell, from its request to its observation: which of its steps can run. Each runs in a process of its own.
 
 There are two ways. A process that has imported the libraries and has not used a device is forked for each step. The
 fork is as fresh as a new process, without the imports. A process that has started CUDA cannot be forked. Then processes

@@ -85,7 +85,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    """Signal a child's group; or the child alone, if it has not come to lead a group and so has no children."""
+    """Signal a child's group. One that has not come to lead a group has no children, and is signalled alone."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -144,7 +144,7 @@ def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 — printed, as an interpreter does; a child must never return into its caller
+    except BaseException:  # noqa: BLE001 — printed; a child must never return into its parent's code
         traceback.print_exc()
     finally:
         _flush()

@@ -57,7 +57,7 @@ class TensorSpec:
 
     @property
     def scale_exponent(self) -> int:
-        """The exponent in force: about half the bits of the fan-in, which is 1/sqrt(fan_in) without a square root."""
+        """The exponent in force: about half the bits of the fan-in. That is 1/sqrt(fan_in) without a square root."""
         return self.shape[-1].bit_length() // 2 if self.exponent is None else self.exponent
 
 
@@ -75,7 +75,7 @@ def linear(
 
 
 def norm(key: str, size: int, *, init: Init = "ones", extra: bool = False) -> TensorSpec:
-    """Return a norm's weight: near its neutral value, so that the model is not blind to which norm is which."""
+    """Return a norm's weight. It is near its neutral value, so that the model is not blind to which norm is which."""
     return TensorSpec(key=key, shape=(size,), exponent=4, offset=1.0 if init == "ones" else 0.0, extra=extra)
 
 

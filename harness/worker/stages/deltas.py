@@ -87,7 +87,7 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
 def _io_layout(layer: Any) -> str:
     """Return which layout PEFT itself uses: whether lora_A faces the input (last axis) of an (E, out, in) parameter.
 
-    Asked of the layer's own attributes, so square parameters are no riddle: ``_did_swap_in_out_features`` exists from
-    PEFT 0.19.1 (peft#3165) and is true where the roles are the standard ones; before, they were swapped.
+    Asked of the layer's own attributes, so square parameters are no riddle. ``_did_swap_in_out_features`` exists from
+    PEFT 0.19.1 (peft#3165). It is true where the roles are the standard ones. Before, they were swapped.
     """
     return "standard" if getattr(layer, "_did_swap_in_out_features", False) else "swapped"

@@ -65,7 +65,7 @@ class Matches:
 
     Attributes:
         matched: samples that match token by token.
-        tied: samples that part at a token which was a tie for the reference: there a right merge may choose either.
+        tied: samples that part at a token which was a tie for the reference. There a right merge may choose either.
         first_divergence: which sample and token differ first, and the reference's top-1 margin there.
     """
 

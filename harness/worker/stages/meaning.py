@@ -49,7 +49,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _said(meaning: Callable[[Path], Any], directory: Path) -> Any:
-    """Return what a merged directory means, or the error in which reading it ended: no base means that."""
+    """Return what a merged directory means, or the error in which reading it ended. No base means such an error."""
     try:
         return meaning(directory)
     except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is absent or not what it should be

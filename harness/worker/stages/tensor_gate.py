@@ -215,7 +215,10 @@ def _look_up(spec: TensorSpec, tensors: dict[str, Any], checkpoint: Checkpoint, 
 
 
 def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool) -> None:
-    """Compare what lies beside the weights: names, and contents but for the index, whose keys are judged one by one."""
+    """Compare names and contents of what lies beside the weights.
+
+    Of the index only the name is compared here: its keys are judged one by one.
+    """
     ours = {path.name for path in base.iterdir()}
     theirs = {path.name for path in merged.iterdir()}
     weights = {name for name in ours if name.endswith(".safetensors")}
