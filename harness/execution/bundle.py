@@ -61,7 +61,10 @@ def bundle_files(package: Path) -> dict[str, bytes]:
 
 
 def digest(files: Mapping[str, bytes]) -> str:
-    """Return the sha256 of names and contents; every part is preceded by its length, so that no two sets look alike."""
+    """Return the sha256 of names and contents.
+
+    Every part is preceded by its length, so that no two sets look alike.
+    """
     sha = hashlib.sha256()
     for name in sorted(files):
         for part in (name.encode(), files[name]):

@@ -67,9 +67,9 @@ def children() -> set[psutil.Process]:
 def end_children(spared: set[psutil.Process], *, until: Callable[[], bool]) -> None:
     """End the children of this process other than ``spared``, with theirs, until ``until`` says that it is enough.
 
-    For commands that make environments: they run in threads that wait for them and may start the next, and belong to a
-    package that knows nothing of cancelling. SIGTERM first; after three seconds SIGKILL. They are not reaped here: that
-    would take their exit status away from the thread that waits for it, which would read it as success.
+    For commands that make environments. They run in threads that wait for them and may start the next. They belong to a
+    package that knows nothing of cancelling. SIGTERM first; after three seconds SIGKILL. They are not reaped here: the
+    thread that waits for an exit status would miss it, and read that as success.
     """
     deadline = time.monotonic() + _PATIENCE
     asked: set[psutil.Process] = set()

@@ -147,7 +147,10 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A display that stays at the bottom: a bar, what environments are being made, and a line for each running cell."""
+    """A display that stays at the bottom.
+
+    It has a bar, what environments are being made, and a line for each running cell.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console

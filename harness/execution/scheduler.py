@@ -187,7 +187,7 @@ class _Run:
                 interrupted = self.cancelled.is_set()
                 if not completed:
                     self.cancelled.set()  # an error of ours: end the children, then let it out
-                # Cells first: they end at once, and afterwards every other child belongs to the making of environments.
+                # Cells first: they end at once. Afterwards every other child belongs to the making of environments.
                 cell_threads.shutdown(wait=True, cancel_futures=True)
                 self.runner.close()
                 makers.shutdown(wait=False, cancel_futures=True)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 PREFIX = "moe-lora-harness-"
 LOCK = ".lock"
 GRACE = 60.0
-"""Seconds for which a directory without a holder is left alone: its run may be about to take the lock."""
+"""Seconds for which a directory without a holder is left alone. Its run may be about to take the lock."""
 
 
 @contextmanager

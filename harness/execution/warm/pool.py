@@ -136,7 +136,7 @@ class WarmPool:
             slot.making.release()
 
     def _start(self, slot: _Slot, spec: WorkerSpec, cancelled: threading.Event, seconds: float) -> WarmWorker | None:
-        """Start a worker; None when it came to nothing, and then the slot says whether to try again."""
+        """Start a worker. None when it came to nothing; the slot then says whether to try again."""
         try:
             worker = WarmWorker(spec)
         except OSError as error:

@@ -50,7 +50,7 @@ class WorkerSpec:
     Attributes:
         command: the interpreter and its arguments.
         environment: all its variables but the token.
-        token: the label that it, and what it forks before it has a label of its own, is found by.
+        token: the label by which it is found, and what it forks before that has a label of its own.
         home: its directory.
     """
 
