@@ -22,7 +22,7 @@ def _code(names: Iterable[object]) -> str:
 
 
 def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; columns are not padded, so that a changed row changes one line of a page."""
+    """Return a Markdown table. Columns are not padded, so that a changed row changes one line of a page."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,7 +1,7 @@
 """Everything a result knows, as small titled tables of text; pure.
 
-The HTML page shows these when a row is opened. They are made here rather than in the page's script so that one place
-decides how a number reads, and so that the script only ever puts plain text into the document.
+The HTML page shows these when a row is opened. They are made here rather than in the page's script. So one place
+decides how a number reads, and the script only ever puts plain text into the document.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.result import CellResult, StageResult, TensorCounts
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of a section; ``bad`` ones are drawn so that the eye finds them (their text says so too)."""
+    """A line of a section. ``bad`` ones are drawn so that the eye finds them; their text says so too."""
 
     cells: tuple[str, ...]
     bad: bool = False

@@ -172,7 +172,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
     """Return the rows newest stack first, then by family, recipe and options.
 
     Raises:
-        ValueError: when two rows are of the same cell: which of them counts is not for a report to decide.
+        ValueError: when two rows are of the same cell. Which of them counts is not for a report to decide.
     """
     by_name = sorted(rows, key=lambda row: (row.result.cell.family, row.result.cell.recipe, row.result.cell_id))
     seen: set[str] = set()

@@ -44,8 +44,8 @@ def one_line(text: str, limit: int = 160) -> str:
 def fold(text: str, *, max_chars: int = 4000, max_lines: int = 60) -> str:
     """Return ``text``, cleaned, with its middle left out when it is long.
 
-    A third of the room goes to the head (where commands say what failed), the rest to the tail (where Python's
-    tracebacks do); how much was left out is said in between. Trailing blank space is dropped.
+    A third of the room goes to the head, where commands say what failed. The rest goes to the tail, where Python's
+    tracebacks do. How much was left out is said in between. Trailing blank space is dropped.
     """
     lines = clean(text).strip("\n").rstrip().split("\n")
     if len(lines) > max_lines:

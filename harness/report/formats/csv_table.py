@@ -1,4 +1,7 @@
-"""The table with machine values, as a pandas data frame and as CSV, for a notebook or a spreadsheet; pure."""
+"""The table with machine values, for a notebook or a spreadsheet; pure.
+
+It is made as a pandas data frame and as CSV.
+"""
 
 from __future__ import annotations
 
