@@ -138,7 +138,7 @@ _SEES_A_GPU = (
 def gpu(session: nox.Session) -> None:
     """Cells and forward paths on a GPU, in the interpreter that runs nox or ``-- --python PATH``: under ten minutes.
 
-    Nothing is installed, because machines with a GPU often reach no index: the interpreter must hold the harness's
+    Nothing is installed, because machines with a GPU often reach no index. So the interpreter must hold the harness's
     dependencies, transformers, peft, trl, datasets, bitsandbytes and a torch that sees the GPU. Writes ``reports/gpu``.
     """
     words = list(session.posargs)
