@@ -138,7 +138,7 @@ _SEES_A_GPU = (
 def gpu(session: nox.Session) -> None:
     """Cells and forward paths on a GPU, in the interpreter that runs nox or ``-- --python PATH``: under ten minutes.
 
-    Nothing is installed, because machines with a GPU often reach no index: the interpreter must hold the harness's
+    Nothing is installed, because machines with a GPU often reach no index. So the interpreter must hold the harness's
     dependencies, transformers, peft, trl, datasets, bitsandbytes and a torch that sees the GPU. Writes ``reports/gpu``.
     """
     words = list(session.posargs)
@@ -160,9 +160,10 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure merge engine, audit, expert runtime and warm workers beside what others do: forty minutes in quiet, 40 GB of disk.
+    """Measure merge engine, audit, expert runtime and warm workers beside what others do.
 
-    Options of ``harness bench`` after ``--``: ``--quick`` is a smoke run. README shows what it left in reports/bench.
+    It takes forty minutes in quiet and 40 GB of disk. Options of ``harness bench`` after ``--``: ``--quick`` is a smoke
+    run. README shows what it left in reports/bench.
     """
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)

@@ -1,4 +1,6 @@
-"""Fatal conditions: one class each, with what happened, what to do about it, and the exit code of the command.
+"""Fatal conditions, one class each.
+
+Each says what happened and what to do about it, and has the exit code of the command.
 
 Nothing here is raised for what happens *inside* a cell: there everything is an outcome (see ``harness.result``).
 Exit codes are part of the command line's contract: 2 usage or configuration, 3 nothing selected, 4 environment could

@@ -86,13 +86,19 @@ class MergeCounts(TensorCounts):
     by_kind: dict[str, TensorCounts] = Field(default_factory=dict)
     first_error: str | None = None
     renamed: dict[str, int] = Field(default_factory=dict)
-    """Tensors of the base that the engine wrote under other names, by the rule that says which: each is judged like the others."""
+    """Tensors of the base that the engine wrote under other names, by the rule that says which.
+
+    Each is judged like the others.
+    """
     files_rewritten: list[str] = Field(default_factory=list)
     """Files that differ from the base's and that this release reads alike."""
 
 
 class AdapterInfo(_Model):
-    """What the saved adapter is. ``io_layout``, ``b_packing`` and ``num_experts`` are None where nothing fused is targeted."""
+    """What the saved adapter is.
+
+    ``io_layout``, ``b_packing`` and ``num_experts`` are None where nothing fused is targeted.
+    """
 
     io_layout: Literal["standard", "swapped"] | None = None
     b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
@@ -307,7 +313,10 @@ def _missing_checks(result: CellResult) -> str | None:
 
 
 def _missing_controls(result: CellResult) -> str | None:
-    """Say which control was let through or not tried, of all that apply to the cell by the facts that its result holds."""
+    """Say which control was let through or not tried.
+
+    All count that apply to the cell by the facts that its result holds.
+    """
     cell, adapter, known = result.cell, result.adapter, result.facts
     if cell.fault is not None:
         return f"{cell.fault} was planted in its own merge, so that it cannot pass"

@@ -1,4 +1,7 @@
-"""A cell that shows all it must, derived from the contract; ``tests/unit/contract`` holds the contract against a literal list."""
+"""A cell that shows all it must, derived from the contract.
+
+``tests/unit/contract`` holds the contract against a literal list.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 
 
 class Packed(torch.Tensor):
-    """Stands for a packed weight: looks like (E, out, in) and gives one expert at a time; anything else fails."""
+    """Stands for a packed weight: looks like (E, out, in) and gives one expert at a time. Anything else fails."""
 
     full: torch.Tensor
     unpacked: list[int]

@@ -1,7 +1,7 @@
 """The command line: parse, call, exit code. One module per command; this one gathers them and turns errors into exits.
 
-A user's mistake never ends in a traceback: a ``HarnessError`` is printed to standard error as what happened and what to do,
-and its exit code is returned. An error that is not one of those is a bug of ours and keeps its traceback.
+A user's mistake never ends in a traceback. A ``HarnessError`` is printed to standard error as what happened and what to
+do, and its exit code is returned. An error that is not one of those is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ EPILOG = (
 
 app = typer.Typer(
     name="harness",
-    help="Verify that LoRA / QLoRA fine-tunes of Mixture-of-Experts models survive training, merging and reloading, for any "
-    "combination of transformers, peft and trl.",
+    help="Verify that LoRA / QLoRA fine-tunes of Mixture-of-Experts models survive training, merging and reloading, "
+    "for any combination of transformers, peft and trl.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,

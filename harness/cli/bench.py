@@ -1,4 +1,7 @@
-"""``harness bench``: the merge engine, the audit and the expert runtime, measured beside a copy, other mergers, ``cmp`` and transformers' own paths."""
+"""``harness bench``: the merge engine, the audit and the expert runtime, measured.
+
+They are measured beside a copy, other mergers, ``cmp`` and transformers' own paths.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +56,11 @@ def bench(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the checkpoints there.")] = False,
 ) -> None:
-    """Measure merge engine and audit beside `cp`, PEFT, unsloth-zoo and `cmp`, and QLoRA on fused experts beside transformers' own paths, on this machine.
+    """Measure merge engine and audit beside `cp`, PEFT, unsloth-zoo and `cmp`, and QLoRA on fused experts beside
+    transformers' own paths, on this machine.
 
-    Needs torch and safetensors, forty minutes, some 40 GB of disk and a machine that does nothing else. A goal that is not reached is
-    reported, and is no error: the exit code is 0.
+    Needs torch and safetensors, forty minutes, some 40 GB of disk and a machine that does nothing else. A goal that is
+    not reached is reported, and is no error: the exit code is 0.
 
     Example: [bold]harness bench --quick[/]
     """

@@ -1,4 +1,7 @@
-"""What ``--device`` means here, and the error where a GPU was asked for and cannot be had: before anything is installed."""
+"""What ``--device`` means here, and the error where a GPU was asked for and cannot be had.
+
+The error comes before anything is installed.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ ON_THE_CPU = "use --device cpu"
 def choose_device(text: str, python: Path | None) -> Device:
     """Return the device that ``--device`` means here.
 
-    ``auto`` is ``cuda`` only where the user's own interpreter has a torch that sees a GPU: an environment of ours would have
-    to install the CUDA build of torch first, several gigabytes that nobody asked for.
+    ``auto`` is ``cuda`` only where the user's own interpreter has a torch that sees a GPU. An environment of ours would
+    have to install the CUDA build of torch first, several gigabytes that nobody asked for.
 
     Raises:
         ConfigurationError: it is not one of the three, or a GPU was asked for and there is none to be had.
@@ -46,7 +49,8 @@ def require_gpu(python: Path, *, label: str) -> None:
     if reason is not None:
         raise EnvironmentFailedError(
             f"The environment of {label} has a CUDA build of torch, which can use no GPU here: {reason}",
-            remedy=f"Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, or {ON_THE_CPU}.",
+            remedy="Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, "
+            f"or {ON_THE_CPU}.",
         )
 
 
@@ -74,5 +78,6 @@ def _problem(python: Path | None) -> ConfigurationError | None:
         return None
     return ConfigurationError(
         f"--device cuda: the torch of {python} is built for CUDA and can use no GPU here: {reason}",
-        remedy=f"Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, or {ON_THE_CPU}.",
+        remedy="Compare its CUDA version with the driver's (nvidia-smi) and look at CUDA_VISIBLE_DEVICES, "
+        f"or {ON_THE_CPU}.",
     )

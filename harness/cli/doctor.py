@@ -28,7 +28,8 @@ def doctor() -> None:
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     screen.print(
-        f"moe-lora-harness {__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+        f"moe-lora-harness {__version__}, Python {platform.python_version()} "
+        f"on {platform.system()} {platform.machine()}"
     )
     screen.print(f"cores {len(os.sched_getaffinity(0))}, memory {decimal(psutil.virtual_memory().total)}")
     screen.print(f"cache {cache}, {decimal(free)} free", soft_wrap=True)

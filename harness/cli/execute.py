@@ -34,7 +34,10 @@ from harness.result import CellResult
 FAILURES_SHOWN = 10
 LOG_LINES = 15
 GPU_CELL_PROCESSES = 4
-"""Processes that a cell on a GPU has at once where none can be forked; each wants a core, and holds some memory of the GPU."""
+"""Processes that a cell on a GPU has at once where none can be forked.
+
+Each wants a core, and holds some memory of the GPU.
+"""
 
 
 def execute(
@@ -155,7 +158,10 @@ def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
 
 
 def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
-    """Print the table, why known failures fail, then every cell that is not as it should be, then where everything lies."""
+    """Print the table and why known failures fail.
+
+    Then come every cell that is not as it should be, and where everything lies.
+    """
     console.print()
     print_table(console, rows)
     print_declared(console, rows)

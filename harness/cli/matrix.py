@@ -49,8 +49,9 @@ def matrix(
 ) -> None:
     """Run every cell of a profile and write the version-compat report.
 
-    Each stack gets an isolated environment; each cell runs in processes of its own, and whatever happens to one the others go
-    on. Exits with 1 on a regression or an unexpected pass; failures declared in expectations.toml do not make a run red.
+    Each stack gets an isolated environment; each cell runs in processes of its own, and whatever happens to one the
+    others go on. Exits with 1 on a regression or an unexpected pass; failures declared in expectations.toml do not make
+    a run red.
 
     Example: [bold]harness matrix --profile smoke[/]
     """

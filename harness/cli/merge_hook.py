@@ -23,7 +23,8 @@ def hook_command(then: str | None, out: Path | None) -> list[str] | None:
     """Return the words of ``--then`` with the output's path put in.
 
     Raises:
-        ConfigurationError: quotes that are not closed, no command in it, or something that only a shell would understand.
+        ConfigurationError: quotes that are not closed, no command in it, or something that only a shell would
+            understand.
     """
     if then is None:
         return None

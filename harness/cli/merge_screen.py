@@ -1,4 +1,7 @@
-"""What a merge did, or would do, as a person reads it: counts, decisions, and for a plan one line for each sort of tensor."""
+"""What a merge did, or would do, as a person reads it.
+
+Counts, decisions, and for a plan one line for each sort of tensor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``harness noise-floor``: what a right merge measures like, which is what the bands in matrix.toml are derived from."""
+"""``harness noise-floor``: what a right merge measures like.
+
+The bands in matrix.toml are derived from it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def _share(result: CellResult) -> float | None:
 
 
 def _gated_kl(result: CellResult) -> float | None:
-    """The KL that ``kl_max`` is held against: from the trained model, or from the rounded reference of a narrower dtype."""
+    """The KL that ``kl_max`` is held against.
+
+    It is from the trained model, or from the rounded reference of a narrower dtype.
+    """
     metrics = result.metrics
     return metrics.kl_trained_merged if metrics.kl_reference_merged is None else metrics.kl_reference_merged
 
@@ -56,7 +62,8 @@ def noise_floor(
 ) -> None:
     """Print, per dtype, the worst value of every banded quantity over cells whose merged bytes are right.
 
-    The tables are Markdown. Whether the bytes are right is the tensor gate's word alone, so that a functional band is never derived from itself.
+    The tables are Markdown. Whether the bytes are right is the tensor gate's word alone, so that a functional band is
+    never derived from itself.
 
     Example: [bold]harness noise-floor results[/]
     """

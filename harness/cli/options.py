@@ -33,7 +33,8 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="cpu, cuda or auto: cuda where --python's torch sees a GPU, else cpu. cuda installs the CUDA build of torch.",
+        help="cpu, cuda or auto: cuda where --python's torch sees a GPU, else cpu. "
+        "cuda installs the CUDA build of torch.",
     ),
 ]
 PythonOption = Annotated[

@@ -1,4 +1,7 @@
-"""Progress for a log: where there is no terminal to draw a bar on, a line now and then, and none for what is soon done."""
+"""Progress for a log, where there is no terminal to draw a bar on.
+
+There is a line now and then, and none for what is soon done.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class ProgressLines:
         self._last = (0.0, 0)
 
     def update(self, done: int, total: int) -> None:
-        """Take up that ``done`` of ``total`` bytes are done. Speed counts from the first call, which may follow a resumption."""
+        """Take up that ``done`` of ``total`` bytes are done.
+
+        Speed counts from the first call, which may follow a resumption.
+        """
         now = self._clock()
         if self._start is None:
             self._start = self._last = now, done
@@ -36,5 +42,6 @@ class ProgressLines:
         speed = (done - self._start[1]) / (now - self._start[0])
         left = timedelta(seconds=round((total - done) / speed))
         self._show(
-            f"{self._label}: {100 * done // total} % ({decimal(done)} of {decimal(total)}), {decimal(round(speed))}/s, {left} left"
+            f"{self._label}: {100 * done // total} % ({decimal(done)} of {decimal(total)}), "
+            f"{decimal(round(speed))}/s, {left} left"
         )

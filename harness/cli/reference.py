@@ -1,8 +1,8 @@
 """``docs/reference/cli.md``, generated from the very functions that are the command line.
 
-The signatures of the commands are read rather than the text of ``--help``: that text depends on the width of a terminal and
-on the release of the library that draws it. ``python -m harness.cli.reference --write`` renews the page, ``--check`` says
-whether it is what the program says; a test runs the latter.
+The signatures of the commands are read rather than the text of ``--help``. That text depends on the width of a terminal
+and on the release of the library that draws it. ``python -m harness.cli.reference --write`` renews the page.
+``--check`` says whether it is what the program says; a test runs that.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def run(
     geometry: Annotated[
         str | None,
         typer.Option(
-            help=f"Preset of sizes: {', '.join(CATALOGUE.geometries)}. By default the recipe's: distinct, blocks for QLoRA."
+            help=f"Preset of sizes: {', '.join(CATALOGUE.geometries)}. "
+            "By default the recipe's: distinct, blocks for QLoRA."
         ),
     ] = None,
     variant: Annotated[

@@ -83,6 +83,9 @@ def installed_stack(python: Path) -> Stack:
 
 
 def console() -> Console:
-    """Return the console that progress and tables are printed to: standard output, as wide as a table needs in a log."""
+    """Return the console that progress and tables are printed to.
+
+    It is standard output, as wide as a table needs in a log.
+    """
     screen = Console(highlight=False)
     return screen if screen.is_terminal else Console(highlight=False, width=LOG_WIDTH)

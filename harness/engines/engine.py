@@ -1,7 +1,7 @@
 """What an engine is: a job in, a merged directory on disk, and what the engine says of itself.
 
-Nothing an engine says is believed. Its claims are kept beside what was measured from the bytes, because silent faults live
-in the gap between the two.
+Nothing an engine says is believed. Its claims are kept beside what was measured from the bytes, because silent faults
+live in the gap between the two.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class Engine(Protocol):
     """Something that merges.
 
     Attributes:
-        keeps_bytes: what the engine promises of all that no delta covers. True: names of tensors, shards and files beside
-            the weights stay as they are, byte for byte. False: they are written anew, and are judged by what they mean.
+        keeps_bytes: what the engine promises of all that no delta covers. True: names of tensors, shards and files
+            beside the weights stay as they are, byte for byte. False: they are written anew, and are judged by what
+            they mean.
     """
 
     @property

@@ -1,8 +1,9 @@
-"""PEFT as most people publish with it: load base and adapter, ``merge_and_unload``, ``save_pretrained``, save the tokenizer.
+"""PEFT as most people publish with it: load base and adapter, ``merge_and_unload``, ``save_pretrained``.
 
-Everything is written anew by transformers: the tensors that its model does not load are gone, configurations are in this
-release's words, keys and shards are its own. In bf16 a fused parameter is rounded twice, the delta and then the sum (peft
-0.18.1 to 0.21.2, ``ParamWrapper.merge``); a Linear's delta stays float32 until it is added.
+The tokenizer is saved too. Everything is written anew by transformers. The tensors that its model does not load are
+gone. Configurations are in this release's words. Keys and shards are its own. In bf16 a fused parameter is rounded
+twice, the delta and then the sum (peft 0.18.1 to 0.21.2, ``ParamWrapper.merge``). A Linear's delta stays float32 until
+it is added.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Peft:
             base = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype).to(job.device)
             merged = PeftModel.from_pretrained(base, job.adapter).merge_and_unload()
             merged.save_pretrained(job.out)
-            # The class that the checkpoint's own tokenizer_config.json names. Newer AutoTokenizers choose by model_type.
+            # The class that the checkpoint's tokenizer_config.json names. Newer AutoTokenizers choose by model_type.
             PreTrainedTokenizerFast.from_pretrained(job.base).save_pretrained(job.out)
             return Claims()
 

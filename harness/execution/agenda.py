@@ -1,11 +1,11 @@
 """Which cell is next. Pure bookkeeping: no threads, no processes, no clock.
 
-Cells wait with their stack until its environment is ready; from then on any of them may run. Among ready stacks the one
-that has started the fewest cells goes first, ties in plan order: stacks show their first results early, one that becomes
-ready late catches up, and nobody waits while anything that is ready is left.
+Cells wait with their stack until its environment is ready. From then on any of them may run. Among ready stacks the one
+that has started the fewest cells goes first, ties in plan order. So stacks show their first results early, and one that
+becomes ready late catches up. Nobody waits while anything that is ready is left.
 
-A stack that has begun is kept warm, half a gigabyte of imported libraries. So only so many are open at a time: another one
-begins when one of those has nothing left to start.
+A stack that has begun is kept warm, half a gigabyte of imported libraries. So only so many are open at a time. Another
+one begins when one of those has nothing left to start.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The code a worker runs from: a content-addressed folder that holds what a cell may import and nothing else.
 
-The worker is never installed into a cell's environment, because that would change the resolution being observed, and it
+The worker is never installed into a cell's environment, because that would change the resolution being observed. It
 must not see the host's packages, because they are not there. So the few subpackages it needs are copied to
-``<cache>/code/<sha256>/harness`` and started by path with ``python -I``. The name is the sha256 of the content: the same
-code is copied once, runs in parallel share it, and a result can say exactly which code produced it.
+``<cache>/code/<sha256>/harness`` and started by path with ``python -I``. The name is the sha256 of the content. So the
+same code is copied once, runs in parallel share it, and a result can say exactly which code produced it.
 
-A folder is made beside its final place and renamed, so it is there completely or not at all; one that is there is compared
-with the sources before it is used, because caches get cleaned, copied and edited.
+A folder is made beside its final place and renamed, so it is there completely or not at all. One that is there is
+compared with the sources before it is used, because caches get cleaned, copied and edited.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def bundle_files(package: Path) -> dict[str, bytes]:
 
 
 def digest(files: Mapping[str, bytes]) -> str:
-    """Return the sha256 of names and contents; every part is preceded by its length, so that no two sets look alike."""
+    """Return the sha256 of names and contents.
+
+    Every part is preceded by its length, so that no two sets look alike.
+    """
     sha = hashlib.sha256()
     for name in sorted(files):
         for part in (name.encode(), files[name]):

@@ -1,4 +1,7 @@
-"""A process that can be supervised: one that this process has started itself, or one that a warm worker has forked for it."""
+"""A process that can be supervised.
+
+It is one that this process has started itself, or one that a warm worker has forked for it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ class ParentLostError(Exception):
 class Child(Protocol):
     """A process that leads a session of its own.
 
-    Its end is noticed without reaping it: as long as it is a zombie, its id and that of its group cannot be given to anybody
-    else, so the signals that follow cannot hit a stranger. Every method may raise ``ParentLostError``.
+    Its end is noticed without reaping it. As long as it is a zombie, its id and that of its group cannot be given to
+    anybody else. So the signals that follow cannot hit a stranger. Every method may raise ``ParentLostError``.
     """
 
     @property

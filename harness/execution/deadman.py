@@ -1,12 +1,13 @@
 """A watchdog for the case that nothing else can handle: the harness itself is killed while cells are running.
 
 Every process of a cell carries ``HARNESS_CELL_TOKEN`` in its environment, ``<run>.<number>``. The watchdog is a small
-process in a session of its own that holds the reading end of a pipe; when the pipe closes, the harness is gone, whichever
-way it went, and every process that carries the run's token is killed. A normal end closes the pipe too: nothing is left
-then, and the watchdog just leaves.
+process in a session of its own that holds the reading end of a pipe. When the pipe closes, the harness is gone,
+whichever way it went. Then every process that carries the run's token is killed. A normal end closes the pipe too.
+Nothing is left then, and the watchdog just leaves.
 
-The same search by token finds what escapes from a cell's process group (a daemon that called ``setsid`` and was adopted by
-init is in no group and no process tree of ours). This file is started by path with ``python -I -S``: standard library only.
+The same search by token finds what escapes from a cell's process group. Such is a daemon that called ``setsid`` and was
+adopted by init: it is in no group and no process tree of ours. This file is started by path with ``python -I -S``, so
+it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def carriers(token: str) -> list[int]:
 def kill_carriers(token: str) -> int:
     """Kill every process that carries ``token`` until none is left; return how many there were.
 
-    A process may fork between the search and the kill, so the search is repeated. One that cannot be killed at once (it is
-    in an uninterruptible system call) is given two seconds and then left to the kernel, which has the signal already.
+    A process may fork between the search and the kill, so the search is repeated. One in an uninterruptible system call
+    cannot be killed at once. It is given two seconds and then left to the kernel, which has the signal already.
     """
     killed: set[int] = set()
     for _ in range(_ROUNDS):

@@ -1,9 +1,9 @@
 """What happened in a cell becomes its outcome: one pure function, the only place where an outcome is decided.
 
-A worker says how each stage ended and what each check measured; it concludes nothing. A stage that came to its end is what its
-checks say. One that raised, or whose process died, is what that was. A stage that is missing was not run, with the failed stage
-that it would have needed. And where nothing failed, all the evidence that a pass stands for must be there: green must mean that
-something was shown.
+A worker says how each stage ended and what each check measured. It concludes nothing. A stage that came to its end is
+what its checks say. One that raised, or whose process died, is what that was. A stage that is missing was not run, with
+the failed stage that it would have needed. Where nothing failed, all the evidence that a pass stands for must be there:
+green must mean that something was shown.
 """
 
 from __future__ import annotations

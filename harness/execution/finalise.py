@@ -1,8 +1,8 @@
 """What a cell left behind becomes its result. Pure: an observation, an end and an environment in, a ``CellResult`` out.
 
-A worker writes what it has seen after each stage, so whatever happens to it afterwards, the finished stages are known. Here the
-parts are put together: what the host knows, what the worker measured, how the worker ended (``interruption``). What it all
-amounts to is decided in ``decision``.
+A worker writes what it has seen after each stage. So whatever happens to it afterwards, the finished stages are known.
+Here the parts are put together: what the host knows, what the worker measured, how the worker ended (``interruption``).
+What it all amounts to is decided in ``decision``.
 """
 
 from __future__ import annotations

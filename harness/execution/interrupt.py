@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal become one event; and what is left of making environments is ended.
+"""Ctrl-C, SIGTERM and a closed terminal become one event, and what is left of making environments is ended.
 
-While cells run, the signals raise nothing: a handler has an event set and the scheduler winds up in its own time. So a second
-Ctrl-C (terminals send it to the whole group, nox passes it on again, people press it twice) cannot strike in the middle of
-cleaning up.
+While cells run, the signals raise nothing. A handler has an event set, and the scheduler winds up in its own time. So a
+second Ctrl-C cannot strike in the middle of cleaning up. There often is a second one: terminals send it to the whole
+group, nox passes it on again, people press it twice.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _PAUSE = 0.05
 
 @contextmanager
 def signals_set(cancelled: threading.Event) -> Iterator[None]:
-    """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``. Only the main thread can do so; elsewhere nothing changes.
+    """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``.
 
-    A signal that is ignored on entry stays ignored (``nohup`` means it).
+    Only the main thread can do so; elsewhere nothing changes. A signal that is ignored on entry stays ignored
+    (``nohup`` means it).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +37,7 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
     received: SimpleQueue[int | None] = SimpleQueue()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        # Not the event itself: a second signal in the middle of set() would wait for ever for the lock that the first holds.
+        # Not the event itself: a second signal in the middle of set() would wait for ever for the lock of the first.
         received.put(number)
 
     def relay() -> None:
@@ -66,9 +67,9 @@ def children() -> set[psutil.Process]:
 def end_children(spared: set[psutil.Process], *, until: Callable[[], bool]) -> None:
     """End the children of this process other than ``spared``, with theirs, until ``until`` says that it is enough.
 
-    For commands that make environments: they run in threads that wait for them and may start the next, and belong to a
-    package that knows nothing of cancelling. SIGTERM first; after three seconds SIGKILL. They are not reaped here: that
-    would take their exit status away from the thread that waits for it, which would read it as success.
+    For commands that make environments. They run in threads that wait for them and may start the next. They belong to a
+    package that knows nothing of cancelling. SIGTERM first; after three seconds SIGKILL. They are not reaped here: the
+    thread that waits for an exit status would miss it, and read that as success.
     """
     deadline = time.monotonic() + _PATIENCE
     asked: set[psutil.Process] = set()

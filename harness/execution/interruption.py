@@ -1,4 +1,7 @@
-"""How a worker's process ended becomes what interrupted its cell: which stage that belongs to, and in which words."""
+"""How a worker's process ended becomes what interrupted its cell: which stage that belongs to.
+
+The words for it are found here too.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """How much memory a cell's processes use, and whether the kernel ran out of it.
 
-The resident sizes of a process tree are cheap to read and count shared pages once per process: too much, never too little.
-So a limit is first held against their sum, and only where that is over it is the proportional set size (PSS, shared
-pages divided among those who map them) read, which takes milliseconds per process and is what the limit means.
+The resident sizes of a process tree are cheap to read. They count shared pages once per process: too much, never too
+little. So a limit is first held against their sum. Only where that is over the limit is the proportional set size (PSS)
+read. It divides shared pages among those who map them, which is what the limit means, and takes milliseconds per
+process.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def resident_mb(processes: list[psutil.Process]) -> float:
 
 
 def proportional_mb(processes: list[psutil.Process]) -> float:
-    """Return the sum of proportional set sizes in MiB; of a process that does not let itself be read, the resident size."""
+    """Return the sum of proportional set sizes in MiB.
+
+    Of a process that does not let itself be read, the resident size counts.
+    """
     total = 0
     for process in processes:
         try:
@@ -51,8 +55,8 @@ def kernel_oom_kills(*, proc: Path = Path("/proc/self/cgroup"), root: Path = Pat
     """Return how many processes the kernel has killed for memory in this process's control group, or None if unknown.
 
     Read from ``memory.events`` (cgroup v2) or ``memory.oom_control`` (v1), whose line ``oom_kill N`` counts them
-    (Linux, Documentation/admin-guide/cgroup-v2.rst). In a container the group's own path may not be mounted; its mount is
-    then the group, so the root is tried as well.
+    (Linux, Documentation/admin-guide/cgroup-v2.rst). In a container the group's own path may not be mounted. Its mount
+    is then the group, so the root is tried as well.
     """
     try:
         memberships = [line.split(":", 2) for line in proc.read_text().splitlines()]

@@ -58,7 +58,7 @@ def parse_observation(content: bytes | None) -> Observation:
 def _finite_mapping(mapping: dict[str, object]) -> dict[str, object]:
     """Leave out numbers that JSON does not have, which Python's writer lets through.
 
-    A loss or a KL that is not a number is told by the check that it fails: there, as ``value``, it stays as a text.
+    A check tells by failing that a loss or a KL is not a number. In a check it stays as a text, under ``value``.
     """
     kept: dict[str, object] = {}
     for key, value in mapping.items():

@@ -68,7 +68,7 @@ class Observer(Protocol):
         ...
 
     def cell_finished(self, result: CellResult, *, reused: bool) -> None:
-        """A cell has its result, and it is on disk; ``reused``: it was there before."""
+        """A cell has its result, and it is on disk. With ``reused`` it was there before."""
         ...
 
     def note(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """What a person sees while cells run: a live display on a terminal, plain lines elsewhere.
 
-Both are observers of the scheduler and both write finished cells as one line each, so that a log of CI and a scrolled-back
-terminal read alike. Outcomes are coloured by kind; nothing here says whether one was expected, that is the report's.
+Both are observers of the scheduler. Both write finished cells as one line each, so that a log of CI and a scrolled-back
+terminal read alike. Outcomes are coloured by kind. Whether one was expected is for the report to say, not for these.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def choose_progress(console: Console) -> Observer:
 
 
 def finished_line(result: CellResult, *, done: int, planned: int, reused: bool) -> Text:
-    """Return the line of a finished cell: count, outcome, tensors applied of attempted, seconds, id, stage and reason."""
+    """Return the line of a finished cell.
+
+    It holds count, outcome, tensors applied of attempted, seconds, id, stage and reason.
+    """
     line = Text(f"[{done:>{len(str(planned))}}/{planned}] ", style="dim")
     line.append(f"{result.outcome:<{_WIDEST_OUTCOME}}", style=COLOURS[result.outcome])
     line.append(f"  {result.cell_id}", style="not dim")
@@ -81,7 +84,10 @@ def closing_line(report: RunReport) -> str:
     """Return a run's last line: how many cells, of which outcomes, in what time."""
     counts = {outcome: sum(result.outcome == outcome for result in report.results) for outcome in reversed(COLOURS)}
     summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    text = f"{len(report.results)} of {len(report.planned)} cell{'s' * (len(report.planned) != 1)} in {duration(report.seconds)}: {summary or 'none'}"
+    text = (
+        f"{len(report.results)} of {len(report.planned)} cell{'s' * (len(report.planned) != 1)} "
+        f"in {duration(report.seconds)}: {summary or 'none'}"
+    )
     return f"{text} (interrupted)" if report.interrupted else text
 
 
@@ -141,7 +147,10 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A display that stays at the bottom: a bar, what environments are being made, and a line for each running cell."""
+    """A display that stays at the bottom.
+
+    It has a bar, what environments are being made, and a line for each running cell.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console

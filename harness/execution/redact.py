@@ -1,8 +1,9 @@
 """What is the machine's is taken out of texts that are kept: paths become ``<env>``, ``<home>`` and so on.
 
 Results travel: they are committed, published and compared between machines. Only whole path components are replaced
-(``/home/ann`` does not touch ``/home/anna``), the longest prefix first, so that an environment inside the home directory
-is ``<env>`` and not ``<home>/…``. The standard library of an interpreter and credentials in addresses go as well.
+(``/home/ann`` does not touch ``/home/anna``). The longest prefix goes first, so that an environment inside the home
+directory is ``<env>`` and not ``<home>/…``. The standard library of an interpreter and credentials in addresses go as
+well.
 """
 
 from __future__ import annotations

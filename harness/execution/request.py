@@ -1,7 +1,7 @@
 """What a worker is asked: one JSON file, the whole of what it knows about its cell.
 
-The worker reads it with the standard library alone, so the file holds plain values and paths; nothing is looked up again
-on the other side. ``schema`` changes when a key changes its meaning.
+The worker reads it with the standard library alone, so the file holds plain values and paths. Nothing is looked up
+again on the other side. ``schema`` changes when a key changes its meaning.
 """
 
 from __future__ import annotations

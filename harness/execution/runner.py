@@ -1,7 +1,7 @@
 """What runs one cell: the socket of executors. The scheduler decides which cell is next, a runner does the rest.
 
-Each file under ``harness/execution/executors`` is one way, chosen with ``--executor``: it defines ``runner``, which makes a
-``Runner`` from a ``RunContext``.
+Each file under ``harness/execution/executors`` is one way, chosen with ``--executor``. It defines ``runner``, which
+makes a ``Runner`` from a ``RunContext``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
 Processes = Literal["warm", "fresh", "started"]
-"""Where a cell's process comes from: forked by a warm worker where that can be, new for each cell, or new for each group of
-its stages, as on a GPU. It does not decide a result, so it is no part of its fingerprint."""
+"""Where a cell's process comes from.
+
+It is forked by a warm worker where that can be, or new for each cell. On a GPU there is a new one for each group of its
+stages. None of this decides a result, so it is no part of its fingerprint.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ class RunContext:
 
         Args:
             work: the cell's directory.
-            home: what its libraries took for the home directory when they were imported, where that is not the cell's own.
+            home: what its libraries took for the home directory when they were imported, where that is not the cell's
+                own.
             environment: where it ran.
         """
         places = {"code": self.bundle.root, "cache": self.cache, "out": self.store.out, "home": Path.home()}

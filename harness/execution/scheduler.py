@@ -1,9 +1,10 @@
-"""All cells of a run: environments made in the background, cells started as soon as theirs is there, ``jobs`` at a time.
+"""All cells of a run: environments made in the background, cells started as soon as theirs is there.
 
-The calling thread does all the deciding and all the talking: it starts cells, notices ends, and calls the observer. A few
-threads make environments, and ``jobs`` threads each wait for one worker process. A cell's result is on disk before anybody
-hears of it. What goes wrong in a cell is its outcome, and what goes wrong with an environment is the outcome of its
-cells; the others go on either way. Anything else that goes wrong ends the run, with no child left behind.
+``jobs`` cells run at a time. The calling thread does all the deciding and all the talking: it starts cells, notices
+ends, and calls the observer. A few threads make environments, and ``jobs`` threads each wait for one worker process. A
+cell's result is on disk before anybody hears of it. What goes wrong in a cell is its outcome. What goes wrong with an
+environment is the outcome of its cells. The others go on either way. Anything else that goes wrong ends the run, with
+no child left behind.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class _Run:
                 interrupted = self.cancelled.is_set()
                 if not completed:
                     self.cancelled.set()  # an error of ours: end the children, then let it out
-                # Cells first: they end at once, and afterwards every other child belongs to the making of environments.
+                # Cells first: they end at once. Afterwards every other child belongs to the making of environments.
                 cell_threads.shutdown(wait=True, cancel_futures=True)
                 self.runner.close()
                 makers.shutdown(wait=False, cancel_futures=True)
@@ -259,7 +260,10 @@ class _Run:
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey],
         running: dict[Future[CellResult | None], Cell],
     ) -> None:
-        """Pass on what threads have to say, then take in what has ended. What ended in an unforeseen error raises it here."""
+        """Pass on what threads have to say, then take in what has ended.
+
+        What ended in an unforeseen error raises it here.
+        """
         while True:
             try:
                 self.notices.get_nowait()()
@@ -290,7 +294,10 @@ class _Run:
             self.observer.environment_ready(stack, seconds)
 
     def _fail_stack(self, key: StackKey, *, outcome: Outcome, stage: StageName, reason: str) -> None:
-        """Give every cell of a stack the outcome of its environment. Never reused by --resume, because indexes change."""
+        """Give every cell of a stack the outcome of its environment.
+
+        It is never reused by --resume, because indexes change.
+        """
         self.observer.environment_failed(self.agenda.stacks[key], reason)
         for cell in self.agenda.drop(key):
             result = without_worker(

@@ -1,7 +1,7 @@
 """Where cells work: one temporary directory per run, which goes with the run however it ends.
 
-A run that is killed outright cannot clean up after itself. The next one does it: a directory whose lock nobody holds belongs to
-a run that is no more.
+A run that is killed outright cannot clean up after itself. The next one does it: a directory whose lock nobody holds
+belongs to a run that is no more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 PREFIX = "moe-lora-harness-"
 LOCK = ".lock"
 GRACE = 60.0
-"""Seconds for which a directory without a holder is left alone: its run may be about to take the lock."""
+"""Seconds for which a directory without a holder is left alone. Its run may be about to take the lock."""
 
 
 @contextmanager

@@ -85,7 +85,10 @@ class CellSettings:
 
     @property
     def deciding(self) -> dict[str, object]:
-        """What of it decides a result, for the fingerprint by which a run is resumed: not the threads, which follow --jobs."""
+        """What of it decides a result, for the fingerprint by which a run is resumed.
+
+        The threads do not: they follow --jobs.
+        """
         return {
             "bands": dict(self.bands),
             "seconds": self.limits.seconds,
@@ -96,8 +99,8 @@ class CellSettings:
 Prepare = Callable[[Stack], PreparedEnvironment]
 """Makes the environment of a stack, or finds it. Called in a thread.
 
-It raises ``harness.envs.Unresolvable``, ``VersionNotFoundError`` or ``EnvironmentFailedError`` where it cannot: that is an
-outcome of the stack's cells. Anything else that it raises ends the run.
+It raises ``harness.envs.Unresolvable``, ``VersionNotFoundError`` or ``EnvironmentFailedError`` where it cannot. That is
+an outcome of the stack's cells. Anything else that it raises ends the run.
 """
 
 

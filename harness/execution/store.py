@@ -1,13 +1,13 @@
 """Results on disk: ``<out>/cells/<family>/<file_stem>.json`` and ``.log``, nothing else that a reader needs.
 
-A result is written once, atomically, when its cell has ended; a log is written beside it under another name while the cell
-runs, and takes its own when the result is there. So whatever interrupts a run, each result on disk is complete and lies
-beside the log it belongs to.
+A result is written once, atomically, when its cell has ended. A log is written beside it under another name while the
+cell runs, and takes its own when the result is there. So whatever interrupts a run, each result on disk is complete and
+lies beside the log it belongs to.
 
-To resume, a run must know whether a result on disk is the one it would make. Each result has a fingerprint, the sha256 of
-everything that decides it (the cell with all its pins, the worker's code, the lock, bands, limits, the schema), kept under
-``<out>/.resume`` together with the sha256 of the result's bytes: a result that somebody edited, or put there from
-elsewhere, is made again.
+To resume, a run must know whether a result on disk is the one it would make. So each result has a fingerprint: the
+sha256 of everything that decides it (the cell with all its pins, the worker's code, the lock, bands, limits, the
+schema). It is kept under ``<out>/.resume`` together with the sha256 of the result's bytes. So a result that somebody
+edited, or put there from elsewhere, is made again.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ def load_result(path: Path) -> CellResult:
 def result_files(paths: Iterable[Path]) -> list[Path]:
     """Return the result files that ``paths`` name, each once, in the order given and by name within a directory.
 
-    A file stands for itself. A directory stands for every ``cells/<family>/*.json`` below it, so that an output directory,
-    or one that holds those of several shards, can be given; a ``cells`` directory may be given too.
+    A file stands for itself. A directory stands for every ``cells/<family>/*.json`` below it. So an output directory
+    can be given, or one that holds those of several shards. A ``cells`` directory may be given too.
 
     Raises:
         ConfigurationError: a path that is not there, or a directory without results.
@@ -202,5 +202,8 @@ def result_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def load_results(paths: Iterable[Path]) -> list[CellResult]:
-    """Read every result that ``paths`` name, see ``result_files`` and ``load_result``. Two of one cell are both returned."""
+    """Read every result that ``paths`` name, see ``result_files`` and ``load_result``.
+
+    Two of one cell are both returned.
+    """
     return [load_result(path) for path in result_files(paths)]

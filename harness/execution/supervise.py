@@ -1,9 +1,9 @@
 """One child process, from its start to the certainty that nothing of it is left.
 
 The child leads a session of its own, so that Ctrl-C on the terminal reaches the harness alone and the harness decides.
-It ends in one of these ways: it exits; a signal kills it; it is over its time or its memory and is killed; the run is
-cancelled and it is killed. However it ends, its process group is killed afterwards, and so is whatever has left the group:
-a cell that leaves processes behind disturbs the measurements of the next.
+It ends in one of these ways. It exits, or a signal kills it. It is over its time or its memory and is killed. The run
+is cancelled and it is killed. However it ends, its process group is killed afterwards, and so is whatever has left the
+group: a cell that leaves processes behind disturbs the measurements of the next.
 
 The child's end is noticed without reaping it, see ``child``. Where the child comes from is not known here.
 """
@@ -25,7 +25,10 @@ TICK = 0.02
 """Seconds between looks at the child's end and at the cancellation event."""
 
 Ending = Literal["exited", "signalled", "timeout", "oom", "cancelled", "not-started", "lost"]
-"""How a child ended. ``lost``: it is not known, because the process that it was forked from is gone; the child is gone too."""
+"""How a child ended.
+
+``lost``: it is not known how, because the process that it was forked from is gone. The child is gone too.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,10 @@ def _watch(
     cancelled: threading.Event,
     poll: Callable[[], None] | None,
 ) -> tuple[Ending | None, str | None, float | None]:
-    """Wait until the child has ended (not reaped) or had to be ended: why it was ended, in words, and peak memory in MiB."""
+    """Wait until the child has ended (not reaped) or had to be ended.
+
+    Return why it was ended, in words, and peak memory in MiB.
+    """
     peak: float | None = None
     next_sample = started
     while not child.has_ended():

@@ -1,8 +1,9 @@
-"""What is broken on purpose, one file each: the folder is the catalogue, and nothing else lists its names.
+"""What is broken on purpose, one file each. The folder is the catalogue: nothing else lists its names.
 
-A file ``<name>.py`` that defines ``FAULT`` is a fault; dashes in names are underscores in files. A fault says which checks
-must notice it and in which cells it is one; those that are *controls* are tried in every such cell. Faults are planted
-inside a cell, so torch is imported in functions only; the host imports this package to ask for names and applicability.
+A file ``<name>.py`` that defines ``FAULT`` is a fault. Dashes in names are underscores in files. A fault says which
+checks must notice it and in which cells it is one. Those that are *controls* are tried in every such cell. Faults are
+planted inside a cell, so torch is imported in functions only. The host imports this package to ask for names and
+applicability.
 """
 
 from __future__ import annotations

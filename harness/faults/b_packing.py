@@ -16,7 +16,10 @@ RELATIVE_TOLERANCE = 1e-9
 
 
 class MisreadError(RuntimeError):
-    """Read with the right packing, the adapter does not give PEFT's own delta: then its wrong reading would prove nothing."""
+    """Read with the right packing, the adapter does not give PEFT's own delta.
+
+    Then its wrong reading would prove nothing.
+    """
 
 
 class BPacking:
@@ -69,7 +72,8 @@ def expert_deltas(
 
     Args:
         lora_a: (E * r, a); row e * r + k is rank k of expert e, in both packings.
-        lora_b: (b, E * r); rank k of expert e is column k * E + e (``rank_major``) or e * r + k (``grouped_by_expert``).
+        lora_b: (b, E * r); rank k of expert e is column k * E + e (``rank_major``) or e * r + k
+            (``grouped_by_expert``).
         scaling: lora_alpha / r.
         shape: (E, out, in).
         packing: how to read lora_b.

@@ -1,7 +1,7 @@
 """What a fault is, what it may know of a cell, and what it is given to break.
 
-A fault is never made by the engine under test, nor by ``harness.merge``: what is broken must be known to be broken for a
-reason of its own. It works on the saved adapter and on PEFT's own deltas, by plain arithmetic.
+A fault is never made by the engine under test, nor by ``harness.merge``: what is broken must be known to be broken for
+a reason of its own. It works on the saved adapter and on PEFT's own deltas, by plain arithmetic.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class Facts:
         quantized: whether the base was quantised while it was trained on.
         num_experts: experts in each fused parameter that the adapter targets; None where it targets none.
         rank: largest rank of the adapter's pairs.
-        io_layout: which factor of a fused parameter faces its input, ``standard`` or ``swapped``; None where nothing is fused.
-        b_packing: how lora_B's flat axis is ordered, ``rank_major`` or ``grouped_by_expert``; None where nothing is fused.
+        io_layout: which factor of a fused parameter faces its input, ``standard`` or ``swapped``; None where nothing is
+            fused.
+        b_packing: how lora_B's flat axis is ordered, ``rank_major`` or ``grouped_by_expert``; None where nothing is
+            fused.
     """
 
     dtype: str
@@ -53,13 +55,13 @@ class Site:
     Attributes:
         facts: of the cell.
         base: the base checkpoint's directory; not to be written to.
-        adapter: a copy of the saved adapter's directory, which the engine will merge: a fault of the adapter changes it.
+        adapter: a copy of the saved adapter's directory, for the engine to merge. A fault of the adapter changes it.
         merged: the directory that a fault of the merged checkpoint makes; absent.
         pairs: key prefix of a saved LoRA pair → the delta it is the factors of.
         deltas: PEFT's own, float64: ``module`` → (out, in), ``module:parameter`` → (E, …).
-        write: writes ``merged`` as the base plus the deltas it is given, each added in float64 and rounded once, whatever
-            file they go to; a delta that is left out is dropped.
-        patches: is closed when the engine has merged: a fault of a library or an engine enters its
+        write: writes ``merged`` as the base plus the deltas it is given, each added in float64 and rounded once,
+            whatever file they go to. A delta that is left out is dropped.
+        patches: is closed when the engine has merged. A fault of a library or an engine enters its
             ``unittest.mock.patch.object`` here.
     """
 
@@ -78,8 +80,9 @@ class Fault(Protocol):
 
     Attributes:
         breaks: what it breaks, in a sentence that names no subject.
-        where: ``merged``: the fault makes the merged directory itself, no engine runs. ``adapter``: it changes the adapter
-            that the engine merges. ``library``, ``engine``: it changes code of one, in this process, while the engine merges.
+        where: ``merged``: the fault makes the merged directory itself, no engine runs. ``adapter``: it changes the
+            adapter that the engine merges. ``library``, ``engine``: it changes code of one, in this process, while the
+            engine merges.
         noticed_by: checks of the compare stage, all of which must reject it.
         control: whether every cell that it applies to tries it.
     """

@@ -1,7 +1,7 @@
 """The tables of the documentation that the contract decides: outcomes, stages, checks, cell fields.
 
-``python -m harness.report.contract_tables --write`` puts them between their marks in the pages, ``--check`` says whether they
-are what the contract says.
+``python -m harness.report.contract_tables --write`` puts them between their marks in the pages. ``--check`` says
+whether they are what the contract says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _code(names: Iterable[object]) -> str:
 
 
 def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; columns are not padded, so that a changed row changes one line of a page."""
+    """Return a Markdown table. Columns are not padded, so that a changed row changes one line of a page."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

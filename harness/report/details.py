@@ -1,7 +1,7 @@
 """Everything a result knows, as small titled tables of text; pure.
 
-The HTML page shows these when a row is opened. They are made here rather than in the page's script so that one place
-decides how a number reads, and so that the script only ever puts plain text into the document.
+The HTML page shows these when a row is opened. They are made here rather than in the page's script. So one place
+decides how a number reads, and the script only ever puts plain text into the document.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.result import CellResult, StageResult, TensorCounts
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of a section; ``bad`` ones are drawn so that the eye finds them (their text says so too)."""
+    """A line of a section. ``bad`` ones are drawn so that the eye finds them; their text says so too."""
 
     cells: tuple[str, ...]
     bad: bool = False
@@ -194,7 +194,10 @@ def sections(row: Row) -> tuple[Section, ...]:
 
 
 def failed_checks(row: Row) -> list[str]:
-    """Return a line per check that did not pass: ``kl: 0.55, must be <= 1e-09``, with what was off where that is known."""
+    """Return a line per check that did not pass: ``kl: 0.55, must be <= 1e-09``.
+
+    It says what was off where that is known.
+    """
     return [
         f"{check.name}: {figures.number(check.value)}, must be {one_line(check.band)}"
         + (f" ({one_line(check.detail, 400)})" if check.detail else "")
@@ -209,9 +212,11 @@ def reason(row: Row) -> str | None:
 
 
 def verdict(row: Row) -> str | None:
-    """Return the verdict's sentence on one line where it is news: of something unexpected, and not just the reason again.
+    """Return the verdict's sentence on one line where it is news: of something unexpected, and not just the reason
+    again.
 
-    A cell can be a regression although its outcome is ``pass`` (a stage is missing, a check failed): then only this says why.
+    A cell can be a regression although its outcome is ``pass`` (a stage is missing, a check failed). Then only this
+    says why.
     """
     if not row.sentence or row.standing not in {"regression", "unexpected-pass"}:
         return None
@@ -221,7 +226,10 @@ def verdict(row: Row) -> str | None:
 
 
 def web_link(row: Row) -> str | None:
-    """Return the expectation's link when it can be followed safely: http or https, no blank space, no control character."""
+    """Return the expectation's link when it can be followed safely.
+
+    Safe is http or https, with no blank space and no control character.
+    """
     link = row.expectation_link
     if link is None or link != one_line(link, 2000) or " " in link:
         return None

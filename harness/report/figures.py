@@ -1,4 +1,7 @@
-"""How numbers are written in every format: few digits, no clamping, and never a blank where a value is missing; pure."""
+"""How numbers are written in every format; pure.
+
+Few digits, no clamping, and never a blank where a value is missing.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _TENTHS_BELOW = 10.0
 
 
 def number(value: float | str | None, *, digits: int = 3) -> str:
-    """Return a number with ``digits`` significant digits: ``0.23``, ``12``, ``1.2e-13``; integers in full; text as it is."""
+    """Return a number with ``digits`` significant digits: ``0.23``, ``12``, ``1.2e-13``.
+
+    Integers are given in full, text as it is.
+    """
     if value is None:
         return MISSING
     if isinstance(value, str):

@@ -17,8 +17,8 @@ class Format:
 
     Attributes:
         file: the name of the file that it is written to.
-        render: returns the text. It gets the rows in any order and, in words, when the report was made, or None. It raises
-            ``ValueError`` when two rows are of the same cell.
+        render: returns the text. It gets the rows in any order and, in words, when the report was made, or None. It
+            raises ``ValueError`` when two rows are of the same cell.
     """
 
     file: str

@@ -1,7 +1,7 @@
 """How a row looks, in one symbol, one word and one tone; and the overview of stacks and families; pure.
 
-The symbol and the word carry the meaning; the tone only repeats it, for eyes that see it. ``✓`` and the tone ``pass`` are
-kept for an expected pass: a cell that did not run, is blind, skipped or unsupported never gets them.
+The symbol and the word carry the meaning. The tone only repeats it, for eyes that see it. ``✓`` and the tone ``pass``
+are kept for an expected pass: a cell that did not run, is blind, skipped or unsupported never gets them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def look(row: Row) -> Look:
 
 
 def outcome_text(row: Row) -> str:
-    """Return the last column's text: the look and, where a stage decided it, that stage: ``△ known error in reload-adapter``."""
+    """Return the last column's text, as ``△ known error in reload-adapter``.
+
+    It is the look and, where a stage decided it, that stage.
+    """
     stage = row.result.stage
     where = f" in {stage}" if stage is not None and not row.passed and row.status is not None else ""
     return f"{look(row)}{where}"
@@ -95,7 +98,10 @@ class OverviewCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """Stacks and engines by families: ``lines`` holds (stack, its title, engine, a cell per family or None where nothing was planned)."""
+    """Stacks and engines by families.
+
+    ``lines`` holds (stack, its title, engine, a cell per family or None where nothing was planned).
+    """
 
     families: tuple[str, ...]
     lines: tuple[tuple[str, str, str, tuple[OverviewCell | None, ...]], ...]
@@ -110,7 +116,10 @@ def _overview_cell(rows: Sequence[Row]) -> OverviewCell | None:
 
 
 def overview(rows: Iterable[Row]) -> Overview:
-    """Return the compatibility overview: newest stack first, the default engine before others, families in alphabetical order."""
+    """Return the compatibility overview.
+
+    The newest stack comes first, the default engine before others, families in alphabetical order.
+    """
     rows = ordered(rows)
     families = tuple(sorted({row.result.cell.family for row in rows}))
     stacks = {row.result.cell.stack.id: stack_title(row) for row in rows}

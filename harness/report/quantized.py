@@ -11,14 +11,18 @@ from harness.result import CellResult, QuantizedKind
 
 TITLE = "Quantised bases"
 INTRODUCTION = (
-    "Weights quantised while training, of routed experts and of Linears, the experts' bytes against 16 bits, and the dtype that the LoRA was trained in. "
-    "The gap is KL(trained ‖ that base + adapter, unmerged), what quantisation costs; the merge error is KL(that base + adapter, unmerged ‖ merged). "
-    "Bases: the original, and the one that the codes mean. Peak RSS is the largest process of the cell, libraries included: it says little of QLoRA; "
+    "Weights quantised while training, of routed experts and of Linears, the experts' bytes against 16 bits, "
+    "and the dtype that the LoRA was trained in. "
+    "The gap is KL(trained ‖ that base + adapter, unmerged), what quantisation costs; "
+    "the merge error is KL(that base + adapter, unmerged ‖ merged). "
+    "Bases: the original, and the one that the codes mean. "
+    "Peak RSS is the largest process of the cell, libraries included: it says little of QLoRA; "
     "peaks of loading and of a step are measured by nox -s bench. With a shim it is not the stack as it is."
 )
 FOOTNOTE = (
-    "QLoRA rows: trained is the quantised model and base is the quantised base, so trained vs merged KL and merged vs base KL hold what quantisation "
-    f"costs. Samples, top-1 and log-probabilities are held against the original base + adapter, unmerged. See {TITLE}."
+    "QLoRA rows: trained is the quantised model and base is the quantised base, "
+    "so trained vs merged KL and merged vs base KL hold what quantisation costs. "
+    f"Samples, top-1 and log-probabilities are held against the original base + adapter, unmerged. See {TITLE}."
 )
 
 
@@ -102,7 +106,10 @@ def pairs(row: Row) -> list[tuple[str, str | float | None]]:
 
 
 def lines(row: Row) -> list[str]:
-    """Return what was quantised in one cell, what that costs and what merging adds, in lines for a terminal; none for a cell without."""
+    """Return what was quantised in one cell, what that costs and what merging adds, in lines for a terminal.
+
+    There is none for a cell without.
+    """
     if row.result.quantization is None:
         return []
     metrics = row.result.metrics

@@ -1,7 +1,7 @@
 """One sentence that a person reads in ten seconds, and the counts behind it; pure.
 
-Green is reserved for all cells ok with at least one that passed: a matrix in which everything was skipped proves nothing.
-Amber means that nothing is unexpected though not all is ok; red that somebody has to look.
+Green is reserved for all cells ok with at least one that passed: a matrix in which everything was skipped proves
+nothing. Amber means that nothing is unexpected though not all is ok. Red means that somebody has to look.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def _troubles(rows: list[Row], standings: dict[Standing, int]) -> str:
 
 
 def summarise(rows: Iterable[Row]) -> Summary:
-    """Count the rows and say the result in one sentence, as ``54 of 56 cells ok (50 pass, 4 unsupported); 2 known failures``."""
+    """Count the rows and say the result in one sentence.
+
+    Example: ``54 of 56 cells ok (50 pass, 4 unsupported); 2 known failures``.
+    """
     rows = list(rows)
     counts = Counter(row.standing for row in rows)
     standings = {standing: counts[standing] for standing in STANDINGS if counts[standing]}

@@ -1,7 +1,7 @@
 """The rows and columns that every format shows; pure.
 
 A row is a cell's result with what the expectations made of it. The columns are those of the field's own compatibility
-tables, and their order, titles and texts are decided here once, so that a number reads the same on the terminal, in the
+tables. Their order, titles and texts are decided here once, so that a number reads the same on the terminal, in the
 README and in a browser. Rows are sorted newest stack first, so that the order they were finished in leaves no trace.
 """
 
@@ -38,7 +38,8 @@ class Row:
         expectation_reason: why the declared expectation was declared, or None without one.
         expectation_link: where that is discussed; shown as a link only when it is http or https.
         sentence: the verdict in words, or None.
-        options: what a command needs to find the configuration again that it was judged by, as ``--config ci.toml``; empty for the usual one.
+        options: what a command needs to find the configuration again that it was judged by, as ``--config ci.toml``.
+            Empty for the usual one.
 
     Raises:
         ValueError: when the status is ``ok`` and the outcome is one that cannot be.
@@ -171,7 +172,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
     """Return the rows newest stack first, then by family, recipe and options.
 
     Raises:
-        ValueError: when two rows are of the same cell: which of them counts is not for a report to decide.
+        ValueError: when two rows are of the same cell. Which of them counts is not for a report to decide.
     """
     by_name = sorted(rows, key=lambda row: (row.result.cell.family, row.result.cell.recipe, row.result.cell_id))
     seen: set[str] = set()

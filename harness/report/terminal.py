@@ -1,7 +1,8 @@
 """The table at the end of a run, and what is said about a cell that failed; writes to a rich console.
 
-Everything is built from ``Text``, never from rich's markup: a reason that contains ``[red]`` is three words, not a colour.
-Where the console is not a terminal the table is as wide as it needs to be, so that a CI log shows whole numbers.
+Everything is built from ``Text``, never from rich's markup: a reason that contains ``[red]`` is three words, not a
+colour. Where the console is not a terminal the table is as wide as it needs to be, so that a CI log shows whole
+numbers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make text from results safe and short enough to show; pure.
 
-A reason is whatever a library put into an exception, and a log is whatever a process wrote: colour codes, cursor
-movement, carriage returns, right-to-left overrides that reorder what a person reads, a megabyte on one line. Escaping for
-a format (HTML, XML, Markdown) is not enough against those, so they are taken out here, once, before any format sees them.
+A reason is whatever a library put into an exception. A log is whatever a process wrote: colour codes, cursor movement,
+carriage returns, right-to-left overrides that reorder what a person reads, a megabyte on one line. Escaping for a
+format (HTML, XML, Markdown) is not enough against those. So they are taken out here, once, before any format sees them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs"})
 
 
 def clean(text: str) -> str:
-    """Return ``text`` without escape sequences, control and format characters; line ends become line feeds, tabs spaces.
+    """Return ``text`` without escape sequences, control and format characters.
 
-    What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice changes nothing.
+    Line ends become line feeds, tabs spaces. What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice
+    changes nothing.
     """
     text = _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", text)).expandtabs(4)
     text = _NONCHARACTERS.sub("", text)
@@ -43,8 +44,8 @@ def one_line(text: str, limit: int = 160) -> str:
 def fold(text: str, *, max_chars: int = 4000, max_lines: int = 60) -> str:
     """Return ``text``, cleaned, with its middle left out when it is long.
 
-    A third of the room goes to the head (where commands say what failed), the rest to the tail (where Python's
-    tracebacks do); how much was left out is said in between. Trailing blank space is dropped.
+    A third of the room goes to the head, where commands say what failed. The rest goes to the tail, where Python's
+    tracebacks do. How much was left out is said in between. Trailing blank space is dropped.
     """
     lines = clean(text).strip("\n").rstrip().split("\n")
     if len(lines) > max_lines:

@@ -1,7 +1,7 @@
 """Write a report in every format: the one place in this package that touches the disk.
 
-All formats are rendered before the first file is written, and each file appears by one rename, so that neither a broken
-row nor an interrupted run leaves half a report or a page that contradicts its table.
+All formats are rendered before the first file is written, and each file appears by one rename. So neither a broken row
+nor an interrupted run leaves half a report or a page that contradicts its table.
 """
 
 from __future__ import annotations

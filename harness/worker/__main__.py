@@ -1,7 +1,7 @@
 """Started by path, ``python -I -u …/harness/worker/__main__.py request.json``, inside a cell's environment.
 
-Isolated mode leaves the script's folder out of ``sys.path``; the folder that holds this copy of the package is put first, so
-that the only ``harness`` here is the worker's own.
+Isolated mode leaves the script's folder out of ``sys.path``. So the folder that holds this copy of the package is put
+first. The only ``harness`` here is then the worker's own.
 """
 
 import sys

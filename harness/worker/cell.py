@@ -1,7 +1,7 @@
 """One cell, readable top to bottom: what each stage does, and at the end the table of them all.
 
-What stages need of each other lies in the work directory; what is known of the cell lies in the observation. So a stage can
-run in any process that has imported the libraries: in which is decided in ``harness.worker.run``.
+What stages need of each other lies in the work directory. What is known of the cell lies in the observation. So a stage
+can run in any process that has imported the libraries. ``harness.worker.run`` decides in which.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ GROUPS: tuple[tuple[Step, ...], ...] = (
 )
 """All stages after the imports, in order.
 
-Where a process can be forked, each step has one of its own. Where none can, because CUDA is in use, each group has: as few
-as the meaning needs. What was trained, what a user loads the adapter into, what merges and what is published must not share
-the memory of a process.
+Where a process can be forked, each step has one of its own. Where none can, because CUDA is in use, each group has one.
+There are as few groups as the meaning needs. These must not share the memory of a process: what was trained, what a
+user loads the adapter into, what merges, and what is published.
 """

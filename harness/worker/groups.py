@@ -1,8 +1,8 @@
-"""Processes for groups of stages where none can be forked: started ahead, all at once, each waiting imported for its turn.
+"""Processes for groups of stages where none can be forked. All are started ahead, and each waits imported for its turn.
 
-Imports take most of a new process's time. So they overlap with the work of the groups before; a GPU machine has the cores.
-A process that waits has imported the libraries and no more, so it holds of the GPU what that import took. One that has done
-its part is ended before the next begins, and with it everything that it had on the device.
+Imports take most of a new process's time. So they overlap with the work of the groups before. A GPU machine has the
+cores for it. A process that waits has imported the libraries and no more, so it holds of the GPU what that import took.
+One that has done its part is ended before the next begins, and with it everything that it had on the device.
 
 The process that starts them imports nothing but the standard library.
 """

@@ -30,9 +30,9 @@ def import_libraries(*, threads: int, device: str) -> None:
     from transformers import AutoModelForCausalLM  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-    # PEFT imports bitsandbytes only when it attaches, which would be once per child. An interpreter that a user gave may
-    # lack it, which is nothing to a recipe that does not quantise.
-    # With a GPU it may start CUDA in the parent, after which no forked child can.
+    # PEFT imports bitsandbytes only when it attaches, which would be once per child.
+    # An interpreter that a user gave may lack it. A recipe that does not quantise does not need it.
+    # With a GPU it may start CUDA in the parent. After that no forked child can use CUDA.
     if device == "cpu" and importlib.util.find_spec("bitsandbytes") is not None:
         import peft.tuners.lora.bnb  # noqa: F401
 
@@ -53,8 +53,8 @@ def cuda_started() -> bool:
 def try_to_compute(*, seconds: float = 60.0) -> bool:
     """Fork a child that multiplies two matrices with all its threads, and return whether it comes to an end.
 
-    Once a process has used torch's thread pool, its forked children hang in their first parallel operation. An import that
-    computes would do that.
+    Once a process has used torch's thread pool, its forked children hang in their first parallel operation. An import
+    that computes would do that.
     """
     import torch
 
@@ -90,14 +90,18 @@ FIRST_USED_IN_STAGES = (
     "transformers.modeling_rope_utils",
     "transformers.models.mixtral.modeling_mixtral",
 )
-"""Modules that the libraries import only when a stage needs them, as seen over all stacks and recipes of ``matrix.toml``."""
+"""Modules that the libraries import only when a stage needs them.
+
+This was seen over all stacks and recipes of ``matrix.toml``.
+"""
 
 
 def preload() -> None:
-    """Import in the parent what each child would import again: our own code, the families' models, what is used first in stages.
+    """Import in the parent what each child would import again.
 
-    A stack that lacks a module, or cannot import it, says so in the stage that needs it, where it is a finding. Of ours,
-    what quantises experts needs a transformers that has them as parameters.
+    That is our own code, the families' models, and what is used first in stages. A stack that lacks a module, or cannot
+    import it, says so in the stage that needs it, where it is a finding. Of ours, what quantises experts needs a
+    transformers that has them as parameters.
     """
     own = [name for package in OWN for name in _modules_of(package)]
     families = [name.rpartition(".")[2] for name in own if name.startswith("harness.worker.checkpoints.families.")]

@@ -1,8 +1,8 @@
 """What makes a forked child as good as a new process: all that an interpreter would have got from whoever started it.
 
-A fork copies the parent's environment, current directory, open files, session and random numbers. Each is replaced here by
-the cell's own. What the libraries keep of the parent's environment (``HF_HOME`` was read when they were imported) points
-into the warm worker's own home directory, which the host compares after each cell.
+A fork copies the parent's environment, current directory, open files, session and random numbers. Each is replaced here
+by the cell's own. Libraries read some of the parent's environment when they were imported, as ``HF_HOME``. What they
+keep of it points into the warm worker's own home directory, which the host compares after each cell.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class TokenPlace:
     """Where in memory the kernel finds the token that ``/proc/<pid>/environ`` shows.
 
     The harness finds every process of a cell by the token in its environment, wherever it has gone. ``/proc`` shows the
-    variables that a process was *started* with, so those of a forked child are its parent's whatever it sets. They lie in
-    memory of the process's own, though, and are read there each time: a child that writes another token of the same length
-    in its place is found by that, and so is everything that it forks.
+    variables that a process was *started* with. So those of a forked child are its parent's, whatever it sets. But they
+    lie in memory of the process's own, and are read there each time. A child writes another token of the same length in
+    its place. It is found by that, and so is everything that it forks.
     """
 
     address: int

@@ -1,9 +1,9 @@
 """What a cell has seen so far, kept on disk after every stage.
 
-Stages run in forked children. Parent and children share the file: a child loads it, adds its stages and writes it back, so
-that a child that dies by a signal leaves behind exactly what was known until then, and which stage was running.
-The field names are those of the result contract (``harness.result.CellResult`` on the host). A stage's entry says how it ended;
-what that amounts to is the host's to decide.
+Stages run in forked children. Parent and children share the file: a child loads it, adds its stages and writes it back.
+So a child that dies by a signal leaves behind exactly what was known until then, and which stage was running.
+The field names are those of the result contract (``harness.result.CellResult`` on the host). A stage's entry says how
+it ended. What that amounts to is the host's to decide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A cell is offline: an attempt to reach a network is an error in the stage that made it.
 
-Variables that ask the hub libraries to stay offline are set by the host; this is for code that does not ask. An audit hook
-(PEP 578) sees every connection and name look-up that Python code makes, and cannot be removed again.
+Variables that ask the hub libraries to stay offline are set by the host. This is for code that does not ask. An audit
+hook (PEP 578) sees every connection and name look-up that Python code makes. It cannot be removed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ class NetworkTouchedError(RuntimeError):
 
 
 def forbid_network() -> None:
-    """Make every later attempt to reach a network raise ``NetworkTouchedError``; sockets between processes stay allowed."""
+    """Make every later attempt to reach a network raise ``NetworkTouchedError``.
+
+    Sockets between processes stay allowed.
+    """
     sys.addaudithook(_hook)
 
 

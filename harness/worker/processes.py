@@ -1,8 +1,8 @@
 """Stages in processes of their own, forked from a parent that has imported the libraries and done nothing else.
 
-A fork after the imports is as fresh as a new process (no model, no adapter, no patched class) and saves the five to fifteen
-seconds that importing costs. The parent must not run a single tensor operation: once torch's thread pool exists, a forked
-child hangs in its first parallel matmul.
+A fork after the imports is as fresh as a new process: no model, no adapter, no patched class. It saves the five to
+fifteen seconds that importing costs. The parent must not run a single tensor operation: once torch's thread pool
+exists, a forked child hangs in its first parallel matmul.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from harness.contract.stages import StageName
 from harness.worker.observation import Observation, StageStoppedError
 
 STOPPED = 1
-"""Exit code of a child in which a stage ended without a usable result; the record says which and why."""
+"""Exit code of a child in which a stage ended without a usable result. The record says which and why."""
 
 
 def run_in_child(
     observation: Observation, stages: Callable[[Observation], None], *, names: Sequence[StageName]
 ) -> None:
-    """Run ``stages`` in a forked child that shares the observation file, and record how it ended where it did not itself.
+    """Run ``stages`` in a forked child that shares the observation file.
+
+    How it ended is recorded here where it did not record that itself.
 
     Args:
         observation: the cell's record; afterwards it holds what the child has seen.

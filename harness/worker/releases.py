@@ -1,4 +1,7 @@
-"""Comparing releases of the libraries under test, with nothing but the standard library: a worker imports only what is under test."""
+"""Comparing releases of the libraries under test, with nothing but the standard library.
+
+A worker imports only what is under test.
+"""
 
 from __future__ import annotations
 

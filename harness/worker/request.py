@@ -29,7 +29,10 @@ class Request(CellFields):
     threads: int
     bands: Bands
     processes: Processes = "forked"
-    """Whether stages run in processes that are forked after the imports, or in some that are started; see ``harness.worker.run``."""
+    """Whether stages run in processes that are forked after the imports, or in some that are started.
+
+    See ``harness.worker.run``.
+    """
 
     @property
     def file(self) -> Path:

@@ -1,8 +1,9 @@
-"""A cell, from its request to its observation: which of its steps can run, and each in a process of its own.
+"""A cell, from its request to its observation: which of its steps can run. Each runs in a process of its own.
 
-There are two ways. A process that has imported the libraries and has not used a device is forked for each step: as fresh as a
-new process, without the imports. A process that has started CUDA cannot be forked; whether it has is looked at after the
-imports, because some libraries do so while they are imported. Then processes are started instead, see ``groups``.
+There are two ways. A process that has imported the libraries and has not used a device is forked for each step. The
+fork is as fresh as a new process, without the imports. A process that has started CUDA cannot be forked. Then processes
+are started instead, see ``groups``. Some libraries start CUDA while they are imported, so that is looked at after the
+imports.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class Way(Protocol):
 
     @contextmanager
     def group(self, number: int) -> Iterator[Callable[[Step], None]]:
-        """Give what runs a step of a group, and records what becomes of it; afterwards the group's processes are gone."""
+        """Give what runs a step of a group, and records what becomes of it.
+
+        Afterwards the group's processes are gone.
+        """
         ...
 
     def close(self) -> None:

@@ -44,7 +44,10 @@ def run_step(step: Step, observation: Observation, request: Request, checkpoint:
 
 
 def _record_gpu(observation: Observation) -> None:
-    """Record the device and the most that any process of the cell has had allocated on it, where this one has used it."""
+    """Record the device, where this process has used it.
+
+    The most that any process of the cell has had allocated on it is recorded too.
+    """
     import torch
 
     if not torch.cuda.is_initialized():

@@ -1,10 +1,11 @@
 """A warm worker: one process imports the libraries once and forks a child for each cell.
 
-The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each. The first line that it
-gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
+The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each. The first line
+that it gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
 
-The parent owns its children. It alone signals them, and it reaps one only when the host says so: until then a process id
-cannot be given to anybody else, so no signal hits a stranger. The parent runs no tensor operation and uses no device.
+The parent owns its children. It alone signals them, and it reaps one only when the host says so. Until then a process
+id cannot be given to anybody else, so no signal hits a stranger. The parent runs no tensor operation and uses no
+device.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class RefusedError(Exception):
     """Children of this process would not be what a cell needs.
 
     Attributes:
-        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA) or ``process`` (something else of this process).
+        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA) or ``process`` (something else of this
+            process).
         reason: in words.
     """
 
@@ -83,7 +85,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    """Signal a child's group; or the child alone, if it has not come to lead a group and so has no children."""
+    """Signal a child's group. One that has not come to lead a group has no children, and is signalled alone."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -100,9 +102,9 @@ def _token_place() -> TokenPlace:
 def _prepare(prepare: Callable[[], None]) -> None:
     """Import, and look whether what the imports left behind can be forked.
 
-    A Python thread may hold any lock at the moment of the fork, and a child would wait for it for ever. Native threads are
-    not looked at: those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What matters is whether a
-    child can compute, which ``prepare`` tries.
+    A Python thread may hold any lock at the moment of the fork, and a child would wait for it for ever. Native threads
+    are not looked at. Those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What matters is
+    whether a child can compute, which ``prepare`` tries.
 
     Raises:
         RefusedError: it cannot.
@@ -112,7 +114,7 @@ def _prepare(prepare: Callable[[], None]) -> None:
     except RefusedError:
         raise
     except Exception as error:
-        # Whatever a library raises. The cells import it again, each in a process of its own, and report it as their own.
+        # Whatever a library raises. Each cell imports it again, in a process of its own, and reports it.
         traceback.print_exc()
         raise RefusedError("import", f"{type(error).__name__}: {error}") from error
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
@@ -142,7 +144,7 @@ def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 — printed, as an interpreter does; a child must never return into its parent's code
+    except BaseException:  # noqa: BLE001 — printed; a child must never return into its parent's code
         traceback.print_exc()
     finally:
         _flush()

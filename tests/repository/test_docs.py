@@ -197,7 +197,7 @@ def test_commands_are_shown_at_all() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "-".join(command.words))
 def test_the_reference_reads_what_the_program_takes(command: Command) -> None:
-    """The page is made from signatures; the program's own help must have the same options, and no others."""
+    """The page is made from signatures. The program's own help must have the same options, and no others."""
     runner = CliRunner(env={"COLUMNS": "250", "TERM": "dumb", "NO_COLOR": "1"})
     shown = runner.invoke(app, [*command.words, "--help"])
     assert shown.exit_code == 0

@@ -108,7 +108,7 @@ def files_of(*parts: str) -> list[Path]:
 
 
 def layer_of(module: str) -> str | None:
-    """Return what of ours a module belongs to, as the table above names it; None for what is not ours."""
+    """Return what of ours a module belongs to, as the table above names it. None for what is not ours."""
     parts = module.split(".")
     if parts[0] != "harness" or parts[1:] in ([], ["__version__"]):
         return None
@@ -243,7 +243,10 @@ CATALOGUES = ("base.codecs", "base.families")
 
 
 def merge_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return which files of ``harness.merge`` each of them imports, wherever in the file; ``from a import b`` may mean the file ``a.b``."""
+    """Return which files of ``harness.merge`` each of them imports, wherever in the file.
+
+    ``from a import b`` may mean the file ``a.b``.
+    """
     found: dict[str, set[str]] = {}
     for name, source in sources.items():
         found[name] = set()

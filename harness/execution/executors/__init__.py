@@ -1,4 +1,7 @@
-"""Executors: what cells are run by. The folder is the catalogue; a file that defines ``runner`` is what ``--executor`` offers."""
+"""Executors: what cells are run by.
+
+The folder is the catalogue: a file that defines ``runner`` is what ``--executor`` offers.
+"""
 
 from __future__ import annotations
 

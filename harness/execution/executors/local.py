@@ -1,10 +1,11 @@
 """Cells as processes of this machine: for each a work directory, a request, a supervised worker, a result.
 
-A cell's process is forked by the stack's warm worker. Where there is none it is started anew, and says itself whether its
-stages can be forked; where a warm worker has found that imports start CUDA, that is known, and it need not import to find out.
+A cell's process is forked by the stack's warm worker. Where there is none it is started anew, and says itself whether
+its stages can be forked. Where a warm worker has found that imports start CUDA, that is known. Then the process need
+not import to find out.
 
-A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. The second time
-it gets a process of its own, so that a cell which kills its worker ends as what it is.
+A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. The
+second time it gets a process of its own, so that a cell which kills its worker ends as what it is.
 """
 
 from __future__ import annotations

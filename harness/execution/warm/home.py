@@ -1,7 +1,7 @@
 """A warm worker's directory: its log, and the home directory that libraries remember from their import.
 
 ``HF_HOME`` and its like are read once, when a library is imported. What a cell keeps there, the next would find. So the
-directory is compared after each cell with what it was after the imports, and a worker whose home has changed is replaced.
+directory is compared after each cell with what it was after the imports. A worker whose home has changed is replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import stat
 from pathlib import Path
 
 Listing = dict[str, tuple[int, int, int]]
-"""Path relative to the home, to type, size and time of the last change in nanoseconds; of directories the type alone."""
+"""Path relative to the home, to type, size and time of the last change in nanoseconds.
+
+Of directories the type alone.
+"""
 
 
 class Home:

@@ -1,8 +1,8 @@
 """The warm workers of a run: one for each stack that has cells left, made when it is first asked for.
 
-A worker that has died is replaced. One whose home directory a cell has changed gets no further cell, is ended when its last
-has ended, and is replaced. Where no worker can be had (the imports fail or start CUDA, or it dies again and again) there is a
-``Refusal``, and the cells of that stack run some other way.
+A worker that has died is replaced. One whose home directory a cell has changed gets no further cell, is ended when its
+last has ended, and is replaced. Where no worker can be had there is a ``Refusal``: the imports fail or start CUDA, or
+it dies again and again. The cells of that stack then run some other way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.execution.child import ParentLostError
 from harness.execution.warm.worker import Refusal, WarmWorker, WorkerSpec
 
 MOST_LOSSES = 3
-"""So many workers of one stack that died, with no cell ended between, and there is no further one."""
+"""A stack gets no further worker when so many have died, with no cell ended between."""
 _TICK = 0.05
 
 
@@ -136,7 +136,7 @@ class WarmPool:
             slot.making.release()
 
     def _start(self, slot: _Slot, spec: WorkerSpec, cancelled: threading.Event, seconds: float) -> WarmWorker | None:
-        """Start a worker; None when it came to nothing, and then the slot says whether to try again."""
+        """Start a worker. None when it came to nothing; the slot then says whether to try again."""
         try:
             worker = WarmWorker(spec)
         except OSError as error:

@@ -1,7 +1,7 @@
 """One warm worker, seen from the host: started, asked, ended. See ``harness.worker.warm`` for the other side.
 
-Order and answer are a line of JSON each, one after the other, under a lock: cells in several threads share a worker. A worker
-that does not answer in time is as good as dead, and is killed.
+Order and answer are a line of JSON each, one after the other, under a lock, because cells in several threads share a
+worker. A worker that does not answer in time is as good as dead, and is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Refusal:
     """Why an environment can have no warm worker.
 
     Attributes:
-        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA) or ``process`` (anything else of the process).
+        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA) or ``process`` (anything else of the
+            process).
         reason: in words.
     """
 
@@ -49,7 +50,7 @@ class WorkerSpec:
     Attributes:
         command: the interpreter and its arguments.
         environment: all its variables but the token.
-        token: the label that it, and what it forks before it has a label of its own, is found by.
+        token: the label by which it is found, and what it forks before that has a label of its own.
         home: its directory.
     """
 

@@ -1,4 +1,7 @@
-"""The table with machine values, as a pandas data frame and as CSV, for a notebook or a spreadsheet; pure."""
+"""The table with machine values, for a notebook or a spreadsheet; pure.
+
+It is made as a pandas data frame and as CSV.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from harness.report.table import COLUMNS, Row, ordered
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Return a data frame with a line per cell, indexed by cell id, in the report's order.
 
-    The columns are the report's, unrounded: KL in nats; ``merged`` and ``samples`` are shares in [0, 1], with their counts
-    beside them. What was not measured is NaN (counts: ``<NA>``). After them stand the columns of quantised bases (what was quantised and
-    its bytes as shares, KL in nats, MiB); ``outcome``, ``status``, ``standing`` and ``stage`` come last.
-    No column holds free text from a result, so a spreadsheet has nothing to mistake for a formula.
+    The columns are the report's, unrounded. KL is in nats. ``merged`` and ``samples`` are shares in [0, 1], with their
+    counts beside them. What was not measured is NaN (counts: ``<NA>``). After them stand the columns of quantised
+    bases: what was quantised and its bytes as shares, KL in nats, MiB. ``outcome``, ``status``, ``standing`` and
+    ``stage`` come last. No column holds free text from a result, so a spreadsheet has nothing to mistake for a formula.
 
     Raises:
         ValueError: when two rows are of the same cell.

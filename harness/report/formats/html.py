@@ -1,9 +1,9 @@
 """The report as one self-contained HTML page; pure, but for reading its template from the package.
 
-The table is in the document and can be read without scripts. The details of each row are embedded as JSON and drawn by the
-page's script when a row is opened, as plain text only, so that two thousand rows stay light. A content security policy
-names the page's own style and script by their hashes: whatever slipped through escaping could still not run, and nothing
-can be loaded from anywhere.
+The table is in the document and can be read without scripts. The details of each row are embedded as JSON. The page's
+script draws them when a row is opened, as plain text only, so that two thousand rows stay light. A content security
+policy names the page's own style and script by their hashes. So whatever slipped through escaping could still not run,
+and nothing can be loaded from anywhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def _hash_source(text: str) -> str:
 
 
 def embedded_json(value: Any) -> Markup:
-    """Return JSON that is safe inside a script element: no ``<``, ``>`` or ``&`` is left that could end or open anything."""
+    """Return JSON that is safe inside a script element.
+
+    No ``<``, ``>`` or ``&`` is left that could end or open anything.
+    """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -165,7 +168,10 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
     ranks = _version_ranks(rows)
     summary = summarise(rows)
     style, script = _asset("report.css"), _asset("report.js")
-    policy = f"default-src 'none'; style-src {_hash_source(style)}; script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src {_hash_source(style)}; script-src {_hash_source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return _environment().get_template("report.html.j2").render(
         policy=policy,
         style=Markup(style),  # noqa: S704 - a file of this package

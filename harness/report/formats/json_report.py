@@ -1,9 +1,9 @@
 """The report for programs; pure.
 
-Keys are sorted, text is ASCII with escapes (nothing in it reaches a terminal as a control code), and when each cell
-started stands apart under ``started``, so that two runs of the same thing differ there and in measured durations only.
-Numbers that JSON has no word for are the strings ``NaN``, ``Infinity`` and ``-Infinity``, which pydantic reads back: a
-KL that is not a number must not turn into one that was not measured.
+Keys are sorted. Text is ASCII with escapes: nothing in it reaches a terminal as a control code. When each cell started
+stands apart under ``started``, so that two runs of the same thing differ there and in measured durations only. Numbers
+that JSON has no word for are the strings ``NaN``, ``Infinity`` and ``-Infinity``, which pydantic reads back: a KL that
+is not a number must not turn into one that was not measured.
 """
 
 from __future__ import annotations

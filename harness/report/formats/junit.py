@@ -3,7 +3,7 @@
 """The report as JUnit XML, for the test tab of a CI system; pure.
 
 JUnit knows passed, failed, errored and skipped. Only an expected pass is passed. A known failure is skipped with its
-reason, as pytest's xfail is; an unexpected pass is a failure, as pytest's strict xfail is; a cell that did not run is
+reason, as pytest's xfail is. An unexpected pass is a failure, as pytest's strict xfail is. A cell that did not run is
 an error, because the run does not say what it should have said.
 """
 

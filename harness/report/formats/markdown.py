@@ -1,8 +1,8 @@
 """The report as Markdown (GitHub's dialect), for a README, a commit and a job summary; pure.
 
-Sentence, overview, table, then what is not a pass in the library's own words. Hostile text only ever stands in code spans
-and fenced blocks whose fence is longer than any run of backticks inside, because there is no other place in which a
-reason cannot become a heading, a link, an image or a notification to somebody's ``@name``.
+First the sentence, then overview and table, then what is not a pass in the library's own words. Hostile text only ever
+stands in code spans and in fenced blocks whose fence is longer than any run of backticks inside. There is no other
+place in which a reason cannot become a heading, a link, an image or a notification to somebody's ``@name``.
 """
 
 from __future__ import annotations

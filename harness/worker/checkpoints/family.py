@@ -46,8 +46,8 @@ class Checkpoint:
         generation_config: generation_config.json, as published.
         layers_with_experts: indices of the layers that route.
         num_experts: routed experts of each of them.
-        prefixes: prefixes of keys under which the family's repositories are found and every release that knows it loads it alike;
-            empty where there is one.
+        prefixes: prefixes of keys under which the family's repositories are found. Every release that knows the family
+            loads them alike. Empty where there is one.
     """
 
     config: dict[str, Any]

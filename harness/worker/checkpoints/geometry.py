@@ -1,8 +1,8 @@
 """The sizes of a tiny model, by preset.
 
-A preset is a statement about shapes, not about one family: what it fixes (hidden size, expert size, expert count, rank) is
-the same for all, and a family adds its own sizes on top. ``distinct`` makes every size differ from every other, so that a
-transposed or mislabelled tensor cannot fit by accident; the square presets exist because published models are square.
+A preset is a statement about shapes, not about one family. What it fixes (hidden size, expert size, expert count, rank)
+is the same for all. A family adds its own sizes on top. ``distinct`` makes every size differ from every other, so that
+a transposed or mislabelled tensor cannot fit by accident. The square presets exist because published models are square.
 
 Sizes are multiples of 8, because torch's grouped matmul wants rows whose bytes are a multiple of 16.
 """

@@ -1,9 +1,9 @@
 """Weights from a counter: the same bytes with every version of every library, on every machine.
 
-Element ``i`` of a tensor is a function of (seed, tensor name, i) alone: SplitMix64's finaliser (Steele, Lea & Flood 2014)
-over a 64-bit counter, whose start is the SHA-256 of seed and name. The four 16-bit words of its output are added up, which
-gives an integer of 18 bits that is nearly normal; shifted to mean zero and scaled by a power of two it is exact in float32.
-No transcendental function and no library's random generator is involved.
+Element ``i`` of a tensor is a function of (seed, tensor name, i) alone. It is SplitMix64's finaliser (Steele, Lea &
+Flood 2014) over a 64-bit counter. The counter's start is the SHA-256 of seed and name. The four 16-bit words of the
+output are added up, which gives an integer of 18 bits that is nearly normal. Shifted to mean zero and scaled by a power
+of two, it is exact in float32. No transcendental function and no library's random generator is involved.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What lies on disk: one ``TensorSpec`` per tensor, and helpers that families build their lists from.
 
-A family knows its own on-disk names, so what a tensor *is* (kind, layer, expert, role) is written down here when it is made
-and never parsed back out of its name. That keeps the judgement of a merge independent of the merge engine's own parsing.
+A family knows its own on-disk names. So what a tensor *is* (kind, layer, expert, role) is written down here when it is
+made. It is never parsed back out of its name. That keeps the judgement of a merge independent of the merge engine's own
+parsing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class TensorSpec:
         key: its name on disk.
         shape: its shape, as ``(out, in)`` for a Linear and ``(E, out, in)`` for fused experts.
         kind: what it is part of.
-        module: the in-memory module it belongs to, with ``model.`` as the prefix whatever the disk says, and for a routed
-            expert the experts module (``model.layers.1.mlp.experts``); None for what no LoRA can target.
+        module: the in-memory module it belongs to, with ``model.`` as the prefix whatever the disk says. For a routed
+            expert it is the experts module (``model.layers.1.mlp.experts``). None for what no LoRA can target.
         role: ``gate_proj`` / ``up_proj`` / ``down_proj`` / ``gate_up_proj`` for routed experts, else None.
         expert: the expert's index where experts lie apart, else None.
         init: how it is filled. ``random`` is scaled by fan-in unless ``exponent`` says otherwise.
@@ -56,7 +57,7 @@ class TensorSpec:
 
     @property
     def scale_exponent(self) -> int:
-        """The exponent in force: about half the bits of the fan-in, which is 1/sqrt(fan_in) without a square root."""
+        """The exponent in force: about half the bits of the fan-in. That is 1/sqrt(fan_in) without a square root."""
         return self.shape[-1].bit_length() // 2 if self.exponent is None else self.exponent
 
 
@@ -74,7 +75,7 @@ def linear(
 
 
 def norm(key: str, size: int, *, init: Init = "ones", extra: bool = False) -> TensorSpec:
-    """Return a norm's weight: near its neutral value, so that the model is not blind to which norm is which."""
+    """Return a norm's weight. It is near its neutral value, so that the model is not blind to which norm is which."""
     return TensorSpec(key=key, shape=(size,), exponent=4, offset=1.0 if init == "ones" else 0.0, extra=extra)
 
 
@@ -101,8 +102,8 @@ def experts(
 ) -> list[TensorSpec]:
     """Return the routed experts of one layer, per-expert 2D (published by most families) or fused 3D.
 
-    Fused ``gate_up_proj`` is (E, 2I, H) with the gate rows first, ``down_proj`` (E, H, I); fused keys have no ``.weight``
-    (transformers 5, ``Qwen3_5MoeExperts``).
+    Fused ``gate_up_proj`` is (E, 2I, H) with the gate rows first. ``down_proj`` is (E, H, I). Fused keys have no
+    ``.weight`` (transformers 5, ``Qwen3_5MoeExperts``).
     """
     path = f"layers.{layer}.mlp.experts"
     module = None if extra else f"model.{path}"
@@ -143,7 +144,9 @@ def router(layer: int, num_experts: int, hidden: int, *, disk: str = "model.", e
 
 
 def prediction_layer(layer: int, g: Geometry, block: list[TensorSpec]) -> list[TensorSpec]:
-    """Return a multi-token-prediction layer as GLM-4.5 and DeepSeek-V3 publish it: a decoder layer with a head of its own.
+    """Return a multi-token-prediction layer as GLM-4.5 and DeepSeek-V3 publish it.
+
+    It is a decoder layer with a head of its own.
 
     Args:
         layer: its index, which is the number of layers that the model loads.

@@ -1,7 +1,8 @@
-"""A tokenizer that is built here: a word-level one whose words are ``t4`` … with four special tokens, and a chat template.
+"""A tokenizer that is built here: a word-level one and a chat template.
 
-All files are literal JSON and text, so their bytes do not depend on a library. Every id below the vocabulary's size is a
-token; training and evaluation work on ids, the tokenizer is there because real repositories have one and merges must keep it.
+Its words are ``t4`` …, beside four special tokens. All files are literal JSON and text, so their bytes do not depend on
+a library. Every id below the vocabulary's size is a token. Training and evaluation work on ids. The tokenizer is there
+because real repositories have one and merges must keep it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer_files(vocab_size: int) -> dict[str, bytes]:
-    """Return file name to content: tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
+    """Return file name to content.
+
+    The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
+    """
     vocab = SPECIAL | {f"t{i}": i for i in range(len(SPECIAL), vocab_size)}
     added = [
         {

@@ -1,10 +1,10 @@
-"""Writing a checkpoint to disk: shards, index, config, tokenizer; and its SHA-256.
+"""Writing a checkpoint to disk (shards, index, config, tokenizer), and its SHA-256.
 
-Tensors are dealt to the shards one by one in turn, so that the experts of every layer lie in different shards: what a merge
-engine must not assume (that one shard holds all experts of a layer) is false in every checkpoint here.
+Tensors are dealt to the shards one by one in turn. So the experts of every layer lie in different shards. A merge
+engine must not assume that one shard holds all experts of a layer: here that is false in every checkpoint.
 
-The safetensors format is written by hand (eight bytes of header length, a JSON header padded to eight bytes, data): the
-library's own writer changed its interface and may change its header, and the bytes here must not depend on its version.
+The safetensors format is written by hand: eight bytes of header length, a JSON header padded to eight bytes, data. The
+library's own writer changed its interface and may change its header. The bytes here must not depend on its version.
 """
 
 from __future__ import annotations

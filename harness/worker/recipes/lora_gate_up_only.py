@@ -1,4 +1,7 @@
-"""Only ``gate_up_proj`` of the routed experts: the adapter's keys alone do not say which of the two parameters it is."""
+"""Only ``gate_up_proj`` of the routed experts.
+
+The adapter's keys alone do not say which of the two parameters it is.
+"""
 
 from harness.worker.recipes.recipe import Recipe
 

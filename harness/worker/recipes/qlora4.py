@@ -1,4 +1,7 @@
-"""QLoRA as most people run it: NF4 with double quantisation, everything quantised that transformers or ``harness.experts`` can quantise, and a LoRA on all of it."""
+"""QLoRA as most people run it: NF4 with double quantisation, and a LoRA on all that is quantised.
+
+Everything is quantised that transformers or ``harness.experts`` can quantise.
+"""
 
 from harness.worker.recipes.quantization import Quantization
 from harness.worker.recipes.recipe import Recipe

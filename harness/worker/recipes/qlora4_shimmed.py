@@ -1,4 +1,7 @@
-"""``qlora4`` where transformers and PEFT disagree about how an adapter is loaded, with the one shim that shows that it can work."""
+"""``qlora4`` where transformers and PEFT disagree about how an adapter is loaded.
+
+It has the one shim that shows that it can work.
+"""
 
 from dataclasses import replace
 

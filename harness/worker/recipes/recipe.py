@@ -19,15 +19,16 @@ class Recipe:
     Attributes:
         summary: one line, shown by ``harness plan``.
         kinds: what gets a LoRA: attention (linear attention included), expert, shared_expert, dense.
-        expert_roles: which fused expert parameters are targeted; per-expert Linears follow (gate_up_proj is gate_proj and
-            up_proj).
+        expert_roles: which fused expert parameters are targeted. Per-expert Linears follow: gate_up_proj is gate_proj
+            and up_proj.
         steps: optimizer steps.
-        learning_rate: of AdamW, constant. High, because a few steps must move every targeted kind far enough that a merge
-            which dropped it would show.
+        learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
+            merge that drops one of them must show.
         alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
-        shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for underscores.
+        shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
+            underscores.
     """
 
     summary: str

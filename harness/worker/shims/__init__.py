@@ -1,6 +1,7 @@
-"""What may be replaced in a library, for a block, where a recipe asks for it: each shim is one module, is named in the result, and is gone afterwards.
+"""What may be replaced in a library, for a block, where a recipe asks for it.
 
-A module has ``shim``, a context manager that yields whether it replaced anything: on most stacks there is nothing to mend.
+Each shim is one module. It is named in the result, and is gone afterwards. A module has ``shim``, a context manager
+that yields whether it replaced anything: on most stacks there is nothing to mend.
 """
 
 from __future__ import annotations

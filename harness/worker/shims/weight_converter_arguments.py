@@ -1,7 +1,8 @@
-"""transformers 5.6.2 and PEFT 0.19: ``WeightConverter`` takes the two arguments again with which this PEFT calls it, as long as they mean nothing.
+"""transformers 5.6.2 and PEFT 0.19: ``WeightConverter`` takes the two arguments again with which this PEFT calls it.
 
-From 5.6.2 on ``WeightConverter`` sets ``distributed_operation`` and ``quantization_operation`` itself, to None; PEFT 0.19 passes on those of another
-converter, which are None as well, and fails with a TypeError (peft#3372, mended in 0.20.0).
+They are taken as long as they mean nothing. From 5.6.2 on ``WeightConverter`` sets ``distributed_operation`` and
+``quantization_operation`` itself, to None. PEFT 0.19 passes on those of another converter, which are None as well. That
+fails with a TypeError (peft#3372, mended in 0.20.0).
 """
 
 from __future__ import annotations

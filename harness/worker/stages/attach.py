@@ -1,8 +1,8 @@
 """Attaching the LoRA, saying exactly what is targeted, and counting what got one.
 
-PEFT 0.19 and later on transformers 5 rewrite ``target_modules`` that end in ``gate_proj`` / ``up_proj`` / ``down_proj`` into
-targets on the fused experts, and so silently lose the dense MLP and the shared experts of the same names
-(``peft.utils.transformers_weight_conversion._convert_peft_config_moe``). There those Linears are named through
+PEFT 0.19 and later on transformers 5 rewrite ``target_modules`` that end in ``gate_proj`` / ``up_proj`` / ``down_proj``
+into targets on the fused experts (``peft.utils.transformers_weight_conversion._convert_peft_config_moe``). So they
+silently lose the dense MLP and the shared experts of the same names. There those Linears are named through
 ``target_parameters`` (``….gate_proj.weight``), which PEFT leaves alone. Everything is targeted by its full name.
 """
 
@@ -95,8 +95,8 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
 def lora_layers(peft_model: Any) -> dict[str, tuple[Target, Any]]:
     """Return every LoRA of the model: its key in a saved adapter → (target, layer).
 
-    The key is the module path in front of ``.lora_A.weight``. Wrapped parameters of one module nest: the path then ends in
-    ``.base_layer`` for the inner one, and the target is the module that holds the parameter.
+    The key is the module path in front of ``.lora_A.weight``. Wrapped parameters of one module nest. The path of the
+    inner one then ends in ``.base_layer``. The target is the module that holds the parameter.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -20,10 +20,10 @@ from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 class Truth:
     """What the other models are held against: the trained model as it was when training ended.
 
-    A merge that stores fewer digits than training used cannot say what the trained model said: in a tiny random model one
-    rounding flips routers. There the functional gate is held against ``reference``, the base with PEFT's own deltas added in
-    float64 and rounded once (``stages.reference``), and the distance from the trained model is reported beside it. So it is with
-    QLoRA, where the model that was trained, and ``base_logits``, are of a quantised base and the merge is not.
+    A merge that stores fewer digits than training used cannot say what the trained model said: in a tiny random model
+    one rounding flips routers. There the functional gate is held against ``reference``: the base with PEFT's own deltas
+    added in float64 and rounded once (``stages.reference``). The distance from the trained model is reported beside it.
+    So it is with QLoRA: the model that was trained, and ``base_logits``, are of a quantised base, and the merge is not.
     """
 
     def __init__(self, request: Request) -> None:
@@ -52,7 +52,7 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
 def judge(
     observation: Observation, request: Request, checkpoint: Checkpoint, *, merged: Path, view: str | None
 ) -> None:
-    """Hold one merged directory against both gates; the cell's merge and its controls go through here alike.
+    """Hold one merged directory against both gates. The cell's merge and its controls go through here alike.
 
     Args:
         observation: where checks, counts and metrics go.

@@ -1,6 +1,7 @@
-"""Controls: merges that are broken on purpose, which this cell's own gates must reject. A gate that lets one through is blind.
+"""Controls: merges that are broken on purpose, which this cell's own gates must reject.
 
-Which faults are controls of this cell follows from its facts (``harness.faults``), and the host asks the same function
+A gate that lets one through is blind.
+Which faults are controls of this cell follows from its facts (``harness.faults``). The host asks the same function
 before it believes a pass. Where a fault was planted in the cell's own merge, that merge is the control of its name.
 """
 

@@ -34,6 +34,7 @@ def evaluation_prompts(vocab: int, seed: int) -> torch.Tensor:
     )
 
 
-def _tokens(name: str, vocab: int, seed: int, count: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 — numpy is typed only where it is installed
+# numpy is typed only where it is installed.
+def _tokens(name: str, vocab: int, seed: int, count: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
     numbers = random_integers(seed, f"tokens/{name}", count)
     return abs(numbers) % (vocab - len(SPECIAL)) + len(SPECIAL)

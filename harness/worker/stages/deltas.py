@@ -1,7 +1,8 @@
 """The truth about every delta, from PEFT itself: ``get_delta_weight`` of the trained model in float64.
 
-What a merge should have added is taken from the release of PEFT that made the adapter, in memory, never from a reading of
-the saved file: so neither the io layout nor the packing of lora_B can be misread here in the same way as in an engine.
+What a merge should have added is taken in memory from the release of PEFT that made the adapter. It is never taken from
+a reading of the saved file. So neither the io layout nor the packing of lora_B can be misread here in the same way as
+in an engine.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PAIRS = "pairs.json"
 
 
 def save_deltas(peft_model: Any, directory: Path) -> None:
-    """Write every delta in float64 and which saved LoRA pair it belongs to. The model is float64 afterwards.
+    """Write every delta in float64, and which saved LoRA pair it belongs to. The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused experts;
-    ``pairs.json`` has the adapter's key prefix → that name.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused
+    experts. ``pairs.json`` has the adapter's key prefix → that name.
     """
     import torch
     from safetensors.torch import save_file
@@ -86,7 +87,7 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
 def _io_layout(layer: Any) -> str:
     """Return which layout PEFT itself uses: whether lora_A faces the input (last axis) of an (E, out, in) parameter.
 
-    Asked of the layer's own attributes, so square parameters are no riddle: ``_did_swap_in_out_features`` exists from
-    PEFT 0.19.1 (peft#3165) and is true where the roles are the standard ones; before, they were swapped.
+    Asked of the layer's own attributes, so square parameters are no riddle. ``_did_swap_in_out_features`` exists from
+    PEFT 0.19.1 (peft#3165). It is true where the roles are the standard ones. Before, they were swapped.
     """
     return "standard" if getattr(layer, "_did_swap_in_out_features", False) else "swapped"

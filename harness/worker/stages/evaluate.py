@@ -1,4 +1,7 @@
-"""What a model says: logits on held-out prompts, greedy samples with their margins, and where its routing is a near tie."""
+"""What a model says: logits on held-out prompts, and greedy samples with their margins.
+
+With them is recorded where its routing is a near tie.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class Sample:
 def set_mode(model: Any) -> None:
     """Put a model into evaluation mode, or a quantised one into training mode.
 
-    In evaluation mode bitsandbytes' 4-bit Linears compute in bfloat16 on some CPUs, whatever they were told. No model here has dropout, so nothing else
-    differs.
+    In evaluation mode bitsandbytes' 4-bit Linears compute in bfloat16 on some CPUs, whatever they were told. No model
+    here has dropout, so nothing else differs.
     """
     model.train(bool(getattr(model, "is_quantized", False)))
 

@@ -1,7 +1,7 @@
 """Which experts see tokens, and how near each position's routing is to another choice.
 
-Tokens are counted where they are dispatched: on the experts module itself, not on what the router says it would do. The gap
-is computed from the router's input and weight by the family's own rule, because what routers return differs between
+Tokens are counted where they are dispatched: on the experts module itself, not on what the router says it would do. The
+gap is computed from the router's input and weight by the family's own rule. What routers return differs between
 releases (raw logits, softmaxed logits, tuples in two orders).
 """
 
@@ -28,8 +28,8 @@ class ExpertWatch:
 
     Attributes:
         counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
-        gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order: a list with
-            one (tokens,) float32 tensor per layer.
+        gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order. A list
+            with one (tokens,) float32 tensor per layer.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
@@ -131,9 +131,9 @@ STEEPEST_SIGMOID = 0.25
 def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
     """Return how far each token is from choosing other experts: (tokens,) float32, in router logits.
 
-    The distance between the last expert chosen and the first not chosen; where experts are chosen within the best groups
-    (DeepSeek-V3: a group's score is the sum of its two best), the smaller of that and the distance between groups.
-    Infinite where every expert is chosen.
+    It is the distance between the last expert chosen and the
+    first not chosen. DeepSeek-V3 chooses experts within the best groups, a group's score being the sum of its two best.
+    There it is the smaller of that distance and the distance between groups. Infinite where every expert is chosen.
 
     Args:
         hidden: (…, H).
@@ -144,7 +144,7 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
 
     logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
     num_experts = logits.shape[-1]
-    # Softmax keeps the order of logits, and a sharp one brings every loser near zero: the logits say how far apart they are.
+    # A sharp softmax brings every loser near zero. Logits have the same order, and say how far apart experts are.
     scores = logits if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
     infinite = torch.full((logits.shape[0],), float("inf"))
     gap = infinite.to(logits.device)

@@ -1,7 +1,7 @@
 """The trained model through every experts forward that the stack has: what they say and every LoRA gradient must agree.
 
-A forward that reads the experts' weights past the LoRA is faster and wrong, and nothing else in a training run says so. Compared at positions clear of router
-ties, where rounding cannot flip an expert.
+A forward that reads the experts' weights past the LoRA is faster and wrong. Nothing else in a training run says so.
+Paths are compared at positions clear of router ties, where rounding cannot flip an expert.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def look(peft_model: Any, prompts: Any, clear: Any) -> Seen:
 
 
 def compare_paths(reference: Seen, other: Seen) -> dict[str, float]:
-    """Return the largest difference of logits, relative to their spread, and that of a gradient, relative to its norm."""
+    """Return the largest difference of logits, and that of a gradient.
+
+    The first is relative to the spread of logits, the second to the gradient's norm.
+    """
     logits = _share(float((other.logits - reference.logits).abs().max()), float(reference.logits.std()))
     gradients = [
         _share(float((other.gradients[name] - wanted).norm()), float(wanted.norm()))
@@ -71,7 +74,10 @@ def _share(difference: float, whole: float) -> float:
 
 @contextmanager
 def lora_in_float32(peft_model: Any) -> Iterator[None]:
-    """Compute with float32 copies of the LoRA's weights within the block: paths are compared, not the bf16 that TRL 1.x trains quantised models in."""
+    """Compute with float32 copies of the LoRA's weights within the block.
+
+    Paths are compared, not the bf16 that TRL 1.x trains quantised models in.
+    """
     tensors = [(p, p.data) for name, p in peft_model.named_parameters() if ".lora_" in name]
     for parameter, values in tensors:
         parameter.data = values.float()
@@ -87,8 +93,9 @@ def check_forward_paths(
 ) -> None:
     """Hold every path against ``eager`` and record one check, which names the path that is furthest off.
 
-    transformers 4 has one way through its experts, which are Linears; ours is held against that. No hook may be left on the experts: the grouped forward
-    does not call them. Without a LoRA ``on_experts`` it leaves them to the library, and is not looked at.
+    transformers 4 has one way through its experts, which are Linears. Ours is held against that. No hook may be left on
+    the experts: the grouped forward does not call them. Without a LoRA ``on_experts`` it leaves them to the library,
+    and is not looked at.
     """
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     clear = (gaps >= request.bands.near_tie_epsilon).to(request.device)

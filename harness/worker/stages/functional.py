@@ -65,7 +65,7 @@ class Matches:
 
     Attributes:
         matched: samples that match token by token.
-        tied: samples that part at a token which was a tie for the reference: there a right merge may choose either.
+        tied: samples that part at a token which was a tie for the reference. There a right merge may choose either.
         first_divergence: which sample and token differ first, and the reference's top-1 margin there.
     """
 
@@ -80,8 +80,8 @@ def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -
     Args:
         reference: the trained model's samples, with margins.
         other: as many samples from the same prompts.
-        tie: margin (nats) up to which the reference's choice is a tie. Where no log-probability may move by more than x, two
-            tokens less than 2x apart may change places.
+        tie: margin (nats) up to which the reference's choice is a tie. Where no log-probability may move by more than
+            x, two tokens less than 2x apart may change places.
     """
     matched, tied, first = 0, 0, None
     for number, (mine, theirs) in enumerate(zip(reference, other, strict=True)):

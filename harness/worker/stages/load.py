@@ -14,7 +14,10 @@ _NOT_KNOWN_HERE = (
     "Unrecognized model identifier",
     "Unrecognized configuration class",
 )
-"""What transformers says of a model_type it has no classes for (4.57, 5.x: ``AutoConfig``, ``AutoModelForCausalLM``)."""
+"""What transformers says of a model_type that it has no classes for.
+
+Said by 4.57 and 5.x, ``AutoConfig`` and ``AutoModelForCausalLM``.
+"""
 
 
 class WeightsNotLoadedError(RuntimeError):
@@ -25,8 +28,8 @@ def load_base(load: Callable[[], Any]) -> Any:
     """Load the base for the first time, by ``load``, where the stack may say that it has no such family.
 
     Raises:
-        UnsupportedError: this transformers has no classes for the family, in its own words. From any later stage the same
-            words are an error: the family was there a moment ago.
+        UnsupportedError: this transformers has no classes for the family, in its own words. From any later stage the
+            same words are an error: the family was there a moment ago.
         WeightsNotLoadedError: some parameter did not come from the checkpoint.
     """
     try:

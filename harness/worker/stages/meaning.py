@@ -1,8 +1,9 @@
 """Which files beside the weights say the same in other words, asked of the release under test itself.
 
-``save_pretrained`` writes configurations and tokenizer anew: defaults filled in, keys renamed, another version named. Bytes
-say nothing then. What a file means is what this release makes of it, so both directories are loaded and compared. Another
-release may read the new words otherwise; that is not this cell's question, and the result names every file rewritten.
+``save_pretrained`` writes configurations and tokenizer anew: defaults filled in, keys renamed, another version named.
+Bytes say nothing then. What a file means is what this release makes of it, so both directories are loaded and compared.
+Another release may read the new words otherwise. That is not this cell's question, and the result names every file
+rewritten.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ CHAT = [{"role": "t5", "content": "t6 t7"}]
 
 
 def same_in_other_words(base: Path, merged: Path) -> set[str]:
-    """Return the names of files beside the weights that differ (changed, absent or added) without saying anything else."""
+    """Return the names of files beside the weights that differ without saying anything else.
+
+    To differ is to be changed, absent or added.
+    """
     groups: tuple[tuple[frozenset[str], Callable[[Path], Any]], ...] = (
         (frozenset({"config.json"}), _config),
         (frozenset({"generation_config.json"}), _generation),
@@ -45,7 +49,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _said(meaning: Callable[[Path], Any], directory: Path) -> Any:
-    """Return what a merged directory means, or the error in which reading it ended: no base means that."""
+    """Return what a merged directory means, or the error in which reading it ended. No base means such an error."""
     try:
         return meaning(directory)
     except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is absent or not what it should be
@@ -90,9 +94,11 @@ def _tokenizer(directory: Path) -> dict[str, Any]:
 
 
 def _weights(base: Path, merged: Path) -> set[str]:
-    """Return index and shards that are cut otherwise: where the weights lie as a loader looks for them, and nowhere else.
+    """Return index and shards that are cut otherwise.
 
-    A loader reads ``model.safetensors`` where there is one, else what the index names. The index itself is judged elsewhere.
+    That is where the weights lie as a loader looks for them, and nowhere else.
+    A loader reads ``model.safetensors`` where there is one, else what the index names. The index itself is judged
+    elsewhere.
     """
     ours, theirs = ({path.name for path in place.glob("*.safetensors")} for place in (base, merged))
     named = set(json.loads((merged / INDEX).read_text())["weight_map"].values()) if (merged / INDEX).exists() else None

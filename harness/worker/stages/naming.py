@@ -1,8 +1,9 @@
 """Which tensors of a merged directory stand for which of the base, where an engine writes them under other names.
 
-Two rules and no more, both read off what ``save_pretrained`` of transformers 5.5.0 to 5.23.0 does. A *prefix* may be another
-one that the family is published with. *Experts* that lie fused on disk may be written one by one. Whether this release loads
-the new names as it loads the old is not decided here: the stage reload-merged loads them, and fails where one is missing.
+Two rules and no more, both read off what ``save_pretrained`` of transformers 5.5.0 to 5.23.0 does. A *prefix* may be
+another one that the family is published with. *Experts* that lie fused on disk may be written one by one. Whether this
+release loads the new names as it loads the old is not decided here. The stage reload-merged loads them, and fails where
+one is missing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Found:
 def find(spec: TensorSpec, tensors: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Found:
     """Return what stands for ``spec`` among the tensors of a merged directory.
 
-    The base's own key wins; another name is looked for only where that key is absent, so a second copy stays unexpected.
+    The base's own key wins. Another name is looked for only where that key is absent, so a second copy stays
+    unexpected.
 
     Args:
         spec: the tensor of the base.
@@ -55,7 +57,10 @@ def find(spec: TensorSpec, tensors: Mapping[str, Any], prefixes: Sequence[str] =
 
 
 def _apart(spec: TensorSpec, key: str, tensors: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]] | None:
-    """Return fused experts put together from ``experts.{e}.{role}.weight``, (E, out, in), and the keys; None if any lacks."""
+    """Return fused experts put together from ``experts.{e}.{role}.weight``: (E, out, in), and the keys.
+
+    None if any lacks.
+    """
     import torch
 
     if spec.role not in APART or spec.expert is not None:

@@ -1,7 +1,8 @@
-"""Planting a fault in a merge: its site is made ready, the fault breaks it, and the engine merges where there is something to merge.
+"""Planting a fault in a merge: its site is made ready, then the fault breaks it.
 
-What the fault knows of the deltas is PEFT's own (``stages.deltas``), and what lies where on disk is the checkpoint's own
-description: the engine under test has no part in a fault of the merged directory.
+The engine merges where there is something to merge.
+What the fault knows of the deltas is PEFT's own (``stages.deltas``). What lies where on disk is the checkpoint's own
+description. So the engine under test has no part in a fault of the merged directory.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def merge_as_asked(
 ) -> dict[str, Any]:
     """Make the cell's own merge, with the fault in it that was asked for, and return what the engine says and took.
 
-    A fault of the merged directory takes the place of what the engine left, whose claims stay: that is what an engine which
-    is wrong and does not know it looks like.
+    A fault of the merged directory takes the place of what the engine left, whose claims stay. An engine which is wrong
+    and does not know it looks like that.
     """
     if request.fault is None:
         return merge_with_engine(request, out=out, base=base)

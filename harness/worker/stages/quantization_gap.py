@@ -1,7 +1,8 @@
 """What quantisation cost and what merging cost, apart: a gap of 0.05 must not hide a skipped expert.
 
-The *gap* is KL(trained ‖ base + adapter, unmerged), for either base; reported. The *merge error* is KL(base + adapter, unmerged ‖ merged), for either base;
-held against the band of any merge. For the original base the functional gate measures it (``compare``), for the dequantised one this module.
+The *gap* is KL(trained ‖ base + adapter, unmerged), for either base. It is reported. The *merge error* is KL(base +
+adapter, unmerged ‖ merged), for either base. It is held against the band of any merge. For the original base the
+functional gate measures it (``compare``), for the dequantised one this module.
 """
 
 from __future__ import annotations

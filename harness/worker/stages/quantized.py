@@ -1,7 +1,8 @@
 """A base in 4 or 8 bits: loading it, counting what is quantised, and the checkpoint that its codes mean.
 
-Two truths follow from one training run. The model that was trained is the *dequantised* base (what the codes decode to) with the LoRA; what most people
-merge into is the *original*. So the decoded values are kept as a checkpoint of their own, and both are merged and judged.
+Two truths follow from one training run. The model that was trained is the *dequantised* base (what the codes decode to)
+with the LoRA. What most people merge into is the *original*. So the decoded values are kept as a checkpoint of their
+own, and both are merged and judged.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ LORA_DTYPES = "lora-dtypes.json"
 
 
 def quantization_config(quantization: Quantization, checkpoint: Checkpoint) -> Any:
-    """Return the config for ``from_pretrained``: ours where experts are fused parameters, transformers' own where they are Linears.
+    """Return the config for ``from_pretrained``.
 
-    4-bit Linears compute in float32, so that nothing but the codes stands between the trained model and its decoded weights.
+    Ours where experts are fused parameters, transformers' own where they are Linears. 4-bit Linears compute in float32,
+    so that nothing but the codes stands between the trained model and its decoded weights.
     """
     import torch
     import transformers
@@ -59,8 +61,8 @@ def quantization_config(quantization: Quantization, checkpoint: Checkpoint) -> A
 def load_quantized(directory: Path, request: Request, quantization: Quantization, checkpoint: Checkpoint) -> Any:
     """Load a causal language model quantised, on the cell's device.
 
-    In training mode, for good: in evaluation mode bitsandbytes' 4-bit Linears compute in bfloat16 on some CPUs, whatever they were told. None of these
-    models has dropout, so nothing else changes.
+    It is in training mode, for good. In evaluation mode bitsandbytes' 4-bit Linears compute in bfloat16 on some CPUs,
+    whatever they were told. None of these models has dropout, so nothing else changes.
 
     Raises:
         WeightsNotLoadedError: some parameter did not come from the checkpoint.
@@ -116,7 +118,9 @@ def check_quantized(observation: Observation, model: Any) -> None:
 
 
 def save_dequantized(model: Any, request: Request, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint that the codes mean: the base's own files, with every quantised tensor's values replaced by its decoded ones.
+    """Write the checkpoint that the codes mean.
+
+    It has the base's own files, with every quantised tensor's values replaced by its decoded ones.
 
     Raises:
         LookupError: something is quantised that the checkpoint's description does not know.
@@ -145,7 +149,10 @@ def _decoded(model: Any) -> dict[str, Any]:
 
 
 def save_lora_dtypes(observation: Observation, peft_model: Any, work: Path) -> None:
-    """Keep the dtype of every LoRA tensor, and count them: releases of TRL cast them, and a reloaded adapter is compared as it was trained."""
+    """Keep the dtype of every LoRA tensor, and count them.
+
+    Releases of TRL cast them. A reloaded adapter is compared as it was trained.
+    """
     dtypes = {
         name: str(p.dtype).removeprefix("torch.") for name, p in peft_model.named_parameters() if ".lora_" in name
     }

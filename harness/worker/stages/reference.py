@@ -1,7 +1,8 @@
 """What a right merge says where the trained model cannot: the base with PEFT's deltas, rounded once, in memory.
 
-Made without any merge engine: parameters of the loaded base are replaced one by one by round(base + delta), the delta being
-PEFT's own in float64 (``stages.deltas``). transformers decides which parameter is which, so nothing here knows of files.
+It is made without any merge engine. Parameters of the loaded base are replaced one by one by round(base + delta). The
+delta is PEFT's own in float64 (``stages.deltas``). transformers decides which parameter is which, so nothing here knows
+of files.
 """
 
 from __future__ import annotations

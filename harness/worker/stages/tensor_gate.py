@@ -1,7 +1,8 @@
 """The tensor gate: every tensor of a merged directory against base + delta in float64, from the bytes.
 
-Independent of the merge engine: it reads files with the safetensors library, takes deltas from PEFT (``stages.deltas``) and
-knows what each on-disk tensor is from the description it was written with (``TensorSpec``).
+It is independent of the merge engine. It reads files with the safetensors library and takes deltas from PEFT
+(``stages.deltas``). What each on-disk tensor is, it knows from the description that the checkpoint was written with
+(``TensorSpec``).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class TensorReport:
         counts: attempted / applied / zero_delta / below_rounding / dropped / wrong, over all kinds.
         by_kind: the same per kind.
         exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
-        max_ulp: largest distance from the exact result beyond what float32 accumulation may lose, in units in the last place
-            of the largest of |base|, |delta|, |result|.
+        max_ulp: largest distance from the exact result, beyond what float32 accumulation may lose. In units in the last
+            place of the largest of |base|, |delta|, |result|.
         not_applied: names of dropped and wrong tensors.
         unpaired: lora pairs of the saved adapter that cover no tensor on disk.
         idle: tensors, or experts inside a fused tensor, whose delta is zero.
@@ -91,8 +92,9 @@ def read_directory(directory: Path) -> dict[str, Any]:
 
 
 def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return on-disk key → delta (float64, the tensor's shape) for all that a saved lora pair covers, and unpaired pairs.
+    """Return on-disk key → delta for all that a saved lora pair covers, and the unpaired pairs.
 
+    A delta is float64 and has the tensor's shape.
     Attempted is counted from here: from the pairs in the saved adapter's file and the base's own tensors.
     """
     from safetensors.torch import load_file
@@ -113,7 +115,10 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
 
 
 def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, delta of this tensor) from the deltas of in-memory modules, whichever form the experts have there."""
+    """Yield (name, delta of this tensor) from the deltas of in-memory modules.
+
+    The experts may have either form there.
+    """
     import torch
 
     if spec.module is None:
@@ -158,8 +163,8 @@ def inspect(
         adapter: the saved adapter's directory.
         merged: the directory to judge.
         ulp_max: how far a changed element may lie from the exact result.
-        keeps_bytes: what the engine promises (``Engine.keeps_bytes``). False: other names by the rules of ``naming`` and
-            other words by those of ``meaning`` are no fault; every tensor is judged all the same.
+        keeps_bytes: what the engine promises (``Engine.keeps_bytes``). Where it is False, other names by the rules of
+            ``naming`` and other words by those of ``meaning`` are no fault. Every tensor is judged all the same.
     """
     report = TensorReport()
     before, after = read_directory(base), read_directory(merged)
@@ -210,7 +215,10 @@ def _look_up(spec: TensorSpec, tensors: dict[str, Any], checkpoint: Checkpoint, 
 
 
 def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool) -> None:
-    """Compare what lies beside the weights: names, and contents but for the index, whose keys are judged one by one."""
+    """Compare names and contents of what lies beside the weights.
+
+    Of the index only the name is compared here: its keys are judged one by one.
+    """
     ours = {path.name for path in base.iterdir()}
     theirs = {path.name for path in merged.iterdir()}
     weights = {name for name in ours if name.endswith(".safetensors")}
@@ -278,8 +286,8 @@ def _same_bytes(a: Any, b: Any) -> bool:
 def _ulps(new: Any, exact: Any, old: Any, delta: Any) -> float:
     """Return max |new - exact| in ulps of the stored dtype at max(|base|, |delta|, |exact|).
 
-    What a float32 sum over the rank may lose is taken off first: its error is bounded by the sum of |b||a|, not by |delta|,
-    so where the terms cancel it is many ulps of a result that is nearly zero, and no fault.
+    What a float32 sum over the rank may lose is taken off first. Its error is bounded by the sum of |b||a|, not by
+    |delta|. So where the terms cancel it is many ulps of a result that is nearly zero, and no fault.
     """
     import torch
 

@@ -1,7 +1,9 @@
-"""A few steps with the real ``trl.SFTTrainer``, watched: gradients per kind, loss on one fixed batch, tokens per expert.
+"""A few steps with the real ``trl.SFTTrainer``, watched.
 
-TRL renames and drops options between releases. All of them are set in ``trainer_options``; an option that this release does
-not have is left out only when it is listed as one that came or went, so that a new rename fails instead of being ignored.
+Gradients per kind, the loss on one fixed batch and tokens per expert are recorded.
+TRL renames and drops options between releases. All of them are set in ``trainer_options``. An option that this release
+does not have is left out only when it is listed as one that came or went. So a new rename fails instead of being
+ignored.
 """
 
 from __future__ import annotations
@@ -72,7 +74,10 @@ def trainer_options(config_class: Any, request: Request, recipe: Recipe, output:
 
 
 def fixed_batch_loss(model: Any, batch: Any) -> float:
-    """Return the next-token cross entropy of one fixed batch, in the mode for evaluation, computed here: nats per token."""
+    """Return the next-token cross entropy of one fixed batch: nats per token.
+
+    It is computed here, in the mode for evaluation.
+    """
     import torch
 
     set_mode(model)

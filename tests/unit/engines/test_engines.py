@@ -34,7 +34,8 @@ def test_naming_engines_and_faults_imports_no_library() -> None:
     program = (
         "import sys; from harness.faults import *; from harness.engines.engine import engine;"
         "[engine(n) for n in ('reference', 'peft')]; [fault(n) for n in fault_names()];"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'peft', 'transformers', 'safetensors', 'numpy'}))"
+        "print(sorted({m.split('.')[0] for m in sys.modules} "
+        "& {'torch', 'peft', 'transformers', 'safetensors', 'numpy'}))"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
 

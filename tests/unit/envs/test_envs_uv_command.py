@@ -10,14 +10,17 @@ from harness.envs.uv_command import Unresolvable, Uv, explain, failure, uv_envir
 from harness.errors import EnvironmentFailedError
 
 NO_SUCH_VERSION = """error: No solution found when resolving dependencies
-  cause: Because there is no version of peft==9.9 and you require peft==9.9, we can conclude that your requirements are unsatisfiable.
+  cause: Because there is no version of peft==9.9 and you require peft==9.9, \
+we can conclude that your requirements are unsatisfiable.
 """
 NO_SUCH_PACKAGE = """error: No solution found when resolving dependencies
-  cause: Because no-such-zzqq was not found in the package registry and you require no-such-zzqq==1.0, we can conclude that your requirements are unsatisfiable.
+  cause: Because no-such-zzqq was not found in the package registry and you require no-such-zzqq==1.0, \
+we can conclude that your requirements are unsatisfiable.
 """
 CONFLICT = """warning: `transformers==4.57.0` is yanked (reason: "Error in the setup causing installation issues")
 error: No solution found when resolving dependencies
-  cause: Because transformers==4.57.6 depends on huggingface-hub>=0.34.0,<1.0 and you require transformers==4.57.6, we can conclude that you require huggingface-hub>=0.34.0,<1.0.
+  cause: Because transformers==4.57.6 depends on huggingface-hub>=0.34.0,<1.0 and you require transformers==4.57.6, \
+we can conclude that you require huggingface-hub>=0.34.0,<1.0.
          And because you require huggingface-hub==1.3.0, we can conclude that your requirements are unsatisfiable.
 """
 OLDER_CONFLICT = """  \N{MULTIPLICATION SIGN} No solution found when resolving dependencies:
@@ -25,22 +28,29 @@ OLDER_CONFLICT = """  \N{MULTIPLICATION SIGN} No solution found when resolving d
       can conclude that your requirements are unsatisfiable.
 """
 WRONG_PYTHON = """error: No solution found when resolving dependencies
-  cause: Because the requested Python version (>=3.10) does not satisfy Python>=3.11 and numpy==2.4.6 depends on Python>=3.11, we can conclude that numpy==2.4.6 cannot be used.
+  cause: Because the requested Python version (>=3.10) does not satisfy Python>=3.11 \
+and numpy==2.4.6 depends on Python>=3.11, we can conclude that numpy==2.4.6 cannot be used.
 """
 OFFLINE = """error: No solution found when resolving dependencies
-  cause: Because six was not found in the cache and you require six==1.17.0, we can conclude that your requirements are unsatisfiable.
+  cause: Because six was not found in the cache and you require six==1.17.0, \
+we can conclude that your requirements are unsatisfiable.
 
-hint: Packages were unavailable because the network was disabled. When the network is disabled, registry packages may only be read from the cache.
+hint: Packages were unavailable because the network was disabled. \
+When the network is disabled, registry packages may only be read from the cache.
 """
 REFUSED = """error: No solution found when resolving dependencies
-  cause: Because six was not found in the package registry and you require six==1.17.0, we can conclude that your requirements are unsatisfiable.
+  cause: Because six was not found in the package registry and you require six==1.17.0, \
+we can conclude that your requirements are unsatisfiable.
 
-hint: An index URL (http://me:secret@a.test/simple) could not be queried due to a lack of valid authentication credentials (401 Unauthorized)
+hint: An index URL (http://me:secret@a.test/simple) could not be queried \
+due to a lack of valid authentication credentials (401 Unauthorized)
 """
 FORBIDDEN = """error: No solution found when resolving dependencies
-  cause: Because six was not found in the package registry and you require six==1.17.0, we can conclude that your requirements are unsatisfiable.
+  cause: Because six was not found in the package registry and you require six==1.17.0, \
+we can conclude that your requirements are unsatisfiable.
 
-hint: An index (http://a.test/simple) returned a 403 Forbidden error. Check that the index URL is correct and the credentials are valid.
+hint: An index (http://a.test/simple) returned a 403 Forbidden error. \
+Check that the index URL is correct and the credentials are valid.
 """
 DOWN = """error: Failed to fetch: http://a.test/simple/six/
   cause: error sending request for url (http://a.test/simple/six/)
@@ -48,9 +58,23 @@ DOWN = """error: Failed to fetch: http://a.test/simple/six/
   cause: Connection refused (os error 111)
 """
 NO_FOLDER = "error: Failed to read `--find-links` directory: /nope\n  cause: No such file or directory (os error 2)\n"
-FULL = "error: Failed to install: x.whl (x==1)\n  cause: failed to copy file\n  cause: No space left on device (os error 28)\n"
-BAD_HASH = "error: Failed to download `six==1.17.0`\n  cause: Hash mismatch for `six==1.17.0`\n\n         Expected:\n           sha256:00\n"
-BAD_CERT = "error: Failed to fetch: https://a.test/\n  cause: client error (Connect)\n  cause: invalid peer certificate: UnknownIssuer\n"
+FULL = (
+    "error: Failed to install: x.whl (x==1)\n"
+    "  cause: failed to copy file\n"
+    "  cause: No space left on device (os error 28)\n"
+)
+BAD_HASH = (
+    "error: Failed to download `six==1.17.0`\n"
+    "  cause: Hash mismatch for `six==1.17.0`\n"
+    "\n"
+    "         Expected:\n"
+    "           sha256:00\n"
+)
+BAD_CERT = (
+    "error: Failed to fetch: https://a.test/\n"
+    "  cause: client error (Connect)\n"
+    "  cause: invalid peer certificate: UnknownIssuer\n"
+)
 
 
 @pytest.mark.parametrize("stderr", [NO_SUCH_VERSION, NO_SUCH_PACKAGE, CONFLICT, OLDER_CONFLICT, WRONG_PYTHON])
@@ -107,7 +131,10 @@ def test_missing_is_told_from_contradicting() -> None:
 def test_the_explanation_is_uvs_words_without_its_decoration() -> None:
     assert explain(CONFLICT).splitlines() == [
         "No solution found when resolving dependencies",
-        "Because transformers==4.57.6 depends on huggingface-hub>=0.34.0,<1.0 and you require transformers==4.57.6, we can conclude that you require huggingface-hub>=0.34.0,<1.0.",
+        (
+            "Because transformers==4.57.6 depends on huggingface-hub>=0.34.0,<1.0 "
+            "and you require transformers==4.57.6, we can conclude that you require huggingface-hub>=0.34.0,<1.0."
+        ),
         "And because you require huggingface-hub==1.3.0, we can conclude that your requirements are unsatisfiable.",
     ]
 

@@ -124,7 +124,7 @@ else:
 
 
 SERVING = ("warm.py", "newborn.py", "channel.py")
-"""The real worker's own files by which it serves cells: what is fake here is what it imports and runs."""
+"""The real worker's own files by which it serves cells. What is fake here is what it imports and runs."""
 
 
 def stack(*, peft: str = "0.19.1", pins: Mapping[str, str] | None = None) -> Stack:

@@ -39,7 +39,7 @@ print(json.dumps({"file": harness.__file__, "found": found}))
 
 
 def test_no_host_package_can_be_imported_from_inside_the_real_bundle(tmp_path: Path) -> None:
-    """In an empty environment, as a cell's: the real folder of the real package, and only the worker's part of it."""
+    """In an empty environment, as a cell's, with the worker's part of the real package's folder and no other."""
     bundle = publish_bundle(tmp_path / "cache")
     venv.create(tmp_path / "env", symlinks=True, with_pip=False)
     probe = tmp_path / "probe.py"

@@ -1,4 +1,7 @@
-"""A library whose import starts CUDA: the worker takes the other way, and says so. The libraries are stubs, the worker is real."""
+"""A library whose import starts CUDA: the worker takes the other way, and says so.
+
+The libraries are stubs, the worker is real.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,10 @@ def told(folder: Path, seed: int) -> dict[str, object]:
 
 
 def test_a_cell_finds_nothing_of_the_one_before_it(tmp_path: Path) -> None:
-    """What it finds is what a process of its own finds: no patch, no variable, no thread, no file; other random numbers."""
+    """What it finds is what a process of its own finds: no patch, no variable, no thread, no file.
+
+    Its random numbers are others.
+    """
     results, notes = run(tmp_path, [cell("tells", seed=1), cell("spoils"), cell("tells", seed=2)])
     run(tmp_path, [cell("tells", seed=3)], processes="fresh")
     before, after, fresh = (told(tmp_path, seed) for seed in (1, 2, 3))
@@ -126,7 +129,10 @@ def test_a_neighbour_of_a_cell_that_kills_the_worker_runs_again_and_passes(tmp_p
             "started",
         ),
         (
-            "    import threading\n    threading.Thread(target=time.sleep, args=(600,), daemon=True, name='idle').start()",
+            (
+                "    import threading\n"
+                "    threading.Thread(target=time.sleep, args=(600,), daemon=True, name='idle').start()"
+            ),
             "the imports left Python threads running: idle",
             "forked",
         ),

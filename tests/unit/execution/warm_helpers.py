@@ -1,4 +1,7 @@
-"""More behaviours of the fake worker: cells that spoil what they can reach, tell what they find, or kill their parent."""
+"""More behaviours of the fake worker: cells that spoil what they can reach, or tell what they find.
+
+Some kill their parent.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,8 @@ BEHAVIOURS = """
             time.sleep(600)
         finish()
     elif behaviour == "says-how":
-        (Path(request["work"]).parent / "how").write_text(f"{request['processes']} {'forked' if warm_parent() else 'new'}")
+        how = Path(request["work"]).parent / "how"
+        how.write_text(f"{request['processes']} {'forked' if warm_parent() else 'new'}")
         finish()
     elif behaviour == "brief":
         reach("train")

@@ -1,8 +1,9 @@
-"""A cell after its own merge, small enough to write down: a real adapter, base, deltas and trained model, and no library under test.
+"""A cell after its own merge, small enough to write down.
 
-Two experts, rank 2, H = 3, 2I = 4, one q_proj. Deltas are made by PEFT's own formula for ``rank_major`` (peft 0.21.2,
-``ParamWrapper.get_delta_weight``: lora_B as (out, r, E), lora_A as (E, r, in), summed over r). The "model" is the matrix of
-all rows of all weights: every tensor of the directory shows in its logits.
+Adapter, base, deltas and trained model are real, and no library under test is used. Two experts, rank 2, H = 3, 2I = 4,
+one q_proj. Deltas are made by PEFT's own formula for ``rank_major`` (peft 0.21.2, ``ParamWrapper.get_delta_weight``:
+lora_B as (out, r, E), lora_A as (E, r, in), summed over r). The "model" is the matrix of all rows of all weights: every
+tensor of the directory shows in its logits.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def samples_in(directory: Path) -> list[Sample]:
 
 
 def make_cell(work: Path) -> Observation:
-    """Write base, adapter, deltas, the right merge and what the trained model said; return what the cell has seen so far."""
+    """Write base, adapter, deltas, the right merge and what the trained model said.
+
+    Return what the cell has seen so far.
+    """
     generator = torch.Generator().manual_seed(3)
     base = {spec.key: torch.randn(spec.shape, generator=generator) for spec in SPECS}
     lora_a, lora_b = torch.randn(E * R, H, generator=generator), torch.randn(I2, E * R, generator=generator)

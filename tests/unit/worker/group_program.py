@@ -1,6 +1,7 @@
-"""Started for each group, as the worker's own entry point is: the real ``serve_group``, with steps that do as they are told.
+"""Started for each group, as the worker's own entry point is: the real ``serve_group``.
 
-What a stage does stands in ``behaviour.json`` beside the request: ``kill``, ``raise``, ``leave``; nothing for one that passes.
+Its steps do as they are told. What a stage does stands in ``behaviour.json`` beside the request: ``kill``, ``raise``,
+``leave``. Nothing stands there for one that passes.
 """
 
 from __future__ import annotations

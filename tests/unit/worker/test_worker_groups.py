@@ -1,4 +1,7 @@
-"""Groups of stages in processes that are started ahead: what runs where, and what becomes of the rest when one dies."""
+"""Groups of stages in processes that are started ahead: what runs where.
+
+When one dies, what becomes of the rest is shown too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors under other names: each is still judged, by its value, and what is no rule is a fault."""
+"""Tensors under other names: each is still judged by its value, and a name that follows no rule is a fault."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def judged(work: Path, *, keeps_bytes: bool = False, swap: bool = False, extra: bool = True) -> TensorReport:
-    """Judge a right merge as save_pretrained writes it; ``swap``: with the experts' up rows in one another's place."""
+    """Judge a right merge as save_pretrained writes it. ``swap`` puts the experts' up rows in one another's place."""
     base, deltas = load_file(work / "base" / "model.safetensors"), load_file(work / "deltas.safetensors")
     gate_up, down = ((base[s.key].double() + deltas[f"{SHORT}:{s.role}"]).float() for s in (FUSED, DOWN))
     merged = apart(SHORT, gate_up, down)

@@ -1,8 +1,11 @@
-"""DeepSeek-V3: multi-head latent attention, a leading dense layer, a shared expert, group-limited sigmoid routing with a
-correction bias, and a multi-token-prediction layer on disk that the model does not load; per-expert 2D keys.
+"""DeepSeek-V3: multi-head latent attention, a leading dense layer and a shared expert.
 
-Source of the layout: the published DeepSeek-V3 repository (config.json, model.safetensors.index.json). Two things of that
-config.json are left out: ``quantization_config`` (this checkpoint is not FP8) and ``auto_map`` (no remote code is run).
+Routing is group-limited and sigmoid, with a correction bias. A multi-token-prediction layer lies on disk, which the
+model does not load. Each expert has keys of its own, for 2D tensors.
+
+Source of the layout: the published DeepSeek-V3 repository (config.json, model.safetensors.index.json). Two things of
+that config.json are left out: ``quantization_config`` (this checkpoint is not FP8) and ``auto_map`` (no remote code is
+run).
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""GLM-4 MoE: a leading dense layer, shared experts, sigmoid routing with a correction bias, attention biases, and a
-multi-token-prediction layer on disk that the model does not load; per-expert 2D keys.
+"""GLM-4 MoE: a leading dense layer, shared experts and attention biases.
 
-Source of the layout: the published GLM-4.5-Air repository (config.json, model.safetensors.index.json); its prediction layer
-has the index ``num_hidden_layers``.
+Routing is sigmoid, with a correction bias. A multi-token-prediction layer lies on disk, which the model does not load.
+Each expert has keys of its own, for 2D tensors.
+
+Source of the layout: the published GLM-4.5-Air repository (config.json, model.safetensors.index.json). Its prediction
+layer has the index ``num_hidden_layers``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Qwen3.5-MoE, the text model: gated-delta linear attention beside gated full attention, softmax routing, a gated shared
-expert, fused 3D experts on disk under ``model.language_model.``, and a multi-token-prediction module (``mtp.``).
+"""Qwen3.5-MoE, the text model: gated-delta linear attention beside gated full attention.
 
-Source of the layout: the published Qwen3.5-35B-A3B repository (model.safetensors.index.json). Its config.json describes the
-multimodal model; the default here is the text model's own (``Qwen3_5MoeForCausalLM``, ``qwen3_5_moe_text``), and the
-variant ``nested-config`` has the multimodal one, with the vision tower's tensors left out (no text path reads them).
+Routing is softmax. There is a gated shared expert. Experts are fused and 3D on disk, under ``model.language_model.``.
+A multi-token-prediction module (``mtp.``) lies beside them.
+
+Source of the layout: the published Qwen3.5-35B-A3B repository (model.safetensors.index.json). Its config.json describes
+the multimodal model. The default here is the text model's own (``Qwen3_5MoeForCausalLM``, ``qwen3_5_moe_text``). The
+variant ``nested-config`` has the multimodal one. The vision tower's tensors are left out, because no text path reads
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ VALUE_HEAD_DIM = 16
 CONV_KERNEL = 4
 BLOCKS = 64
 PREFIXES = ("model.language_model.", "model.")
-"""Published repositories have the first; transformers 5.6.2 and later write the second, and load both (5.5.0 to 5.23.0)."""
+"""Published repositories have the first. transformers 5.6.2 and later write the second. 5.5.0 to 5.23.0 load both."""
 
 
 def build(g: Geometry, variant: str) -> Checkpoint:
@@ -203,7 +206,7 @@ def _full_layer(path: str, g: Geometry, disk: str) -> list[TensorSpec]:
 
 
 def _prediction_module(g: Geometry) -> list[TensorSpec]:
-    """The ``mtp.`` tensors: one full-attention layer whose experts lie apart, as published repositories mix both forms."""
+    """The ``mtp.`` tensors: one full-attention layer. Its experts lie apart: published repositories mix both forms."""
     path = "mtp.layers.0"
     return [
         TensorSpec(key="mtp.fc.weight", shape=(g.hidden, 2 * g.hidden), extra=True),
