@@ -15,7 +15,7 @@ from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.codecs import codecs
 from harness.merge.base.weight import PlainSource, QuantisedSource
 from harness.merge.files.input_files import InputFiles
-from harness.merge.files.safetensors_file import TensorFile, TensorInfo
+from harness.merge.files.safetensors_file import TensorFile
 from harness.merge.write.buffers import Buffers
 from harness.merge.write.tensors import TORCH_DTYPES
 
@@ -31,9 +31,6 @@ class Sharded(Protocol):
     def shard_of(self) -> Mapping[str, int]:
         """Which file holds a tensor."""
 
-    def info(self, key: str) -> TensorInfo:
-        """The header entry of a tensor."""
-
 
 class StoredTensors:
     """The tensors of one checkpoint as they are stored; shared by threads.
@@ -48,21 +45,22 @@ class StoredTensors:
 
     def raw(self, buffers: Buffers, key: str, start: int, stop: int) -> torch.Tensor:
         """Return bytes ``[start, stop)`` of a tensor's data, uint8."""
-        self._fill(buffers, key, start, stop)
+        shard = self._shard(key)
+        self._files.read_into(shard, shard.tensors[key].start + start, buffers.bytes_of(self._role, stop - start))
         return buffers.tensor(self._role, torch.uint8, stop - start)
 
     def rows(self, buffers: Buffers, key: str, start: int, rows: int, columns: int) -> torch.Tensor:
-        """Return ``rows * columns`` elements from element ``start`` of a floating-point tensor, (rows, columns) in its
-        dtype.
-        """
-        dtype = TORCH_DTYPES[self._checkpoint.info(key).dtype]
-        self._fill(buffers, key, start * dtype.itemsize, (start + rows * columns) * dtype.itemsize)
+        """Return elements of a floating-point tensor from element ``start`` on, (rows, columns) in its dtype."""
+        shard = self._shard(key)
+        info = shard.tensors[key]
+        dtype = TORCH_DTYPES[info.dtype]
+        size = dtype.itemsize
+        view = buffers.bytes_of(self._role, rows * columns * size)
+        self._files.read_into(shard, info.start + start * size, view)
         return buffers.tensor(self._role, dtype, rows, columns)
 
-    def _fill(self, buffers: Buffers, key: str, start: int, stop: int) -> None:
-        shard = self._checkpoint.shards[self._checkpoint.shard_of[key]]
-        view = buffers.bytes_of(self._role, stop - start)
-        self._files.read_into(shard, self._checkpoint.info(key).start + start, view)
+    def _shard(self, key: str) -> TensorFile:
+        return self._checkpoint.shards[self._checkpoint.shard_of[key]]
 
 
 class BaseValues:
