@@ -41,7 +41,8 @@ class Bands:
         "Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind.", above=0
     )
     near_tie_epsilon: float = _band(
-        "Router gap, in logits, between the last expert chosen and the first one not, below which a position is reported apart.",
+        "Router gap, in logits, between the last expert chosen and the first one not, below which a position is "
+        "reported apart.",
         least=0,
     )
     clear_min: float = _band(

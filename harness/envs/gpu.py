@@ -1,7 +1,7 @@
 """Whether cells can run on a GPU here, asked as cheaply as it can be known, and said with its cause.
 
-In the order of what an answer costs: the kernel's driver (nothing), which build of torch an interpreter has (its files are
-read, nothing is imported), whether that torch can use a GPU (it is imported).
+In the order of what an answer costs: the kernel's driver (nothing), which build of torch an interpreter has (its files
+are read, nothing is imported), whether that torch can use a GPU (it is imported).
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def torch_build(python: Path) -> Build | None:
 
 
 def why_no_gpu(python: Path) -> str | None:
-    """Return why an interpreter's torch can use no GPU, in its own words; None when it can. Takes as long as importing torch.
+    """Return why an interpreter's torch can use no GPU, in its own words; None when it can.
+
+    Takes as long as importing torch.
 
     Raises:
         ConfigurationError: the interpreter does not run, or cannot import torch.

@@ -52,8 +52,8 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
 
     A family is a module under ``worker/checkpoints/families`` that defines ``build``. It offers the variants of its own
     ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
-    ``worker/recipes`` that defines ``RECIPE``, an engine one under ``engines`` that defines ``ENGINE``, a fault one under
-    ``faults`` that defines ``FAULT``; in their names underscores become dashes.
+    ``worker/recipes`` that defines ``RECIPE``. An engine is one under ``engines`` that defines ``ENGINE``, a fault one
+    under ``faults`` that defines ``FAULT``. In their names underscores become dashes.
 
     Args:
         package: the package's folder; None for the one this module belongs to.

@@ -124,7 +124,8 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
             the recipe's, where it has one.
 
     Raises:
-        UnknownNameError: there is no such family, recipe, geometry, variant, engine or fault; the message suggests the nearest.
+        UnknownNameError: there is no such family, recipe, geometry, variant, engine or fault. The message
+            suggests the nearest.
         ConfigurationError: another option has a value that it cannot have.
     """
     options = {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,7 @@
-"""Run in a stack's environment: which files of a merged directory say the same in other words. A line of JSON per case, in and out."""
+"""Run in a stack's environment: which files of a merged directory say the same in other words.
+
+A line of JSON per case, in and out.
+"""
 
 from __future__ import annotations
 

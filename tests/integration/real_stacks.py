@@ -98,7 +98,7 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` returned, as JSON: made by the first worker of this test run that asks, waited for by the others."""
+    """What ``make`` returned, as JSON: made by the first worker of this run that asks, waited for by the others."""
     place = shared_folder(factory) / f"{name}.json"
     with FileLock(f"{place}.lock"):
         if not place.exists():

@@ -164,7 +164,7 @@ def said(result: CellResult) -> dict[str, object]:
     [(STANDARD, "lora"), pytest.param(NEWEST, "qlora4", marks=pytest.mark.nightly)],
 )
 def test_children_import_next_to_nothing_again(stack_id: str, recipe: str, tmp_path: Path) -> None:
-    """Else a cell would spend its time on what its warm worker is there for: a new lazy import of a library shows here."""
+    """Else a cell spends its time on what its warm worker is there for. A new lazy import of a library shows here."""
     made = environment(stack_id)
     request = WorkerRequest(
         cell=a_cell(stack_id, recipe=recipe), work=tmp_path, bands=CONFIG.bands["float32"].model_dump()
@@ -197,7 +197,7 @@ def test_fifty_kills_of_real_cells_and_workers_lose_nothing_but_the_cells_they_h
     def kill() -> None:
         while not done.wait(rng.uniform(0.2, 3.0)) and len(hit) < 50:
             found = tokens()
-            # A worker that is struck while it imports has no cells: more than a few of those and none ever gets to work.
+            # A worker that is struck while it imports has no cells. After a few of those none ever gets to work.
             ready = any(not token.rpartition(".")[2].startswith("w") for token in found)
             wanted = "w" if ready and rng.random() < 0.3 else ""
             choice = [token for token in found if token.rpartition(".")[2].startswith("w") == bool(wanted)]

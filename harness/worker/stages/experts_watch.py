@@ -158,5 +158,5 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
     ranked = scores.sort(-1, descending=True)[0]
     if routing.top_k < num_experts:
         gap = torch.minimum(gap, ranked[:, routing.top_k - 1] - ranked[:, routing.top_k])
-    # In logits for every family: no logit that moves by less than four times a gap moves its sigmoid by more than the gap.
+    # In logits for every family. A logit that moves by less than four gaps moves its sigmoid by less than the gap.
     return gap if routing.scores == "softmax" else gap / STEEPEST_SIGMOID
