@@ -10,7 +10,7 @@ import pytest
 from harness.matrix.catalogue import Catalogue, read_catalogue
 from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
-from harness.matrix.plan import Selection, plan_cells
+from harness.matrix.plan import Selection, all_cells, plan_cells
 from harness.worker.request import Bands as WorkerBands
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,8 +46,13 @@ def test_the_six_stacks_in_order(config: MatrixConfig) -> None:
 
 
 def test_everything_that_exists_is_in_the_matrix(config: MatrixConfig, catalogue: Catalogue) -> None:
-    assert set(config.families) == set(catalogue.families)
-    assert set(config.recipes) == set(catalogue.recipes)
+    """The file names no families and no recipes, so a new file is run without a line anywhere."""
+    cells = all_cells(config, catalogue)
+
+    assert (config.families, config.recipes) == (None, None)
+    assert {cell.family for cell in cells} == set(catalogue.families)
+    assert {cell.recipe for cell in cells} == set(catalogue.recipes)
+    assert {cell.engine for cell in cells} == set(catalogue.engines)
 
 
 def test_a_worker_is_told_every_band_by_its_name(config: MatrixConfig, catalogue: Catalogue) -> None:
@@ -61,7 +66,7 @@ def test_smoke_is_one_stack_and_every_family(config: MatrixConfig, catalogue: Ca
 
     assert [cell.id for cell in cells] == [
         f"{family}/lora@tf5.5.0-peft0.19.1-trl0.25.1"
-        for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe")
+        for family in ("deepseek_v3", "glm4_moe", "qwen3_5_moe", "qwen3_moe")
     ]
 
 
