@@ -40,7 +40,9 @@ def _pair(module: str, rows: int, columns: int, experts: int = 1) -> Iterator[tu
 
 
 def of_experts(base: Qwen3Moe) -> AdapterLayout:
-    """Return the adapter on every expert, as PEFT trains it on fused parameters: ``gate_up_proj`` inside, ``down_proj`` around it."""
+    """Return the adapter on every expert, as PEFT trains it on fused parameters: ``gate_up_proj`` inside, ``down_proj``
+    around it.
+    """
     pairs = [
         pair
         for layer in range(base.layers)

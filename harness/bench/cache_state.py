@@ -24,7 +24,10 @@ def settle() -> None:
 
 
 def drop(files: Iterable[Path]) -> None:
-    """Drop files from this machine's page cache: they must be clean, so sync first. A host below a virtual disk may still have them."""
+    """Drop files from this machine's page cache: they must be clean, so sync first.
+
+    A host below a virtual disk may still have them.
+    """
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,6 @@
-"""What a case is: steps that measure, each kept when it is finished, and a section of the report made from what they found."""
+"""What a case is: steps that measure, each kept when it is finished, and a section of the report made from what they
+found.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Writing the checkpoints and adapters that are measured: real bytes for those that are merged, sparse files for those that are only planned.
+"""Writing the checkpoints and adapters that are measured: real bytes for those that are merged, sparse files for those
+that are only planned.
 
-Weights are normally distributed like a trained model's (standard deviation 0.02), deltas some two percent of them, about five units in the last place
-of bf16. Base weights come from one pool of random values, each tensor from another place of it: they are read and written like any others, and take a
-fraction of the time to make. ``lora_A`` and ``lora_B`` are drawn afresh, so every delta is its own.
+Weights are normally distributed like a trained model's (standard deviation 0.02), deltas some two percent of them,
+about five units in the last place of bf16. Base weights come from one pool of random values, each tensor from another
+place of it: they are read and written like any others, and take a fraction of the time to make. ``lora_A`` and
+``lora_B`` are drawn afresh, so every delta is its own.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def header(entries: Iterable[Entry], dtype: str, size: int) -> tuple[bytes, int]
 
 
 def split(entries: Sequence[Entry], shards: int) -> list[list[Entry]]:
-    """Return the tensors of each shard: in order, cut where a shard has its share of the bytes, as ``save_pretrained`` does."""
+    """Return the tensors of each shard: in order, cut where a shard has its share of the bytes, as ``save_pretrained``
+    does.
+    """
     total = sum(prod(shape) for _, shape in entries)
     parts: list[list[Entry]] = [[] for _ in range(shards)]
     done = 0
@@ -138,7 +142,10 @@ def write_adapter(folder: Path, adapter: AdapterLayout, *, seed: int) -> None:
 
 
 def write_hollow(base_folder: Path, adapter_folder: Path, base: DeepseekV3, adapter: AdapterLayout) -> int:
-    """Write a checkpoint and an adapter with true headers and holes for data; return the bytes that they claim to have."""
+    """Write a checkpoint and an adapter with true headers and holes for data.
+
+    Return the bytes that they claim to have.
+    """
     base_folder.mkdir(parents=True)
     adapter_folder.mkdir(parents=True)
     parts = split(list(base.tensors()), DEEPSEEK_SHARDS)

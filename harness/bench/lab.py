@@ -1,4 +1,6 @@
-"""The bench itself: where checkpoints lie, how a contender is run in a given state of the page cache, and what is cleaned up."""
+"""The bench itself: where checkpoints lie, how a contender is run in a given state of the page cache, and what is
+cleaned up.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,8 @@ class Lab:
         return self._interpreter(name, contender(name).python)
 
     def stack_python(self, transformers: str) -> Path:
-        """Return the interpreter of the first declared stack whose transformers begins with these digits, made when it is first asked for.
+        """Return the interpreter of the first declared stack whose transformers begins with these digits, made when it
+        is first asked for.
 
         Raises:
             MeasurementError: its environment cannot be made, or there is no such stack.
@@ -122,7 +125,8 @@ class Lab:
         python: Path | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> Ran:
-        """Run a module of a contender or a program with its ``inputs`` in ``state``, and ``variables`` besides its usual environment.
+        """Run a module of a contender or a program with its ``inputs`` in ``state``, and ``variables`` besides its
+        usual environment.
 
         Raises:
             MeasurementError: it failed.
@@ -148,7 +152,8 @@ class Lab:
         return ran
 
     def warm_up(self, name: str) -> None:
-        """Let a contender merge something tiny once, so that byte code is compiled and environments are made before anything counts.
+        """Let a contender merge something tiny once, so that byte code is compiled and environments are made before
+        anything counts.
 
         Raises:
             MeasurementError: it failed.

@@ -1,6 +1,8 @@
-"""What the checkpoints hold that are measured: keys and shapes as published repositories have them, at chosen sizes; pure.
+"""What the checkpoints hold that are measured: keys and shapes as published repositories have them, at chosen sizes;
+pure.
 
-Sources of the layouts: the published Qwen3-30B-A3B and DeepSeek-V3 repositories (config.json, model.safetensors.index.json).
+Sources of the layouts: the published Qwen3-30B-A3B and DeepSeek-V3 repositories (config.json,
+model.safetensors.index.json).
 """
 
 from __future__ import annotations
@@ -105,7 +107,9 @@ FEWEST_LAYERS = 3
 
 
 def qwen3_moe_of(size: int) -> Qwen3Moe:
-    """Return the qwen3_moe checkpoint of 128 experts whose bytes come nearest to ``size``: the widest that has a few layers."""
+    """Return the qwen3_moe checkpoint of 128 experts whose bytes come nearest to ``size``: the widest that has a few
+    layers.
+    """
     for sizes in _SIZES:
         one, two = Qwen3Moe(layers=1, **sizes).size, Qwen3Moe(layers=2, **sizes).size
         layers = round((size - one) / (two - one)) + 1

@@ -1,11 +1,13 @@
 """The entry of a measured process: import, say so, wait, run, report. Standard library only, whatever the interpreter.
 
-``python -I -u <copy>/harness/bench/measured.py MODULE REQUEST``: MODULE has ``load()``, which imports the libraries, and ``run(request)``, which is
-timed. Between the two the process prints ``ready`` and waits for a line on its standard input, so that the driver can drop or fill the page cache
-and let the disk come to rest. Two lines of JSON go to the real standard output; whatever a library prints goes to standard error.
+``python -I -u <copy>/harness/bench/measured.py MODULE REQUEST``: MODULE has ``load()``, which imports the libraries,
+and ``run(request)``, which is timed. Between the two the process prints ``ready`` and waits for a line on its standard
+input, so that the driver can drop or fill the page cache and let the disk come to rest. Two lines of JSON go to the
+real standard output; whatever a library prints goes to standard error.
 
-Memory is what the process holds above the moment before ``run``: the high-water mark of resident memory is reset there (``clear_refs``) or, where
-the kernel does not allow that, the one since the start is taken, which can only be larger; the result says which.
+Memory is what the process holds above the moment before ``run``: the high-water mark of resident memory is reset there
+(``clear_refs``) or, where the kernel does not allow that, the one since the start is taken, which can only be larger;
+the result says which.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """In which order the members of each round run; pure.
 
-Whoever runs second finds another machine than whoever ran first: a warmer disk, a fuller write cache, a hotter processor. So each round begins one
-member further on, and over as many rounds as there are members everybody has stood in every place.
+Whoever runs second finds another machine than whoever ran first: a warmer disk, a fuller write cache, a hotter
+processor. So each round begins one member further on, and over as many rounds as there are members everybody has stood
+in every place.
 """
 
 from __future__ import annotations

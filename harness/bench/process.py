@@ -1,7 +1,8 @@
 """Starting measured processes: the code they run, the moment they begin, and what they said.
 
-They run from a copy of ``harness.bench`` and ``harness.merge`` that is made once, so that nothing that is edited meanwhile gets into a long run,
-and that holds nothing else, so that it is safe on the path of somebody else's environment.
+They run from a copy of ``harness.bench`` and ``harness.merge`` that is made once, so that nothing that is edited
+meanwhile gets into a long run, and that holds nothing else, so that it is safe on the path of somebody else's
+environment.
 """
 
 from __future__ import annotations

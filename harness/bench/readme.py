@@ -1,4 +1,6 @@
-"""Shows the published goals in README: ``python -m harness.bench.readme --write`` puts them there, ``--check`` says whether they are."""
+"""Shows the published goals in README: ``python -m harness.bench.readme --write`` puts them there, ``--check`` says
+whether they are.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ def _section(section: Section) -> Iterator[str]:
 def machine_words(machine: Mapping[str, Any]) -> str:
     """Return the machine in a sentence."""
     return (
-        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB of memory, {machine['file_system']} on a {machine['disk']};"
+        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB of memory,"
+        f" {machine['file_system']} on a {machine['disk']};"
         f" Python {machine['python']}, torch {machine['torch']}."
     )
 
@@ -87,8 +88,8 @@ def render(results: Mapping[str, Any]) -> str:
         )
     words += [
         f"**{reached} of {len(goals)} goals reached.** {machine_words(results['machine'])}",
-        f"Made by `{results['command']}`: qwen3_moe with 128 experts in six shards, {sizes}, bf16, adapters of rank 16. All numbers are of one run"
-        + (", which was interrupted and went on." if results["resumed"] else "."),
+        f"Made by `{results['command']}`: qwen3_moe with 128 experts in six shards, {sizes}, bf16, adapters of rank"
+        " 16. All numbers are of one run" + (", which was interrupted and went on." if results["resumed"] else "."),
         START,
         goals_table(goals),
         END,

@@ -46,7 +46,7 @@ class Section:
 
 
 def at_most(what: str, estimate: Estimate | None, limit: float, upper: float | None = None) -> Goal:
-    """Return the goal that a ratio's median is at most ``limit``, and the upper end of its interval at most ``upper``."""
+    """Return the goal that a ratio's median is at most ``limit``, and its interval's upper end at most ``upper``."""
     wanted = f"≤ {limit:g}" + (f", interval ≤ {upper:g}" if upper is not None else "")
     if estimate is None:
         return Goal(what=what, wanted=wanted, measured=None, reached=False)

@@ -16,7 +16,8 @@ class NoSuchStackError(LookupError):
 
 
 def declared_python(log: Callable[[str], None], transformers: str = "") -> Path:
-    """Return the interpreter of the first declared stack whose transformers begins with the given digits, made now if it was not there.
+    """Return the interpreter of the first declared stack whose transformers begins with the given digits, made now if
+    it was not there.
 
     Raises:
         HarnessError: the environment cannot be made.

@@ -1,7 +1,8 @@
 """Medians of paired ratios and how sure they are; pure.
 
-The interval is a percentile bootstrap over pairs: pairs are drawn again with replacement, and the median of their ratios is taken each time. It
-assumes nothing about how times are distributed, which have a long tail on a shared machine.
+The interval is a percentile bootstrap over pairs: pairs are drawn again with replacement, and the median of their
+ratios is taken each time. It assumes nothing about how times are distributed, which have a long tail on a shared
+machine.
 """
 
 from __future__ import annotations

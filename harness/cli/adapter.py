@@ -76,7 +76,7 @@ def convert(
 ) -> None:
     """Rewrite an adapter so that another release can use it; refuse where something would be lost.
 
-    Tensors are rearranged, never recomputed, and converting back gives the same bytes. The output appears by one rename.
+    Tensors are rearranged, never recomputed. Converting back gives the same bytes. The output appears by one rename.
 
     Example: [bold]harness adapter convert adapter --out converted --to-io-layout standard[/]
     """

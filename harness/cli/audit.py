@@ -46,10 +46,11 @@ def audit(
         list[float] | None, typer.Option(help="Weight of each adapter, in the order of --adapter. Default: 1.")
     ] = None,
 ) -> None:
-    """Say, tensor by tensor, what a merged checkpoint holds of an adapter: applied, dropped, scaled, scrambled or wrong.
+    """Say, tensor by tensor, what a merged checkpoint holds of an adapter.
 
-    Works on directories and never loads a model. Experts may be stored fused or one by one in either checkpoint. Exits with 1
-    when a tensor is not what it should be or a file is missing.
+    Each tensor that the adapter covers is applied, dropped, scaled, scrambled or wrong. Works on directories and never
+    loads a model. Experts may be stored fused or one by one in either checkpoint. Exits with 1 when a tensor is not
+    what it should be or a file is missing.
 
     Example: [bold]harness audit --base base --adapter adapter --merged merged[/]
     """

@@ -1,6 +1,8 @@
-"""Running the merge engine's programs as processes: where torch is, with a progress bar (or lines in a log), their last event returned.
+"""Running the merge engine's programs as processes, with a progress bar or lines in a log; their last event is
+returned.
 
-The programs need torch and nothing else. Where the harness has none, they run in the environment of the first declared stack.
+The programs need torch and nothing else. Where the harness has none, they run in the environment of the first declared
+stack.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ class EngineFailedError(HarnessError):
 
 
 def engine_command(package: str, screen: Console) -> list[str]:
-    """Return how the program in ``package`` (``harness.merge.auditing``) is started: here when torch is here, else in a stack's environment."""
+    """Return how the program in ``package`` (``harness.merge.auditing``) is started.
+
+    It runs here when torch is here, else in a stack's environment.
+    """
     program = str(publish_bundle(cache_dir()).root.joinpath(*package.split("."), "__main__.py"))
     if importlib.util.find_spec("torch") is not None:
         # -P: the folder of the program stays off the path, where its modules could pass for the standard library's.

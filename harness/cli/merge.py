@@ -84,7 +84,10 @@ def merge(
         str | None,
         typer.Option(
             metavar="CMD",
-            help="Run this program once the output is published, without a shell; {out} in it is the output's path. Exits with 6 if it fails.",
+            help=(
+                "Run this program once the output is published, without a shell; {out} in it is the output's path."
+                " Exits with 6 if it fails."
+            ),
         ),
     ] = None,
     json_file: Annotated[
@@ -93,8 +96,9 @@ def merge(
 ) -> None:
     """Merge a LoRA adapter into a checkpoint: streaming, float32 arithmetic rounded once, and all or nothing.
 
-    Works on directories and never loads a model. Everything is checked before the first byte is written; the output appears
-    by one rename, complete, or not at all. Needs torch: where the harness itself has none, it runs in a stack's environment.
+    Works on directories and never loads a model. Everything is checked before the first byte is written; the output
+    appears by one rename, complete, or not at all. Needs torch: where the harness itself has none, it runs in a stack's
+    environment.
 
     Example: [bold]harness merge --base base --adapter adapter --out merged[/]
     """

@@ -1,1 +1,4 @@
-"""What is asked: one file each, with ``ORDER``, ``steps(settings)`` and ``section(found, settings)`` in it; see ``harness.bench.case``."""
+"""What is asked: one file each, with ``ORDER``, ``steps(settings)`` and ``section(found, settings)`` in it.
+
+See ``harness.bench.case``.
+"""

@@ -80,8 +80,10 @@ def section(found: Found, settings: Settings) -> Section:
         title="Auditing against comparing",
         how=(
             (
-                f"The {size_text(settings.sizes[0])} checkpoint merged by our engine, every expert tensor changed; everything in the page cache, pairs interleaved, imports"
-                " aside. `cmp` stops at the first byte that differs, so it compares the base with a copy of itself: as many bytes, read to the end."
+                f"The {size_text(settings.sizes[0])} checkpoint merged by our engine, every expert tensor changed;"
+                " everything in the page cache, pairs interleaved, imports"
+                " aside. `cmp` stops at the first byte that differs, so it compares the base with a copy of itself: as"
+                " many bytes, read to the end."
             ),
         ),
         goals=(at_most("audit / cmp, imports aside", ratio, GOAL),),

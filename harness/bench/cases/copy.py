@@ -1,4 +1,6 @@
-"""Merging against copying the same checkpoint on the same disk: wall time, memory, and how little is decoded when little changes."""
+"""Merging against copying the same checkpoint on the same disk: wall time, memory, and how little is decoded when
+little changes.
+"""
 
 from __future__ import annotations
 
@@ -135,13 +137,19 @@ def section(found: Found, settings: Settings) -> Section:
         title="Merging against copying",
         how=(
             (
-                "Wall time of `plan_merge` and `merge`, imports aside, beside `cp -r` of the base with an fsync of every copied file and directory: the"
-                " merge syncs its output too. Each pair runs one after the other, every run in a fresh process, in alternating order; before each the old"
-                " output is deleted and everything dirty is written out. Cold: `posix_fadvise(DONTNEED)` on every input file"
+                "Wall time of `plan_merge` and `merge`, imports aside, beside `cp -r` of the base with an fsync of"
+                " every copied file and directory: the"
+                " merge syncs its output too. Each pair runs one after the other, every run in a fresh process, in"
+                " alternating order; before each the old"
+                " output is deleted and everything dirty is written out. Cold: `posix_fadvise(DONTNEED)` on every"
+                " input file"
                 f"{_cold_words(found, settings)}. Warm: every input file read from end to end just before."
             ),
             "Times are medians with the range, ratios medians over pairs with a 95 % bootstrap interval.",
-            f"Memory is the high-water mark of resident memory (`VmHWM`{_reset_words(found)}) less what was resident after imports.",
+            (
+                f"Memory is the high-water mark of resident memory (`VmHWM`{_reset_words(found)}) less what was"
+                " resident after imports."
+            ),
             f"Bytes decoded: {how}.",
         ),
         goals=tuple(goals),
@@ -176,4 +184,7 @@ def _cold_words(found: Found, settings: Settings) -> str:
     shares = [found[key]["cached_share"] for size in settings.sizes if (key := f"copy/cold-check/{size}") in found]
     if not shares:
         return ""
-    return f", after which `mincore` finds {max(shares):.1%} of their pages cached (a host below a virtual disk may have its own cache)"
+    return (
+        f", after which `mincore` finds {max(shares):.1%} of their pages cached"
+        " (a host below a virtual disk may have its own cache)"
+    )

@@ -83,8 +83,11 @@ def section(found: Found, settings: Settings) -> Section:
         title="Exactness",
         how=(
             (
-                f"The {size_text(settings.sizes[0])} checkpoint, every expert tensor changes; every element of every such tensor. Deltas are some 2 % of the weights: the larger they are, the more a delta that is rounded on its own costs. Changed: the right result or the"
-                " contender's differs from the base. Right: base + scaling · B · A in float64, computed from the files by torch, rounded to bf16 once. Ulp: the"
+                f"The {size_text(settings.sizes[0])} checkpoint, every expert tensor changes; every element of every"
+                " such tensor. Deltas are some 2 % of the weights: the larger they are, the more a delta that is"
+                " rounded on its own costs. Changed: the right result or the"
+                " contender's differs from the base. Right: base + scaling · B · A in float64, computed from the files"
+                " by torch, rounded to bf16 once. Ulp: the"
                 " unit in the last place of bf16 at max(|base|, |delta|, |result|), measured from the float64 result."
             ),
         ),

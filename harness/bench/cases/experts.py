@@ -32,7 +32,10 @@ STEPS = 3
 ROUNDS = 3
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""glibc gives freed memory back at once, which is slower. As it is, it keeps tens of megabytes by chance, as much as some paths differ by."""
+"""glibc gives freed memory back at once, which is slower.
+
+As it is, it keeps tens of megabytes by chance, as much as some paths differ by.
+"""
 
 Runs = dict[str, list[dict[str, Any]]]
 """By code and path, as ``nf4 eager``: what each process found."""
@@ -144,13 +147,17 @@ def section(found: Found, settings: Settings) -> Section:
         title="QLoRA on fused experts",
         how=(
             (
-                "A model whose two layers with experts have 64 of 3 x 768 x 768 weights, saved in bf16; a LoRA of rank 16 on every expert; 256 tokens a step. *Code*: how weights are kept while"
-                " training. Peaks are of anonymous memory above the imports, sampled every 2 ms, in one run each, in which glibc is told to give freed memory back at once; 16-bit experts that stay"
+                "A model whose two layers with experts have 64 of 3 x 768 x 768 weights, saved in bf16; a LoRA of rank"
+                " 16 on every expert; 256 tokens a step. *Code*: how weights are kept while"
+                " training. Peaks are of anonymous memory above the imports, sampled every 2 ms, in one run each, in"
+                " which glibc is told to give freed memory back at once; 16-bit experts that stay"
                 " mapped from the file (qwen3_5_moe; all of transformers 4) count with their bytes."
             ),
             (
-                f"*Path*: how tokens go through experts. Fused parameters in transformers 5, with PEFT's LoRA on parameters: transformers' eager loop, its grouped_mm, ours. A list of MLPs in transformers 4, with"
-                f" PEFT's LoRA on each Linear (in nf4 bitsandbytes' Linears): transformers' loop, ours. Times are of {ROUNDS} interleaved rounds, each run in a process of its own and counted with its best step after"
+                "*Path*: how tokens go through experts. Fused parameters in transformers 5, with PEFT's LoRA on"
+                " parameters: transformers' eager loop, its grouped_mm, ours. A list of MLPs in transformers 4, with"
+                " PEFT's LoRA on each Linear (in nf4 bitsandbytes' Linears): transformers' loop, ours. Times are of"
+                f" {ROUNDS} interleaved rounds, each run in a process of its own and counted with its best step after"
                 " the first; of so few rounds the brackets are the lowest and the highest ratio."
             ),
         ),
@@ -175,7 +182,8 @@ def _notes(fused: dict[str, Any]) -> tuple[str, ...]:
         return ()
     peaks = [mebibytes(_step_peak(run)) for run in (ours, theirs)]
     said = (
-        f"A training step on experts in nf4 peaks at {peaks[0]} MiB with our grouped forward and at {peaks[1]} MiB with transformers' grouped_mm"
+        f"A training step on experts in nf4 peaks at {peaks[0]} MiB with our grouped forward and at {peaks[1]} MiB"
+        " with transformers' grouped_mm"
         " under PEFT, which multiplies every delta out and keeps the sum with the weights."
     )
     return (said,)
@@ -188,7 +196,7 @@ def _load_row(family: str, code: str, run: dict[str, Any] | None) -> tuple[str, 
 
 
 def _mapped(run: dict[str, Any]) -> int:
-    """Return the bytes of experts that lie on disk as they are in memory, and so were not copied to anonymous memory."""
+    """Return the bytes of experts that lie on disk as they are in memory, and so were not copied."""
     return int(run["expert_bytes"]) if run["load_peak"] < run["expert_bytes"] else 0
 
 

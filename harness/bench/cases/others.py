@@ -53,8 +53,10 @@ def section(found: Found, settings: Settings) -> Section:
         title="Merging against other mergers",
         how=(
             (
-                f"The {size_text(settings.sizes[0])} checkpoint, every expert tensor changes, page cache warm, {settings.rounds} interleaved rounds. Each contender runs in an"
-                " environment and a process of its own, loads the model and the adapter where it needs them, and its output is synced."
+                f"The {size_text(settings.sizes[0])} checkpoint, every expert tensor changes, page cache warm,"
+                f" {settings.rounds} interleaved rounds. Each contender runs in an"
+                " environment and a process of its own, loads the model and the adapter where it needs them, and its"
+                " output is synced."
             ),
         ),
         goals=goals,

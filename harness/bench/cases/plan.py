@@ -1,4 +1,6 @@
-"""Planning a merge into a checkpoint of DeepSeek-V3's size, with an adapter that has a pair for every expert's every Linear."""
+"""Planning a merge into a checkpoint of DeepSeek-V3's size, with an adapter that has a pair for every expert's every
+Linear.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ def section(found: Found, _settings: Settings) -> Section:
         title="Planning at DeepSeek-V3's size",
         how=(
             (
-                "61 layers, 256 experts, 163 shards, bf16, and a rank 16 adapter on every expert: true headers, holes for data. Seconds without imports, memory"
+                "61 layers, 256 experts, 163 shards, bf16, and a rank 16 adapter on every expert: true headers, holes"
+                " for data. Seconds without imports, memory"
                 " of the whole process. torch is not imported."
             ),
         ),

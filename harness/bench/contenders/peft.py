@@ -1,4 +1,6 @@
-"""PEFT as most people use it: load the model in the checkpoint's dtype, load the adapter, ``merge_and_unload``, ``save_pretrained``."""
+"""PEFT as most people use it: load the model in the checkpoint's dtype, load the adapter, ``merge_and_unload``,
+``save_pretrained``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The saver of unsloth-zoo, called at its public entry point, in an environment and a process of its own.
 
-The model and the adapter are loaded as its users load them; it then reads the base's shards again and writes merged ones
-(``unsloth_zoo.saving_utils.merge_and_overwrite_lora``, 2026.9.9). It asks for a GPU on import unless ``UNSLOTH_ZOO_DISABLE_GPU_INIT`` says otherwise.
+The model and the adapter are loaded as its users load them; it then reads the base's shards again and writes merged
+ones (``unsloth_zoo.saving_utils.merge_and_overwrite_lora``, 2026.9.9). It asks for a GPU on import unless
+``UNSLOTH_ZOO_DISABLE_GPU_INIT`` says otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What measured processes run beside merging: a module each with ``load()`` and ``run(request)``, as contenders have them.
+"""What measured processes run beside merging: a module each with ``load()`` and ``run(request)``, as contenders have
+them.
 
 Nothing but the standard library is imported outside functions.
 """

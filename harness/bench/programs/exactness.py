@@ -1,8 +1,9 @@
-"""How exact merged checkpoints are: every element of every tensor that an adapter changes, against base + delta in float64, rounded once.
+"""How exact merged checkpoints are: every element of every tensor that an adapter changes, against base + delta in
+float64, rounded once.
 
-Independent of what it judges: files are read with the safetensors library, deltas are computed here from the factors by PEFT's definition
-(``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``, 0.19.1: column ``j`` of lora_B belongs to expert ``j % E``), and torch does the float64
-arithmetic. ``harness.merge`` is not imported.
+Independent of what it judges: files are read with the safetensors library, deltas are computed here from the factors by
+PEFT's definition (``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``, 0.19.1: column ``j`` of lora_B belongs to
+expert ``j % E``), and torch does the float64 arithmetic. ``harness.merge`` is not imported.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def load() -> dict[str, str]:
 def round_once(values: torch.Tensor) -> torch.Tensor:
     """Return float64 values rounded to bfloat16 once, ties to even.
 
-    Converted by way of float32, a value just beside the middle between two bfloat16 numbers first becomes that middle and then goes to the even one, right
-    or wrong. There the float32 value is moved back one step to its own side of the middle.
+    Converted by way of float32, a value just beside the middle between two bfloat16 numbers first becomes that middle
+    and then goes to the even one, right or wrong. There the float32 value is moved back one step to its own side of the
+    middle.
     """
     import torch
 
@@ -70,7 +72,10 @@ def round_once(values: torch.Tensor) -> torch.Tensor:
 
 
 def ulp(magnitude: torch.Tensor) -> torch.Tensor:
-    """Return the unit in the last place of bfloat16 at some float64 magnitudes; of zero, that of the smallest normal number."""
+    """Return the unit in the last place of bfloat16 at some float64 magnitudes.
+
+    Of zero, that of the smallest normal number.
+    """
     import torch
 
     smallest = torch.finfo(torch.bfloat16).tiny

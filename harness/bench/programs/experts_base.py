@@ -1,4 +1,6 @@
-"""Writes the checkpoint of a family that experts are quantised from: bf16, experts of a size at which they outweigh everything else."""
+"""Writes the checkpoint of a family that experts are quantised from: bf16, experts of a size at which they outweigh
+everything else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {
-    "hidden": 768, "moe_intermediate": 768, "dense_intermediate": 1024, "num_experts": 64, "top_k": 4, "heads": 12, "kv_heads": 4, "head_dim": 64,
+    "hidden": 768, "moe_intermediate": 768, "dense_intermediate": 1024, "num_experts": 64, "top_k": 4, "heads": 12,
+    "kv_heads": 4, "head_dim": 64,
     "vocab": 256, "rank": 16,
 }  # fmt: skip
 """Per layer with experts 64 x 3 x 768 x 768 weights: 216 MiB in 16 bits."""

@@ -1,7 +1,8 @@
-"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps; says what memory and time both took.
+"""Loads a model, quantised or not, puts a LoRA on its experts and trains it for a few steps; says what memory and time
+both took.
 
-Experts are what the interpreter's transformers makes of them: fused parameters in 5, which ``ExpertQuantizationConfig`` quantises, a list of MLPs in 4,
-whose Linears transformers' own config quantises.
+Experts are what the interpreter's transformers makes of them: fused parameters in 5, which ``ExpertQuantizationConfig``
+quantises, a list of MLPs in 4, whose Linears transformers' own config quantises.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def fused() -> bool:
 
 
 class Peak:
-    """The most anonymous memory (``RssAnon``) that the process holds within a block: pages of a mapped checkpoint, which the kernel can drop, do not count."""
+    """The most anonymous memory (``RssAnon``) that the process holds within a block: pages of a mapped checkpoint,
+    which the kernel can drop, do not count.
+    """
 
     def __init__(self) -> None:
         self.highest = 0
@@ -136,7 +139,10 @@ def _quantization(code: Literal["nf4", "int8"] | None) -> Any:
 
 
 def _attach(model: Any, path: str) -> tuple[Any, Any]:
-    """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths; and our forward's report where it is ours."""
+    """Return the model with a LoRA of rank 16 on its routed experts, on one of the forward paths.
+
+    And our forward's report where it is ours.
+    """
     from peft import LoraConfig, get_peft_model
 
     if fused():

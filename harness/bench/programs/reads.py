@@ -1,7 +1,8 @@
 """How many bytes of the base's tensors a merge takes into memory, which is at least what it decodes.
 
-Every way in which Python reads from a descriptor is wrapped for one merge that is not timed; what the kernel copies from file to file does not count.
-A mapped file counts in full. If the engine states ``bytes_decoded`` in its report, that is returned as well.
+Every way in which Python reads from a descriptor is wrapped for one merge that is not timed; what the kernel copies
+from file to file does not count. A mapped file counts in full. If the engine states ``bytes_decoded`` in its report,
+that is returned as well.
 """
 
 from __future__ import annotations
