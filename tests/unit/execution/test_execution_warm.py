@@ -230,6 +230,8 @@ def test_a_child_can_be_killed_before_it_leads_a_group(tmp_path: Path) -> None:
     environment = child_environment(scratch=home.home, threads=1, device="cpu", prefix=tmp_path)
     command = (sys.executable, "-I", "-u", str(package / "worker" / "__main__.py"), "--warm", "cpu", "1")
     (tmp_path / "harness").symlink_to(package)  # where the bundle has it
+    asked = {"cell": {"recipe": "hangs"}, "observation": str(tmp_path / "observation.json"), "work": str(tmp_path)}
+    (tmp_path / "request.json").write_text(json.dumps(asked))
     label = secrets.token_hex(8)  # closing a worker kills what carries its token, on the whole machine
     worker = WarmWorker(WorkerSpec(command=command, environment=environment, token=f"{label}.w00001", home=home))
     try:
