@@ -7,6 +7,7 @@ are those that pip or uv already know here (``harness/envs/indexes.py``, standar
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -143,7 +144,8 @@ def gpu(session: nox.Session) -> None:
     """
     words = list(session.posargs)
     python = words[words.index("--python") + 1] if "--python" in words[:-1] else sys.executable
-    if session.run(python, "-c", _SEES_A_GPU, external=True, silent=True, success_codes=[0, 1]) != "yes\n":
+    said = session.run(python, "-W", "ignore", "-c", _SEES_A_GPU, external=True, silent=True, success_codes=[0, 1])
+    if str(said).splitlines()[-1:] != ["yes"]:
         session.error(
             f"{python} is not one that can run this: it needs the harness (pip install .), transformers, peft, trl, "
             "datasets, bitsandbytes and a torch that sees a GPU. Name another with: nox -s gpu -- --python PATH"
@@ -152,10 +154,15 @@ def gpu(session: nox.Session) -> None:
     place = ROOT / "reports" / "gpu"
     results = ROOT / "results" / "gpu"
     cells = ("--profile", "gpu", "--device", "cuda", "--python", python)
-    session.run(*harness, "matrix", *cells, "--out", str(results), external=True)
-    session.run(*harness, "report", str(results), "--out", str(place), external=True)
+    patience = {"external": True, "interrupt_timeout": UNTIL_TERMINATED, "terminate_timeout": PATIENCE}
+    # A regression is an exit code of 1: the report of it is wanted all the same, and the session fails at its end.
+    session.run(*harness, "matrix", *cells, "--out", str(results), success_codes=[0, 1], **patience)
+    session.run(*harness, "report", str(results), "--out", str(place), success_codes=[0, 1], **patience)
     bench = ("--only", "experts_gpu", "--python", python, "--out", str(place / "bench"))
-    session.run(*harness, "bench", *bench, external=True)
+    session.run(*harness, "bench", *bench, **patience)
+    summary = json.loads((place / "report.json").read_text(encoding="utf-8"))["summary"]
+    if summary["colour"] == "red":
+        session.error(summary["sentence"])
 
 
 @nox.session(default=False)

@@ -70,9 +70,15 @@ def _run(lab: Lab, way: str, select: tuple[str, ...]) -> tuple[float, dict[str, 
     seconds = time.perf_counter() - started
     if ran.returncode not in {0, 1}:
         raise MeasurementError(f"harness matrix ended with exit code {ran.returncode}: {ran.stderr[-400:]}")
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(Path(out).glob("cells/*/*.json"))}
+    results = by_cell(out)
     lab.remove(out)
-    return seconds, {result["cell_id"]: result for result in results.values()}
+    return seconds, results
+
+
+def by_cell(out: Path) -> dict[str, Any]:
+    """Return the results in an output directory by cell id: file names alone are those of every family."""
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("cells/*/*.json"))]
+    return {result["cell_id"]: result for result in results}
 
 
 def _overheads(results: dict[str, Any]) -> list[float]:
