@@ -27,7 +27,9 @@ ASKED_FOR = True
 """`nox -s bench` asks for it by itself: its report stands apart from that of the merge engine."""
 
 WAYS = {"warm": (), "fresh": ("--fresh-processes",)}
-ROUNDS = 2
+ROUNDS = 1
+"""A pair takes ten minutes, and its two sides differ by more than a machine's noise."""
+
 FASTER = 2.5
 OVERHEAD = 1.0
 """Seconds of a warm cell that are not its own stages."""
@@ -112,7 +114,7 @@ def section(found: Found, settings: Settings) -> Section:  # noqa: ARG001 - ever
             (
                 "`harness matrix` over the same cells, by warm workers (the default: one process for each environment"
                 " imports the libraries once and forks every cell) and with `--fresh-processes` (every cell imports"
-                " them itself). Whole commands, interleaved. *Beside its stages*: what a passing cell takes from its"
+                " them itself). Whole commands, one after the other. *Beside its stages*: what a passing cell takes from its"
                 " start to its end that none of its own stages took, imports included; the median over cells."
             ),
         ),
