@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INDEX = "model.safetensors.index.json"
+from harness.worker.stages.shards import INDEX, IndexUnreadableError, read_index
+
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = frozenset({
     "added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
@@ -49,14 +50,15 @@ def same_in_other_words(base: Path, merged: Path) -> set[str]:
     )
     same: set[str] = set()
     for names, meaning in groups:
-        different = {name for name in names if _content(base / name) != _content(merged / name)}
+        different = {name for name in names if content(base / name) != content(merged / name)}
         if different:
             ours = meaning(base)
             same |= different if _said(meaning, merged) == ours else set()
     return same | _weights(base, merged)
 
 
-def _content(path: Path) -> bytes | None:
+def content(path: Path) -> bytes | None:
+    """Return the bytes of a file; None where there is none of that name, or something else than a file."""
     return path.read_bytes() if path.is_file() else None
 
 
@@ -127,7 +129,11 @@ def _weights(base: Path, merged: Path) -> set[str]:
     elsewhere.
     """
     ours, theirs = ({path.name for path in place.glob("*.safetensors")} for place in (base, merged))
-    named = set(json.loads((merged / INDEX).read_text())["weight_map"].values()) if (merged / INDEX).exists() else None
+    try:
+        index = read_index(merged)
+    except IndexUnreadableError:
+        return set()  # it does not say where the weights lie, and the tensor gate names it
+    named = None if index is None else set(index[0].values())
     if theirs != (named or {SINGLE}) or (named is not None and SINGLE in named):
         return set()
     return (ours ^ theirs) | ({INDEX} if (base / INDEX).exists() != (merged / INDEX).exists() else set())
