@@ -22,8 +22,8 @@ class Job:
     """One merge.
 
     Attributes:
-        base: the checkpoint's directory; never written to.
-        adapter: the saved adapter's directory; never written to.
+        base: a copy of the checkpoint's directory; an engine that edits it fails.
+        adapter: a copy of the saved adapter's directory; an engine that edits it fails.
         out: the directory to make; it must not exist.
         dtype: how the base's weights are stored and the merged ones shall be: ``float32`` or ``bf16``.
         device: ``cpu`` or ``cuda``, for engines that compute on a device.

@@ -92,17 +92,17 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
-    from harness.worker.stages.merge import ENGINE_REPORT
+    from harness.worker.stages.merge import EDITED, ENGINE_REPORT
     from harness.worker.stages.planting import merge_as_asked
     from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 
     with observation.stage("merge"):
         adapter = observation.data["adapter"]
         said = merge_as_asked(request, checkpoint, adapter, out=request.merged)
-        (request.work / ENGINE_REPORT).write_text(json.dumps(said))
         if recipe(request.recipe).quantization is not None:
-            dequantized = request.work / DEQUANTIZED
-            merge_as_asked(request, checkpoint, adapter, out=request.work / MERGED_DEQUANTIZED, base=dequantized)
+            base, out = request.work / DEQUANTIZED, request.work / MERGED_DEQUANTIZED
+            said[EDITED] += merge_as_asked(request, checkpoint, adapter, out=out, base=base)[EDITED]
+        (request.work / ENGINE_REPORT).write_text(json.dumps(said))
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

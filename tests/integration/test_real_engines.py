@@ -113,6 +113,43 @@ def _edited(path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
+TOKENIZER_SETTINGS = {
+    "padding_side": "left", "truncation_side": "left", "model_input_names": ["input_ids"], "model_max_length": 4,
+    "clean_up_tokenization_spaces": True, "split_special_tokens": True, "add_prefix_space": True, "unheard_of": 1,
+    "tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["x.Y", None]},
+    "extra_special_tokens": ["t7"],
+}  # fmt: skip
+TOKENIZER_RULES = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    },
+    "post_processor": {
+        "type": "TemplateProcessing", "pair": [],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    },
+}  # fmt: skip
+
+
+def test_a_tokenizer_class_that_does_not_exist_is_another_meaning(matrix_run: Ran, tmp_path: Path) -> None:
+    """The name is no class. Both names of the one class are, and are excused in whatever order they stand."""
+    kept = matrix_run.work(f"qwen3_moe/lora@{NEWEST}+engine=peft")
+    names = ("NoSuchTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "Trainer", None)
+    cases = []
+    for name in names:
+        merged = tmp_path / str(name)
+        shutil.copytree(kept / "merged", merged)
+        _edited(merged / "tokenizer_config.json", {"tokenizer_class": name})
+        cases.append({"base": str(kept / "base"), "merged": str(merged)})
+    said = ask(NEWEST, Path(__file__).with_name("meaning_program.py"), cases, tmp_path)
+
+    assert [name for name, excused in zip(names, said, strict=True) if "tokenizer_config.json" in excused] == [
+        "PreTrainedTokenizerFast", "TokenizersBackend",
+    ]  # fmt: skip
+
+
 def test_another_meaning_is_never_taken_for_other_words(matrix_run: Ran, tmp_path: Path) -> None:
     """Each case spoils one thing of a merge that PEFT saved rightly; what is excused then must not name it."""
     kept = matrix_run.work(f"qwen3_moe/lora@{NEWEST}+engine=peft")
@@ -125,12 +162,27 @@ def test_another_meaning_is_never_taken_for_other_words(matrix_run: Ran, tmp_pat
         "chat template": lambda d: (d / "chat_template.jinja").write_text("{{ messages[0]['content'] }}"),
         "words": lambda d: _edited(d / "tokenizer.json", {"pre_tokenizer": None}),
         "special token": lambda d: _edited(d / "tokenizer_config.json", {"eos_token": "<bos>"}),
+        **{
+            f"tokenizer's {setting}": lambda d, s=setting, v=value: _edited(d / "tokenizer_config.json", {s: v})
+            for setting, value in TOKENIZER_SETTINGS.items()
+        },
+        **{
+            f"tokenizer's rule {rule}": lambda d, r=rule, v=value: _edited(d / "tokenizer.json", {r: v})
+            for rule, value in TOKENIZER_RULES.items()
+        },
+        "no JSON": lambda d: (d / "tokenizer.json").write_text("not JSON"),
+        "no tokenizer": lambda d: (d / "tokenizer.json").write_text("{}"),
+        "config of another type": lambda d: (d / "config.json").write_text("[]"),
+        "size that is a word": lambda d: _edited(d / "config.json", {"hidden_size": "x"}),
         "second weights": lambda d: save_file(load_file(d / "model.safetensors"), d / "model-2.safetensors"),
     }
     files = {
         "experts per token": "config.json", "rope": "config.json", "no config": "config.json",
         "stop token": "generation_config.json", "chat template": "chat_template.jinja", "words": "tokenizer.json",
-        "special token": "tokenizer_config.json", "second weights": "model-2.safetensors",
+        "special token": "tokenizer_config.json", "second weights": "model-2.safetensors", "no JSON": "tokenizer.json",
+        "no tokenizer": "tokenizer.json", "config of another type": "config.json", "size that is a word": "config.json",
+        **{f"tokenizer's {setting}": "tokenizer_config.json" for setting in TOKENIZER_SETTINGS},
+        **{f"tokenizer's rule {rule}": "tokenizer.json" for rule in TOKENIZER_RULES},
     }  # fmt: skip
     cases = []
     for name, change in spoil.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.worker.observation import Observation
 from harness.worker.request import Request
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, distance, match_samples
+from harness.worker.stages.merge import EDITED
 from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 
 
@@ -45,12 +47,19 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     The bytes are judged even where the directory could not be loaded again: that failure has a stage of its own.
     """
     loaded = observation.completed("reload-merged")
-    judge(observation, request, checkpoint, merged=request.merged, view="merged" if loaded else None)
-    observation.data["merge"] |= said
+    view = "merged" if loaded else None
+    judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
+    observation.data["merge"] |= {name: value for name, value in said.items() if name != EDITED}
 
 
 def judge(
-    observation: Observation, request: Request, checkpoint: Checkpoint, *, merged: Path, view: str | None
+    observation: Observation,
+    request: Request,
+    checkpoint: Checkpoint,
+    *,
+    merged: Path,
+    view: str | None,
+    edited: Sequence[str] = (),
 ) -> None:
     """Hold one merged directory against both gates. The cell's merge and its controls go through here alike.
 
@@ -60,6 +69,7 @@ def judge(
         checkpoint: what the base is.
         merged: the directory.
         view: the name under which its reloaded model's logits and samples were kept; None: it could not be loaded.
+        edited: files of its inputs that the engine changed; none where no engine ran.
     """
     report = inspect(
         checkpoint,
@@ -74,7 +84,7 @@ def judge(
     if view is not None:
         tensors, samples = load_view(request.work, view)
         functional_checks(observation, request, Truth(request), tensors["logits"], samples)
-    tensor_checks(observation, request, report)
+    tensor_checks(observation, request, report, edited)
 
 
 def record_merge(observation: Observation, report: TensorReport) -> None:
@@ -144,7 +154,7 @@ def functional_checks(
     )
 
 
-def tensor_checks(observation: Observation, request: Request, report: TensorReport) -> None:
+def tensor_checks(observation: Observation, request: Request, report: TensorReport, edited: Sequence[str] = ()) -> None:
     """Record what the bytes say."""
     bands, counts = request.bands, report.counts
     rightly = sum(counts[name] for name in RIGHT)
@@ -189,7 +199,8 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         passed=not report.dtype_changes,
         detail=_names(report.dtype_changes),
     )
-    files = report.files_missing + [f"{name} (changed)" for name in report.files_changed]
+    files = [f"{name} (an input, edited by the engine)" for name in edited] + report.files_missing
+    files += [f"{name} (changed)" for name in report.files_changed]
     files += [f"{name} (not the base's)" for name in report.files_unexpected]
     if sha256_of_directory(request.base) != observation.data["base_sha256"]:
         files.append("the base itself has changed since it was written")

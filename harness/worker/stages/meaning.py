@@ -9,11 +9,13 @@ rewritten.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INDEX = "model.safetensors.index.json"
+from harness.worker.stages.shards import INDEX, IndexUnreadableError, read_index
+
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = frozenset({
     "added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
@@ -21,9 +23,19 @@ TOKENIZER_FILES = frozenset({
 SAYS_WHO_WROTE_IT = frozenset({"transformers_version", "_from_model_config", "_name_or_path"})
 """Keys that tell where a configuration comes from and not what it says."""
 
-PROBE = "<bos> t9 t50 unheard-of <eos>t4"
-"""A text of this harness's own vocabulary, with special tokens and a word that is not in it."""
-CHAT = [{"role": "t5", "content": "t6 t7"}]
+BEHAVIOUR = (
+    "added_tokens_decoder", "all_special_ids", "all_special_tokens", "chat_template", "clean_up_tokenization_spaces",
+    "model_input_names", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
+    "truncation_side",
+)  # fmt: skip
+"""Attributes of a loaded tokenizer that decide what it does beside its rules."""
+SEEN_LOADED = frozenset({
+    *BEHAVIOUR, "additional_special_tokens", "bos_token", "eos_token", "extra_special_tokens", "pad_token",
+    "tokenizer_class", "unk_token",
+})  # fmt: skip
+"""Settings of tokenizer_config.json that are compared as the release reads them: it may leave them out."""
+SAYS_HOW_IT_WAS_LOADED = frozenset({"backend", "is_local", "local_files_only", "name_or_path"})
+"""Settings of tokenizer_config.json, as transformers 5.5.0 to 5.23.0 adds them, that no loader acts upon."""
 
 
 def same_in_other_words(base: Path, merged: Path) -> set[str]:
@@ -38,21 +50,28 @@ def same_in_other_words(base: Path, merged: Path) -> set[str]:
     )
     same: set[str] = set()
     for names, meaning in groups:
-        different = {name for name in names if _content(base / name) != _content(merged / name)}
-        if different and _said(meaning, merged) == meaning(base):
-            same |= different
+        different = {name for name in names if content(base / name) != content(merged / name)}
+        if different:
+            ours = meaning(base)
+            same |= different if _said(meaning, merged) == ours else set()
     return same | _weights(base, merged)
 
 
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+def content(path: Path) -> bytes | None:
+    """Return the bytes of a file; None where there is none of that name, or something else than a file."""
+    return path.read_bytes() if path.is_file() else None
 
 
 def _said(meaning: Callable[[Path], Any], directory: Path) -> Any:
-    """Return what a merged directory means, or the error in which reading it ended. No base means such an error."""
+    """Return what a merged directory means, or the error in which reading it ended. No base means such an error.
+
+    Any error is meant: what a release raises on a broken file is its own affair (``tokenizers`` raises ``Exception``
+    itself). A fault of this module cannot hide here, because the base is read first, by the same function.
+    """
     try:
         return meaning(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is absent or not what it should be
+    except Exception as error:  # noqa: BLE001 — see above
+        print(f"    {directory.name} cannot be read: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error
 
 
@@ -77,19 +96,28 @@ def _without_writer(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(directory: Path) -> dict[str, Any]:
-    """Return what a tokenizer does: its vocabulary and rules, its special tokens, a text and a chat put through it."""
-    from transformers import PreTrainedTokenizerFast
+    """Return what a tokenizer does: its class, its rules, its behaviour, and every setting that is not known here.
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    A setting that is not known must be the same in both. AutoTokenizer may act upon it, as it does upon ``auto_map``.
+
+    Raises:
+        ValueError: the settings name a class that this release does not have.
+    """
+    import transformers
+
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    name = settings.get("tokenizer_class")
+    if name is not None and not hasattr(transformers, name):
+        raise ValueError(f"transformers {transformers.__version__} has no tokenizer class {name!r}")
     return {
-        "vocabulary": tokenizer.get_vocab(),
-        "rules": {name: rules[name] for name in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")},
-        "special": tokenizer.special_tokens_map,
-        "longest": tokenizer.model_max_length,
-        "ids": tokenizer(PROBE)["input_ids"],
-        "text": tokenizer.decode(tokenizer(PROBE)["input_ids"]),
-        "chat": tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True),
+        # Two names may be one class: PreTrainedTokenizerFast and TokenizersBackend are in transformers 5.
+        "class": name and getattr(transformers, name),
+        "rules": json.loads(tokenizer.backend_tokenizer.to_str()),
+        "behaviour": {name: getattr(tokenizer, name) for name in BEHAVIOUR},
+        "settings": {
+            name: value for name, value in settings.items() if name not in SEEN_LOADED | SAYS_HOW_IT_WAS_LOADED
+        },
     }
 
 
@@ -101,7 +129,11 @@ def _weights(base: Path, merged: Path) -> set[str]:
     elsewhere.
     """
     ours, theirs = ({path.name for path in place.glob("*.safetensors")} for place in (base, merged))
-    named = set(json.loads((merged / INDEX).read_text())["weight_map"].values()) if (merged / INDEX).exists() else None
+    try:
+        index = read_index(merged)
+    except IndexUnreadableError:
+        return set()  # it does not say where the weights lie, and the tensor gate names it
+    named = None if index is None else set(index[0].values())
     if theirs != (named or {SINGLE}) or (named is not None and SINGLE in named):
         return set()
     return (ours ^ theirs) | ({INDEX} if (base / INDEX).exists() != (merged / INDEX).exists() else set())

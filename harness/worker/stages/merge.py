@@ -1,7 +1,13 @@
-"""Merging with the cell's engine, and keeping what the engine says of itself."""
+"""Merging with the cell's engine, and keeping what the engine says of itself.
+
+An engine is given copies of base and adapter. What its merge is judged by stays out of its reach, and what it edits is
+seen.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,8 @@ from harness.engines.engine import Job, engine
 from harness.worker.request import Request
 
 ENGINE_REPORT = "engine.json"
+EDITED = "edited_inputs"
+"""Where a report keeps the names of files of base and adapter that the engine changed, added or removed."""
 
 
 class EngineExitError(RuntimeError):
@@ -30,9 +38,13 @@ def merge_with_engine(
         EngineExitError: the engine's process failed.
         Exception: whatever the engine itself raises.
     """
+    given = out.with_name(f"{out.name}-given")
+    sources = (base or request.base, adapter or request.adapter)
+    copies = [Path(shutil.copytree(source, given / source.name)) for source in sources]
+    before = _contents(given)
     job = Job(
-        base=base or request.base,
-        adapter=adapter or request.adapter,
+        base=copies[0],
+        adapter=copies[1],
         out=out,
         dtype=request.dtype,
         device=request.device,
@@ -41,10 +53,24 @@ def merge_with_engine(
     merged = engine(request.engine).merge(job)
     if merged.exit != 0:
         raise EngineExitError(f"the process of engine {request.engine} ended with exit code {merged.exit}")
+    after = _contents(given)
+    edited = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    shutil.rmtree(given, ignore_errors=True)  # an engine may have removed it
     return {
+        EDITED: edited,
         "engine_applied": merged.claims.applied,
         "engine_attempted": merged.claims.attempted,
         "fallback": merged.claims.fallback,
         "engine_seconds": merged.seconds,
         "engine_peak_memory_mb": merged.peak_memory_mb,
+    }
+
+
+def _contents(directory: Path) -> dict[str, str]:
+    """Return what lies below a directory: path → SHA-256 of a file, and "no file" for anything else."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "no file"
+        for path in directory.rglob("*")
     }

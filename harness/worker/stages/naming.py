@@ -59,20 +59,20 @@ def find(spec: TensorSpec, tensors: Mapping[str, Any], prefixes: Sequence[str] =
 def _apart(spec: TensorSpec, key: str, tensors: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]] | None:
     """Return fused experts put together from ``experts.{e}.{role}.weight``: (E, out, in), and the keys.
 
-    None if any lacks.
+    None if any lacks, or has another shape than its own. gate_proj and up_proj are (out / 2, in) each, down_proj is
+    (out, in). A sum of rows would not tell where gate ends and up begins.
     """
     import torch
 
     if spec.role not in APART or spec.expert is not None:
         return None
-    experts = key.removesuffix(f".{spec.role}")
-    rows = [[f"{experts}.{e}.{role}.weight" for role in APART[spec.role]] for e in range(spec.shape[0])]
+    roles = APART[spec.role]
+    experts, out, width = spec.shape
+    path = key.removesuffix(f".{spec.role}")
+    rows = [[f"{path}.{e}.{role}.weight" for role in roles] for e in range(experts)]
     keys = tuple(name for names in rows for name in names)
-    if any(name not in tensors for name in keys):
+    if any(name not in tensors or tuple(tensors[name].shape) != (out // len(roles), width) for name in keys):
         return None
-    if len({(tensors[name].shape[1:], tensors[name].dtype) for name in keys}) != 1:
-        return None  # they do not fit together, so they stand for nothing
-    stacked = [torch.cat([tensors[name] for name in names]) for names in rows]
-    if len({tensor.shape for tensor in stacked}) != 1:
-        return None
-    return torch.stack(stacked), keys
+    if len({tensors[name].dtype for name in keys}) != 1:
+        return None  # put together they would have to be cast, and what lies on disk is judged as it is
+    return torch.stack([torch.cat([tensors[name] for name in names]) for names in rows]), keys

@@ -17,8 +17,9 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
-from harness.worker.stages.meaning import INDEX, same_in_other_words
+from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
+from harness.worker.stages.shards import INDEX, read_weights, wrong_in_index
 
 OWN_FILES = {"merge_manifest.json"}
 """What an engine may add beside the checkpoint's own files."""
@@ -48,7 +49,8 @@ class TensorReport:
         renamed: tensors of the base that are written under other names, counted by rule.
         files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
-        index_wrong: keys that the index puts where they are not, or does not name, and a wrong total size.
+        index_wrong: keys that the index puts where they are not, or does not name, a wrong total size, and what of
+            index and shards cannot be read.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
     """
 
@@ -71,24 +73,6 @@ class TensorReport:
     files_changed: list[str] = field(default_factory=list)
     files_unexpected: list[str] = field(default_factory=list)
     index_wrong: list[str] = field(default_factory=list)
-
-
-def read_directory(directory: Path) -> dict[str, Any]:
-    """Read every tensor of a checkpoint directory: key → tensor, on the CPU.
-
-    Raises:
-        ValueError: two shards hold the same key.
-    """
-    from safetensors import safe_open
-
-    tensors: dict[str, Any] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as shard:
-            for key in shard.keys():  # noqa: SIM118 — not a dict
-                if key in tensors:
-                    raise ValueError(f"{key} is in two shards of {directory.name}")
-                tensors[key] = shard.get_tensor(key)
-    return tensors
 
 
 def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
@@ -167,15 +151,17 @@ def inspect(
             ``naming`` and other words by those of ``meaning`` are no fault. Every tensor is judged all the same.
     """
     report = TensorReport()
-    before, after = read_directory(base), read_directory(merged)
+    before, weights = read_weights(base).tensors, read_weights(merged)
+    after = weights.tensors
     deltas, report.unpaired = covered(checkpoint, work, adapter)
     found = {spec.key: _look_up(spec, after, checkpoint, keeps_bytes=keeps_bytes) for spec in checkpoint.tensors}
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
     report.extras_missing = sorted(spec.key for spec in checkpoint.tensors if spec.extra and spec.key not in after)
     report.keys_unexpected = sorted(after.keys() - {key for place in found.values() for key in place.keys})
+    report.keys_unexpected += [f"{key} (in two shards)" for key in sorted(weights.repeated)]
     _compare_files(report, base, merged, keeps_bytes=keeps_bytes)
-    report.index_wrong = _wrong_in_index(merged)
+    report.index_wrong = weights.unreadable + wrong_in_index(merged, weights)
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], found[spec.key].tensor
@@ -188,7 +174,7 @@ def inspect(
             continue
         delta = deltas[spec.key]
         report.idle += _idle(spec, delta)
-        if new is None or new.shape != old.shape:
+        if new is None or new.shape != old.shape or new.dtype not in _judged_dtypes():
             verdict = "wrong"
         else:
             exact = old.double() + delta
@@ -220,10 +206,10 @@ def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_byte
     Of the index only the name is compared here: its keys are judged one by one.
     """
     ours = {path.name for path in base.iterdir()}
-    theirs = {path.name for path in merged.iterdir()}
+    theirs = {path.name for path in merged.iterdir()} if merged.is_dir() else set()
     weights = {name for name in ours if name.endswith(".safetensors")}
     common = (ours & theirs) - weights - {INDEX}
-    changed = {name for name in common if (base / name).read_bytes() != (merged / name).read_bytes()}
+    changed = {name for name in common if content(base / name) != content(merged / name)}
     missing, unexpected = ours - theirs - weights, theirs - ours - OWN_FILES
     same: set[str] = set()
     if not keeps_bytes and (changed or missing or unexpected):
@@ -234,25 +220,11 @@ def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_byte
     report.files_changed = sorted(changed - same)
 
 
-def _wrong_in_index(directory: Path) -> list[str]:
-    """Return what the index says that the shards do not: some loaders believe it."""
-    from safetensors import safe_open
+def _judged_dtypes() -> frozenset[Any]:
+    """Return the dtypes whose rounding is known here. Weights stored as anything else hold no merge."""
+    import torch
 
-    path = directory / INDEX
-    if not path.exists():
-        return []
-    index = json.loads(path.read_text())
-    weight_map: dict[str, str] = index["weight_map"]
-    found: dict[str, str] = {}
-    size = 0
-    for shard in sorted(directory.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 — not a dict
-                found[key] = shard.name
-                size += tensors.get_tensor(key).nbytes
-    wrong = sorted(key for key in weight_map.keys() | found.keys() if weight_map.get(key) != found.get(key))
-    declared = index.get("metadata", {}).get("total_size")
-    return wrong + ([] if declared in {None, size} else [f"total_size {declared} (it is {size})"])
+    return frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
 def _idle(spec: TensorSpec, delta: Any) -> list[str]:

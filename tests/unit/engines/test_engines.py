@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,46 +70,89 @@ def _request(work: Path) -> Request:
 
 
 class _Sample:
-    """An engine that writes down its job and ends as it is told."""
+    """An engine that writes down its job, does to its inputs what it is told and ends as it is told."""
 
     keeps_bytes = False
 
-    def __init__(self, exit_status: int) -> None:
+    def __init__(self, exit_status: int, edit: Callable[[Job], object] = lambda _job: None) -> None:
         self.exit_status = exit_status
+        self.edit = edit
         self.jobs: list[Job] = []
+        self.read: list[bytes] = []
 
     def merge(self, job: Job) -> Merged:
         self.jobs.append(job)
+        self.read = [path.read_bytes() for path in (job.base / "config.json", job.adapter / "adapter_config.json")]
+        self.edit(job)
         return Merged(claims=Claims(applied=7, fallback=2), exit=self.exit_status, seconds=1.5, peak_memory_mb=640.0)
 
 
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A cell's base and adapter, a file each."""
+    for folder, name in (("base", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(folder)
+    return tmp_path
+
+
 def test_the_merge_stage_tells_the_engine_everything_and_keeps_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = _Sample(0)
     found: Engine = sample
     monkeypatch.setattr(merge, "engine", lambda _name: found)
-    said = merge_with_engine(_request(tmp_path), out=tmp_path / "merged")
+    said = merge_with_engine(_request(work), out=work / "merged")
 
+    given = work / "merged-given"
     assert sample.jobs == [
         Job(
-            base=tmp_path / "base", adapter=tmp_path / "adapter", out=tmp_path / "merged", dtype="bf16", device="cpu",
-            threads=2,
+            base=given / "base", adapter=given / "adapter", out=work / "merged", dtype="bf16", device="cpu", threads=2,
         )
     ]  # fmt: skip
+    assert sample.read == [b"base", b"adapter"]
+    assert not given.exists()
     assert said == {
+        "edited_inputs": [],
         "engine_applied": 7, "engine_attempted": None, "fallback": 2, "engine_seconds": 1.5,
         "engine_peak_memory_mb": 640.0,
     }  # fmt: skip
 
 
+EDITS: dict[str, tuple[Callable[[Job], object], list[str]]] = {
+    "a weight": (lambda job: (job.base / "config.json").write_text("x"), ["base/config.json"]),
+    "the adapter": (lambda job: (job.adapter / "adapter_config.json").write_text("x"), ["adapter/adapter_config.json"]),
+    "a new file": (lambda job: (job.adapter / "cache.bin").write_text("x"), ["adapter/cache.bin"]),
+    "a folder": (lambda job: (job.base / ".cache").mkdir(), ["base/.cache"]),
+    "a file that is gone": (lambda job: (job.base / "config.json").unlink(), ["base/config.json"]),
+    "all that is gone": (
+        lambda job: shutil.rmtree(job.base.parent),
+        ["adapter", "adapter/adapter_config.json", "base", "base/config.json"],
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_engine_that_edits_its_inputs_is_told_by_name_and_reaches_no_truth(
+    work: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    change, names = EDITS[edit]
+    monkeypatch.setattr(merge, "engine", lambda _name: _Sample(0, change))
+    said = merge_with_engine(_request(work), out=work / "merged")
+
+    assert said["edited_inputs"] == names
+    assert {path.relative_to(work).as_posix(): path.read_text() for path in work.rglob("*.json")} == {
+        "base/config.json": "base", "adapter/adapter_config.json": "adapter",
+    }  # fmt: skip
+
+
 def test_an_engine_whose_process_fails_is_an_error_of_the_merge_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "engine", lambda _name: _Sample(3))
 
     with pytest.raises(EngineExitError, match="engine sample ended with exit code 3"):
-        merge_with_engine(_request(tmp_path), out=tmp_path / "merged")
+        merge_with_engine(_request(work), out=work / "merged")
 
 
 def test_an_unknown_engine_is_not_guessed() -> None:

@@ -310,3 +310,20 @@ def test_a_control_that_cannot_be_made_is_an_error_and_not_a_pass(cell: Observat
     with pytest.raises(StageStoppedError):
         controls_stage(cell)
     assert stage_result(cell).result == "error"
+
+
+# What an engine edits
+
+
+def test_an_input_that_the_engine_edited_fails_the_files_by_name(cell: Observation) -> None:
+    request = request_in(cell.path.parent)
+    says = {"edited_inputs": ["adapter/adapter_model.safetensors"], "engine_applied": 1}
+    with cell.stage("compare"):
+        compare.compare(cell, request, CHECKPOINT, says)
+    files = next(check for check in cell.data["checks"] if check["name"] == "files")
+
+    assert not files["passed"]
+    assert files["detail"] == "adapter/adapter_model.safetensors (an input, edited by the engine)"
+    assert cell.data["merge"]["attempted"] == len(SPECS)
+    assert cell.data["merge"]["engine_applied"] == 1
+    assert "edited_inputs" not in cell.data["merge"], "the result has no such field"

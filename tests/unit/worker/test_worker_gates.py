@@ -331,12 +331,12 @@ def test_an_index_that_does_not_say_what_is_there_is_named(work: Path) -> None:
     weight_map = {spec.key: "model.safetensors" for spec in SPECS}
     index = work / "merged" / "model.safetensors.index.json"
     seen = []
-    for change, total in (({}, size), ({Q: "other.safetensors"}, size), ({}, 1)):
+    for change, total in (({}, size), ({Q: "other.safetensors"}, size), ({}, 1), ({}, [])):
         index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map | change}))
         report = _judged(work, _right(work))
         seen.append(report.index_wrong)
 
-    assert seen == [[], [Q], [f"total_size 1 (it is {size})"]]
+    assert seen == [[], [Q], [f"total_size 1 (it is {size})"], [f"total_size [] (it is {size})"]]
 
 
 def test_weights_that_the_base_does_not_have_are_named(work: Path) -> None:
@@ -398,3 +398,91 @@ def test_bf16_rounded_twice_is_not_exact(work: Path) -> None:
     assert fractions[0] == 1.0
     assert fractions[1] is not None
     assert 0.6 < fractions[1] < 0.9
+
+
+# A directory that is broken: each fault is a finding, and the rest is judged
+
+
+def _cut(work: Path, *, shards: dict[str, list[str]] | None = None) -> None:
+    """Cut the right merge into shards; by default ``Q`` lies in the second one, and all else in the first."""
+    right = _right(work)
+    for name, keys in (shards or {"a": [key for key in right if key != Q], "b": [Q]}).items():
+        save_file({key: right[key].contiguous() for key in keys}, work / "merged" / f"{name}.safetensors")
+
+
+def _inspected(work: Path, *, keeps_bytes: bool) -> TensorReport:
+    return inspect(
+        CHECKPOINT, work=work, base=work / "base", adapter=work / "adapter", merged=work / "merged", ulp_max=1.0,
+        keeps_bytes=keeps_bytes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("left", [0, 4, 60, -1])
+def test_a_shard_that_is_cut_off_is_named_and_only_its_tensors_are_missing(work: Path, left: int) -> None:
+    _cut(work)
+    shard = work / "merged" / "b.safetensors"
+    shard.write_bytes(shard.read_bytes()[:left])
+    report = _inspected(work, keeps_bytes=True)
+
+    assert report.counts == Counter(attempted=5, applied=4, wrong=1)
+    assert report.keys_missing == [Q]
+    assert len(report.index_wrong) == 1
+    assert report.index_wrong[0].startswith("b.safetensors (unreadable: ")
+
+
+def test_a_folder_in_place_of_a_shard_or_a_file_is_named(work: Path) -> None:
+    _cut(work)
+    for name in ("b.safetensors", "config.json"):
+        (work / "merged" / name).unlink(missing_ok=True)
+        (work / "merged" / name).mkdir()
+    report = _inspected(work, keeps_bytes=True)
+
+    assert (report.keys_missing, report.files_changed) == ([Q], ["config.json"])
+    assert report.counts["applied"] == 4
+
+
+@pytest.mark.parametrize("keeps_bytes", [True, False])
+def test_a_key_in_two_shards_stands_for_nothing(work: Path, keeps_bytes: bool) -> None:
+    _cut(work, shards={"a": [spec.key for spec in SPECS], "b": [Q]})
+    (work / "merged" / "config.json").write_text("{}")
+    report = _inspected(work, keeps_bytes=keeps_bytes)
+
+    assert (report.keys_missing, report.keys_unexpected) == ([Q], [f"{Q} (in two shards)"])
+    assert report.counts == Counter(attempted=5, applied=4, wrong=1)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"", b"not JSON", b"[]", b"null", b"{}", b'{"weight_map": null}', b'{"weight_map": []}',
+        b'{"weight_map": {"a": ["b"]}}', b'{"weight_map": {}, "metadata": 3}', b"[" * 100_000, b"\xff",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("keeps_bytes", [True, False])
+def test_an_index_that_is_none_is_named(work: Path, index: bytes, keeps_bytes: bool) -> None:
+    (work / "merged" / "model.safetensors.index.json").write_bytes(index)
+    (work / "merged" / "config.json").write_text("{}")
+    _cut(work)
+    report = _inspected(work, keeps_bytes=keeps_bytes)
+
+    assert len(report.index_wrong) == 1
+    assert report.index_wrong[0].startswith("model.safetensors.index.json (")
+    assert report.counts == Counter(attempted=5, applied=5)
+
+
+def test_a_directory_that_is_not_there_holds_nothing(work: Path) -> None:
+    (work / "merged").rmdir()
+    report = _inspected(work, keeps_bytes=True)
+
+    assert report.counts == Counter(attempted=5, wrong=5)
+    assert report.files_missing == ["config.json"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_a_tensor_stored_as_what_holds_no_weights_is_wrong(work: Path, dtype: torch.dtype) -> None:
+    merged = _right(work)
+    merged[Q], merged["model.norm.weight"] = merged[Q].to(dtype), merged["model.norm.weight"].to(dtype)
+    report = _judged(work, merged)
+
+    assert report.counts == Counter(attempted=5, applied=4, wrong=1)
+    assert report.dtype_changes == [Q, "model.norm.weight"]

@@ -76,6 +76,36 @@ def test_experts_of_which_one_lacks_or_does_not_fit_stand_for_nothing() -> None:
     assert [find(FUSED, tensors, PREFIXES).tensor for tensors in (lacking, ragged, of_two_dtypes)] == [None] * 3
 
 
+def _boundary_moved(key: str, rows: int) -> dict[str, tuple[int, int]]:
+    """Shapes of one expert's gate and up whose sum of rows is right."""
+    return {f"{key}.gate_proj.weight": (rows, 3), f"{key}.up_proj.weight": (4 - rows, 3)}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {**_boundary_moved(f"{LONG}.0", 3), **_boundary_moved(f"{LONG}.1", 3)},
+        _boundary_moved(f"{LONG}.1", 1),
+        {f"{LONG}.{e}.{role}.weight": (2, 2) for e in range(2) for role in ("gate_proj", "up_proj")},
+        {f"{LONG}.{e}.{role}.weight": (2, 3, 1) for e in range(2) for role in ("gate_proj", "up_proj")},
+    ],
+    ids=["every boundary moved", "one boundary moved", "another width", "another rank"],
+)
+def test_gate_and_up_have_each_their_own_shape(shapes: dict[str, tuple[int, ...]]) -> None:
+    parts = apart(LONG, torch.randn(2, 4, 3), torch.randn(2, 3, 2))
+    parts |= {key: torch.randn(shape) for key, shape in shapes.items()}
+
+    assert find(FUSED, parts, PREFIXES).tensor is None
+    assert find(DOWN, parts, PREFIXES).tensor is not None
+
+
+def test_down_proj_has_its_own_shape() -> None:
+    parts = apart(LONG, torch.randn(2, 4, 3), torch.randn(2, 3, 2))
+    parts |= {f"{LONG}.{e}.down_proj.weight": torch.randn(2, 3) for e in range(2)}
+
+    assert find(DOWN, parts, PREFIXES).tensor is None
+
+
 # In the gate
 
 
