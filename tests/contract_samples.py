@@ -11,10 +11,13 @@ from typing import Any
 from harness.contract.checks import needed
 from harness.contract.facts import CellFacts
 from harness.contract.stages import WORKER_STAGES
+from harness.faults import Facts, applicable_controls
 from harness.matrix.cell import Cell
 
 FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
-CONTROLS = ("base-copied",)
+CONTROLS = applicable_controls(
+    Facts(dtype="float32", quantized=False, num_experts=None, rank=3, io_layout=None, b_packing=None)
+)
 ALL_CHECKS = (
     *((check.name, check.stage) for check in needed(FACTS)),
     *((f"control:{name}", "controls") for name in CONTROLS),

@@ -34,9 +34,7 @@ def bench(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only this case, a file of harness/bench/cases. Default: all but experts_gpu, which needs a GPU."
-        ),
+        typer.Option(help="Only this case, a file of harness/bench/cases. Default: all that need no GPU."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -52,7 +50,7 @@ def bench(
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")
     ] = False,
     python: Annotated[
-        Path | None, typer.Option("--python", help="An interpreter whose torch sees a GPU, for experts_gpu.")
+        Path | None, typer.Option("--python", help="An interpreter whose torch sees a GPU, for cases that need one.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the checkpoints there.")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
+from harness.cli.folder_help import FolderHelp
 from harness.cli.options import (
     DEFAULT_OUT,
     ConfigOption,
@@ -35,7 +36,9 @@ def matrix(
     stack: StackOption = None,
     jobs: JobsOption = None,
     shard: ShardOption = None,
-    executor: Annotated[str, typer.Option(help=f"Where cells run: {', '.join(executor_names())}.")] = "local",
+    executor: Annotated[
+        str, typer.Option(help=FolderHelp("Where cells run.", executor_names(), folder="harness/execution/executors"))
+    ] = "local",
     device: DeviceOption = "cpu",
     python: PythonOption = None,
     out: OutOption = DEFAULT_OUT,

@@ -1,8 +1,9 @@
 """``docs/reference/cli.md``, generated from the very functions that are the command line.
 
 The signatures of the commands are read rather than the text of ``--help``. That text depends on the width of a terminal
-and on the release of the library that draws it. ``python -m harness.cli.reference --write`` renews the page.
-``--check`` says whether it is what the program says; a test runs that.
+and on the release of the library that draws it. Where a help text names the files of a folder, the page names the
+folder (``folder_help.py``), so that a new file changes no page. ``python -m harness.cli.reference --write`` renews the
+page. ``--check`` says whether it is what the program says; a test runs that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from harness.cli import EPILOG, app
+from harness.cli.folder_help import FolderHelp
 
 PAGE = Path("docs/reference/cli.md")
 HELP = ("-h", "--help")
@@ -121,7 +123,7 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
         required=required,
         repeated=repeated,
         default=said,
-        help=" ".join((info.help or "").split()),
+        help=" ".join((info.help.in_docs if isinstance(info.help, FolderHelp) else info.help or "").split()),
     )
 
 

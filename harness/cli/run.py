@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from packaging.version import Version
 
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
+from harness.cli.folder_help import FolderHelp
 from harness.cli.options import (
     DEFAULT_OUT,
     ConfigOption,
@@ -21,12 +21,13 @@ from harness.cli.options import (
     PythonOption,
 )
 from harness.cli.setup import check_writable, console, installed_stack, load_setup
+from harness.contract.cell_fields import MEANINGS, CellFields
 from harness.envs import newest_release
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import Stack
 from harness.matrix.plan import one_cell
-from harness.matrix.versions import complete_stack, parse_pin, parse_version
+from harness.matrix.versions import complete_stack, parse_pin, require_versions, version_help
 from harness.report import quantized, shims
 
 CATALOGUE = read_catalogue()
@@ -34,34 +35,46 @@ CATALOGUE = read_catalogue()
 
 
 def run(
-    model: Annotated[str, typer.Option("--model", help=f"Model family: {', '.join(CATALOGUE.families)}.")],
-    transformers: Annotated[str | None, typer.Option(help="Version of transformers, as 5.5.0.")] = None,
-    peft: Annotated[str | None, typer.Option(help="Version of peft.")] = None,
-    trl: Annotated[str | None, typer.Option(help="Version of trl.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help=FolderHelp(MEANINGS["family"], CATALOGUE.families, folder="harness/worker/checkpoints/families"),
+        ),
+    ],
+    transformers: Annotated[str | None, typer.Option(help=version_help("transformers"))] = None,
+    peft: Annotated[str | None, typer.Option(help=version_help("peft"))] = None,
+    trl: Annotated[str | None, typer.Option(help=version_help("trl"))] = None,
     recipe: Annotated[
         str,
         typer.Option(
-            help=f"What is trained: {', '.join(CATALOGUE.recipes)} (docs/reference/checkpoints.md says what each is)."
+            help=FolderHelp(
+                f"{MEANINGS['recipe']} docs/reference/checkpoints.md says what each is.",
+                CATALOGUE.recipes,
+                folder="harness/worker/recipes",
+            )
         ),
     ] = "lora",
     geometry: Annotated[
         str | None,
         typer.Option(
-            help=f"Preset of sizes: {', '.join(CATALOGUE.geometries)}. "
-            "By default the recipe's: distinct, blocks for QLoRA."
+            help=FolderHelp(
+                f"{MEANINGS['geometry']} By default the recipe's: {CellFields.geometry}, blocks for QLoRA.",
+                CATALOGUE.geometries,
+                folder="harness/worker/checkpoints/geometry.py",
+            )
         ),
     ] = None,
-    variant: Annotated[
-        str, typer.Option(help="How the checkpoint lies on disk, where a family has several forms.")
-    ] = "published",
-    dtype: Annotated[str, typer.Option(help="How the checkpoint is stored: float32 or bf16.")] = "float32",
-    engine: Annotated[str, typer.Option(help=f"What merges: {', '.join(CATALOGUE.engines)}.")] = "reference",
+    variant: Annotated[str, typer.Option(help=MEANINGS["variant"])] = CellFields.variant,
+    dtype: Annotated[str, typer.Option(help=MEANINGS["dtype"])] = CellFields.dtype,
+    engine: Annotated[
+        str, typer.Option(help=FolderHelp(MEANINGS["engine"], CATALOGUE.engines, folder="harness/engines"))
+    ] = CellFields.engine,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and LoRA initialisation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help=MEANINGS["seed"])] = CellFields.seed,
     fault: Annotated[
-        str | None,
-        typer.Option(help=f"Break the merge on purpose, to watch the gates: {', '.join(CATALOGUE.faults)}."),
-    ] = None,
+        str | None, typer.Option(help=FolderHelp(MEANINGS["fault"], CATALOGUE.faults, folder="harness/faults"))
+    ] = CellFields.fault,
     pin: Annotated[
         list[str] | None, typer.Option(help="Another package's version, as torch==2.12.0. Can be repeated.")
     ] = None,
@@ -146,10 +159,5 @@ def _given_interpreter(
     if pins or python_version:
         raise ConfigurationError("--pin and --python-version choose what is installed; --python takes what is there.")
     stack = installed_stack(python)
-    for name, version in given.items():
-        if version is not None and Version(parse_version(version, f"--{name}")) != Version(getattr(stack, name)):
-            raise ConfigurationError(
-                f"--{name} {version}: the interpreter given by --python has {name} {getattr(stack, name)}.",
-                remedy=f"Leave out --{name}, or leave out --python.",
-            )
+    require_versions(stack, given)
     return stack, f"Versions of the interpreter given by --python: {stack.id}."

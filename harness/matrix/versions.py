@@ -19,6 +19,25 @@ from harness.matrix.cell import MAIN_PACKAGES, Stack, canonical_version
 from harness.matrix.config import MatrixConfig
 
 
+def version_help(package: str) -> str:
+    """Return what the command line says of the option that selects a package's version."""
+    return f"Exact version of {package}."
+
+
+def parse_version(text: str, option: str) -> str:
+    """Return the version that a text on the command line means, as PEP 440 writes it: an exact one.
+
+    Every version that a user gives comes through here.
+
+    Raises:
+        ConfigurationError: it is malformed; the message names the option.
+    """
+    try:
+        return canonical_version(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: {error}") from None
+
+
 def parse_pin(text: str) -> tuple[str, str]:
     """Parse ``--pin torch==2.12.0`` into the package's canonical name and version.
 
@@ -83,6 +102,25 @@ def complete_stack(
     return Completion(stack=_with_choices(stack, pins or {}, python), sentence=sentence)
 
 
+def require_versions(stack: Stack, given: Mapping[str, str | None]) -> None:
+    """Hold the stack of an existing interpreter against the versions that were asked for.
+
+    Args:
+        stack: what the interpreter holds.
+        given: versions by package; None or absent: any will do.
+
+    Raises:
+        ConfigurationError: the interpreter holds another version, or a given one is malformed.
+    """
+    for name, text in given.items():
+        held = stack.version_of(name)
+        if text is not None and (held is None or Version(parse_version(text, f"--{name}")) != Version(held)):
+            raise ConfigurationError(
+                f"--{name} {text}: the interpreter given by --python has {name} {held}.",
+                remedy=f"Leave out --{name}, or leave out --python.",
+            )
+
+
 def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
     """Say whether ``stack`` has the versions asked for; ``5.5`` and ``5.5.0`` are one version (PEP 440)."""
     return all(Version(getattr(stack, name)) == Version(version) for name, version in asked.items())
@@ -120,15 +158,3 @@ def _newest_sentence(stack: Stack, asked: Mapping[str, str], missing: list[str])
 
 def _and(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-
-
-def parse_version(text: str, option: str) -> str:
-    """Return a version as PEP 440 writes it.
-
-    Raises:
-        ConfigurationError: it is malformed; the message names the option.
-    """
-    try:
-        return canonical_version(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{option}: {error}") from None

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from real_stacks import CELLS, LINEARS, NEWEST, NO_RELOAD, STANDARD, SWAPPED, Ran, harness
 
+from harness.report.format import all_formats
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 # On-disk tensors that a LoRA covers, by hand: layers x experts x 3 + attention + shared and dense MLPs.
@@ -76,9 +78,9 @@ def test_a_cell_would_have_noticed(matrix_run: Ran, cell: str) -> None:
     fused = LINEARS not in cell and "geometry=single" not in cell
 
     assert result["metrics"]["kl_trained_base"] >= 0.1
-    assert {control["name"] for control in result["controls"]} == (
-        {"base-copied", "b-packing"} if fused else {"base-copied"}
-    )
+    controls = {control["name"] for control in result["controls"]}
+    assert "base-copied" in controls
+    assert ("b-packing" in controls) == fused
     for control in result["controls"]:
         assert control["rejected"]
         assert set(control["by"]) >= {"applied", "kl", "logprob"}
@@ -150,9 +152,7 @@ def test_the_report_is_written_in_every_format(matrix_run: Ran) -> None:
 
     assert markdown.count("56/56") >= 5
     assert "known failure" in markdown
-    assert all(
-        (matrix_run.out / name).stat().st_size > 0 for name in ("report.html", "report.json", "report.csv", "junit.xml")
-    )
+    assert all((matrix_run.out / each.file).stat().st_size > 0 for each in all_formats())
 
 
 def test_a_planted_packing_fault_passes_the_engine_s_own_count_and_nothing_else(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_planted_packing_fault_passes_the_engine_s_own_count_and_nothing_else(
     assert "reproduce" in done.stdout
     assert "--fault b-packing" in done.stdout
     controls = {control["name"]: control for control in result["controls"]}
-    assert set(controls) == {"b-packing", "base-copied"}, "the cell's own merge is the one, the other is tried as ever"
+    assert set(controls) >= {"b-packing", "base-copied"}, "the cell's own merge is the one, the other is tried as ever"
     assert all(control["rejected"] for control in controls.values())
     assert set(controls["b-packing"]["by"]) == failed
 

@@ -56,7 +56,7 @@ def test_it_claims_nothing_and_what_it_took_is_measured(matrix_run: Ran, cell: s
 def test_every_control_is_tried_whoever_merges(matrix_run: Ran, cell: str) -> None:
     controls = matrix_run.result(cell)["controls"]
 
-    assert {control["name"] for control in controls} == {"base-copied", "b-packing"}
+    assert {control["name"] for control in controls} >= {"base-copied", "b-packing"}
     assert all(control["rejected"] for control in controls)
 
 

@@ -214,6 +214,36 @@ def test_the_page_of_the_command_line_is_up_to_date(tmp_path: Path) -> None:
     assert main(["--check", "--page", str(tmp_path / "cli.md")]) == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "folder", "defining"),
+    [
+        ("run", "--model", "harness/worker/checkpoints/families", r"^def build\("),
+        ("run", "--recipe", "harness/worker/recipes", "^RECIPE"),
+        ("run", "--engine", "harness/engines", "^ENGINE"),
+        ("run", "--fault", "harness/faults", "^FAULT"),
+        ("matrix", "--executor", "harness/execution/executors", "^(def )?runner"),
+    ],
+)
+def test_the_terminal_names_a_folder_s_files_and_the_page_the_folder(
+    command: str, option: str, folder: str, defining: str
+) -> None:
+    """So a file that is added changes no generated page."""
+    runner = CliRunner(env={"COLUMNS": "400", "TERM": "dumb", "NO_COLOR": "1"})
+    shown = re.search(rf"{option} .*?One of: (.*?)\.", runner.invoke(app, [command, "--help"]).output)
+    (said,) = (
+        parameter.help
+        for item in commands()
+        for parameter in item.parameters
+        if item.words == (command,) and option in parameter.names
+    )
+    modules = (ROOT / folder).glob("[!_]*.py")
+    files = {path.stem for path in modules if re.search(defining, path.read_text("utf-8"), re.MULTILINE)}
+
+    assert shown is not None
+    assert {name.replace("-", "_") for name in shown[1].split(", ")} == files
+    assert said.endswith(f"One of {folder}.")
+
+
 def sessions() -> set[str]:
     """Return the names of the sessions in noxfile.py."""
     tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))

@@ -26,7 +26,8 @@ class QuantisedSource:
         codec: the format's name, a module in ``codecs``.
         parts: the tensors of the base by their role in it.
         shape: the weight's.
-        options: what else decoding needs.
+        options: what else decoding needs. ``codes`` is what its values are called where that is not the codec's name:
+            ``nf4``, ``int8``.
     """
 
     codec: str

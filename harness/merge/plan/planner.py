@@ -195,9 +195,7 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     quantised = [
         weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, QuantisedSource)
     ]
-    found = {
-        str(source.options.get("codes", {"bnb_8bit": "int8"}.get(source.codec, source.codec))) for source in quantised
-    }
+    found = {str(source.options.get("codes", source.codec)) for source in quantised}
     told = ", ".join(sorted(found)) or None
     if base_as == "original" and found:
         raise UsageError(

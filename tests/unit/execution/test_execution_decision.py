@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from contract_samples import ALL_CHECKS, FACTS
+from contract_samples import ALL_CHECKS, CONTROLS, FACTS
 from execution_helpers import cell
 
 from harness.contract.outcomes import Ended, Outcome
@@ -29,7 +29,7 @@ def measured(**changes: Any) -> CellResult:
         "adapter": AdapterInfo(num_experts=None, rank=3),
         "merge": MergeCounts(attempted=6, applied=6),
         "checks": [check(name, stage) for name, stage in ALL_CHECKS],
-        "controls": [ControlResult(name="base-copied", rejected=True)],
+        "controls": [ControlResult(name=name, rejected=True) for name in CONTROLS],
         "stages": {"resolve": StageResult(result="pass"), "install": StageResult(result="pass")},
     }
     return CellResult(cell=subject, cell_id=subject.id, outcome="error", **(fields | changes))

@@ -28,26 +28,27 @@ from harness.result import CellResult, StageName
 def test_each_file_of_the_folder_is_an_executor() -> None:
     files = {path.stem for path in Path(executors.__file__).parent.glob("*.py")} - {"__init__"}
 
-    assert set(executor_names()) == files == {"local"}
+    assert set(executor_names()) == files >= {"local"}
     assert executor("local") is LocalRunner
 
 
 def test_a_file_is_all_that_an_executor_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = executor_names()
     (tmp_path / "telegraph.py").write_text("def runner(context):\n    return context\n")
     monkeypatch.setattr(executors, "__path__", [*executors.__path__, str(tmp_path)])
 
-    assert executor_names() == ("local", "telegraph")
+    assert executor_names() == tuple(sorted((*known, "telegraph")))
     assert executor("telegraph")(1) == 1  # type: ignore[arg-type, comparison-overlap]  # it gives back what it is given
 
 
 def test_an_executor_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown executor 'locla'.*'local'"):
         executor("locla")
-    command = [sys.executable, "-m", "harness", "matrix", "--executor", "ray", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "harness", "matrix", "--executor", "carrier-pigeon", "--out", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(harness.__file__).parents[1])
 
     assert done.returncode == 2
-    assert "Known: local." in done.stderr
+    assert f"Known: {', '.join(executor_names())}." in " ".join(done.stderr.split())
 
 
 class Elsewhere:

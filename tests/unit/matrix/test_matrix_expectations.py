@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from contract_samples import ALL_CHECKS, FACTS
+from contract_samples import ALL_CHECKS, CONTROLS, FACTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -68,7 +68,7 @@ def result(
         facts=FACTS,
         merge=MergeCounts(attempted=6, applied=6),
         adapter=AdapterInfo(num_experts=None, rank=3),
-        controls=[ControlResult(name="base-copied", rejected=True)],
+        controls=[ControlResult(name=name, rejected=True) for name in CONTROLS],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
     )
 

@@ -10,7 +10,7 @@ from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.cell import Stack, canonical_version
 from harness.matrix.conditions import parse_condition
 from harness.matrix.config import MatrixConfig
-from harness.matrix.versions import complete_stack, parse_pin
+from harness.matrix.versions import complete_stack, parse_pin, require_versions
 
 
 def stack(transformers: str = "5.5.0", peft: str = "0.19.1", **pins: str) -> Stack:
@@ -167,3 +167,15 @@ def test_a_malformed_version_names_its_option(config: MatrixConfig) -> None:
 def test_only_the_three_packages_make_a_stack(config: MatrixConfig) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'transformers'"):
         complete_stack(config, {"transformer": "5.5.0"}, newest=nothing_is_looked_up)
+
+
+def test_an_interpreter_is_taken_that_holds_what_was_asked_for() -> None:
+    held = stack("5.5.0", "0.19.1")
+
+    require_versions(held, {"transformers": "5.5", "peft": None})
+    with pytest.raises(
+        ConfigurationError, match=r"--peft 0\.18\.1: the interpreter given by --python has peft 0\.19\.1"
+    ):
+        require_versions(held, {"transformers": "5.5.0", "peft": "0.18.1"})
+    with pytest.raises(ConfigurationError, match="--trl: "):
+        require_versions(held, {"trl": "the newest"})

@@ -14,6 +14,7 @@ from merge_samples import Sample, Spec, build, write_safetensors
 from safetensors.torch import load_file, save_file
 
 from harness.merge import errors, merge, plan_merge
+from harness.merge.base.codecs import codecs
 
 EXPERTS = "base_model.model.model.layers.0.mlp.experts"
 INDEX = "model.safetensors.index.json"
@@ -256,7 +257,7 @@ def test_a_base_in_a_format_that_is_not_decoded(sample: Sample, dtype: torch.dty
     refuse(sample, errors.UnsupportedBaseError, 5, key, "is stored as")
     edit_json(sample.base / "config.json", lambda config: config.update(quantization_config={"quant_method": "awq"}))
 
-    refuse(sample, errors.UnsupportedBaseError, 5, "'awq'", "bnb_4bit, bnb_8bit, fp8_block, mxfp4")
+    refuse(sample, errors.UnsupportedBaseError, 5, "'awq'", ", ".join(codecs()))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

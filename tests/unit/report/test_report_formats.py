@@ -418,7 +418,10 @@ def test_a_report_is_written_whole_and_replaces_the_last_one(tmp_path: Path) -> 
     before = {path.name: path.read_bytes() for path in paths}
     write_report(sample_rows()[::-1], out)
 
-    assert [path.name for path in paths] == ["report.md", "junit.xml", "report.csv", "report.html", "report.json"]
+    files = [path.name for path in paths]
+    assert files == ["report.md", *sorted(set(files) - {"report.md"})]
+    assert {"junit.xml", "report.csv", "report.html", "report.json"} < set(files)
+    assert len(files) == len(list((ROOT / "harness/report/formats").glob("[!_]*.py")))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before, (
         "the same bytes, and no temporary file left"
     )

@@ -25,7 +25,8 @@ from harness.worker.stages.tensor_gate import inspect
 
 TENSOR_CHECKS = {"applied", "exact"}
 FUNCTIONAL_CHECKS = {"kl", "logprob", "samples"}
-NAMES = ("b-packing", "base-copied")
+NAMES = applicable_controls(Facts.of(ADAPTER, dtype="float32", quantized=False))
+"""The controls that the sample must try. A fault that is no control is planted only where it is asked for."""
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_a_functional_gate_that_lets_a_control_through_blinds_the_cell(
 
 
 def test_what_must_notice_a_control_is_of_both_gates() -> None:
-    assert fault_names() == NAMES
-    for name in NAMES:
+    assert set(NAMES) >= {"b-packing", "base-copied"}
+    for name in (name for name in fault_names() if fault(name).control):
         assert fault(name).noticed_by & TENSOR_CHECKS
         assert fault(name).noticed_by & FUNCTIONAL_CHECKS
         assert fault(name).breaks

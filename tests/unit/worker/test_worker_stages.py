@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from harness.contract.bands import Bands
+from harness.contract.cell_fields import CellFields
 from harness.contract.stages import StageName
+from harness.matrix.catalogue import read_catalogue
 from harness.matrix.config import Bands as HostBands
 from harness.worker.checkpoints.family import build
 from harness.worker.checkpoints.geometry import geometry
@@ -29,7 +31,7 @@ from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
 from harness.worker.stages.train import trainer_options
 from harness.worker.steps import _gpu_versions
 
-RECIPES = ("lora", "lora-attention", "lora-experts", "lora-gate-up-only", "lora-down-only")
+RECIPES = read_catalogue().recipes
 
 
 def _request(work: Path, **changes: Any) -> Request:
@@ -51,10 +53,7 @@ def test_bands_of_host_and_worker_have_the_same_names() -> None:
 
 def test_a_request_is_read_back(tmp_path: Path) -> None:
     request = dataclasses.replace(_request(tmp_path), processes="started")
-    cell = {
-        name: getattr(request, name)
-        for name in ("family", "recipe", "geometry", "variant", "dtype", "device", "seed", "engine", "fault")
-    }
+    cell = {field.name: getattr(request, field.name) for field in dataclasses.fields(CellFields)}
     data = {
         "cell": cell,
         "work": str(tmp_path),

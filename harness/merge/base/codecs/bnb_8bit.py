@@ -56,7 +56,7 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
                     f"{form} names an arrangement of {key} that is not decoded; 0, row by row, is."
                 )
             parts["format"] = form
-        found[key] = QuantisedSource(codec="bnb_8bit", parts=parts, shape=weight.shape)
+        found[key] = QuantisedSource(codec="bnb_8bit", parts=parts, shape=weight.shape, options={"codes": "int8"})
     return found
 
 
