@@ -29,8 +29,8 @@ class RefusedError(Exception):
     """Children of this process would not be what a cell needs.
 
     Attributes:
-        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA) or ``process`` (something else of this
-            process).
+        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA), ``fork`` (a child would hang) or
+            ``process`` (something else of this process).
         reason: in words.
     """
 
@@ -102,10 +102,6 @@ def _token_place() -> TokenPlace:
 def _prepare(prepare: Callable[[], None]) -> None:
     """Import, and look whether what the imports left behind can be forked.
 
-    A Python thread may hold any lock at the moment of the fork, and a child would wait for it for ever. Native threads
-    are not looked at. Those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What matters is
-    whether a child can compute, which ``prepare`` tries.
-
     Raises:
         RefusedError: it cannot.
     """
@@ -117,11 +113,23 @@ def _prepare(prepare: Callable[[], None]) -> None:
         # Whatever a library raises. Each cell imports it again, in a process of its own, and reports it.
         traceback.print_exc()
         raise RefusedError("import", f"{type(error).__name__}: {error}") from error
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if others:
-        raise RefusedError("process", f"the imports left Python threads running: {', '.join(others)}")
+    refuse_threads()
     gc.collect()
     gc.freeze()  # a child's collector neither looks at the libraries' half a million objects nor copies their pages
+
+
+def refuse_threads() -> None:
+    """Look for Python threads: one may hold any lock at the moment of a fork, and a child would wait for it for ever.
+
+    Native threads are not looked at. Those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What
+    matters of them is whether a child can compute, which is tried elsewhere.
+
+    Raises:
+        RefusedError: there are some.
+    """
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        raise RefusedError("fork", f"the imports left Python threads running: {', '.join(others)}")
 
 
 def _answer(answers: BinaryIO, value: dict[str, Any]) -> None:

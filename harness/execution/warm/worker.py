@@ -26,7 +26,7 @@ PATIENCE = 60.0
 """Seconds for an answer. A fork of half a gigabyte takes a hundredth of one; a machine that swaps takes longer."""
 _TICK = 0.05
 
-RefusalKind = Literal["import", "cuda", "process"]
+RefusalKind = Literal["import", "cuda", "fork", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Refusal:
     """Why an environment can have no warm worker.
 
     Attributes:
-        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA) or ``process`` (anything else of the
-            process).
+        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA), ``fork`` (a child forked after it
+            would hang) or ``process`` (anything else of the process).
         reason: in words.
     """
 

@@ -134,7 +134,12 @@ def test_a_neighbour_of_a_cell_that_kills_the_worker_runs_again_and_passes(tmp_p
                 "    threading.Thread(target=time.sleep, args=(600,), daemon=True, name='idle').start()"
             ),
             "the imports left Python threads running: idle",
-            "forked",
+            "started",
+        ),
+        (
+            "    from harness.worker.warm import RefusedError as R; raise R('fork', 'a child hangs')",
+            "a child hangs",
+            "started",
         ),
         (
             "    os.kill(os.getpid(), signal.SIGSEGV)",
