@@ -211,13 +211,12 @@ class LocalRunner:
 
     def _spec(self, job: _Job) -> WorkerSpec:
         """Say how a warm worker for cells like this one is started."""
-        number = next(self._workers)
-        home = Home(self._context.scratch / f"warm-{number}")
+        home = Home(self._context.scratch)
         arguments = ("--warm", job.cell.device, str(job.settings.threads))
         return WorkerSpec(
             command=(*self._program(job), *arguments),
             environment=self._environment(job, home.home),
-            token=f"{self._context.run_token}.w{number:05}",  # as long as a cell's: a child writes its own over it
+            token=f"{self._context.run_token}.w{next(self._workers):05}",  # as long as a cell's: a child writes its own over it
             home=home,
         )
 

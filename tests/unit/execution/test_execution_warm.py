@@ -212,7 +212,7 @@ def test_a_worker_that_takes_too_long_to_import_is_given_up(tmp_path: Path) -> N
 
 
 def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
-    home = Home(tmp_path / "warm")
+    home = Home(tmp_path)
     (home.home / "cache").mkdir()
     (home.home / "cache" / "kept").write_text("1")
     (home.home / "cache" / "gone").write_text("1")
@@ -228,10 +228,21 @@ def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
     assert home.changed() == ["cache/edited", "cache/gone", "link", "new"]
 
 
+def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """With --keep, the directories of runs are made in one place."""
+    left = tmp_path / "scratch" / "warm-1"
+    left.mkdir(parents=True)
+    warm_package(tmp_path)
+    report = run_cells([cell("passes")], services(tmp_path), Recorder(), keep=True)
+
+    assert report.results[0].outcome == "pass"
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["qwen3_moe", "warm-1"]
+
+
 def test_a_child_can_be_killed_before_it_leads_a_group(tmp_path: Path) -> None:
     """The order to kill may follow the fork at once; the worker must not stumble over a group that is not there yet."""
     package = warm_package(tmp_path)
-    home = Home(tmp_path / "warm")
+    home = Home(tmp_path)
     environment = child_environment(scratch=home.home, threads=1, device="cpu", prefix=tmp_path)
     command = (sys.executable, "-I", "-u", str(package / "worker" / "__main__.py"), "--warm", "cpu", "1")
     (tmp_path / "harness").symlink_to(package)  # where the bundle has it
