@@ -19,10 +19,10 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from harness.worker.channel import take_channel
-from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new
+from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new, leave
 
 
 class RefusedError(Exception):
@@ -143,8 +143,8 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
-    """Be a cell's process, from its birth to its end; never returns."""
+def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> NoReturn:
+    """Be a cell's process, from its birth to its end."""
     code = 1
     try:
         begin_as_new(birth, token)
@@ -155,5 +155,4 @@ def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
     except BaseException:  # noqa: BLE001 — printed; a child must never return into its parent's code
         traceback.print_exc()
     finally:
-        _flush()
-        os._exit(code)
+        leave(code)
