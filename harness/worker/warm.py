@@ -64,7 +64,11 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
             case "start":
                 birth = Birth.read(order)
                 _flush()
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # the machine's limit of processes, or of memory: no fault of this one
+                    _answer(answers, {"errno": error.errno})
+                    continue
                 if pid == 0:
                     orders.close()
                     answers.close()
@@ -109,6 +113,9 @@ def _prepare(prepare: Callable[[], None]) -> None:
         prepare()
     except RefusedError:
         raise
+    except SystemExit as error:
+        traceback.print_exc()
+        raise RefusedError("import", f"the imports end the process with exit status {error.code}") from error
     except Exception as error:
         # Whatever a library raises. Each cell imports it again, in a process of its own, and reports it.
         traceback.print_exc()

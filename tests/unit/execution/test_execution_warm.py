@@ -146,6 +146,12 @@ def test_a_neighbour_of_a_cell_that_kills_the_worker_runs_again_and_passes(tmp_p
             "the warm worker has died (signal 11), during its imports, like 2 before it",
             "forked",
         ),
+        ("    raise SystemExit(3)", "the imports end the process with exit status 3", "forked"),
+        (
+            "    os._exit(3)",
+            "the warm worker has died (exit status 3), during its imports, like 2 before it",
+            "forked",
+        ),
     ],
 )
 def test_where_there_can_be_no_worker_cells_have_processes_of_their_own(
@@ -226,6 +232,31 @@ def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
     (home.home / "link").symlink_to(tmp_path)
 
     assert home.changed() == ["cache/edited", "cache/gone", "link", "new"]
+
+
+def test_a_fork_that_fails_is_an_error_of_its_cell_alone(tmp_path: Path) -> None:
+    third = (
+        "    real, count = os.fork, iter((1, 0, 1, 1, 1))\n"
+        "    def fork():\n"
+        "        if next(count):\n            return real()\n"
+        "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    os.fork = fork"
+    )
+    results, notes = run(tmp_path, [cell("passes", seed=seed) for seed in range(3)], prepare=third)
+    first, _, last = parents(tmp_path)
+
+    assert [result.outcome for result in results] == ["pass", "error", "pass"]
+    assert results[1].reason == "a fork of the warm worker cannot be started: Resource temporarily unavailable"
+    assert notes == []
+    assert first == last != ""
+
+
+def test_a_cell_that_closes_its_output_ends_as_a_cell(tmp_path: Path) -> None:
+    results, notes = run(tmp_path, [cell("closes-its-output"), cell("passes")])
+    first, second = parents(tmp_path)
+
+    assert [result.outcome for result in results] == ["pass", "pass"]
+    assert (notes, first) == ([], second)
 
 
 def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
