@@ -19,7 +19,7 @@ from harness.matrix.cell import Cell
 REQUEST_SCHEMA = 1
 
 Processes = Literal["forked", "started"]
-"""How a cell's stages get processes of their own: forked after the imports, or started where the imports start CUDA."""
+"""How a cell's stages get processes of their own: forked after the imports, or started where that cannot be."""
 
 
 @dataclass(frozen=True, kw_only=True)

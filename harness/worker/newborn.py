@@ -1,5 +1,7 @@
 """What makes a forked child as good as a new process: all that an interpreter would have got from whoever started it.
 
+And what ends it without its parent's shutdown.
+
 A fork copies the parent's environment, current directory, open files, session and random numbers. Each is replaced here
 by the cell's own. Libraries read some of the parent's environment when they were imported, as ``HF_HOME``. What they
 keep of it points into the warm worker's own home directory, which the host compares after each cell.
@@ -7,6 +9,7 @@ keep of it points into the warm worker's own home directory, which the host comp
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -16,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TOKEN = b"HARNESS_CELL_TOKEN="
 _ENVIRONMENT_START, _ENVIRONMENT_END = 47, 48
@@ -98,6 +101,16 @@ class TokenPlace:
         ctypes.memmove(self.address, content, self.length)
         if TOKEN + content not in Path("/proc/self/environ").read_bytes().split(b"\0"):
             raise TokenError("the kernel does not show a rewritten token")
+
+
+def leave(code: int) -> NoReturn:
+    """End this forked child, whatever has become of its output: it must never return into its parent's code."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # gone, unwritable, closed
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def begin_as_new(birth: Birth, token: TokenPlace) -> None:

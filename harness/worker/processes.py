@@ -13,8 +13,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
 
 from harness.contract.stages import StageName
+from harness.worker.newborn import leave
 from harness.worker.observation import Observation, StageStoppedError
 
 STOPPED = 1
@@ -68,7 +70,7 @@ def record_end(
         observation.close(stage, "died", reason=reason)
 
 
-def _child(observation: Observation, stages: Callable[[Observation], None]) -> None:
+def _child(observation: Observation, stages: Callable[[Observation], None]) -> NoReturn:
     """Run the stages and leave without the interpreter's shutdown, which belongs to the parent."""
     code = STOPPED
     try:
@@ -80,9 +82,7 @@ def _child(observation: Observation, stages: Callable[[Observation], None]) -> N
         traceback.print_exc()
         code = 70
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def peak_rss_mb() -> float:

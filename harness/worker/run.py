@@ -1,9 +1,9 @@
 """A cell, from its request to its observation: which of its steps can run. Each runs in a process of its own.
 
 There are two ways. A process that has imported the libraries and has not used a device is forked for each step. The
-fork is as fresh as a new process, without the imports. A process that has started CUDA cannot be forked. Then processes
-are started instead, see ``groups``. Some libraries start CUDA while they are imported, so that is looked at after the
-imports.
+fork is as fresh as a new process, without the imports. A process that has started CUDA cannot be forked, nor one that
+has threads or has computed. Then processes are started instead, see ``groups``. Some libraries do such things while
+they are imported, so that is looked at after the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
 from harness.worker.request import Request, read_request
 from harness.worker.steps import Step, run_step
-from harness.worker.warm import RefusedError, serve
+from harness.worker.warm import RefusedError, refuse_threads, serve
 
 PACKAGES = (
     "transformers", "peft", "trl", "torch", "bitsandbytes", "accelerate", "datasets", "safetensors", "tokenizers",
@@ -70,10 +70,12 @@ class Forked:
         self._checkpoint = checkpoint
 
     def import_libraries(self) -> None:
-        """Import here. Where that starts CUDA, this process begins again as one that imports nothing."""
+        """Import here. Where that leaves what cannot be forked, this process begins again and imports nothing."""
         run_step(IMPORT, self._observation, self._request, self._checkpoint)
-        if cuda_started():
-            print("the imports have started CUDA: processes are started for stages, not forked", flush=True)
+        try:
+            refuse_unforkable()
+        except RefusedError as refused:
+            print(f"{refused}: processes are started for stages, not forked", flush=True)
             os.execv(sys.executable, [sys.executable, "-I", "-u", str(MAIN), "--started", str(self._request.file)])  # noqa: S606
 
     @contextmanager
@@ -91,6 +93,19 @@ class Forked:
 
     def close(self) -> None:
         """Nothing: each child has been waited for."""
+
+
+def refuse_unforkable() -> None:
+    """Look whether children of this process, which has imported the libraries, can run stages.
+
+    Raises:
+        RefusedError: they cannot. Its kind is ``cuda`` or ``fork``.
+    """
+    if cuda_started():
+        raise RefusedError("cuda", "the imports have started CUDA, which no forked child could use")
+    refuse_threads()
+    if not try_to_compute():
+        raise RefusedError("fork", "a child forked after the imports does not come to an end when it computes")
 
 
 def run_cell(request: Request) -> None:
@@ -148,7 +163,7 @@ def main(path: Path, *, started: bool = False) -> None:
 
     Args:
         path: the request.
-        started: start processes for its stages whatever it says, because the imports start CUDA here.
+        started: start processes for its stages whatever it says, because what the imports leave cannot be forked.
     """
     request = read_request(path)
     os.chdir(request.work)
@@ -162,9 +177,6 @@ def serve_cells(*, device: str, threads: int) -> None:
         import_libraries(threads=threads, device=device)
         if device == "cpu":  # on a GPU, what is imported ahead could be what starts CUDA
             preload()
-        if cuda_started():
-            raise RefusedError("cuda", "the imports have started CUDA, which no forked child could use")
-        if not try_to_compute():
-            raise RefusedError("process", "a child forked after the imports does not come to an end when it computes")
+        refuse_unforkable()
 
     serve(prepare, main)

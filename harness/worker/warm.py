@@ -19,18 +19,18 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from harness.worker.channel import take_channel
-from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new
+from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new, leave
 
 
 class RefusedError(Exception):
     """Children of this process would not be what a cell needs.
 
     Attributes:
-        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA) or ``process`` (something else of this
-            process).
+        kind: ``import`` (an import failed), ``cuda`` (the imports started CUDA), ``fork`` (a child would hang) or
+            ``process`` (something else of this process).
         reason: in words.
     """
 
@@ -64,7 +64,11 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
             case "start":
                 birth = Birth.read(order)
                 _flush()
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # the machine's limit of processes, or of memory: no fault of this one
+                    _answer(answers, {"errno": error.errno})
+                    continue
                 if pid == 0:
                     orders.close()
                     answers.close()
@@ -102,10 +106,6 @@ def _token_place() -> TokenPlace:
 def _prepare(prepare: Callable[[], None]) -> None:
     """Import, and look whether what the imports left behind can be forked.
 
-    A Python thread may hold any lock at the moment of the fork, and a child would wait for it for ever. Native threads
-    are not looked at. Those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What matters is
-    whether a child can compute, which ``prepare`` tries.
-
     Raises:
         RefusedError: it cannot.
     """
@@ -113,15 +113,30 @@ def _prepare(prepare: Callable[[], None]) -> None:
         prepare()
     except RefusedError:
         raise
+    except SystemExit as error:
+        traceback.print_exc()
+        raise RefusedError("import", f"the imports end the process with exit status {error.code}") from error
     except Exception as error:
         # Whatever a library raises. Each cell imports it again, in a process of its own, and reports it.
         traceback.print_exc()
         raise RefusedError("import", f"{type(error).__name__}: {error}") from error
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if others:
-        raise RefusedError("process", f"the imports left Python threads running: {', '.join(others)}")
+    refuse_threads()
     gc.collect()
     gc.freeze()  # a child's collector neither looks at the libraries' half a million objects nor copies their pages
+
+
+def refuse_threads() -> None:
+    """Look for Python threads: one may hold any lock at the moment of a fork, and a child would wait for it for ever.
+
+    Native threads are not looked at. Those of OpenBLAS and pyarrow are there, and these libraries handle a fork. What
+    matters of them is whether a child can compute, which is tried elsewhere.
+
+    Raises:
+        RefusedError: there are some.
+    """
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        raise RefusedError("fork", f"the imports left Python threads running: {', '.join(others)}")
 
 
 def _answer(answers: BinaryIO, value: dict[str, Any]) -> None:
@@ -135,8 +150,8 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
-    """Be a cell's process, from its birth to its end; never returns."""
+def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> NoReturn:
+    """Be a cell's process, from its birth to its end."""
     code = 1
     try:
         begin_as_new(birth, token)
@@ -147,5 +162,4 @@ def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> None:
     except BaseException:  # noqa: BLE001 — printed; a child must never return into its parent's code
         traceback.print_exc()
     finally:
-        _flush()
-        os._exit(code)
+        leave(code)

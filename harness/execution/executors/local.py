@@ -1,8 +1,8 @@
 """Cells as processes of this machine: for each a work directory, a request, a supervised worker, a result.
 
 A cell's process is forked by the stack's warm worker. Where there is none it is started anew, and says itself whether
-its stages can be forked. Where a warm worker has found that imports start CUDA, that is known. Then the process need
-not import to find out.
+its stages can be forked. Where a warm worker has found that nothing can be forked after the imports, that is known.
+Then the process need not import to find out.
 
 A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. The
 second time it gets a process of its own, so that a cell which kills its worker ends as what it is.
@@ -35,12 +35,15 @@ from harness.execution.supervise import SupervisedExit, run_supervised
 from harness.execution.times import utc_now
 from harness.execution.warm.home import Home
 from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool, WorkerKey
-from harness.execution.warm.worker import WarmWorker, WorkerSpec
+from harness.execution.warm.worker import RefusalKind, WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
 WARM_ATTEMPTS = 2
 """So many warm workers may die under a cell."""
+
+UNFORKABLE: frozenset[RefusalKind] = frozenset({"cuda", "fork"})
+"""Refusals that a process of a cell's own would meet too, if it imported and forked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ class LocalRunner:
             ) as worker:
                 return self._run_forked(worker, request, job), worker.spec.home.home
         except NoWorkerError as error:
-            if error.refusal.kind == "cuda":
+            if error.refusal.kind in UNFORKABLE:
                 request = replace(request, processes="started")
             return self._run_started(request, job), None
         except CancelledError:
@@ -208,13 +211,12 @@ class LocalRunner:
 
     def _spec(self, job: _Job) -> WorkerSpec:
         """Say how a warm worker for cells like this one is started."""
-        number = next(self._workers)
-        home = Home(self._context.scratch / f"warm-{number}")
+        home = Home(self._context.scratch)
         arguments = ("--warm", job.cell.device, str(job.settings.threads))
         return WorkerSpec(
             command=(*self._program(job), *arguments),
             environment=self._environment(job, home.home),
-            token=f"{self._context.run_token}.w{number:05}",  # as long as a cell's: a child writes its own over it
+            token=f"{self._context.run_token}.w{next(self._workers):05}",  # as long as a cell's: a child writes its own over it
             home=home,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 Listing = dict[str, tuple[int, int, int]]
@@ -21,12 +22,16 @@ Of directories the type alone.
 class Home:
     """The directory of one worker. ``root`` holds ``home``, which is what libraries see, and ``log``."""
 
-    def __init__(self, root: Path) -> None:
-        """Make it."""
-        self.root = root
+    def __init__(self, place: Path) -> None:
+        """Make it below ``place``, under a name that no other has: a run that was killed may have left its own.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self.root = root = Path(tempfile.mkdtemp(prefix="warm-", dir=place))
         self.home = root / "home"
         self.log = root / "log"
-        self.home.mkdir(parents=True)
+        self.home.mkdir()
         self._before: Listing = {}
 
     def remove(self) -> None:

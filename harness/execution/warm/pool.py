@@ -1,8 +1,8 @@
 """The warm workers of a run: one for each stack that has cells left, made when it is first asked for.
 
 A worker that has died is replaced. One whose home directory a cell has changed gets no further cell, is ended when its
-last has ended, and is replaced. Where no worker can be had there is a ``Refusal``: the imports fail or start CUDA, or
-it dies again and again. The cells of that stack then run some other way.
+last has ended, and is replaced. Where no worker can be had there is a ``Refusal``: the imports fail, nothing can be
+forked after them, or it dies again and again. The cells of that stack then run some other way.
 """
 
 from __future__ import annotations

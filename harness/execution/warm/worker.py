@@ -6,6 +6,7 @@ worker. A worker that does not answer in time is as good as dead, and is killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -24,9 +25,12 @@ from harness.execution.warm.home import Home
 
 PATIENCE = 60.0
 """Seconds for an answer. A fork of half a gigabyte takes a hundredth of one; a machine that swaps takes longer."""
+GRACE = 2.0
+"""Seconds for an answer, or an end, that has no reason to be waited for any longer."""
+DIED = "the warm worker has died"
 _TICK = 0.05
 
-RefusalKind = Literal["import", "cuda", "process"]
+RefusalKind = Literal["import", "cuda", "fork", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,8 @@ class Refusal:
     """Why an environment can have no warm worker.
 
     Attributes:
-        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA) or ``process`` (anything else of the
-            process).
+        kind: ``import`` (it fails, or ends the process), ``cuda`` (it starts CUDA), ``fork`` (a child forked after it
+            would hang) or ``process`` (anything else of the process).
         reason: in words.
     """
 
@@ -119,6 +123,7 @@ class WarmWorker:
             environment: all its variables, the token included.
 
         Raises:
+            OSError: there can be no further process.
             ParentLostError: the worker is gone.
         """
         answer = self.ask(
@@ -129,6 +134,9 @@ class WarmWorker:
             log=str(log),
             environment=dict(environment),
         )
+        if "errno" in answer:
+            code = int(answer["errno"])
+            raise OSError(code, os.strerror(code), "a fork of the warm worker")
         return Forked(self, number, int(answer["pid"]))
 
     def ask(self, **order: Any) -> dict[str, Any]:
@@ -144,7 +152,7 @@ class WarmWorker:
                 self._process.stdin.write(json.dumps(order).encode() + b"\n")
                 self._process.stdin.flush()
             except OSError as error:
-                raise self._lose("the warm worker has died") from error
+                raise self._lose(DIED) from error
             return self._read(time.monotonic() + PATIENCE, None)
 
     @property
@@ -173,7 +181,7 @@ class WarmWorker:
                 continue
             content = os.read(descriptor, 65536)
             if not content:
-                raise self._lose("the warm worker has died")
+                raise self._lose(DIED)
             self._buffer += content
         line, self._buffer = self._buffer.split(b"\n", 1)
         answer: dict[str, Any] = json.loads(line)
@@ -181,6 +189,9 @@ class WarmWorker:
 
     def _lose(self, reason: str) -> ParentLostError:
         """End everything of it; called with the lock held. Cells find what is left of their own by their tokens."""
+        if reason == DIED:  # its pipe says so, a moment before the kernel can say how
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
         self._process.kill()
         code = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -190,7 +201,8 @@ class WarmWorker:
                 except BrokenPipeError:
                     continue  # an order that it never read
         deadman.kill_carriers(self.spec.token)
-        self._lost = f"{reason} (signal {-code})" if code < 0 and reason.endswith("died") else reason
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        self._lost = f"{reason} ({how})" if reason == DIED else reason
         return ParentLostError(self._lost)
 
 

@@ -1,4 +1,4 @@
-"""A library whose import starts CUDA: the worker takes the other way, and says so.
+"""A library whose import leaves what cannot be forked: the worker takes the other way, and says so.
 
 The libraries are stubs, the worker is real.
 """
@@ -19,11 +19,13 @@ from harness.execution.scheduler import run_cells
 from harness.result import CellResult
 
 TORCH = """
-import json, os, sys
+import json, os, sys, threading, time
+if {threads}:
+    threading.Thread(target=time.sleep, args=(600,), daemon=True, name="left").start()
 class cuda:
     @staticmethod
     def is_initialized():
-        return {started}
+        return {cuda_started}
 class backends:
     class cudnn:
         allow_tf32 = True
@@ -35,6 +37,8 @@ class Ones:
     def __init__(self, *shape):
         pass
     def __matmul__(self, other):
+        if {hangs}:
+            os._exit(1)  # a child that comes to nothing, as one that hangs does a minute later
         return self
     def exp(self):
         return self
@@ -55,11 +59,12 @@ STUBS = {
 }  # fmt: skip
 
 
-def environment(folder: Path, *, cuda_started: bool) -> FakeEnvironment:
+def environment(folder: Path, **imports: bool) -> FakeEnvironment:
     """An environment in which the libraries are stubs; each import of them is noted in ``imports``."""
     venv.create(folder / "env", symlinks=True, with_pip=False)
     (site,) = (folder / "env" / "lib").glob("python3.*/site-packages")
-    torch = TORCH.format(started=cuda_started, imports=str(folder / "imports"))
+    flags = {name: name in imports and imports[name] for name in ("cuda_started", "threads", "hangs")}
+    torch = TORCH.format(**flags, imports=str(folder / "imports"))
     for name, source in {**STUBS, "torch": torch}.items():
         path = site / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
@@ -68,10 +73,10 @@ def environment(folder: Path, *, cuda_started: bool) -> FakeEnvironment:
 
 
 def run(
-    folder: Path, *, cuda_started: bool, processes: Processes
+    folder: Path, *, processes: Processes, **flags: bool
 ) -> tuple[CellResult, list[str], list[tuple[int, int, str]], str]:
     """Run a cell; return its result, what was noted, (process, parent, first argument) of each import, and the log."""
-    made = environment(folder, cuda_started=cuda_started)
+    made = environment(folder, **flags)
     wanted = services(folder, prepare=lambda _stack: made)
     wanted = type(wanted)(**{**vars(wanted), "package": None, "settings": wanted.settings})
     bands = dict.fromkeys((field.name for field in dataclasses.fields(Bands)), 0.0)
@@ -108,7 +113,22 @@ def test_a_process_of_its_own_that_has_started_cuda_begins_again_without_it(tmp_
     assert first[2].endswith("request.json")
     assert {argument for _, _, argument in groups} == {"--group"}
     assert {parent for _, parent, _ in groups} == {first[0]}, "the same process, which has not imported since"
-    assert "the imports have started CUDA: processes are started for stages, not forked" in log
+    assert "the imports have started CUDA, which no forked child could use: processes are started for stages" in log
+    assert result.stages["import"].result == "pass"
+
+
+@pytest.mark.parametrize("processes", ["warm", "fresh"])
+@pytest.mark.parametrize(
+    ("flag", "said"), [("threads", "the imports left Python threads running: left"), ("hangs", "when it computes")]
+)
+def test_where_forked_children_would_hang_processes_are_started(
+    tmp_path: Path, processes: Processes, flag: str, said: str
+) -> None:
+    result, notes, imports, log = run(tmp_path, processes=processes, **{flag: True})
+    _, *groups = imports
+
+    assert said in (notes[0] if processes == "warm" else log)
+    assert {argument for _, _, argument in groups} == {"--group"}
     assert result.stages["import"].result == "pass"
 
 

@@ -134,11 +134,22 @@ def test_a_neighbour_of_a_cell_that_kills_the_worker_runs_again_and_passes(tmp_p
                 "    threading.Thread(target=time.sleep, args=(600,), daemon=True, name='idle').start()"
             ),
             "the imports left Python threads running: idle",
-            "forked",
+            "started",
+        ),
+        (
+            "    from harness.worker.warm import RefusedError as R; raise R('fork', 'a child hangs')",
+            "a child hangs",
+            "started",
         ),
         (
             "    os.kill(os.getpid(), signal.SIGSEGV)",
             "the warm worker has died (signal 11), during its imports, like 2 before it",
+            "forked",
+        ),
+        ("    raise SystemExit(3)", "the imports end the process with exit status 3", "forked"),
+        (
+            "    os._exit(3)",
+            "the warm worker has died (exit status 3), during its imports, like 2 before it",
             "forked",
         ),
     ],
@@ -207,7 +218,7 @@ def test_a_worker_that_takes_too_long_to_import_is_given_up(tmp_path: Path) -> N
 
 
 def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
-    home = Home(tmp_path / "warm")
+    home = Home(tmp_path)
     (home.home / "cache").mkdir()
     (home.home / "cache" / "kept").write_text("1")
     (home.home / "cache" / "gone").write_text("1")
@@ -223,10 +234,46 @@ def test_what_changes_in_a_home_is_seen(tmp_path: Path) -> None:
     assert home.changed() == ["cache/edited", "cache/gone", "link", "new"]
 
 
+def test_a_fork_that_fails_is_an_error_of_its_cell_alone(tmp_path: Path) -> None:
+    third = (
+        "    real, count = os.fork, iter((1, 0, 1, 1, 1))\n"
+        "    def fork():\n"
+        "        if next(count):\n            return real()\n"
+        "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    os.fork = fork"
+    )
+    results, notes = run(tmp_path, [cell("passes", seed=seed) for seed in range(3)], prepare=third)
+    first, _, last = parents(tmp_path)
+
+    assert [result.outcome for result in results] == ["pass", "error", "pass"]
+    assert results[1].reason == "a fork of the warm worker cannot be started: Resource temporarily unavailable"
+    assert notes == []
+    assert first == last != ""
+
+
+def test_a_cell_that_closes_its_output_ends_as_a_cell(tmp_path: Path) -> None:
+    results, notes = run(tmp_path, [cell("closes-its-output"), cell("passes")])
+    first, second = parents(tmp_path)
+
+    assert [result.outcome for result in results] == ["pass", "pass"]
+    assert (notes, first) == ([], second)
+
+
+def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """With --keep, the directories of runs are made in one place."""
+    left = tmp_path / "scratch" / "warm-1"
+    left.mkdir(parents=True)
+    warm_package(tmp_path)
+    report = run_cells([cell("passes")], services(tmp_path), Recorder(), keep=True)
+
+    assert report.results[0].outcome == "pass"
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["qwen3_moe", "warm-1"]
+
+
 def test_a_child_can_be_killed_before_it_leads_a_group(tmp_path: Path) -> None:
     """The order to kill may follow the fork at once; the worker must not stumble over a group that is not there yet."""
     package = warm_package(tmp_path)
-    home = Home(tmp_path / "warm")
+    home = Home(tmp_path)
     environment = child_environment(scratch=home.home, threads=1, device="cpu", prefix=tmp_path)
     command = (sys.executable, "-I", "-u", str(package / "worker" / "__main__.py"), "--warm", "cpu", "1")
     (tmp_path / "harness").symlink_to(package)  # where the bundle has it

@@ -90,6 +90,9 @@ BEHAVIOURS = """
         how = Path(request["work"]).parent / "how"
         how.write_text(f"{request['processes']} {'forked' if warm_parent() else 'new'}")
         finish()
+    elif behaviour == "closes-its-output":
+        finish()
+        sys.stdout.close()
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)
