@@ -53,6 +53,14 @@ class Check(_Model):
     detail: str | None = None
     """What was off, by name (the first few), when the check did not pass."""
 
+    @model_validator(mode="after")
+    def _in_the_table(self) -> Self:
+        try:
+            checks.find(self.name, self.stage)
+        except KeyError as error:
+            raise ValueError(str(error.args[0])) from None
+        return self
+
 
 class TensorCounts(_Model):
     """On-disk tensors that a lora pair covers. attempted = applied + zero_delta + below_rounding + dropped + wrong."""

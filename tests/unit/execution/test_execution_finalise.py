@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +13,13 @@ from execution_helpers import cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.contract.checks import TABLE
 from harness.contract.outcomes import Ended
-from harness.contract.stages import STAGES, WORKER_STAGES
+from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.execution.finalise import StackRecord, finalise
 from harness.execution.observation import parse_observation
 from harness.execution.redact import Redactor
+from harness.execution.store import ResultStore, load_result
 from harness.execution.supervise import SupervisedExit
 from harness.result import CellResult
 
@@ -162,6 +165,16 @@ def test_a_cell_named_after_other_versions_than_were_imported_is_an_error() -> N
         (b'{"stages": {"build": {"ended": "great"}}, "done": true}', "build.ended"),
         (b'{"versions": null, "done": true}', "does not fit"),
         (b'{"checks": [{"name": "vibes"}], "done": true}', "checks.0"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"metrics": ' + b"[" * 40 + b"]" * 40 + b"}", "nested too deeply"),
+        (b'{"threads": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"peak_rss_mb": ' + b"1" * 400 + b"}", "digits"),
+        (b'{"\\ud800": 1}', "unknown fields: ?"),
+        (b'{"running": "resolve"}', "running='resolve'"),
+        (
+            b'{"checks": [{"name": "kl", "stage": "save", "value": 1, "band": "x", "passed": false}], "done": true}',
+            "there is no check 'kl' in stage 'save'",
+        ),
     ],
 )
 def test_an_observation_that_is_none_is_an_error_of_the_first_stage(content: bytes, words: str) -> None:
@@ -218,11 +231,38 @@ def test_texts_are_redacted_wherever_they_are() -> None:
     assert "wrote <work>/merged" in text
 
 
+def test_a_reason_with_half_a_surrogate_pair_can_be_written() -> None:
+    """A path that is not UTF-8 has such in Python, and an exception quotes it."""
+    observation = observed(platform="\ud800")
+    observation["stages"]["train"] = {"ended": "raised", "reason": "FileNotFoundError: caf\udce9.txt"}
+    result = finished(observation)
+
+    assert (result.platform, result.reason) == ("?", "FileNotFoundError: caf?.txt")
+    assert CellResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_a_version_that_no_number_can_hold_is_another_version() -> None:
+    result = finished(observed(versions={"torch": "1" * 5000}))
+
+    assert (result.outcome, result.stage) == ("error", "import")
+
+
+texts = st.text(st.characters(codec=None), max_size=8)  # lone surrogates among them
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
+
+
+def _nested(depth: int) -> bytes:
+    return b'{"metrics": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def _stray_check(name: str, stage: StageName) -> dict[str, object]:
+    return {"checks": [{"name": name, "stage": stage, "value": 1, "band": "x", "passed": False}]}
+
+
 endings = st.one_of(
     st.builds(SupervisedExit, ending=st.just("exited"), code=st.integers(0, 255)),
     st.builds(SupervisedExit, ending=st.just("signalled"), signal=st.integers(1, 64)),
@@ -232,8 +272,11 @@ stage_values = st.fixed_dictionaries({"ended": st.sampled_from(get_args(Ended))}
 observations = st.one_of(
     st.binary(max_size=40),
     st.dictionaries(
-        st.sampled_from(["stages", "checks", "merge", "versions", "running", "done", "timings", "python"]), json_values
+        st.sampled_from(["stages", "checks", "merge", "versions", "running", "done", "timings", "python"]) | texts,
+        json_values,
     ),
+    st.builds(_nested, st.integers(1, 3000)),
+    st.builds(_stray_check, st.sampled_from([check.name for check in TABLE]) | texts, st.sampled_from(STAGES)),
     st.fixed_dictionaries(
         {
             "stages": st.dictionaries(st.sampled_from(WORKER_STAGES), stage_values),
@@ -249,8 +292,10 @@ observations = st.one_of(
 def test_whatever_a_worker_writes_there_is_a_result_and_none_of_it_passes(
     observation: object, ended: SupervisedExit
 ) -> None:
-    """None of these has a merge and checks, so none may pass; each has every stage and survives a round trip."""
+    """None of these has a merge and checks, so none may pass; each has every stage and can be written and read."""
     result = finished(observation, ended)
+    with tempfile.TemporaryDirectory() as folder:
+        assert load_result(ResultStore(Path(folder)).save(result)) == result
 
     assert result.outcome != "pass"
     assert list(result.stages) == list(STAGES)
