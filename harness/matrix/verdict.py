@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.contract.outcomes import HARMLESS, worst
+from harness.contract.outcomes import HARMLESS, Outcome, worst
 from harness.contract.stages import STAGES, TABLE, StageName
 from harness.matrix.expectations import Expectation
 from harness.result import CellResult, StageResult, missing_evidence
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
+
+
+NOTICED: tuple[Outcome, ...] = ("noop", "fail", "blind")
+"""What gates end in that have noticed a broken merge: ``blind`` where one of several checks let it through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,11 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
     - ``unexpected-pass``: a declared failure did not happen although its stage passed.
     - ``known-failure``, or ``flaky``: a declared failure happened.
     - ``ok``: the rest.
+
+    No declaration is about a cell whose merge was broken on purpose. It is a regression, whatever happened in it.
     """
+    if result.cell.fault is not None:
+        return Verdict(status="regression", sentence=_of_planted_fault(result, result.cell.fault))
     applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
     decided: dict[StageName, Expectation] = {}
     for stage in STAGES:
@@ -74,6 +82,17 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
         status: Status = "flaky" if expectation.flaky else "known-failure"
         return Verdict(status=status, expectation=expectation, sentence=sentence)
     return Verdict(status="ok", sentence=result.reason or "every stage passed")
+
+
+def _of_planted_fault(result: CellResult, fault: str) -> str:
+    """Say whether the gates noticed the fault that was planted, which must happen and never passes."""
+    for stage in ("compare", "controls"):
+        outcome = _stage_result(result, stage)
+        if outcome.result in NOTICED:
+            return f"{fault} was planted and noticed: {stage} ended in {outcome.result}: {outcome.reason}"
+    problem = _undeclared(result, (), {})
+    instead = problem.sentence if problem else f"the cell ended in {result.outcome}"
+    return f"{fault} was planted, and no gate has noticed it: {instead}"
 
 
 def _undeclared(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 import pytest
 from contract_samples import ALL_CHECKS, FACTS
@@ -18,7 +19,7 @@ from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
-from harness.matrix.expectations import Expectation, check_expectations, load_expectations
+from harness.matrix.expectations import Expectation, FailingOutcome, check_expectations, load_expectations
 from harness.matrix.verdict import judge
 from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
 
@@ -34,6 +35,7 @@ RELOAD = Expectation(
     since="transformers 5.6.2",
 )
 TRAIN = Expectation(cells=("alpha/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
+FAILURES: tuple[FailingOutcome, ...] = get_args(FailingOutcome)
 TYPE_ERROR = "TypeError: unexpected keyword argument 'distributed_operation'"
 
 
@@ -342,6 +344,34 @@ def test_an_expectation_must_be_about_pinned_packages(
         check_expectations(expectations, config, catalogue)
 
 
+FAULTY = CELL.model_copy(update={"fault": "base-copied"})
+ANY_FAILURE = tuple(
+    Expectation(cells=("*",), stage=stage, outcome=outcome, reason="any", since="always")
+    for stage in STAGES
+    for outcome in FAILURES
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_cell_with_a_planted_fault_is_never_green_whatever_is_declared(stage: StageName, outcome: Outcome) -> None:
+    for later in ("pass", "not_run"):
+        subject = result({stage: f"{outcome}: {TYPE_ERROR}", **after(stage, later)}, cell=FAULTY)
+        verdict = judge(subject, [*ANY_FAILURE, RELOAD])
+
+        assert (verdict.status, verdict.expectation) == ("regression", None)
+
+
+def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
+    seen = judge(result({"compare": "noop: all dropped"}, cell=FAULTY), [])
+    lost = judge(result({"load": "unsupported: no such family", **after("load", "not_run")}, cell=FAULTY), [])
+    passed = judge(result(cell=FAULTY), [])
+
+    assert seen.sentence == "base-copied was planted and noticed: compare ended in noop: all dropped"
+    assert lost.sentence == "base-copied was planted, and no gate has noticed it: the cell ended in unsupported"
+    assert passed.sentence.startswith("base-copied was planted, and no gate has noticed it: the result says pass, but")
+
+
 @pytest.mark.parametrize("stage", ["reload-merged", "merge", "train", "compare"])
 def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: StageName) -> None:
     assert judge(result({stage: "unsupported: no such architecture"}), []).status == "regression"
@@ -358,7 +388,6 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
             "adapter",
             AdapterInfo(io_layout="standard", b_packing="rank_major", num_experts=8, rank=3),
         ),  # so that b-packing is a control of it
-        ("cell", CELL.model_copy(update={"fault": "base-copied"})),
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),
