@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.contract import checks
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
-from harness.contract.stages import STAGES, StageName
-from harness.faults import Facts, applicable_controls
+from harness.contract.stages import StageName
 from harness.matrix.cell import Cell
 
 SCHEMA_VERSION = 2
@@ -287,62 +286,3 @@ HOST_FIELDS = frozenset(
 
 WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS
 """What a worker's observation may hold."""
-
-
-def missing_evidence(result: CellResult) -> str | None:
-    """Say what a pass lacks to be believed, or None.
-
-    It needs every stage, every check, a merge, rejected controls and versions.
-    """
-    unfinished = [name for name in STAGES if _stage(result, name) != "pass"]
-    if unfinished:
-        return f"these stages did not pass: {', '.join(unfinished)}"
-    if (lacking := _missing_checks(result)) is not None:
-        return lacking
-    merge = result.merge
-    if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
-        return "the merge's counts do not show that everything attempted was applied"
-    if (blind := _missing_controls(result)) is not None:
-        return blind
-    unknown = [name for name in ("transformers", "peft", "trl", "torch") if name not in result.versions]
-    return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
-
-
-def _missing_checks(result: CellResult) -> str | None:
-    """Say which checks a pass lacks, or which failed. None when all that apply to the cell are there and passed."""
-    if result.facts is None:
-        return "nothing is known of what was attached"
-    seen = {(check.name, check.stage) for check in result.checks}
-    lacking = [check for check in checks.needed(result.facts) if (check.name, check.stage) not in seen]
-    if lacking:
-        return f"these checks are not there: {', '.join(f'{check.name} ({check.stage})' for check in lacking)}"
-    failed = sorted({check.name for check in result.checks if not check.passed})
-    return f"these checks failed: {', '.join(failed)}" if failed else None
-
-
-def _missing_controls(result: CellResult) -> str | None:
-    """Say which control was let through or not tried.
-
-    All count that apply to the cell by the facts that its result holds.
-    """
-    cell, adapter, known = result.cell, result.adapter, result.facts
-    if cell.fault is not None:
-        return f"{cell.fault} was planted in its own merge, so that it cannot pass"
-    if adapter is None or known is None:
-        return "what the adapter is was not recorded, so nobody can say which controls it must have"
-    accepted = [control.name for control in result.controls if not control.rejected]
-    if accepted:
-        return f"controls that were not rejected: {', '.join(accepted)}"
-    facts = Facts.of(adapter.model_dump(), dtype=cell.dtype, quantized=known.quantized)
-    names = applicable_controls(facts)
-    checked = {check.name for check in result.checks}
-    tried = {control.name for control in result.controls if f"control:{control.name}" in checked}
-    untried = [name for name in names if name not in tried]
-    return f"controls that apply and were not tried: {', '.join(untried)}" if untried else None
-
-
-def _stage(result: CellResult, name: StageName) -> str:
-    """Return a stage's result; an interpreter that the user gave needs neither resolving nor installing."""
-    if result.cell.unmanaged and name in {"resolve", "install"}:
-        return "pass"
-    return result.stages[name].result if name in result.stages else "not_run"

@@ -14,8 +14,9 @@ from typing import Literal
 
 from harness.contract.outcomes import HARMLESS, Outcome, worst
 from harness.contract.stages import STAGES, TABLE, StageName
+from harness.evidence import missing_evidence, missing_of_stages
 from harness.matrix.expectations import Expectation
-from harness.result import CellResult, StageResult, missing_evidence
+from harness.result import CellResult, StageResult
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
 
@@ -121,9 +122,17 @@ def _undeclared(
             f"the outcome is {result.outcome}, but the stages say {overall}: {result.reason or 'no reason given'}"
         )
         return Verdict(status="regression", sentence=sentence)
-    lacking = missing_evidence(result) if result.outcome == "pass" else None
-    if lacking is not None:
-        return Verdict(status="regression", sentence=f"the result says pass, but {lacking}")
+    unshown = _unshown(result)
+    return None if unshown is None else Verdict(status="regression", sentence=unshown)
+
+
+def _unshown(result: CellResult) -> str | None:
+    """Say what was not shown of that which the result claims, or None."""
+    if result.outcome == "pass" and (lacking := missing_evidence(result)) is not None:
+        return f"the result says pass, but {lacking}"
+    if (found := missing_of_stages(result)) is not None:
+        stage, lacking = found
+        return f"{stage} ended in {_stage_result(result, stage).result}, but {lacking}"
     return None
 
 

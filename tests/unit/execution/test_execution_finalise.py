@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from contract_samples import complete_observation
+from contract_samples import FACTS, REJECTED, complete_observation
 from execution_helpers import cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,10 +27,6 @@ from harness.result import CellResult
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
 STACK = StackRecord(versions=VERSIONS, lock_sha256="b" * 64, python_version="3.11.7")
 EXITED = SupervisedExit(ending="exited", code=0, seconds=3.25, peak_rss_mb=500.04)
-
-
-FUSED = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8, "rank": 3}
-"""An adapter on fused experts, in whose cell b-packing is a control too."""
 
 
 def observed(**changes: Any) -> dict[str, Any]:
@@ -79,7 +76,7 @@ def test_peak_memory_is_the_supervisors_where_the_worker_has_none() -> None:
 )
 def test_the_running_stage_gets_the_end_and_the_rest_is_not_run(ended: SupervisedExit, outcome: str) -> None:
     stages = {name: {"ended": "completed"} for name in WORKER_STAGES[:5]}  # up to and including train
-    result = finished({"stages": stages, "running": "save", "done": False}, ended)
+    result = finished(observed(stages=stages, running="save", done=False), ended)
 
     assert (result.outcome, result.stage) == (outcome, "save")
     assert result.stages["train"].result == "pass"
@@ -108,8 +105,8 @@ def test_the_worst_stage_decides_and_of_equals_the_first() -> None:
 
 @pytest.mark.parametrize(("check", "outcome"), [("kl", "fail"), ("signal", "blind"), ("applied", "fail")])
 def test_a_failed_check_outranks_a_stage_that_claims_to_have_passed(check: str, outcome: str) -> None:
-    checks = [{"name": check, "stage": "compare", "value": 0.25, "band": "<= 0.1", "passed": False, "detail": "l.0"}]
-    result = finished(observed(checks=checks))
+    failed = {"name": check, "stage": "compare", "value": 0.25, "band": "<= 0.1", "passed": False, "detail": "l.0"}
+    result = finished(observed(checks=[*observed()["checks"], failed]))
 
     assert (result.outcome, result.stage) == (outcome, "compare")
     assert result.reason == f"{check} is 0.25, the band is <= 0.1: l.0"
@@ -126,9 +123,13 @@ def test_a_failed_check_outranks_a_stage_that_claims_to_have_passed(check: str, 
         {"stages": {name: {"ended": "completed"} for name in WORKER_STAGES if name != "controls"}},
         {"stages": {}},
         {"controls": []},
-        {"controls": [{"name": "base-copied", "rejected": False}]},
         {"adapter": None},
-        {"adapter": FUSED},
+        {"controls": [control for control in REJECTED if control["name"] != "b-packing"]},
+        {"adapter": {"num_experts": None, "rank": 3}},
+        {"facts": asdict(FACTS) | {"kinds": []}},
+        {"facts": asdict(FACTS) | {"fused_experts": False}},
+        {"facts": asdict(FACTS) | {"quantized": True}},
+        {"quantization": {"kinds": {}}},
         {"adapter": {"rank": 3}},
     ],
 )
@@ -198,7 +199,8 @@ def test_a_crash_after_everything_was_done_is_not_hidden() -> None:
 
 
 def test_numbers_that_json_does_not_have_are_left_out_and_told_by_their_check() -> None:
-    checks = [{"name": "kl", "stage": "compare", "value": float("nan"), "band": "<= 1e-09", "passed": False}]
+    failed = {"name": "kl", "stage": "compare", "value": float("nan"), "band": "<= 1e-09", "passed": False}
+    checks = [*(check for check in observed()["checks"] if check["name"] != "kl"), failed]
     training = {"loss": [2.5, float("nan")], "grad_norm": {"expert": float("inf"), "attention": 0.5}}
     metrics = {"kl_trained_merged": float("nan"), "max_ulp": 0.5}
     result = finished(observed(checks=checks, training=training, metrics=metrics))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import get_args
 
 import pytest
-from contract_samples import ALL_CHECKS, FACTS
+from contract_samples import ADAPTER, ALL_CHECKS, FACTS, REJECTED
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, FailingOutcome, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
+from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, QuantizationInfo, StageResult
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
@@ -69,8 +70,8 @@ def result(
         checks=[*checks, *passed],
         facts=FACTS,
         merge=MergeCounts(attempted=6, applied=6),
-        adapter=AdapterInfo(num_experts=None, rank=3),
-        controls=[ControlResult(name="base-copied", rejected=True)],
+        adapter=AdapterInfo.model_validate(ADAPTER),
+        controls=[ControlResult.model_validate(control) for control in REJECTED],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
     )
 
@@ -384,10 +385,14 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("merge", None),
         ("controls", []),
         ("adapter", None),
-        (
-            "adapter",
-            AdapterInfo(io_layout="standard", b_packing="rank_major", num_experts=8, rank=3),
-        ),  # so that b-packing is a control of it
+        ("adapter", AdapterInfo(num_experts=None, rank=3)),  # so that b-packing would be no control of it
+        ("controls", [ControlResult.model_validate(control) for control in REJECTED if control["name"] != "b-packing"]),
+        ("facts", dataclasses.replace(FACTS, fused_experts=False)),
+        ("facts", dataclasses.replace(FACTS, kinds=())),
+        ("facts", dataclasses.replace(FACTS, kinds=("attention",))),
+        ("facts", dataclasses.replace(FACTS, quantized=True)),
+        ("quantization", QuantizationInfo(kinds={})),
+        ("cell", CELL.model_copy(update={"device": "cuda"})),
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),
@@ -398,6 +403,16 @@ def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str
 
     assert verdict.status == "regression"
     assert verdict.sentence.startswith("the result says pass, but ")
+
+
+@pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "reload-adapter"])
+def test_a_known_failure_excuses_no_missing_evidence_of_other_stages(name: str, stage: StageName) -> None:
+    whole = result({"reload-adapter": f"error: {TYPE_ERROR}"})
+    without = [check for check in whole.checks if (check.name, check.stage) != (name, stage)]
+    verdict = judge(whole.model_copy(update={"checks": without}), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert verdict.sentence.startswith(f"{stage} ended in pass, but ")
 
 
 def test_counts_that_do_not_add_up_and_a_borrowed_id_are_no_result() -> None:
