@@ -9,6 +9,7 @@ Prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,12 +18,20 @@ from harness.contract import checks
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
 from harness.contract.stages import StageName
+from harness.contract.tensors import COUNTS
+from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
 SCHEMA_VERSION = 2
 
+DEVICE_PATTERN = r"^[A-Za-z0-9][\w .()/+-]*$"
+"""What a GPU is called: no formula, no tag, no link, nothing that begins another line."""
+
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """A name that is our own or torch's, not a library's free text: no report has to be afraid of it."""
+
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Model(BaseModel):
@@ -53,6 +62,13 @@ class Check(_Model):
     """What was off, by name (the first few), when the check did not pass."""
 
     @model_validator(mode="after")
+    def _passed_only_by_a_number(self) -> Self:
+        """No band holds what is no number, or infinite, whatever whoever measured it says."""
+        if not is_finite(self.value):
+            self.passed = False
+        return self
+
+    @model_validator(mode="after")
     def _in_the_table(self) -> Self:
         try:
             checks.find(self.name, self.stage)
@@ -61,15 +77,25 @@ class Check(_Model):
         return self
 
 
+def is_finite(value: float | str | None) -> bool:
+    """Whether a value, or the number that a text stands for, is finite; a text that is no number is not infinite."""
+    if value is None or isinstance(value, int):
+        return True
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return True
+
+
 class TensorCounts(_Model):
     """On-disk tensors that a lora pair covers. attempted = applied + zero_delta + below_rounding + dropped + wrong."""
 
-    attempted: int = 0
-    applied: int = 0
-    zero_delta: int = 0
-    below_rounding: int = 0
-    dropped: int = 0
-    wrong: int = 0
+    attempted: Count = 0
+    applied: Count = 0
+    zero_delta: Count = 0
+    below_rounding: Count = 0
+    dropped: Count = 0
+    wrong: Count = 0
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
@@ -99,6 +125,14 @@ class MergeCounts(TensorCounts):
     """
     files_rewritten: list[str] = Field(default_factory=list)
     """Files that differ from the base's and that this release reads alike."""
+
+    @model_validator(mode="after")
+    def _kinds_add_up(self) -> Self:
+        for name in COUNTS if self.by_kind else ():
+            total, parts = getattr(self, name), sum(getattr(counts, name) for counts in self.by_kind.values())
+            if total != parts:
+                raise ValueError(f"{total} tensors {name}, but {parts} by kind")
+        return self
 
 
 class AdapterInfo(_Model):
@@ -228,6 +262,14 @@ class ControlResult(_Model):
     by: list[str] = Field(default_factory=list)
     value: float | None = None
 
+    @model_validator(mode="after")
+    def _rejected_by_all_that_must(self) -> Self:
+        """A name that no fault has is no control of any cell, so nothing follows from it."""
+        overlooked = fault(self.name).noticed_by - set(self.by) if self.name in fault_names() else frozenset()
+        if self.rejected and overlooked:
+            raise ValueError(f"{self.name} is said to be rejected, but let through by {', '.join(sorted(overlooked))}")
+        return self
+
 
 class CellResult(_Model):
     """Everything known about one cell."""
@@ -243,7 +285,7 @@ class CellResult(_Model):
     lock_sha256: str | None = None
     python: str | None = None
     platform: str | None = None
-    device: str | None = None
+    device: str | None = Field(default=None, pattern=DEVICE_PATTERN)
     threads: int | None = None
     seed: int = 0
     base_sha256: str | None = None

@@ -8,7 +8,6 @@ failed. Where nothing failed, all that a pass stands for must be there: green mu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +65,8 @@ def decide(
     for check in result.checks:
         if not check.passed and check.stage not in stages:
             stages[check.stage] = StageResult(result=_failing([check]), reason=describe_check(check))
+    if "controls" not in stages and (through := _let_through(result)):
+        stages["controls"] = StageResult(result="blind", reason=through)
     for name, how in ended.items():
         stages[name] = _without_ground(stages[name], name, how, ended)
     stages |= result.stages
@@ -88,9 +89,8 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
         failed = [check for check in result.checks if check.stage == name and not check.passed]
         outcome = _judged(name, failed, result.merge) if failed else "pass"
         reason = "; ".join(map(describe_check, failed)) or None
-        let_through = [control.name for control in result.controls if not control.rejected]
-        if name == "controls" and outcome == "pass" and let_through:
-            outcome, reason = "blind", f"controls that were not rejected: {', '.join(let_through)}"
+        if name == "controls" and outcome == "pass" and (through := _let_through(result)):
+            outcome, reason = "blind", through
     elif how.ended == "raised":
         outcome = "error"
     elif how.ended == "unsupported":
@@ -100,6 +100,12 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
     else:
         outcome = "oom" if out_of_memory and how.signal == SIGKILL else "crash"
     return StageResult(result=outcome, seconds=how.seconds, reason=reason)
+
+
+def _let_through(result: CellResult) -> str | None:
+    """Say which controls were let through, whatever the checks say; None when there is none."""
+    names = [control.name for control in result.controls if not control.rejected]
+    return f"controls that were not rejected: {', '.join(names)}" if names else None
 
 
 def _without_ground(
@@ -134,7 +140,7 @@ def _failing(failed: Sequence[Check]) -> Outcome:
 
 
 def _is_nan(value: float | str | None) -> bool:
-    return value == "nan" or (isinstance(value, float) and math.isnan(value))
+    return str(value).strip().lower().lstrip("+-") == "nan"
 
 
 def _severity(outcome: str) -> int:

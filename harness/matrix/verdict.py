@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from harness.contract.outcomes import HARMLESS, Outcome, worst
 from harness.contract.stages import STAGES, TABLE, StageName
 from harness.evidence import missing_evidence, missing_of_stages
+from harness.matrix.catalogue import RecipeFacts, read_catalogue
 from harness.matrix.expectations import Expectation
 from harness.result import CellResult, StageResult
 
@@ -45,8 +47,15 @@ class Verdict:
         return self.status in {"ok", "known-failure", "flaky"}
 
 
-def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
+def judge(
+    result: CellResult, expectations: Sequence[Expectation], recipes: Mapping[str, RecipeFacts] | None = None
+) -> Verdict:
     """Say what a result means in the light of the expectations.
+
+    Args:
+        result: what happened.
+        expectations: what was declared.
+        recipes: what each recipe says of its cells, which a result's facts are held against; None: what the files say.
 
     The first of these that holds decides:
 
@@ -70,6 +79,8 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
             decided[stage] = found
     if problem := _undeclared(result, applicable, decided):
         return problem
+    if (shrunk := _against_recipe(result, shipped_recipes() if recipes is None else recipes)) is not None:
+        return Verdict(status="regression", sentence=shrunk)
     for expectation in applicable:
         stage_result = result.stages.get(expectation.stage)
         if stage_result is not None and stage_result.result == "pass" and not expectation.flaky:
@@ -134,6 +145,27 @@ def _unshown(result: CellResult) -> str | None:
         stage, lacking = found
         return f"{stage} ended in {_stage_result(result, stage).result}, but {lacking}"
     return None
+
+
+def _against_recipe(result: CellResult, recipes: Mapping[str, RecipeFacts]) -> str | None:
+    """Say how a result's facts contradict its recipe, or None: a worker's facts decide what it must show."""
+    recipe, facts = recipes.get(result.cell.recipe), result.facts
+    if facts is None:
+        return None
+    if recipe is None:
+        return f"{result.cell.recipe} is no recipe of this release, so nobody can say what it must show"
+    if surplus := set(facts.kinds) - set(recipe.kinds):
+        return f"its facts say that {', '.join(sorted(surplus))} got a LoRA, and its recipe does not"
+    if facts.quantized != recipe.quantized:
+        said = "quantised" if recipe.quantized else "not quantised"
+        return f"its recipe says that the base is {said}, and its facts say otherwise"
+    return None
+
+
+@cache
+def shipped_recipes() -> Mapping[str, RecipeFacts]:
+    """What the recipes of this release say of their cells."""
+    return read_catalogue().facts_of
 
 
 def _stage_result(result: CellResult, stage: StageName) -> StageResult:

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from harness.contract.facts import CellFacts
 from harness.contract.outcomes import OUTCOMES, Outcome, worst
 from harness.contract.stages import STAGES, StageName
 from harness.errors import ConfigurationError, UnknownNameError
@@ -403,6 +404,26 @@ def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str
 
     assert verdict.status == "regression"
     assert verdict.sentence.startswith("the result says pass, but ")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "facts", "words"),
+    [
+        ("qlora4", FACTS, "its recipe says that the base is quantised"),
+        ("lora-attention", FACTS, "its facts say that expert got a LoRA"),
+        ("none-such", FACTS, "none-such is no recipe of this release"),
+        ("lora-attention", dataclasses.replace(FACTS, kinds=("attention", "router")), "its facts say that router got"),
+    ],
+)
+def test_facts_are_held_against_the_recipe(recipe: str, facts: CellFacts, words: str) -> None:
+    """Whatever a worker says of its cell, qlora4 is quantised: else the checks of that would not be asked for."""
+    cell = CELL.model_copy(update={"recipe": recipe})
+    attention_only = {} if "expert" in facts.kinds else {"adapter": AdapterInfo(num_experts=None, rank=3)}
+    whole = result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=cell)
+    verdict = judge(whole.model_copy(update={"facts": facts, "cell_id": cell.id, **attention_only}), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert words in verdict.sentence
 
 
 @pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "reload-adapter"])
