@@ -9,6 +9,7 @@ Prefixes in reasons are ``<env>``, ``<home>``, ``<cache>``, ``<work>``.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,14 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.contract import checks
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
-from harness.contract.stages import STAGES, StageName
-from harness.faults import Facts, applicable_controls
+from harness.contract.stages import StageName
+from harness.contract.tensors import COUNTS
+from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
 SCHEMA_VERSION = 2
 
+DEVICE_PATTERN = r"^[A-Za-z0-9][\w .()/+-]*$"
+"""What a GPU is called: no formula, no tag, no link, nothing that begins another line."""
+
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 """A name that is our own or torch's, not a library's free text: no report has to be afraid of it."""
+
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Model(BaseModel):
@@ -53,16 +61,41 @@ class Check(_Model):
     detail: str | None = None
     """What was off, by name (the first few), when the check did not pass."""
 
+    @model_validator(mode="after")
+    def _passed_only_by_a_number(self) -> Self:
+        """No band holds what is no number, or infinite, whatever whoever measured it says."""
+        if not is_finite(self.value):
+            self.passed = False
+        return self
+
+    @model_validator(mode="after")
+    def _in_the_table(self) -> Self:
+        try:
+            checks.find(self.name, self.stage)
+        except KeyError as error:
+            raise ValueError(str(error.args[0])) from None
+        return self
+
+
+def is_finite(value: float | str | None) -> bool:
+    """Whether a value, or the number that a text stands for, is finite; a text that is no number is not infinite."""
+    if value is None or isinstance(value, int):
+        return True
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return True
+
 
 class TensorCounts(_Model):
     """On-disk tensors that a lora pair covers. attempted = applied + zero_delta + below_rounding + dropped + wrong."""
 
-    attempted: int = 0
-    applied: int = 0
-    zero_delta: int = 0
-    below_rounding: int = 0
-    dropped: int = 0
-    wrong: int = 0
+    attempted: Count = 0
+    applied: Count = 0
+    zero_delta: Count = 0
+    below_rounding: Count = 0
+    dropped: Count = 0
+    wrong: Count = 0
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
@@ -92,6 +125,14 @@ class MergeCounts(TensorCounts):
     """
     files_rewritten: list[str] = Field(default_factory=list)
     """Files that differ from the base's and that this release reads alike."""
+
+    @model_validator(mode="after")
+    def _kinds_add_up(self) -> Self:
+        for name in COUNTS if self.by_kind else ():
+            total, parts = getattr(self, name), sum(getattr(counts, name) for counts in self.by_kind.values())
+            if total != parts:
+                raise ValueError(f"{total} tensors {name}, but {parts} by kind")
+        return self
 
 
 class AdapterInfo(_Model):
@@ -221,6 +262,14 @@ class ControlResult(_Model):
     by: list[str] = Field(default_factory=list)
     value: float | None = None
 
+    @model_validator(mode="after")
+    def _rejected_by_all_that_must(self) -> Self:
+        """A name that no fault has is no control of any cell, so nothing follows from it."""
+        overlooked = fault(self.name).noticed_by - set(self.by) if self.name in fault_names() else frozenset()
+        if self.rejected and overlooked:
+            raise ValueError(f"{self.name} is said to be rejected, but let through by {', '.join(sorted(overlooked))}")
+        return self
+
 
 class CellResult(_Model):
     """Everything known about one cell."""
@@ -236,7 +285,7 @@ class CellResult(_Model):
     lock_sha256: str | None = None
     python: str | None = None
     platform: str | None = None
-    device: str | None = None
+    device: str | None = Field(default=None, pattern=DEVICE_PATTERN)
     threads: int | None = None
     seed: int = 0
     base_sha256: str | None = None
@@ -279,62 +328,3 @@ HOST_FIELDS = frozenset(
 
 WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS
 """What a worker's observation may hold."""
-
-
-def missing_evidence(result: CellResult) -> str | None:
-    """Say what a pass lacks to be believed, or None.
-
-    It needs every stage, every check, a merge, rejected controls and versions.
-    """
-    unfinished = [name for name in STAGES if _stage(result, name) != "pass"]
-    if unfinished:
-        return f"these stages did not pass: {', '.join(unfinished)}"
-    if (lacking := _missing_checks(result)) is not None:
-        return lacking
-    merge = result.merge
-    if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
-        return "the merge's counts do not show that everything attempted was applied"
-    if (blind := _missing_controls(result)) is not None:
-        return blind
-    unknown = [name for name in ("transformers", "peft", "trl", "torch") if name not in result.versions]
-    return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
-
-
-def _missing_checks(result: CellResult) -> str | None:
-    """Say which checks a pass lacks, or which failed. None when all that apply to the cell are there and passed."""
-    if result.facts is None:
-        return "nothing is known of what was attached"
-    seen = {(check.name, check.stage) for check in result.checks}
-    lacking = [check for check in checks.needed(result.facts) if (check.name, check.stage) not in seen]
-    if lacking:
-        return f"these checks are not there: {', '.join(f'{check.name} ({check.stage})' for check in lacking)}"
-    failed = sorted({check.name for check in result.checks if not check.passed})
-    return f"these checks failed: {', '.join(failed)}" if failed else None
-
-
-def _missing_controls(result: CellResult) -> str | None:
-    """Say which control was let through or not tried.
-
-    All count that apply to the cell by the facts that its result holds.
-    """
-    cell, adapter, known = result.cell, result.adapter, result.facts
-    if cell.fault is not None:
-        return f"{cell.fault} was planted in its own merge, so that it cannot pass"
-    if adapter is None or known is None:
-        return "what the adapter is was not recorded, so nobody can say which controls it must have"
-    accepted = [control.name for control in result.controls if not control.rejected]
-    if accepted:
-        return f"controls that were not rejected: {', '.join(accepted)}"
-    facts = Facts.of(adapter.model_dump(), dtype=cell.dtype, quantized=known.quantized)
-    names = applicable_controls(facts)
-    checked = {check.name for check in result.checks}
-    tried = {control.name for control in result.controls if f"control:{control.name}" in checked}
-    untried = [name for name in names if name not in tried]
-    return f"controls that apply and were not tried: {', '.join(untried)}" if untried else None
-
-
-def _stage(result: CellResult, name: StageName) -> str:
-    """Return a stage's result; an interpreter that the user gave needs neither resolving nor installing."""
-    if result.cell.unmanaged and name in {"resolve", "install"}:
-        return "pass"
-    return result.stages[name].result if name in result.stages else "not_run"

@@ -11,13 +11,15 @@ from typing import Any
 from harness.contract.checks import needed
 from harness.contract.facts import CellFacts
 from harness.contract.stages import WORKER_STAGES
-from harness.faults import Facts, applicable_controls
+from harness.faults import Facts, applicable_controls, fault
 from harness.matrix.cell import Cell
 
 FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
-CONTROLS = applicable_controls(
-    Facts(dtype="float32", quantized=False, num_experts=None, rank=3, io_layout=None, b_packing=None)
-)
+ADAPTER = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8, "rank": 3}
+CONTROLS = applicable_controls(Facts.of(ADAPTER, dtype="float32", quantized=False))
+"""What applies to such an adapter."""
+
+REJECTED = [{"name": name, "rejected": True, "by": sorted(fault(name).noticed_by), "value": 0.5} for name in CONTROLS]
 ALL_CHECKS = (
     *((check.name, check.stage) for check in needed(FACTS)),
     *((f"control:{name}", "controls") for name in CONTROLS),
@@ -39,9 +41,9 @@ def complete_observation() -> dict[str, Any]:
             {"name": name, "stage": stage, "value": 1, "band": "any", "passed": True} for name, stage in ALL_CHECKS
         ],
         "facts": asdict(FACTS),
-        "adapter": {"num_experts": None, "rank": 3},
+        "adapter": dict(ADAPTER),
         "merge": {"attempted": 6, "applied": 6, "engine_applied": 6},
-        "controls": [{"name": name, "rejected": True, "by": ["applied", "kl"], "value": 0.5} for name in CONTROLS],
+        "controls": [dict(control) for control in REJECTED],
         "running": None,
         "done": True,
     }

@@ -53,6 +53,7 @@ class Check:
         passes_when: for the reader of a table.
         failing: what a stage ends in when only checks like this one fail.
         applies: whether a pass of a cell with these facts needs it.
+        measured_on: the stage whose model it is measured on; where that did not pass it cannot be there.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Check:
     passes_when: str
     failing: Outcome = "fail"
     applies: Callable[[CellFacts], bool] = _always
+    measured_on: StageName | None = None
 
 
 TABLE: tuple[Check, ...] = (
@@ -116,6 +118,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="KL(trained ‖ base) is large enough to see anything (for QLoRA both are quantised)",
         failing="blind",
+        measured_on="reload-merged",
     ),
     Check(
         name="kl",
@@ -123,6 +126,7 @@ TABLE: tuple[Check, ...] = (
         gate="functional",
         passes_when="KL(trained ‖ merged) of the reloaded merge is within its band (for bf16 and for QLoRA: "
         "KL(reference ‖ merged), the reference being the original base + adapter, unmerged, rounded once)",
+        measured_on="reload-merged",
     ),
     Check(
         name="logprob",
@@ -130,12 +134,14 @@ TABLE: tuple[Check, ...] = (
         gate="functional",
         passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares "
         "with",
+        measured_on="reload-merged",
     ),
     Check(
         name="samples",
         stage="compare",
         gate="functional",
         passes_when="greedy samples of the reloaded merge are those of what `kl` compares with, ties apart",
+        measured_on="reload-merged",
     ),
     Check(
         name="applied",
@@ -183,6 +189,7 @@ TABLE: tuple[Check, ...] = (
         gate="functional",
         passes_when="QLoRA: the merge onto the dequantised base says what that base with the adapter says",
         applies=_quantized,
+        measured_on="reload-merged",
     ),
     Check(
         name="applied_dequantized",

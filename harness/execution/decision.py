@@ -2,20 +2,20 @@
 
 A worker says how each stage ended and what each check measured. It concludes nothing. A stage that came to its end is
 what its checks say. One that raised, or whose process died, is what that was. A stage that is missing was not run, with
-the failed stage that it would have needed. Where nothing failed, all the evidence that a pass stands for must be there:
-green must mean that something was shown.
+the failed stage that it would have needed. Each stage that completed must show what it stands for, whatever else
+failed. Where nothing failed, all that a pass stands for must be there: green must mean that something was shown.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.contract import checks as contract
 from harness.contract.outcomes import OUTCOMES, Ended, Outcome, worst
-from harness.contract.stages import STAGES, TABLE, StageName
-from harness.result import CellResult, Check, MergeCounts, StageResult, missing_evidence
+from harness.contract.stages import STAGES, TABLE, WORKER_STAGES, StageName
+from harness.evidence import missing_evidence, missing_of_stage
+from harness.result import CellResult, Check, MergeCounts, StageResult
 
 SIGKILL = 9
 
@@ -65,6 +65,10 @@ def decide(
     for check in result.checks:
         if not check.passed and check.stage not in stages:
             stages[check.stage] = StageResult(result=_failing([check]), reason=describe_check(check))
+    if "controls" not in stages and (through := _let_through(result)):
+        stages["controls"] = StageResult(result="blind", reason=through)
+    for name, how in ended.items():
+        stages[name] = _without_ground(stages[name], name, how, ended)
     stages |= result.stages
     if interruption is not None:
         known = stages.get(interruption.stage)
@@ -74,7 +78,7 @@ def decide(
                 result=interruption.outcome, seconds=seconds, reason=interruption.reason
             )
     result = result.model_copy(update={"stages": with_not_run(stages)})
-    return _concluded(_with_evidence(result))
+    return _concluded(_with_all_stages(_with_evidence(result, ended)))
 
 
 def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_memory: bool) -> StageResult:
@@ -85,6 +89,8 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
         failed = [check for check in result.checks if check.stage == name and not check.passed]
         outcome = _judged(name, failed, result.merge) if failed else "pass"
         reason = "; ".join(map(describe_check, failed)) or None
+        if name == "controls" and outcome == "pass" and (through := _let_through(result)):
+            outcome, reason = "blind", through
     elif how.ended == "raised":
         outcome = "error"
     elif how.ended == "unsupported":
@@ -94,6 +100,24 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
     else:
         outcome = "oom" if out_of_memory and how.signal == SIGKILL else "crash"
     return StageResult(result=outcome, seconds=how.seconds, reason=reason)
+
+
+def _let_through(result: CellResult) -> str | None:
+    """Say which controls were let through, whatever the checks say; None when there is none."""
+    names = [control.name for control in result.controls if not control.rejected]
+    return f"controls that were not rejected: {', '.join(names)}" if names else None
+
+
+def _without_ground(
+    stage: StageResult, name: StageName, how: EndedStage, ended: Mapping[StageName, EndedStage]
+) -> StageResult:
+    """Return a stage as it is, or as an error where it ended although something that it needs did not complete."""
+    needs = [need for need in TABLE[name].needs if not TABLE[need].on_host]
+    unmet = [need for need in needs if need not in ended or ended[need].ended != "completed"]
+    if not unmet or _severity(stage.result) <= _severity("error"):
+        return stage
+    reason = f"it ended in {how.ended}, although {', '.join(unmet)}, which it needs, did not complete"
+    return StageResult(result="error", seconds=how.seconds, reason=reason)
 
 
 def _judged(name: StageName, failed: Sequence[Check], merge: MergeCounts | None) -> Outcome:
@@ -116,7 +140,7 @@ def _failing(failed: Sequence[Check]) -> Outcome:
 
 
 def _is_nan(value: float | str | None) -> bool:
-    return value == "nan" or (isinstance(value, float) and math.isnan(value))
+    return str(value).strip().lower().lstrip("+-") == "nan"
 
 
 def _severity(outcome: str) -> int:
@@ -155,8 +179,21 @@ def _cause(stages: Mapping[StageName, StageResult], name: StageName) -> StageNam
     return None
 
 
-def _with_evidence(result: CellResult) -> CellResult:
-    """A cell without a failed stage must show all that a pass stands for; otherwise it has proved nothing."""
+def _with_evidence(result: CellResult, ended: Mapping[StageName, EndedStage]) -> CellResult:
+    """A stage that completed must show all that it stands for, whatever else happened; otherwise it is an error."""
+    for name in WORKER_STAGES:
+        completed = name in ended and ended[name].ended == "completed"
+        lacking = missing_of_stage(result, name) if completed else None
+        if lacking is not None:
+            stage = result.stages[name]
+            said = f"; {stage.reason}" if stage.reason else ""
+            error = StageResult(result="error", seconds=stage.seconds, reason=f"it completed, but {lacking}{said}")
+            result = result.model_copy(update={"stages": {**result.stages, name: error}})
+    return result
+
+
+def _with_all_stages(result: CellResult) -> CellResult:
+    """A cell without a failed stage must be a pass; otherwise it has proved nothing."""
     if any(stage.result not in {"pass", "not_run"} for stage in result.stages.values()):
         return result
     lacking = missing_evidence(result)

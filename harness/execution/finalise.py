@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from pydantic import TypeAdapter, ValidationError
 
 from harness.contract.outcomes import Outcome
@@ -149,10 +149,13 @@ def _compare_versions(result: CellResult, stack: StackRecord) -> None:
 
 
 def _public(version: str) -> Version | str:
-    """The version without its local part (``+cpu``), as far as it is one; ``5.5`` and ``5.5.0`` are equal."""
+    """The version without its local part (``+cpu``); ``5.5`` and ``5.5.0`` are equal.
+
+    What a library calls its version may be none, or one with more digits than a number can have.
+    """
     try:
         return Version(Version(version).public)
-    except InvalidVersion:
+    except ValueError:
         return version
 
 

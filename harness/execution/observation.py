@@ -5,12 +5,12 @@ It is a JSON object with some of the result's fields, ``running`` (the stage it 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harness.contract.stages import STAGES, StageName
+from harness.contract.stages import WORKER_STAGES, StageName
+from harness.execution.suspicious_json import encodable, read_json
 from harness.result import WORKER_FIELDS
 
 
@@ -40,41 +40,40 @@ def parse_observation(content: bytes | None) -> Observation:
     if content is None:
         return Observation(problem="the worker wrote no observation")
     try:
-        value = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return Observation(problem=f"the worker's observation is not JSON ({error})")
+        value = _plain(read_json(content))
+    except ValueError as error:
+        return Observation(problem=f"the worker's observation is not JSON ({encodable(str(error))})")
     if not isinstance(value, dict):
         return Observation(problem=f"the worker's observation is a {type(value).__name__}, not an object")
     running = value.pop("running", None)
     done = value.pop("done", False)
-    if (running is not None and running not in STAGES) or not isinstance(done, bool):
+    if (running is not None and running not in WORKER_STAGES) or not isinstance(done, bool):
         return Observation(problem=f"the worker's observation has running={running!r}, done={done!r}")
     unknown = sorted(value.keys() - WORKER_FIELDS)
     if unknown:
         return Observation(problem=f"the worker's observation has unknown fields: {', '.join(unknown)}")
-    return Observation(fields=_finite_mapping(value), running=running, done=done)
+    return Observation(fields=value, running=running, done=done)
 
 
-def _finite_mapping(mapping: dict[str, object]) -> dict[str, object]:
-    """Leave out numbers that JSON does not have, which Python's writer lets through.
+def _plain(value: object) -> object:
+    """Return a value with lone surrogates replaced, in every text and every key, and without infinite numbers.
 
-    A check tells by failing that a loss or a KL is not a number. In a check it stays as a text, under ``value``.
+    Python's writer lets such numbers through, which JSON does not have. In a check it stays as a text, under ``value``:
+    a check tells by failing that a loss or a KL is not a number.
     """
-    kept: dict[str, object] = {}
-    for key, value in mapping.items():
-        if not _is_finite(value) and key == "value" and "band" in mapping:
-            kept[key] = str(value)
-        elif _is_finite(value):
-            kept[key] = _finite(value)
-    return kept
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return _finite_mapping(value)
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, list):
-        return [_finite(item) for item in value if _is_finite(item)]
-    return value
+        return [_plain(item) for item in value if _is_finite(item)]
+    if not isinstance(value, dict):
+        return value
+    kept: dict[str, object] = {}
+    for key, item in value.items():
+        if _is_finite(item):
+            kept[encodable(key)] = _plain(item)
+        elif key == "value" and "band" in value:
+            kept[key] = str(item)
+    return kept
 
 
 def _is_finite(value: object) -> bool:

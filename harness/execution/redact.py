@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.execution.suspicious_json import encodable
+
 _STDLIB = re.compile(r"(?<![\w<>./-])(?:/[\w.+@-]+)+(?=/lib/python3\.\d+/)")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _STARTS = r"(?:(?<![\w.+@-])|(?<=-[IL]))"  # not inside another path; compilers glue a path to its flag
@@ -35,7 +37,8 @@ class Redactor:
         self._pattern = re.compile(rf"{_STARTS}(?:{alternatives}){_ENDS}")
 
     def text(self, text: str) -> str:
-        """Return ``text`` without prefixes, interpreter paths and credentials."""
+        """Return ``text`` without prefixes, interpreter paths, credentials and what cannot be encoded."""
+        text = encodable(text)
         text = self._pattern.sub(lambda match: self._replacements[match[0]], text)
         return _CREDENTIALS.sub("<credentials>@", _STDLIB.sub("<python>", text))
 

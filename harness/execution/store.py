@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import write_atomically
+from harness.execution.suspicious_json import encodable, read_json
 from harness.matrix.cell import Cell
 from harness.result import SCHEMA_VERSION, CellResult
 
@@ -149,15 +150,16 @@ def load_result(path: Path) -> CellResult:
         InputRefusedError: it cannot be read, is not JSON, has another schema version or does not fit the schema.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path.read_bytes())
+        # No result that we wrote has half a surrogate pair, and a report could not be written with one.
+        json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise InputRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise InputRefusedError(
-            f"{path}: not JSON ({error}).", remedy="The file is damaged; remove it and run the cell again."
+            f"{path}: not JSON ({encodable(str(error))}).",
+            remedy="The file is damaged; remove it and run the cell again.",
         ) from error
-    except RecursionError:
-        raise InputRefusedError(f"{path}: nested too deeply to be read.") from None
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         said = "no schema_version" if version is None else f"schema_version {version!r}"

@@ -19,6 +19,21 @@ PUBLISHED = "published"
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipeFacts:
+    """What a recipe says of its cells, whatever a worker observes.
+
+    Attributes:
+        kinds: what may get a LoRA; a family may lack some of it.
+        quantized: whether the base is quantised while it is trained on.
+        geometry: the preset of its cells unless one is asked for; None: the default.
+    """
+
+    kinds: tuple[str, ...]
+    quantized: bool
+    geometry: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Catalogue:
     """Every name a configuration or a command may use.
 
@@ -30,8 +45,8 @@ class Catalogue:
     recipes: tuple[str, ...]
     geometries: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
-    geometry_of: Mapping[str, str] = field(default_factory=dict)
-    """The geometry of a recipe's cells unless one is asked for, of the recipes that name one."""
+    facts_of: Mapping[str, RecipeFacts] = field(default_factory=dict)
+    """What each recipe says of its cells."""
     engines: tuple[str, ...] = ()
     """What can merge."""
     faults: tuple[str, ...] = ()
@@ -40,6 +55,10 @@ class Catalogue:
     def variants_of(self, family: str) -> tuple[str, ...]:
         """Return the checkpoint variants that ``family`` has, ``published`` first."""
         return self.variants.get(family, (PUBLISHED,))
+
+    def geometry_of(self, recipe: str) -> str | None:
+        """Return the geometry of a recipe's cells unless one is asked for; None: the default."""
+        return self.facts_of[recipe].geometry if recipe in self.facts_of else None
 
     @property
     def all_variants(self) -> tuple[str, ...]:
@@ -70,7 +89,7 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
     return Catalogue(
         families=tuple(families),
         recipes=tuple(sorted(recipes)),
-        geometry_of={name: preset for name, tree in recipes.items() if (preset := _geometry(tree)) is not None},
+        facts_of={name: _recipe_facts(tree, worker / "recipes") for name, tree in recipes.items()},
         geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
         variants=variants,
         engines=tuple(sorted(_dashed(root / "engines", "ENGINE"))),
@@ -112,14 +131,40 @@ def _names(tree: ast.Module) -> dict[str, ast.stmt]:
     return names
 
 
-def _geometry(recipe: ast.Module) -> str | None:
-    """Return the preset that ``RECIPE = Recipe(…, geometry="…")`` names, if it does."""
-    match _names(recipe)["RECIPE"]:
-        case ast.Assign(value=ast.Call(keywords=keywords)) | ast.AnnAssign(value=ast.Call(keywords=keywords)):
-            for keyword in keywords:
-                if keyword.arg == "geometry" and isinstance(keyword.value, ast.Constant):
-                    return str(keyword.value.value)
-    return None
+def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
+    """Return what a recipe's module says by literals, its own or those of the recipe that it replaces some of."""
+    given = _recipe_arguments(recipe, folder)
+    quantization, geometry = given.get("quantization"), given.get("geometry")
+    try:
+        return RecipeFacts(
+            kinds=tuple(map(str, ast.literal_eval(given["kinds"]))),
+            quantized=quantization is not None and not _is_none(quantization),
+            geometry=None if geometry is None else str(ast.literal_eval(geometry)),
+        )
+    except (KeyError, ValueError) as error:
+        raise _broken(folder, f"has a recipe whose kinds and geometry are not literals ({error})") from None
+
+
+def _is_none(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is None
+
+
+def _recipe_arguments(recipe: ast.Module, folder: Path) -> dict[str, ast.expr]:
+    """Return the arguments of ``RECIPE = Recipe(…)``, or of ``RECIPE = replace(OTHER, …)`` over those of the other."""
+    names = _names(recipe)
+    match names["RECIPE"]:
+        case ast.Assign(value=ast.Call() as call) | ast.AnnAssign(value=ast.Call() as call):
+            own = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
+        case _:
+            raise _broken(folder, "has a recipe that is not written as a call")
+    match call:
+        case ast.Call(func=ast.Name(id="Recipe")):
+            return own
+        case ast.Call(func=ast.Name(id="replace"), args=[ast.Name(id=other)]):
+            match names.get(other):
+                case ast.ImportFrom(module=str(module)):
+                    return _recipe_arguments(_parse(folder / f"{module.rpartition('.')[2]}.py"), folder) | own
+    raise _broken(folder, "has a recipe that is neither Recipe(…) nor replace(OTHER, …)")
 
 
 def _variants(family: ast.Module, checkpoints: Path) -> tuple[str, ...]:

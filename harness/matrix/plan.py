@@ -129,7 +129,7 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         ConfigurationError: another option has a value that it cannot have.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    options.setdefault("geometry", catalogue.geometry_of.get(recipe, DEFAULTS["geometry"]))
+    options.setdefault("geometry", catalogue.geometry_of(recipe) or DEFAULTS["geometry"])
     names = {"model": (family, catalogue.families), "recipe": (recipe, catalogue.recipes)}
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
         names[what] = (str(options.get(what, DEFAULTS[what])), known)

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-from harness.contract.outcomes import HARMLESS, worst
+from harness.contract.outcomes import HARMLESS, Outcome, worst
 from harness.contract.stages import STAGES, TABLE, StageName
+from harness.evidence import missing_evidence, missing_of_stages
+from harness.matrix.catalogue import RecipeFacts, read_catalogue
 from harness.matrix.expectations import Expectation
-from harness.result import CellResult, StageResult, missing_evidence
+from harness.result import CellResult, StageResult
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
+
+
+NOTICED: tuple[Outcome, ...] = ("noop", "fail", "blind")
+"""What gates end in that have noticed a broken merge: ``blind`` where one of several checks let it through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +47,15 @@ class Verdict:
         return self.status in {"ok", "known-failure", "flaky"}
 
 
-def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
+def judge(
+    result: CellResult, expectations: Sequence[Expectation], recipes: Mapping[str, RecipeFacts] | None = None
+) -> Verdict:
     """Say what a result means in the light of the expectations.
+
+    Args:
+        result: what happened.
+        expectations: what was declared.
+        recipes: what each recipe says of its cells, which a result's facts are held against; None: what the files say.
 
     The first of these that holds decides:
 
@@ -50,7 +64,11 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
     - ``unexpected-pass``: a declared failure did not happen although its stage passed.
     - ``known-failure``, or ``flaky``: a declared failure happened.
     - ``ok``: the rest.
+
+    No declaration is about a cell whose merge was broken on purpose. It is a regression, whatever happened in it.
     """
+    if result.cell.fault is not None:
+        return Verdict(status="regression", sentence=_of_planted_fault(result, result.cell.fault))
     applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
     decided: dict[StageName, Expectation] = {}
     for stage in STAGES:
@@ -61,6 +79,8 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
             decided[stage] = found
     if problem := _undeclared(result, applicable, decided):
         return problem
+    if (shrunk := _against_recipe(result, shipped_recipes() if recipes is None else recipes)) is not None:
+        return Verdict(status="regression", sentence=shrunk)
     for expectation in applicable:
         stage_result = result.stages.get(expectation.stage)
         if stage_result is not None and stage_result.result == "pass" and not expectation.flaky:
@@ -74,6 +94,17 @@ def judge(result: CellResult, expectations: Sequence[Expectation]) -> Verdict:
         status: Status = "flaky" if expectation.flaky else "known-failure"
         return Verdict(status=status, expectation=expectation, sentence=sentence)
     return Verdict(status="ok", sentence=result.reason or "every stage passed")
+
+
+def _of_planted_fault(result: CellResult, fault: str) -> str:
+    """Say whether the gates noticed the fault that was planted, which must happen and never passes."""
+    for stage in ("compare", "controls"):
+        outcome = _stage_result(result, stage)
+        if outcome.result in NOTICED:
+            return f"{fault} was planted and noticed: {stage} ended in {outcome.result}: {outcome.reason}"
+    problem = _undeclared(result, (), {})
+    instead = problem.sentence if problem else f"the cell ended in {result.outcome}"
+    return f"{fault} was planted, and no gate has noticed it: {instead}"
 
 
 def _undeclared(
@@ -102,10 +133,39 @@ def _undeclared(
             f"the outcome is {result.outcome}, but the stages say {overall}: {result.reason or 'no reason given'}"
         )
         return Verdict(status="regression", sentence=sentence)
-    lacking = missing_evidence(result) if result.outcome == "pass" else None
-    if lacking is not None:
-        return Verdict(status="regression", sentence=f"the result says pass, but {lacking}")
+    unshown = _unshown(result)
+    return None if unshown is None else Verdict(status="regression", sentence=unshown)
+
+
+def _unshown(result: CellResult) -> str | None:
+    """Say what was not shown of that which the result claims, or None."""
+    if result.outcome == "pass" and (lacking := missing_evidence(result)) is not None:
+        return f"the result says pass, but {lacking}"
+    if (found := missing_of_stages(result)) is not None:
+        stage, lacking = found
+        return f"{stage} ended in {_stage_result(result, stage).result}, but {lacking}"
     return None
+
+
+def _against_recipe(result: CellResult, recipes: Mapping[str, RecipeFacts]) -> str | None:
+    """Say how a result's facts contradict its recipe, or None: a worker's facts decide what it must show."""
+    recipe, facts = recipes.get(result.cell.recipe), result.facts
+    if facts is None:
+        return None
+    if recipe is None:
+        return f"{result.cell.recipe} is no recipe of this release, so nobody can say what it must show"
+    if surplus := set(facts.kinds) - set(recipe.kinds):
+        return f"its facts say that {', '.join(sorted(surplus))} got a LoRA, and its recipe does not"
+    if facts.quantized != recipe.quantized:
+        said = "quantised" if recipe.quantized else "not quantised"
+        return f"its recipe says that the base is {said}, and its facts say otherwise"
+    return None
+
+
+@cache
+def shipped_recipes() -> Mapping[str, RecipeFacts]:
+    """What the recipes of this release say of their cells."""
+    return read_catalogue().facts_of
 
 
 def _stage_result(result: CellResult, stage: StageName) -> StageResult:

@@ -29,9 +29,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "matrix.cell": frozenset({"contract"}),
     "result": frozenset({"contract", "matrix.cell", "faults"}),
-    "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "result"}),
+    "evidence": frozenset({"contract", "result", "faults"}),
+    "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "evidence", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
-    "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "result"}),
+    "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "evidence", "result"}),
     "report": frozenset({"contract", "report", "matrix.cell", "result"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
@@ -161,7 +162,9 @@ def test_the_table_has_no_cycle() -> None:
         order += ready
 
 
-@pytest.mark.parametrize("layer", ["errors", "result", "matrix", "envs", "execution", "report", "cli", "__main__"])
+@pytest.mark.parametrize(
+    "layer", ["errors", "result", "evidence", "matrix", "envs", "execution", "report", "cli", "__main__"]
+)
 def test_the_host_never_imports_what_is_under_test(layer: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{item.line}: {item.module}"

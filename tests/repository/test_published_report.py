@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from harness.evidence import missing_evidence
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.config import load_config
 from harness.matrix.plan import Selection, plan_cells
-from harness.result import CellResult, missing_evidence
+from harness.result import CellResult
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "reports"

@@ -114,8 +114,8 @@ def section(found: Found, settings: Settings) -> Section:  # noqa: ARG001 - ever
             (
                 "`harness matrix` over the same cells, by warm workers (the default: one process for each environment"
                 " imports the libraries once and forks every cell) and with `--fresh-processes` (every cell imports"
-                " them itself). Whole commands, one after the other. *Beside its stages*: what a passing cell takes from"
-                " its start to its end that none of its own stages took, imports included; the median over cells."
+                " them itself). Whole commands, one after the other. *Beside its stages*: what a passing cell takes"
+                " from its start to its end that none of its own stages took, imports included; the median over cells."
             ),
         ),
         goals=_goals(ran),

@@ -216,7 +216,8 @@ class LocalRunner:
         return WorkerSpec(
             command=(*self._program(job), *arguments),
             environment=self._environment(job, home.home),
-            token=f"{self._context.run_token}.w{next(self._workers):05}",  # as long as a cell's: a child writes its own over it
+            # As long as a cell's: a child writes its own over it.
+            token=f"{self._context.run_token}.w{next(self._workers):05}",
             home=home,
         )
 

@@ -73,7 +73,7 @@ def _overview(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    as_code = {"family", "recipe", "engine"}
+    as_code = {"family", "recipe", "engine", "device"}
     lines = [
         (
             *(code_span(column.text(row)) if column.key in as_code else column.text(row) for column in COLUMNS),

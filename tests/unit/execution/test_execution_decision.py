@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from contract_samples import ALL_CHECKS, CONTROLS, FACTS
+from contract_samples import ADAPTER, ALL_CHECKS, FACTS, REJECTED
 from execution_helpers import cell
 
 from harness.contract.outcomes import Ended, Outcome
-from harness.contract.stages import WORKER_STAGES, StageName
+from harness.contract.stages import TABLE, WORKER_STAGES, StageName
 from harness.execution.decision import EndedStage, Interruption, decide
 from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
 
@@ -23,16 +23,17 @@ def check(name: str, stage: StageName = "compare", *, passed: bool = True, value
 def measured(**changes: Any) -> CellResult:
     """All that a passing cell measured, with ``changes``; nothing is decided yet."""
     subject = cell()
+    changes = {"cell": subject, "cell_id": subject.id} | changes
     fields: dict[str, Any] = {
         "versions": VERSIONS,
         "facts": FACTS,
-        "adapter": AdapterInfo(num_experts=None, rank=3),
+        "adapter": AdapterInfo.model_validate(ADAPTER),
         "merge": MergeCounts(attempted=6, applied=6),
         "checks": [check(name, stage) for name, stage in ALL_CHECKS],
-        "controls": [ControlResult(name=name, rejected=True) for name in CONTROLS],
+        "controls": [ControlResult.model_validate(control) for control in REJECTED],
         "stages": {"resolve": StageResult(result="pass"), "install": StageResult(result="pass")},
     }
-    return CellResult(cell=subject, cell_id=subject.id, outcome="error", **(fields | changes))
+    return CellResult(outcome="error", **(fields | changes))
 
 
 def completed(**others: Ended) -> dict[StageName, EndedStage]:
@@ -62,7 +63,8 @@ def test_a_pass_without_any_one_check_is_an_error(name: str, stage: StageName) -
     result = decide(measured(checks=without), completed())
 
     assert result.outcome == "error"
-    assert result.reason == f"the worker reports no failure, but these checks are not there: {name} ({stage})"
+    assert result.stage == stage
+    assert result.reason == f"it completed, but these checks are not there: {name} ({stage})"
 
 
 @pytest.mark.parametrize(("name", "stage"), ALL_CHECKS)
@@ -132,8 +134,8 @@ def test_what_the_end_of_a_stage_is(how: EndedStage, out_of_memory: bool, expect
 def test_a_failed_check_of_a_stage_that_nobody_heard_of_counts() -> None:
     ended = completed()
     del ended["train"]
-    checks = [check("loss", "train", passed=False)]
-    result = decide(measured(checks=checks), ended)
+    checks = [item for item in measured().checks if item.name != "loss"]
+    result = decide(measured(checks=[*checks, check("loss", "train", passed=False)]), ended)
 
     assert result.stages["train"].result == "fail"
 
@@ -154,6 +156,66 @@ def test_the_host_s_own_findings_outrank_the_worker_s() -> None:
     result = decide(measured(stages=found), completed())
 
     assert (result.outcome, result.stage, result.reason) == ("error", "import", "imported peft 9")
+
+
+@pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "reload-adapter"])
+def test_a_failure_elsewhere_takes_no_evidence_away(name: str, stage: StageName) -> None:
+    """One declared failure, of the adapter's reload, must not hide that another stage showed nothing."""
+    without = [item for item in measured().checks if (item.name, item.stage) != (name, stage)]
+    ended: dict[StageName, EndedStage] = {**completed(), "reload-adapter": EndedStage(ended="raised", reason="known")}
+    result = decide(measured(checks=without), ended)
+
+    assert result.stages[stage].result == "error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({"merge": None}, "compare"),
+        ({"controls": []}, "controls"),
+        ({"facts": None}, "attach"),
+        ({"adapter": None}, "save"),
+        ({"versions": {}}, "import"),
+        ({"cell": cell(device="cuda"), "cell_id": cell(device="cuda").id, "device": "cuda"}, "load"),
+    ],
+)
+def test_what_a_stage_stands_for_must_be_there_whatever_failed(changes: dict[str, Any], stage: StageName) -> None:
+    ended: dict[StageName, EndedStage] = {**completed(), "reload-adapter": EndedStage(ended="raised", reason="known")}
+    result = decide(measured(**changes), ended)
+
+    assert result.stages[stage].result == "error"
+    assert str(result.stages[stage].reason).startswith("it completed, but ")
+
+
+def test_a_merge_that_cannot_be_loaded_again_is_judged_by_its_bytes() -> None:
+    """What only a loaded model can say is not there, and the reload has a failure of its own."""
+    of_the_model = {"signal", "kl", "logprob", "samples"}
+    checks = [item for item in measured().checks if item.name not in of_the_model]
+    ended: dict[StageName, EndedStage] = {**completed(), "reload-merged": EndedStage(ended="raised", reason="no")}
+
+    assert decide(measured(checks=checks), ended).stages["compare"].result == "pass"
+    assert decide(measured(checks=checks), completed()).stages["compare"].result == "error"
+
+
+def test_a_control_that_was_let_through_blinds_the_cell_whatever_the_checks_say() -> None:
+    controls = [ControlResult(name="base-copied", rejected=False), *measured().controls[:1]]
+    ended: dict[StageName, EndedStage] = {**completed(), "reload-adapter": EndedStage(ended="raised", reason="known")}
+    for ends in (completed(), ended):
+        result = decide(measured(controls=controls), ends)
+
+        assert result.stages["controls"].result == "blind"
+        assert result.stages["controls"].reason == "controls that were not rejected: base-copied"
+
+
+@pytest.mark.parametrize("how", ["raised", "unsupported", "died"])
+@pytest.mark.parametrize("name", [name for name in WORKER_STAGES if name != "import"])
+def test_what_ended_without_its_ground_is_an_error(name: StageName, how: Ended) -> None:
+    for need in TABLE[name].needs:
+        ended: dict[StageName, EndedStage] = {**completed(), need: EndedStage(ended=how, reason="why")}
+        absent = {other: end for other, end in completed().items() if other != need}
+
+        assert decide(measured(), ended).stages[name].result == "error"
+        assert decide(measured(), absent).stages[name].result == "error"
 
 
 def test_deciding_changes_nothing_that_was_given() -> None:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from contract_samples import complete_observation
+from contract_samples import FACTS, REJECTED, complete_observation
 from execution_helpers import cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.contract.checks import TABLE
 from harness.contract.outcomes import Ended
-from harness.contract.stages import STAGES, WORKER_STAGES
+from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.execution.finalise import StackRecord, finalise
 from harness.execution.observation import parse_observation
 from harness.execution.redact import Redactor
+from harness.execution.store import ResultStore, load_result
 from harness.execution.supervise import SupervisedExit
 from harness.result import CellResult
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
 STACK = StackRecord(versions=VERSIONS, lock_sha256="b" * 64, python_version="3.11.7")
 EXITED = SupervisedExit(ending="exited", code=0, seconds=3.25, peak_rss_mb=500.04)
-
-
-FUSED = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8, "rank": 3}
-"""An adapter on fused experts, in whose cell b-packing is a control too."""
 
 
 def observed(**changes: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_peak_memory_is_the_supervisors_where_the_worker_has_none() -> None:
 )
 def test_the_running_stage_gets_the_end_and_the_rest_is_not_run(ended: SupervisedExit, outcome: str) -> None:
     stages = {name: {"ended": "completed"} for name in WORKER_STAGES[:5]}  # up to and including train
-    result = finished({"stages": stages, "running": "save", "done": False}, ended)
+    result = finished(observed(stages=stages, running="save", done=False), ended)
 
     assert (result.outcome, result.stage) == (outcome, "save")
     assert result.stages["train"].result == "pass"
@@ -105,8 +105,8 @@ def test_the_worst_stage_decides_and_of_equals_the_first() -> None:
 
 @pytest.mark.parametrize(("check", "outcome"), [("kl", "fail"), ("signal", "blind"), ("applied", "fail")])
 def test_a_failed_check_outranks_a_stage_that_claims_to_have_passed(check: str, outcome: str) -> None:
-    checks = [{"name": check, "stage": "compare", "value": 0.25, "band": "<= 0.1", "passed": False, "detail": "l.0"}]
-    result = finished(observed(checks=checks))
+    failed = {"name": check, "stage": "compare", "value": 0.25, "band": "<= 0.1", "passed": False, "detail": "l.0"}
+    result = finished(observed(checks=[*observed()["checks"], failed]))
 
     assert (result.outcome, result.stage) == (outcome, "compare")
     assert result.reason == f"{check} is 0.25, the band is <= 0.1: l.0"
@@ -123,9 +123,13 @@ def test_a_failed_check_outranks_a_stage_that_claims_to_have_passed(check: str, 
         {"stages": {name: {"ended": "completed"} for name in WORKER_STAGES if name != "controls"}},
         {"stages": {}},
         {"controls": []},
-        {"controls": [{"name": "base-copied", "rejected": False}]},
         {"adapter": None},
-        {"adapter": FUSED},
+        {"controls": [control for control in REJECTED if control["name"] != "b-packing"]},
+        {"adapter": {"num_experts": None, "rank": 3}},
+        {"facts": asdict(FACTS) | {"kinds": []}},
+        {"facts": asdict(FACTS) | {"fused_experts": False}},
+        {"facts": asdict(FACTS) | {"quantized": True}},
+        {"quantization": {"kinds": {}}},
         {"adapter": {"rank": 3}},
     ],
 )
@@ -162,6 +166,16 @@ def test_a_cell_named_after_other_versions_than_were_imported_is_an_error() -> N
         (b'{"stages": {"build": {"ended": "great"}}, "done": true}', "build.ended"),
         (b'{"versions": null, "done": true}', "does not fit"),
         (b'{"checks": [{"name": "vibes"}], "done": true}', "checks.0"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"metrics": ' + b"[" * 40 + b"]" * 40 + b"}", "nested too deeply"),
+        (b'{"threads": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"peak_rss_mb": ' + b"1" * 400 + b"}", "digits"),
+        (b'{"\\ud800": 1}', "unknown fields: ?"),
+        (b'{"running": "resolve"}', "running='resolve'"),
+        (
+            b'{"checks": [{"name": "kl", "stage": "save", "value": 1, "band": "x", "passed": false}], "done": true}',
+            "there is no check 'kl' in stage 'save'",
+        ),
     ],
 )
 def test_an_observation_that_is_none_is_an_error_of_the_first_stage(content: bytes, words: str) -> None:
@@ -185,7 +199,8 @@ def test_a_crash_after_everything_was_done_is_not_hidden() -> None:
 
 
 def test_numbers_that_json_does_not_have_are_left_out_and_told_by_their_check() -> None:
-    checks = [{"name": "kl", "stage": "compare", "value": float("nan"), "band": "<= 1e-09", "passed": False}]
+    failed = {"name": "kl", "stage": "compare", "value": float("nan"), "band": "<= 1e-09", "passed": False}
+    checks = [*(check for check in observed()["checks"] if check["name"] != "kl"), failed]
     training = {"loss": [2.5, float("nan")], "grad_norm": {"expert": float("inf"), "attention": 0.5}}
     metrics = {"kl_trained_merged": float("nan"), "max_ulp": 0.5}
     result = finished(observed(checks=checks, training=training, metrics=metrics))
@@ -218,11 +233,38 @@ def test_texts_are_redacted_wherever_they_are() -> None:
     assert "wrote <work>/merged" in text
 
 
+def test_a_reason_with_half_a_surrogate_pair_can_be_written() -> None:
+    """A path that is not UTF-8 has such in Python, and an exception quotes it."""
+    observation = observed(platform="\ud800")
+    observation["stages"]["train"] = {"ended": "raised", "reason": "FileNotFoundError: caf\udce9.txt"}
+    result = finished(observation)
+
+    assert (result.platform, result.reason) == ("?", "FileNotFoundError: caf?.txt")
+    assert CellResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_a_version_that_no_number_can_hold_is_another_version() -> None:
+    result = finished(observed(versions={"torch": "1" * 5000}))
+
+    assert (result.outcome, result.stage) == ("error", "import")
+
+
+texts = st.text(st.characters(codec=None), max_size=8)  # lone surrogates among them
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
+
+
+def _nested(depth: int) -> bytes:
+    return b'{"metrics": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def _stray_check(name: str, stage: StageName) -> dict[str, object]:
+    return {"checks": [{"name": name, "stage": stage, "value": 1, "band": "x", "passed": False}]}
+
+
 endings = st.one_of(
     st.builds(SupervisedExit, ending=st.just("exited"), code=st.integers(0, 255)),
     st.builds(SupervisedExit, ending=st.just("signalled"), signal=st.integers(1, 64)),
@@ -232,8 +274,11 @@ stage_values = st.fixed_dictionaries({"ended": st.sampled_from(get_args(Ended))}
 observations = st.one_of(
     st.binary(max_size=40),
     st.dictionaries(
-        st.sampled_from(["stages", "checks", "merge", "versions", "running", "done", "timings", "python"]), json_values
+        st.sampled_from(["stages", "checks", "merge", "versions", "running", "done", "timings", "python"]) | texts,
+        json_values,
     ),
+    st.builds(_nested, st.integers(1, 3000)),
+    st.builds(_stray_check, st.sampled_from([check.name for check in TABLE]) | texts, st.sampled_from(STAGES)),
     st.fixed_dictionaries(
         {
             "stages": st.dictionaries(st.sampled_from(WORKER_STAGES), stage_values),
@@ -249,8 +294,10 @@ observations = st.one_of(
 def test_whatever_a_worker_writes_there_is_a_result_and_none_of_it_passes(
     observation: object, ended: SupervisedExit
 ) -> None:
-    """None of these has a merge and checks, so none may pass; each has every stage and survives a round trip."""
+    """None of these has a merge and checks, so none may pass; each has every stage and can be written and read."""
     result = finished(observation, ended)
+    with tempfile.TemporaryDirectory() as folder:
+        assert load_result(ResultStore(Path(folder)).save(result)) == result
 
     assert result.outcome != "pass"
     assert list(result.stages) == list(STAGES)

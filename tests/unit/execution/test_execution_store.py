@@ -58,6 +58,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         (b"[]", "no schema_version"),
         (b'{"schema_version": 1}', "schema_version 1; this program reads 2"),
         (b'{"schema_version": 2}', "cell: Field required"),
+        (b'{"schema_version": "\\ud800"}', "surrogates not allowed"),
+        (b'{"threads": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"threads": ' + b"1" * 400 + b"}", "digits"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 40 + b"]" * 40, "nested too deeply"),
     ],
 )
 def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
@@ -79,6 +84,16 @@ def test_files_and_directories_are_listed_once_each(tmp_path: Path) -> None:
     assert result_files([two, tmp_path / "shards", one]) == [two, one]
     assert result_files([tmp_path / "shards" / "two" / "cells"]) == [two]
     assert [each.seed for each in load_results([tmp_path / "shards"])] == [0, 1]
+
+
+@pytest.mark.parametrize("place", ["platform", "reason", "\ud800"])
+def test_a_result_with_half_a_surrogate_pair_is_refused(tmp_path: Path, place: str) -> None:
+    path = ResultStore(tmp_path).save(result())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {place: "\ud800"}))
+    with pytest.raises(InputRefusedError) as caught:
+        load_result(path)
+
+    assert caught.value.message.encode()
 
 
 @pytest.mark.parametrize("name", ["empty", "nowhere"])

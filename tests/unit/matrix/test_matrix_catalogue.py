@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.matrix.catalogue import read_catalogue
+from harness.matrix.catalogue import RecipeFacts, read_catalogue
+from harness.worker.recipes.recipe import recipe
 
 FILES = {
     "../engines/__init__.py": '"""Engines."""\n',
@@ -25,8 +26,10 @@ FILES = {
     "checkpoints/families/helpers.py": "def rope(): ...\n",
     "checkpoints/variants.py": 'VARIANTS = ("published", "per-expert")\n',
     "checkpoints/geometry.py": 'import absent_library\nPRESETS = ("distinct", "square")\n',
-    "recipes/lora.py": "import absent_library\nRECIPE = absent_library.Recipe()\n",
-    "recipes/lora_experts.py": "RECIPE = 1\n",
+    "recipes/lora.py": "import absent_library\nRECIPE = Recipe(kinds=('attention', 'expert'), quantization=None)\n",
+    "recipes/lora_experts.py": "from x.recipes.lora import RECIPE as L\nRECIPE: R = replace(L, kinds=('expert',))\n",
+    "recipes/qlora4.py": "RECIPE = Recipe(kinds=('expert', 'dense'), geometry='blocks', quantization=Quant(bits=4))\n",
+    "recipes/qlora_shimmed.py": "from x.recipes.qlora4 import RECIPE as Q\nRECIPE = replace(Q, shims=('a',))\n",
     "recipes/recipe.py": "class Recipe: ...\n",
 }
 
@@ -44,10 +47,39 @@ def test_members_are_the_files_that_define_what_a_member_defines(package: Path) 
     catalogue = read_catalogue(package)
 
     assert catalogue.families == ("alpha", "beta", "gamma")
-    assert catalogue.recipes == ("lora", "lora-experts")
+    assert catalogue.recipes == ("lora", "lora-experts", "qlora-shimmed", "qlora4")
     assert catalogue.geometries == ("distinct", "square")
     assert catalogue.engines == ("reference", "unsloth-zoo")
     assert catalogue.faults == ("base-copied",)
+
+
+def test_what_a_recipe_says_of_its_cells_is_read_also_where_it_changes_another(package: Path) -> None:
+    quantized = RecipeFacts(kinds=("expert", "dense"), quantized=True, geometry="blocks")
+
+    assert read_catalogue(package).facts_of == {
+        "lora": RecipeFacts(kinds=("attention", "expert"), quantized=False),
+        "lora-experts": RecipeFacts(kinds=("expert",), quantized=False),
+        "qlora4": quantized,
+        "qlora-shimmed": quantized,
+    }
+
+
+def test_what_is_read_of_the_shipped_recipes_is_what_they_are() -> None:
+    """The worker imports them, the host does not; they import no library."""
+    for name, facts in read_catalogue().facts_of.items():
+        known = recipe(name)
+
+        assert facts.kinds == known.kinds
+        assert facts.quantized == (known.quantization is not None)
+        assert (facts.geometry or "distinct") == known.geometry
+
+
+@pytest.mark.parametrize("text", ["RECIPE = 1", "RECIPE = made()", "RECIPE = Recipe()", "RECIPE = Recipe(kinds=KINDS)"])
+def test_a_recipe_that_cannot_be_read_is_an_error(package: Path, text: str) -> None:
+    (package / "worker" / "recipes" / "odd.py").write_text(text)
+
+    with pytest.raises(HarnessError, match="recipes has a recipe"):
+        read_catalogue(package)
 
 
 def test_a_family_offers_the_variants_it_names_or_imports(package: Path) -> None:
@@ -78,7 +110,7 @@ def test_a_broken_installation_names_the_file(package: Path, name: str, text: st
 
 
 def test_a_folder_without_members_is_an_error(package: Path) -> None:
-    for path in (package / "worker" / "recipes").glob("lora*.py"):
+    for path in (package / "worker" / "recipes").glob("*lora*.py"):
         path.unlink()
 
     with pytest.raises(HarnessError, match="no module that defines RECIPE"):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 import pytest
-from contract_samples import ALL_CHECKS, CONTROLS, FACTS
+from contract_samples import ADAPTER, ALL_CHECKS, FACTS, REJECTED
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from harness.contract.facts import CellFacts
 from harness.contract.outcomes import OUTCOMES, Outcome, worst
 from harness.contract.stages import STAGES, StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
-from harness.matrix.expectations import Expectation, check_expectations, load_expectations
+from harness.matrix.expectations import Expectation, FailingOutcome, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
+from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, QuantizationInfo, StageResult
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
@@ -34,6 +37,7 @@ RELOAD = Expectation(
     since="transformers 5.6.2",
 )
 TRAIN = Expectation(cells=("alpha/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
+FAILURES: tuple[FailingOutcome, ...] = get_args(FailingOutcome)
 TYPE_ERROR = "TypeError: unexpected keyword argument 'distributed_operation'"
 
 
@@ -67,8 +71,8 @@ def result(
         checks=[*checks, *passed],
         facts=FACTS,
         merge=MergeCounts(attempted=6, applied=6),
-        adapter=AdapterInfo(num_experts=None, rank=3),
-        controls=[ControlResult(name=name, rejected=True) for name in CONTROLS],
+        adapter=AdapterInfo.model_validate(ADAPTER),
+        controls=[ControlResult.model_validate(control) for control in REJECTED],
         versions=dict.fromkeys(("transformers", "peft", "trl", "torch"), "1"),
     )
 
@@ -342,6 +346,34 @@ def test_an_expectation_must_be_about_pinned_packages(
         check_expectations(expectations, config, catalogue)
 
 
+FAULTY = CELL.model_copy(update={"fault": "base-copied"})
+ANY_FAILURE = tuple(
+    Expectation(cells=("*",), stage=stage, outcome=outcome, reason="any", since="always")
+    for stage in STAGES
+    for outcome in FAILURES
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_cell_with_a_planted_fault_is_never_green_whatever_is_declared(stage: StageName, outcome: Outcome) -> None:
+    for later in ("pass", "not_run"):
+        subject = result({stage: f"{outcome}: {TYPE_ERROR}", **after(stage, later)}, cell=FAULTY)
+        verdict = judge(subject, [*ANY_FAILURE, RELOAD])
+
+        assert (verdict.status, verdict.expectation) == ("regression", None)
+
+
+def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
+    seen = judge(result({"compare": "noop: all dropped"}, cell=FAULTY), [])
+    lost = judge(result({"load": "unsupported: no such family", **after("load", "not_run")}, cell=FAULTY), [])
+    passed = judge(result(cell=FAULTY), [])
+
+    assert seen.sentence == "base-copied was planted and noticed: compare ended in noop: all dropped"
+    assert lost.sentence == "base-copied was planted, and no gate has noticed it: the cell ended in unsupported"
+    assert passed.sentence.startswith("base-copied was planted, and no gate has noticed it: the result says pass, but")
+
+
 @pytest.mark.parametrize("stage", ["reload-merged", "merge", "train", "compare"])
 def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: StageName) -> None:
     assert judge(result({stage: "unsupported: no such architecture"}), []).status == "regression"
@@ -354,11 +386,14 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("merge", None),
         ("controls", []),
         ("adapter", None),
-        (
-            "adapter",
-            AdapterInfo(io_layout="standard", b_packing="rank_major", num_experts=8, rank=3),
-        ),  # so that b-packing is a control of it
-        ("cell", CELL.model_copy(update={"fault": "base-copied"})),
+        ("adapter", AdapterInfo(num_experts=None, rank=3)),  # so that b-packing would be no control of it
+        ("controls", [ControlResult.model_validate(control) for control in REJECTED if control["name"] != "b-packing"]),
+        ("facts", dataclasses.replace(FACTS, fused_experts=False)),
+        ("facts", dataclasses.replace(FACTS, kinds=())),
+        ("facts", dataclasses.replace(FACTS, kinds=("attention",))),
+        ("facts", dataclasses.replace(FACTS, quantized=True)),
+        ("quantization", QuantizationInfo(kinds={})),
+        ("cell", CELL.model_copy(update={"device": "cuda"})),
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),
@@ -369,6 +404,36 @@ def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str
 
     assert verdict.status == "regression"
     assert verdict.sentence.startswith("the result says pass, but ")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "facts", "words"),
+    [
+        ("qlora4", FACTS, "its recipe says that the base is quantised"),
+        ("lora-attention", FACTS, "its facts say that expert got a LoRA"),
+        ("none-such", FACTS, "none-such is no recipe of this release"),
+        ("lora-attention", dataclasses.replace(FACTS, kinds=("attention", "router")), "its facts say that router got"),
+    ],
+)
+def test_facts_are_held_against_the_recipe(recipe: str, facts: CellFacts, words: str) -> None:
+    """Whatever a worker says of its cell, qlora4 is quantised: else the checks of that would not be asked for."""
+    cell = CELL.model_copy(update={"recipe": recipe})
+    attention_only = {} if "expert" in facts.kinds else {"adapter": AdapterInfo(num_experts=None, rank=3)}
+    whole = result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=cell)
+    verdict = judge(whole.model_copy(update={"facts": facts, "cell_id": cell.id, **attention_only}), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert words in verdict.sentence
+
+
+@pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "reload-adapter"])
+def test_a_known_failure_excuses_no_missing_evidence_of_other_stages(name: str, stage: StageName) -> None:
+    whole = result({"reload-adapter": f"error: {TYPE_ERROR}"})
+    without = [check for check in whole.checks if (check.name, check.stage) != (name, stage)]
+    verdict = judge(whole.model_copy(update={"checks": without}), [RELOAD])
+
+    assert verdict.status == "regression"
+    assert verdict.sentence.startswith(f"{stage} ended in pass, but ")
 
 
 def test_counts_that_do_not_add_up_and_a_borrowed_id_are_no_result() -> None:

@@ -102,7 +102,7 @@ def measured(
             tokens_per_expert_min={"training": 7, "evaluation": 3},
             attached={"attention": "12/12", "expert": "144/144"},
         ),
-        controls=[ControlResult(name="base-copied", rejected=True, by=["applied", "kl"], value=0.2345)],
+        controls=[ControlResult(name="base-copied", rejected=True, by=["applied", "kl", "logprob"], value=0.2345)],
         timings={"train": 1.2, "merge": 0.4, "total": 21.7},
         peak_rss_mb=571.3,
         log=f"cells/{cell.family}/{cell.file_stem}.log",
@@ -136,7 +136,8 @@ def _rejected(cell: Cell) -> CellResult:
         wrong=2,
         engine_applied=156,
         by_kind={
-            "expert": TensorCounts(attempted=144, applied=128, zero_delta=5, below_rounding=3, dropped=6, wrong=2)
+            "attention": TensorCounts(attempted=12, applied=12),
+            "expert": TensorCounts(attempted=144, applied=128, zero_delta=5, below_rounding=3, dropped=6, wrong=2),
         },
         first_error="model.layers.1.mlp.experts.3.up_proj.weight",
     )

@@ -124,7 +124,7 @@ def test_markdown_tells_the_whole_story() -> None:
         line for line in text.splitlines() if "known error in reload-adapter" in line and line.startswith("| 5.6.2")
     )
     assert [part.strip() for part in row.strip("|").split("|")] == [
-        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "`reference`", "cpu", "156/156", "1.2e-13", "3/3",
+        "5.6.2", "0.19.1", "1.4.0", "`qwen3_moe`", "`lora`", "`reference`", "`cpu`", "156/156", "1.2e-13", "3/3",
         "0.23", "0.23", "△ known error in reload-adapter",
     ]  # fmt: skip
     assert f"```text\n{TYPE_ERROR}\n```" in text

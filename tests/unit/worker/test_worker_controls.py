@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from contract_samples import plain_cell
+from contract_samples import FACTS, plain_cell
 from control_cells import ADAPTER, CHECKPOINT, I2, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from harness.execution.decision import EndedStage, decide
 from harness.faults import Facts, applicable_controls, fault, fault_names
 from harness.faults.b_packing import MisreadError
 from harness.faults.fault import Site, Where
-from harness.result import CellResult, Check, StageResult
+from harness.result import AdapterInfo, CellResult, Check, ControlResult, StageResult
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.stages import compare, controls, planting
 from harness.worker.stages.controls import run_controls
@@ -49,10 +49,16 @@ def stage_result(cell: Observation) -> StageResult:
     """Return what the host makes of the stage: what a worker measured is all that it is believed."""
     subject = plain_cell()
     result = CellResult(
-        cell=subject, cell_id=subject.id, outcome="error", checks=[Check(**check) for check in cell.data["checks"]]
+        cell=subject,
+        cell_id=subject.id,
+        outcome="error",
+        facts=FACTS,
+        adapter=AdapterInfo.model_validate(cell.data["adapter"]),
+        checks=[Check(**check) for check in cell.data["checks"]],
+        controls=[ControlResult.model_validate(control) for control in cell.data.get("controls", [])],
     )
     ended = EndedStage(**cell.data["stages"]["controls"])
-    return decide(result, {"controls": ended}).stages["controls"]
+    return decide(result, {"compare": EndedStage(ended="completed"), "controls": ended}).stages["controls"]
 
 
 def test_every_control_is_rejected_by_both_gates_when_they_work(cell: Observation) -> None:
