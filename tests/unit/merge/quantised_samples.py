@@ -11,8 +11,7 @@ from math import prod
 
 import numpy as np
 import torch
-
-from harness.merge.base.codecs.bnb_4bit import FP4, NF4
+from published_codes import FP4, NF4
 
 
 def four_bit(
