@@ -16,6 +16,9 @@ from typing import Protocol
 
 MIB_PER_KIB = 1 / 1024
 
+TORCH_DTYPE = {"float32": "float32", "bf16": "bfloat16"}
+"""A cell's dtype → its name in torch, which published configurations use too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -8,9 +8,7 @@ it is added.
 
 from __future__ import annotations
 
-from harness.engines.engine import Claims, Engine, Job, Merged, run_in_this_process
-
-TORCH_DTYPE = {"float32": "float32", "bf16": "bfloat16"}
+from harness.engines.engine import TORCH_DTYPE, Claims, Engine, Job, Merged, run_in_this_process
 
 
 class Peft:

@@ -1,7 +1,8 @@
 """What a cell has seen so far, kept on disk after every stage.
 
-Stages run in forked children. Parent and children share the file: a child loads it, adds its stages and writes it back.
-So a child that dies by a signal leaves behind exactly what was known until then, and which stage was running.
+Each stage runs in a forked child, or a group of stages in a process that is started. Whichever it is shares the file
+with its parent: it loads the record, adds its stages and writes it back. So a process that dies by a signal leaves
+behind exactly what was known until then, and which stage was running.
 The field names are those of the result contract (``harness.result.CellResult`` on the host). A stage's entry says how
 it ended. What that amounts to is the host's to decide.
 """

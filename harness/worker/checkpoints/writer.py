@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.engines.engine import TORCH_DTYPE
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.random_bits import random_float32, to_bfloat16_bytes
 from harness.worker.checkpoints.tensors import TensorSpec
@@ -104,8 +105,7 @@ def _vocab_size(config: dict[str, Any]) -> int:
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Return the config with the dtype that published configs name, under the key that this family's config uses."""
-    name = {"float32": "float32", "bf16": "bfloat16"}[dtype]
-    result = {key: name if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
+    result = {key: TORCH_DTYPE[dtype] if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
     if "text_config" in config:
         result["text_config"] = _with_dtype(config["text_config"], dtype)
     return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.engines.engine import TORCH_DTYPE
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.request import Request
 from harness.worker.stages.deltas import DELTAS
@@ -33,7 +34,7 @@ def save_reference(
     from safetensors.torch import load_file
 
     model = load_model(base or request.base, request)
-    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}[request.dtype]
+    dtype = getattr(torch, TORCH_DTYPE[request.dtype])
     with torch.no_grad():
         for target, delta in load_file(request.work / DELTAS).items():
             path, _, parameter = target.partition(":")

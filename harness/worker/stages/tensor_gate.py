@@ -154,7 +154,7 @@ def inspect(
     before, weights = read_weights(base).tensors, read_weights(merged)
     after = weights.tensors
     deltas, report.unpaired = covered(checkpoint, work, adapter)
-    found = {spec.key: _look_up(spec, after, checkpoint, keeps_bytes=keeps_bytes) for spec in checkpoint.tensors}
+    found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
     report.extras_missing = sorted(spec.key for spec in checkpoint.tensors if spec.extra and spec.key not in after)
@@ -193,11 +193,14 @@ def inspect(
     return report
 
 
-def _look_up(spec: TensorSpec, tensors: dict[str, Any], checkpoint: Checkpoint, *, keeps_bytes: bool) -> Found:
-    """Return what stands for a tensor of the base: under its own name, or another where the engine may choose."""
+def _look_up(tensors: dict[str, Any], checkpoint: Checkpoint, *, keeps_bytes: bool) -> dict[str, Found]:
+    """Return what stands for each tensor: under its own name, or another where the engine may choose."""
     if not keeps_bytes:
-        return find(spec, tensors, checkpoint.prefixes)
-    return Found(tensor=tensors.get(spec.key), keys=(spec.key,) if spec.key in tensors else ())
+        return find(checkpoint.tensors, tensors, checkpoint.prefixes)
+    return {
+        spec.key: Found(tensor=tensors.get(spec.key), keys=(spec.key,) if spec.key in tensors else ())
+        for spec in checkpoint.tensors
+    }
 
 
 def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool) -> None:

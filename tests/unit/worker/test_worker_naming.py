@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages import tensor_gate
-from harness.worker.stages.naming import find
+from harness.worker.stages.naming import Found, find
 from harness.worker.stages.tensor_gate import TensorReport, inspect
 
 PREFIXES = ("model.language_model.", "model.")
@@ -37,25 +37,30 @@ def apart(prefix: str, gate_up: torch.Tensor, down: torch.Tensor) -> dict[str, t
     return parts
 
 
+def look(spec: TensorSpec, tensors: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> Found:
+    """Look for one tensor of a checkpoint that has no other."""
+    return find([spec], tensors, prefixes)[spec.key]
+
+
 def test_experts_written_one_by_one_are_put_together_again() -> None:
     gate_up, down = torch.randn(2, 4, 3), torch.randn(2, 3, 2)
-    found = find(FUSED, apart(LONG, gate_up, down), PREFIXES)
+    found = look(FUSED, apart(LONG, gate_up, down), PREFIXES)
 
     assert torch.equal(found.tensor, gate_up)
     assert found.rule == "fused experts one by one"
     assert len(found.keys) == 4
-    assert torch.equal(find(DOWN, apart(LONG, gate_up, down), PREFIXES).tensor, down)
+    assert torch.equal(look(DOWN, apart(LONG, gate_up, down), PREFIXES).tensor, down)
 
 
 def test_both_rules_together_say_both() -> None:
-    found = find(FUSED, apart(SHORT, torch.randn(2, 4, 3), torch.randn(2, 3, 2)), PREFIXES)
+    found = look(FUSED, apart(SHORT, torch.randn(2, 4, 3), torch.randn(2, 3, 2)), PREFIXES)
 
     assert found.rule == "model.language_model.* as model.* and fused experts one by one"
 
 
 def test_the_own_key_wins_and_a_second_copy_stays_unexpected() -> None:
     own, other = torch.zeros(3), torch.ones(3)
-    found = find(NORM, {NORM.key: own, "model.norm.weight": other}, PREFIXES)
+    found = look(NORM, {NORM.key: own, "model.norm.weight": other}, PREFIXES)
 
     assert (found.tensor is own, found.keys, found.rule) == (True, (NORM.key,), None)
 
@@ -64,7 +69,7 @@ def test_the_own_key_wins_and_a_second_copy_stays_unexpected() -> None:
 def test_a_family_with_one_prefix_has_no_other_names(prefixes: tuple[str, ...]) -> None:
     spec = TensorSpec(key="model.norm.weight", shape=(3,))
 
-    assert find(spec, {"model.language_model.norm.weight": torch.ones(3)}, prefixes).tensor is None
+    assert look(spec, {"model.language_model.norm.weight": torch.ones(3)}, prefixes).tensor is None
 
 
 def test_experts_of_which_one_lacks_or_does_not_fit_stand_for_nothing() -> None:
@@ -73,7 +78,7 @@ def test_experts_of_which_one_lacks_or_does_not_fit_stand_for_nothing() -> None:
     ragged = parts | {f"{LONG}.1.up_proj.weight": torch.randn(1, 3)}
     of_two_dtypes = parts | {f"{LONG}.1.up_proj.weight": torch.randn(2, 3).bfloat16()}
 
-    assert [find(FUSED, tensors, PREFIXES).tensor for tensors in (lacking, ragged, of_two_dtypes)] == [None] * 3
+    assert [look(FUSED, tensors, PREFIXES).tensor for tensors in (lacking, ragged, of_two_dtypes)] == [None] * 3
 
 
 def _boundary_moved(key: str, rows: int) -> dict[str, tuple[int, int]]:
@@ -95,15 +100,62 @@ def test_gate_and_up_have_each_their_own_shape(shapes: dict[str, tuple[int, ...]
     parts = apart(LONG, torch.randn(2, 4, 3), torch.randn(2, 3, 2))
     parts |= {key: torch.randn(shape) for key, shape in shapes.items()}
 
-    assert find(FUSED, parts, PREFIXES).tensor is None
-    assert find(DOWN, parts, PREFIXES).tensor is not None
+    assert look(FUSED, parts, PREFIXES).tensor is None
+    assert look(DOWN, parts, PREFIXES).tensor is not None
 
 
 def test_down_proj_has_its_own_shape() -> None:
     parts = apart(LONG, torch.randn(2, 4, 3), torch.randn(2, 3, 2))
     parts |= {f"{LONG}.{e}.down_proj.weight": torch.randn(2, 3) for e in range(2)}
 
-    assert find(DOWN, parts, PREFIXES).tensor is None
+    assert look(DOWN, parts, PREFIXES).tensor is None
+
+
+def named(spec: TensorSpec, *, prefix: str, fused: bool = True) -> dict[str, torch.Tensor]:
+    """One tensor of ones as a directory holds it under a prefix."""
+    key = f"{prefix}{spec.key.removeprefix('model.language_model.')}"
+    if fused or spec.role is None:
+        return {key: torch.ones(spec.shape)}
+    path = key.removesuffix(f".{spec.role}")
+    ones = apart(path, torch.ones(FUSED.shape), torch.ones(DOWN.shape))
+    return {name: part for name, part in ones.items() if ("down_proj" in name) == (spec is DOWN)}
+
+
+def test_one_prefix_holds_for_all_tensors() -> None:
+    """Two tensors decide, and the third under the other prefix stands for nothing."""
+    specs = (FUSED, DOWN, NORM)
+    for odd in specs:
+        for most, other in (PREFIXES, PREFIXES[::-1]):
+            tensors: dict[str, torch.Tensor] = {}
+            for spec in specs:
+                tensors |= named(spec, prefix=other if spec is odd else most)
+            found = find(specs, tensors, PREFIXES)
+
+            assert [key for key, place in found.items() if place.tensor is None] == [odd.key]
+
+
+def test_one_form_of_experts_holds_for_all_tensors() -> None:
+    others = [
+        TensorSpec(
+            key=f"{PREFIXES[0]}layers.1.mlp.experts.{spec.role}", shape=spec.shape, kind="expert", role=spec.role
+        )
+        for spec in (FUSED, DOWN)
+    ]
+    specs = (FUSED, DOWN, others[0])
+    tensors = {
+        **named(FUSED, prefix=PREFIXES[0]), **named(DOWN, prefix=PREFIXES[0]),
+        **named(others[0], prefix=PREFIXES[0], fused=False),
+    }  # fmt: skip
+
+    assert [key for key, place in find(specs, tensors, PREFIXES).items() if place.tensor is None] == [others[0].key]
+
+
+def test_what_the_model_does_not_load_has_no_other_name() -> None:
+    extra = TensorSpec(key="model.language_model.layers.9.norm.weight", shape=(3,), extra=True)
+    tensors = {**named(NORM, prefix="model."), **named(extra, prefix="model.")}
+    found = find((NORM, extra), tensors, PREFIXES)
+
+    assert (found[NORM.key].tensor is None, found[extra.key].tensor is None) == (False, True)
 
 
 # In the gate
