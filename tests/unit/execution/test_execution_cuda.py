@@ -14,7 +14,7 @@ import pytest
 from execution_helpers import FakeEnvironment, Recorder, cell, services
 
 from harness.contract.bands import Bands
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.result import CellResult
 
@@ -68,7 +68,7 @@ def environment(folder: Path, *, cuda_started: bool) -> FakeEnvironment:
 
 
 def run(
-    folder: Path, *, cuda_started: bool, processes: Processes
+    folder: Path, *, cuda_started: bool, processes: ProcessOrigin
 ) -> tuple[CellResult, list[str], list[tuple[int, int, str]], str]:
     """Run a cell; return its result, what was noted, (process, parent, first argument) of each import, and the log."""
     made = environment(folder, cuda_started=cuda_started)
@@ -113,7 +113,7 @@ def test_a_process_of_its_own_that_has_started_cuda_begins_again_without_it(tmp_
 
 
 @pytest.mark.parametrize("processes", ["warm", "fresh"])
-def test_where_imports_start_nothing_stages_are_forked(tmp_path: Path, processes: Processes) -> None:
+def test_where_imports_start_nothing_stages_are_forked(tmp_path: Path, processes: ProcessOrigin) -> None:
     result, notes, imports, _ = run(tmp_path, cuda_started=False, processes=processes)
 
     assert notes == []
