@@ -322,7 +322,7 @@ class CellResult(_Model):
 
 
 HOST_FIELDS = frozenset(
-    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "started"}
+    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started"}
 )
 """What the host alone says. A worker observes the rest."""
 

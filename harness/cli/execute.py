@@ -110,13 +110,12 @@ def execute(
         _say_environment(console, stack, error)
     if ran.environment_failures:
         return max(error.exit_code for _, error in ran.environment_failures), rows
-    bad = any(row.standing in {"regression", "unexpected-pass", "not-run"} for row in rows)
-    return int(bad), rows
+    return int(not all(row.as_expected for row in rows)), rows
 
 
 def row_of(setup: Setup, result: CellResult) -> Row:
     """Judge one result in the light of the expectations."""
-    verdict = judge(result, setup.expectations)
+    verdict = judge(result, setup.expectations, setup.catalogue.facts_of)
     expectation = verdict.expectation
     return Row(
         result=result,
@@ -165,7 +164,7 @@ def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
     console.print()
     print_table(console, rows)
     print_declared(console, rows)
-    wrong = [row for row in rows if row.standing in {"regression", "unexpected-pass"}]
+    wrong = [row for row in rows if row.status is not None and not row.as_expected]
     for row in wrong[:FAILURES_SHOWN]:
         log = out / row.result.log if row.result.log else None
         quoted = LOG_ENDS in (row.result.reason or "")

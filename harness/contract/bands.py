@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _band(meaning: str, *, least: float | None = None, above: float | None = None, most: float | None = None) -> Any:
-    return field(metadata={"meaning": meaning, "ge": least, "gt": above, "le": most})
+def _band(
+    meaning: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    of_merge: bool = True,
+) -> Any:
+    return field(metadata={"meaning": meaning, "ge": least, "gt": above, "le": most, "of_merge": of_merge})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +25,14 @@ class Bands:
     """What a right merge may cost.
 
     KL divergences are means over clear prompt positions, in nats. Logarithms are natural. Each field's metadata has its
-    ``meaning`` and what a configuration may set it to: ``ge``, ``gt``, ``le`` (None: no limit).
+    ``meaning`` and what a configuration may set it to: ``ge``, ``gt``, ``le`` (None: no limit). ``of_merge`` says
+    whether it judges the merge itself, so that an engine may have a band of its own.
     """
 
     kl_max: float = _band("Largest KL(trained ‖ merged) of a right merge after a fresh reload.", above=0)
-    adapter_reload_kl_max: float = _band("Largest KL(trained ‖ base + saved adapter) after a fresh reload.", above=0)
+    adapter_reload_kl_max: float = _band(
+        "Largest KL(trained ‖ base + saved adapter) after a fresh reload.", above=0, of_merge=False
+    )
     logprob_max: float = _band(
         "Largest |Δ log p| between trained and merged, over all positions and tokens that are not near a tie.", above=0
     )
@@ -38,7 +48,9 @@ class Bands:
         least=0,
     )
     signal_min: float = _band(
-        "Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind.", above=0
+        "Smallest KL(trained ‖ base) that makes a cell worth believing; below it the cell is blind.",
+        above=0,
+        of_merge=False,
     )
     near_tie_epsilon: float = _band(
         "Router gap, in logits, between the last expert chosen and the first one not, below which a position is "
@@ -54,4 +66,5 @@ class Bands:
         "Largest difference between two experts forwards of the trained model: of logits, in their standard "
         "deviations, or of a LoRA tensor's gradient, relative to its norm.",
         above=0,
+        of_merge=False,
     )

@@ -16,10 +16,10 @@ from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
 from harness.contract.stages import StageName
 
-Gate = Literal["training", "adapter", "quantization", "tensor", "functional"]
+Gate = Literal["training", "adapter", "quantization", "tensor", "functional", "both"]
 """``tensor`` decides whether a merge is correct, ``functional`` whether it works.
 
-The others judge what comes before the merge.
+A control is part of ``both``. The others judge what comes before the merge.
 """
 
 CONTROL = "control:"
@@ -180,8 +180,8 @@ TABLE: tuple[Check, ...] = (
         name="files",
         stage="compare",
         gate="tensor",
-        passes_when="no file of the base is missing or changed, none of weights was added, and the base itself is as "
-        "it was",
+        passes_when="no file of the base is missing or changed, none of weights was added, and base and adapter are "
+        "as they were before the engine had them",
     ),
     Check(
         name="kl_dequantized",
@@ -218,7 +218,7 @@ def find(name: str, stage: StageName) -> Check:
         return Check(
             name=name,
             stage=stage,
-            gate="tensor",
+            gate="both",
             passes_when="every check that the fault names rejects that broken merge",
             failing="blind",
         )

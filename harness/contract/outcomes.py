@@ -1,4 +1,4 @@
-"""What can happen to a stage, and so to a cell, worst first."""
+"""What can happen to a stage, and so to a cell, worst first; and what that means in the light of what was declared."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ MEANINGS: Mapping[Outcome, str] = {
 
 HARMLESS: tuple[Outcome, ...] = ("unsupported", "skipped", "pass")
 """Outcomes that are no failure."""
+
+Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
+"""What an outcome means in the light of what was declared (``harness.matrix.verdict``)."""
+
+AS_EXPECTED: tuple[Status, ...] = ("ok", "known-failure", "flaky")
+"""Statuses for which nobody has to look; any other, and a cell that was not run, makes a command exit with 1."""
 
 Ended = Literal["completed", "raised", "unsupported", "died"]
 """How a stage ended, which is all that a worker says of it.

@@ -1,7 +1,7 @@
 """What a worker is asked: one JSON file, the whole of what it knows about its cell.
 
 The worker reads it with the standard library alone, so the file holds plain values and paths. Nothing is looked up
-again on the other side. ``schema`` changes when a key changes its meaning.
+again on the other side. Both sides are of one release: the worker's code lies where its contents say (``bundle``).
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from harness.contract.cell_fields import MEANINGS
+from harness.contract.processes import Processes
 from harness.execution.files import write_atomically
 from harness.matrix.cell import Cell
-
-REQUEST_SCHEMA = 1
-
-Processes = Literal["forked", "started"]
-"""How a cell's stages get processes of their own: forked after the imports, or started where that cannot be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +45,6 @@ class WorkerRequest:
         cell = self.cell.model_dump(mode="json")
         return json.dumps(
             {
-                "schema": REQUEST_SCHEMA,
                 # Not the stack: a worker observes what is installed instead of believing what should be.
                 "cell": {name: cell[name] for name in MEANINGS},
                 "work": str(self.work),

@@ -20,7 +20,7 @@ from harness.execution.store import ResultStore
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
-Processes = Literal["warm", "fresh", "started"]
+ProcessOrigin = Literal["warm", "fresh", "started"]
 """Where a cell's process comes from.
 
 It is forked by a warm worker where that can be, or new for each cell. On a GPU there is a new one for each group of its
@@ -51,7 +51,7 @@ class RunContext:
     child_environment: ChildEnvironment
     keep: bool
     run_token: str
-    processes: Processes
+    processes: ProcessOrigin
     note: Callable[[str], None]
 
     def redactor(

@@ -35,7 +35,7 @@ from harness.execution.executors import local
 from harness.execution.finalise import StackRecord, without_worker
 from harness.execution.interrupt import children, end_children, signals_set
 from harness.execution.observer import Observer, RunReport
-from harness.execution.runner import MakeRunner, Processes, RunContext
+from harness.execution.runner import MakeRunner, ProcessOrigin, RunContext
 from harness.execution.services import CellSettings, PreparedEnvironment, Services
 from harness.execution.store import ResultStore, fingerprint
 from harness.execution.times import utc_now
@@ -67,7 +67,7 @@ def run_cells(
     resume: bool = False,
     keep: bool = False,
     make_runner: MakeRunner = local.runner,
-    processes: Processes = "warm",
+    processes: ProcessOrigin = "warm",
     cancelled: threading.Event | None = None,
 ) -> RunReport:
     """Run ``cells`` and return what they came to.
@@ -128,7 +128,7 @@ class _Run:
         resume: bool,
         keep: bool,
         make_runner: MakeRunner,
-        processes: Processes,
+        processes: ProcessOrigin,
         cancelled: threading.Event,
     ) -> None:
         self.cells = tuple(cells)

@@ -8,28 +8,57 @@ and ``fnmatch``. They hold no character that any of the three treats specially. 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
+from packaging.utils import canonicalize_name, is_normalized_name
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.contract.cell_fields import DEFAULTS, MEANINGS, NAME_PATTERN, SEEDS, CellFields
 
 
 def canonical_version(text: str) -> str:
-    """Return the version as PEP 440 writes it; a malformed one is a ``ValueError`` that pydantic reports by key."""
+    """Return the version as PEP 440 writes it; a malformed one is a ``ValueError`` that pydantic reports by key.
+
+    One with an epoch (``1!2.0``) is refused: no package under test has one, and a shell reads the ``!``.
+    """
     try:
-        return str(Version(text))
+        version = Version(text)
     except InvalidVersion:
         numbers = re.search(r"\d+([.,_\s]+\d+)*", text)
         near = f"; did you mean {'.'.join(re.findall(r'[0-9]+', numbers[0]))!r}?" if numbers else ", such as '5.5.0'"
         raise ValueError(f"{text!r} is not a version (PEP 440){near}") from None
+    except ValueError:  # more digits than Python makes a number of
+        raise ValueError(f"a version of {len(text)} characters is none") from None
+    if version.epoch:
+        raise ValueError(f"{text!r} has an epoch, which no version of a stack may have")
+    return str(version)
 
 
 VersionText = Annotated[str, AfterValidator(canonical_version)]
 
 MAIN_PACKAGES = ("transformers", "peft", "trl")
 """The three packages whose versions name a stack."""
+
+RESERVED = frozenset({*MEANINGS, "python", "unmanaged"})
+"""What an id names beside pins: a package of such a name would hide it."""
+
+PYTHON_PATTERN = r"^3\.[0-9]+$"
+"""A ``major.minor`` version of Python."""
+
+
+def checked_pin_name(name: str) -> str:
+    """Return the name of a package that a stack may pin beside the three; another is a ``ValueError``."""
+    if name in MAIN_PACKAGES:
+        raise ValueError(f"{name} is a key of the stack itself, not one of its other pins")
+    if name in RESERVED:
+        raise ValueError(f"{name} is what a cell's id calls something else, so no package of that name can be pinned")
+    if not is_normalized_name(name):
+        raise ValueError(f"write the package's name as {canonicalize_name(name)!r}")
+    return name
+
+
+PinName = Annotated[str, AfterValidator(checked_pin_name)]
 
 
 class Stack(BaseModel):
@@ -45,9 +74,15 @@ class Stack(BaseModel):
     transformers: VersionText
     peft: VersionText
     trl: VersionText
-    pins: dict[str, VersionText] = Field(default_factory=dict)
-    extra_pins: tuple[str, ...] = ()
-    python: str | None = Field(default=None, pattern=r"^3\.\d+$")
+    pins: dict[PinName, VersionText] = Field(default_factory=dict)
+    extra_pins: tuple[PinName, ...] = ()
+    python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
+
+    @model_validator(mode="after")
+    def _extra_pins_are_pins(self) -> Self:
+        if unknown := [name for name in self.extra_pins if name not in self.pins]:
+            raise ValueError(f"extra_pins without a version: {', '.join(unknown)}")
+        return self
 
     @property
     def id(self) -> str:
@@ -65,6 +100,10 @@ class Stack(BaseModel):
         if package in MAIN_PACKAGES:
             return str(getattr(self, package))
         return self.pins.get(package)
+
+
+_ALWAYS_NAMED = ("device", "geometry")
+"""Fields that ``harness run`` takes from the machine or the recipe when they are not given."""
 
 
 def _describe(schema: dict[str, Any]) -> None:
@@ -119,7 +158,7 @@ class Cell(BaseModel, CellFields, frozen=True):
 
     @property
     def reproduce(self) -> str:
-        """The one command line that runs exactly this cell."""
+        """The one command line that runs exactly this cell, whatever this machine or the recipe has for a default."""
         words = ["harness run", f"--model {self.family}", f"--recipe {self.recipe}"]
         words += [f"--{name} {getattr(self.stack, name)}" for name in MAIN_PACKAGES]
         words += [f"--pin {name}=={self.stack.pins[name]}" for name in self.stack.extra_pins]
@@ -127,7 +166,7 @@ class Cell(BaseModel, CellFields, frozen=True):
             words.append(f"--python-version {self.stack.python}")
         for name, default in DEFAULTS.items():
             value = getattr(self, name)
-            if value != default or name == "device":
+            if value != default or name in _ALWAYS_NAMED:
                 words.append(f"--{name.replace('_', '-')} {value}")
         if self.unmanaged:
             words.append("--python PATH")

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from packaging.utils import canonicalize_name
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,20 +29,12 @@ from harness.contract import bands
 from harness.contract.cell_fields import Dtype
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Stack, VersionText
+from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, PinName, Stack, VersionText
 from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-
-
-def _checked_pin_name(name: str) -> str:
-    if name in MAIN_PACKAGES:
-        raise ValueError(f"{name} is a key of the stack itself, not one of its other pins")
-    if name != canonicalize_name(name):
-        raise ValueError(f"write the package's name as {canonicalize_name(name)!r}")
-    return name
 
 
 def _checked_unique(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -52,8 +43,9 @@ def _checked_unique(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-PinName = Annotated[str, AfterValidator(_checked_pin_name)]
 Pins = dict[PinName, VersionText]
+Number = Annotated[float, Field(strict=True)]
+"""Neither a boolean nor a text."""
 Globs = Annotated[tuple[str, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_unique)]
 
@@ -73,7 +65,7 @@ class DeclaredStack(_Table):
     """Exact version of trl."""
     pins: Pins = Field(default_factory=dict)
     """Exact versions of other packages, where this stack wants others than ``[pins]`` and ``[[overrides]]`` say."""
-    python: str | None = Field(default=None, pattern=r"^3\.\d+$")
+    python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
     """``major.minor`` version of the environment's interpreter; absent: the one that runs the harness."""
 
 
@@ -124,6 +116,10 @@ _LIMITS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
 """What the contract limits a band to, in words and as a comparison."""
 
 
+_NOT_OF_THE_MERGE = {item.name for item in dataclasses.fields(bands.Bands) if not item.metadata["of_merge"]}
+"""Bands of what comes before a merge, where no engine can have another floor."""
+
+
 def _describe_bands(schema: dict[str, Any]) -> None:
     """Give the JSON Schema of the bands the meaning of each and its limits."""
     limits = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
@@ -136,7 +132,7 @@ def _describe_bands(schema: dict[str, Any]) -> None:
 class Bands(BaseModel, bands.Bands, frozen=True):
     """Where a measured value stops being right, for one storage dtype: see ``harness.contract.bands``."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_describe_bands)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe_bands)
 
     @field_validator("*")
     @classmethod
@@ -150,6 +146,8 @@ class Bands(BaseModel, bands.Bands, frozen=True):
 
 class Limits(_Table):
     """What a cell may use."""
+
+    model_config = ConfigDict(strict=True)
 
     cell_seconds: float = Field(default=300, gt=0)
     """Seconds that a cell's work may take, its environment not counted; then it is stopped: ``timeout``."""
@@ -190,8 +188,9 @@ class MatrixConfig(_Table):
     """Named sets of cells."""
     bands: dict[Dtype, Bands]
     """Bands per storage dtype, as a merge deserves that rounds once and writes every tensor."""
-    engine_bands: dict[str, dict[Dtype, dict[str, float]]] = Field(default_factory=dict)
-    """Other values of single bands, by engine and storage dtype, where an engine's own arithmetic has another floor."""
+    engine_bands: dict[str, dict[Dtype, dict[str, Number]]] = Field(default_factory=dict)
+    """Other values of single bands of the merge itself, by engine and storage dtype, where an engine's own arithmetic
+    has another floor."""
     limits: Limits = Limits()
     """What a cell may use."""
 
@@ -216,9 +215,12 @@ class MatrixConfig(_Table):
         """Return the bands that an engine's merges of a storage dtype are held to.
 
         Raises:
-            ValueError: ``engine_bands`` has a band that does not exist, or a value that it cannot have.
+            ValueError: ``engine_bands`` has a band that does not exist or that no engine decides, or a value that it
+                cannot have.
         """
         changes = self.engine_bands.get(engine, {}).get(dtype, {})
+        if others := sorted(changes.keys() & _NOT_OF_THE_MERGE):
+            raise ValueError(f"engine_bands.{engine}.{dtype}.{others[0]}: this is no band of a merge, so no engine's")
         try:
             return Bands.model_validate({**self.bands[dtype].model_dump(), **changes})
         except ValidationError as error:

@@ -11,17 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
-from harness.contract.outcomes import HARMLESS, Outcome, worst
+from harness.contract.outcomes import HARMLESS, Outcome, Status, worst
 from harness.contract.stages import STAGES, TABLE, StageName
 from harness.evidence import missing_evidence, missing_of_stages
 from harness.matrix.catalogue import RecipeFacts, read_catalogue
 from harness.matrix.expectations import Expectation
 from harness.result import CellResult, StageResult
-
-Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
-
 
 NOTICED: tuple[Outcome, ...] = ("noop", "fail", "blind")
 """What gates end in that have noticed a broken merge: ``blind`` where one of several checks let it through."""
@@ -32,7 +28,7 @@ class Verdict:
     """What a result means.
 
     Attributes:
-        status: ``regression`` and ``unexpected-pass`` make a run exit 1.
+        status: what it comes to, see ``harness.contract.outcomes.Status``.
         expectation: the declaration that decided, or None.
         sentence: why, for a reader.
     """
@@ -40,11 +36,6 @@ class Verdict:
     status: Status
     expectation: Expectation | None = None
     sentence: str
-
-    @property
-    def as_expected(self) -> bool:
-        """True when the run need not exit 1 because of this cell."""
-        return self.status in {"ok", "known-failure", "flaky"}
 
 
 def judge(

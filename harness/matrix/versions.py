@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from harness.errors import ConfigurationError, UnknownNameError
-from harness.matrix.cell import MAIN_PACKAGES, Stack, canonical_version
+from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, Stack, canonical_version, checked_pin_name
 from harness.matrix.config import MatrixConfig
 
 
@@ -52,6 +52,10 @@ def parse_pin(text: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"--pin {text}: {package} has an option of its own.", remedy=f"Use --{package} {version}."
         )
+    try:
+        checked_pin_name(package)
+    except ValueError as error:
+        raise ConfigurationError(f"--pin {text}: {error}.") from None
     return package, parse_version(version, f"--pin {name}")
 
 
@@ -129,7 +133,7 @@ def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
 def _with_choices(stack: Stack, pins: Mapping[str, str], python: str | None) -> Stack:
     chosen = {name: parse_version(version, f"--pin {name}") for name, version in pins.items()}
     extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
-    if python is not None and re.fullmatch(r"3\.\d+", python) is None:
+    if python is not None and re.fullmatch(PYTHON_PATTERN, python) is None:
         raise ConfigurationError(
             f"--python-version {python!r} is not a Python 3 version.", remedy="Write major.minor, as 3.12."
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.contract import checks, outcomes, stages
 from harness.contract.cell_fields import DEFAULTS, MEANINGS
+from harness.report.pipe_table import pipe_table
 
 PAGES = (Path("docs/explanation/verdicts.md"), Path("docs/reference/result.md"))
 
@@ -21,20 +22,14 @@ def _code(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table. Columns are not padded, so that a changed row changes one line of a page."""
-    lines = (head, ["---"] * len(head), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def outcome_table() -> str:
     """Return the outcomes, worst first."""
-    return _pipe_table(("outcome", "meaning"), [(f"`{name}`", outcomes.MEANINGS[name]) for name in outcomes.OUTCOMES])
+    return pipe_table(("outcome", "meaning"), [(f"`{name}`", outcomes.MEANINGS[name]) for name in outcomes.OUTCOMES])
 
 
 def stage_table() -> str:
     """Return the stages in order, with what each needs."""
-    return _pipe_table(
+    return pipe_table(
         ("stage", "what happens", "needs"),
         [(f"`{name}`", stage.does, _code(stage.needs)) for name, stage in stages.TABLE.items()],
     )
@@ -46,13 +41,13 @@ def check_table() -> str:
         (f"`{check.name}`", check.stage, check.gate, check.passes_when) for check in checks.TABLE
     ]
     control = checks.find(f"{checks.CONTROL}x", "controls")
-    rows.append((f"`{checks.CONTROL}<name>`", control.stage, "both", control.passes_when))
-    return _pipe_table(("name", "stage", "part of", "passes when"), rows)
+    rows.append((f"`{checks.CONTROL}<name>`", control.stage, control.gate, control.passes_when))
+    return pipe_table(("name", "stage", "part of", "passes when"), rows)
 
 
 def cell_field_table() -> str:
     """Return the fields of a cell beside its stack."""
-    return _pipe_table(
+    return pipe_table(
         ("field", "default", "meaning"),
         [(f"`{name}`", _code([DEFAULTS[name]] if name in DEFAULTS else []), words) for name, words in MEANINGS.items()],
     )
@@ -81,16 +76,25 @@ def with_tables(page: str) -> str:
     return page
 
 
+def misplaced(pages: Iterable[str]) -> list[str]:
+    """Return what is wrong with where tables stand: each is to be in exactly one page, once."""
+    text = "\n".join(pages)
+    found = {name: text.count(f"<!-- {name} -->") for name in TABLES}
+    return [f"the table of {name} stands in {count} places, not in one" for name, count in found.items() if count != 1]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 1 when ``--check`` finds a page that says something else than the contract."""
+    """Run the command; return 0, or 1 when a page says something else than the contract or a table has no one place."""
     parser = argparse.ArgumentParser(prog="python -m harness.report.contract_tables", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="exit 1 when a page is not up to date")
     action.add_argument("--write", action="store_true", help="write the pages")
     options = parser.parse_args(arguments)
-    stale = 0
-    for path in PAGES:
-        text = path.read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in PAGES}
+    problems = misplaced(pages.values())
+    sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    stale = int(bool(problems))
+    for path, text in pages.items():
         wanted = with_tables(text)
         if options.write:
             path.write_text(wanted, encoding="utf-8")

@@ -218,7 +218,7 @@ def verdict(row: Row) -> str | None:
     A cell can be a regression although its outcome is ``pass`` (a stage is missing, a check failed). Then only this
     says why.
     """
-    if not row.sentence or row.standing not in {"regression", "unexpected-pass"}:
+    if not row.sentence or row.status is None or row.as_expected:
         return None
     sentence = one_line(row.sentence, 400)
     words = one_line(row.result.reason or "", 80).rstrip("…")

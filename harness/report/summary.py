@@ -24,7 +24,6 @@ _NOUNS: dict[Standing, tuple[str, str]] = {
     "flaky": ("flaky", "flaky"),
     "known-failure": ("known failure", "known failures"),
 }
-_EXPECTED: frozenset[Standing] = frozenset({"ok", "known-failure", "flaky"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def summarise(rows: Iterable[Row]) -> Summary:
         which = f"All {n_ok} cells" if n_ok > 1 else "The one cell"
         sentence = f"{which} ok: {_listed(ok)}{'' if 'pass' in ok else '; nothing passed'}."
     else:
-        expected = standings.keys() <= _EXPECTED
+        expected = all(row.as_expected for row in rows)
         colour = "amber" if expected else "red"
         end = "; nothing unexpected" if expected else ""
         of_them = f" ({_listed(ok)})" if ok else ""

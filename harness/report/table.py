@@ -13,19 +13,16 @@ from typing import Literal
 
 from packaging.version import Version
 
-from harness.contract.outcomes import HARMLESS
+from harness.contract.outcomes import AS_EXPECTED, HARMLESS, Status
 from harness.matrix.cell import Cell
 from harness.report import figures
 from harness.result import CellResult
 
-Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
-Standing = Literal["regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok"]
+Standing = Status | Literal["not-run"]
 STANDINGS: tuple[Standing, ...] = (
     "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
-
-"""The outcomes that can be ok. A result that calls anything else ok contradicts itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,11 @@ class Row:
     def standing(self) -> Standing:
         """The status, or ``not-run``."""
         return self.status or "not-run"
+
+    @property
+    def as_expected(self) -> bool:
+        """True when nobody has to look at the cell: it ran, and nothing was a surprise."""
+        return self.status in AS_EXPECTED
 
     @property
     def reproduce(self) -> str:

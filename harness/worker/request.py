@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.contract.bands import Bands
 from harness.contract.cell_fields import CellFields
-
-Processes = Literal["forked", "started"]
+from harness.contract.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def read_request(path: Path) -> Request:
 
     Raises:
         OSError: the file cannot be read.
-        KeyError, TypeError, json.JSONDecodeError: it is not a request of this version.
+        KeyError, TypeError, json.JSONDecodeError: it is no request.
     """
     data: dict[str, Any] = json.loads(path.read_text())
     return Request(

@@ -26,7 +26,7 @@ from harness.execution.deadman import TOKEN
 from harness.execution.observer import RunReport
 from harness.execution.progress import PlainProgress
 from harness.execution.request import WorkerRequest
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.execution.services import CellSettings, Services
 from harness.execution.supervise import Limits
@@ -115,7 +115,7 @@ def test_a_cell_finds_the_libraries_as_they_were_imported(spoiler: Spoiler) -> N
     assert spoiler.worker.spec.home.changed() == []
 
 
-def run(folder: Path, cells: list[Cell], *, processes: Processes, jobs: int = 1) -> RunReport:
+def run(folder: Path, cells: list[Cell], *, processes: ProcessOrigin, jobs: int = 1) -> RunReport:
     """Run cells as the command does, in one of the ways."""
     services = Services(
         prepare=ensure_environment,
@@ -141,7 +141,7 @@ def a_cell(stack_id: str, *, family: str = "qwen3_moe", recipe: str = "lora", se
 )
 def test_each_way_to_run_a_cell_gives_the_same_result(stack_id: str, recipe: str, tmp_path: Path) -> None:
     """Forked by a warm worker, in a process of its own, and with a process for each group of stages, as on a GPU."""
-    ways: tuple[Processes, ...] = ("warm", "fresh", "started")
+    ways: tuple[ProcessOrigin, ...] = ("warm", "fresh", "started")
     found = {way: run(tmp_path / way, [a_cell(stack_id, recipe=recipe)], processes=way).results[0] for way in ways}
 
     assert {way: result.outcome for way, result in found.items()} == dict.fromkeys(ways, "pass")

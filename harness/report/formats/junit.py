@@ -37,7 +37,7 @@ def _verdict(row: Row) -> Error | Failure | Skipped | None:
     verdict: Error | Failure | Skipped
     if row.passed:
         return None
-    if row.standing in {"ok", "known-failure", "flaky"}:
+    if row.as_expected:
         verdict = Skipped(message, kind)
     elif row.standing == "unexpected-pass" or (row.standing == "regression" and row.result.outcome in _REJECTED):
         verdict = Failure(message, kind)

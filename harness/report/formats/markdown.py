@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from tabulate import tabulate
-
 from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict, web_link
 from harness.report.format import Format
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
+from harness.report.pipe_table import pipe_table
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, STANDINGS, Column, Row, ordered
 from harness.report.text import clean, one_line
@@ -52,16 +51,6 @@ def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
 
 
-def _pipe_table(head: Sequence[str], lines: Iterable[Sequence[str]], numeric: Iterable[bool]) -> str:
-    return tabulate(
-        lines,
-        headers=head,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["right" if number else "left" for number in numeric],
-    )
-
-
 def _overview(rows: Sequence[Row]) -> str:
     table = overview(rows)
     lines = [
@@ -69,7 +58,7 @@ def _overview(rows: Sequence[Row]) -> str:
         for _, title, engine, cells in table.lines
     ]
     head = ("transformers / peft / trl", "merged by", *(code_span(family) for family in table.families))
-    return _pipe_table(head, lines, [False] * len(head))
+    return pipe_table(head, lines)
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -81,9 +70,8 @@ def _table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return _pipe_table(
-        (*(column.title for column in COLUMNS), "outcome"), lines, (*(column.numeric for column in COLUMNS), False)
-    )
+    head = (*(column.title for column in COLUMNS), "outcome")
+    return pipe_table(head, lines, numeric=(column.numeric for column in COLUMNS))
 
 
 def _footnote(rows: Sequence[Row]) -> Iterator[str]:
@@ -103,7 +91,7 @@ def _quantized(rows: Sequence[Row]) -> Iterator[str]:
     lines = [
         (code_span(row.result.cell_id), *(_measured(column, row) for column in quantized.COLUMNS)) for row in chosen
     ]
-    yield _pipe_table(head, lines, (False, *(column.numeric for column in quantized.COLUMNS)))
+    yield pipe_table(head, lines, numeric=(False, *(column.numeric for column in quantized.COLUMNS)))
 
 
 def _measured(column: Column, row: Row) -> str:

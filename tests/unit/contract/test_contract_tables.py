@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from harness.contract.outcomes import Outcome, worst
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.contract.tensors import COUNTS
 from harness.matrix.expectations import Expectation
+from harness.report import contract_tables
 from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
@@ -110,7 +112,7 @@ def test_every_failure_can_be_declared() -> None:
 
 
 def test_a_worker_may_not_conclude() -> None:
-    assert not {"outcome", "stage", "reason", "cell", "cell_id"} & WORKER_FIELDS
+    assert not {"outcome", "stage", "reason", "cell", "cell_id", "seed", "lock_sha256"} & WORKER_FIELDS
     assert set(CellResult.model_fields) == HOST_FIELDS | WORKER_FIELDS
     assert {"stages", "checks", "facts", "merge", "controls", "metrics"} <= WORKER_FIELDS
 
@@ -125,3 +127,30 @@ def test_a_cell_is_plain_unless_something_else_is_asked_for() -> None:
         "seed": 0,
     }  # fmt: skip
     assert MEANINGS.keys() - DEFAULTS.keys() == {"family", "recipe"}
+
+
+def test_each_table_stands_in_one_page() -> None:
+    """A page that lost its mark would keep an old table, or none, and nobody would be told."""
+    marked = [f"<!-- {name} -->\n<!-- /{name} -->" for name in contract_tables.TABLES]
+
+    assert contract_tables.misplaced(marked) == []
+    assert contract_tables.misplaced(marked[1:]) == ["the table of outcomes stands in 0 places, not in one"]
+    assert contract_tables.misplaced([*marked, marked[0]]) == ["the table of outcomes stands in 2 places, not in one"]
+
+
+def test_the_check_fails_for_a_page_without_its_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = {path.name: contract_tables.with_tables(path.read_text("utf-8")) for path in contract_tables.PAGES}
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text.replace("<!-- stages -->", ""), encoding="utf-8")
+    monkeypatch.setattr(contract_tables, "PAGES", tuple(tmp_path / name for name in pages))
+
+    assert contract_tables.main(["--check"]) == 1
+    assert "the table of stages stands in 0 places" in capsys.readouterr().err
+
+
+def test_a_control_is_part_of_both_gates() -> None:
+    row = next(line for line in contract_tables.check_table().splitlines() if "control:" in line)
+
+    assert row.startswith("| `control:<name>` | controls | both |")

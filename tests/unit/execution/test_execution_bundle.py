@@ -149,7 +149,6 @@ def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
     request = WorkerRequest(cell=one, work=tmp_path, bands={"kl_max": 1e-9}, threads=2)
 
     assert json.loads(request.write().read_text()) == {
-        "schema": 1,
         "cell": {
             "family": "qwen3_moe",
             "recipe": "lora",

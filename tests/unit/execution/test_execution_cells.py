@@ -12,27 +12,27 @@ from pathlib import Path
 import pytest
 from execution_helpers import FakeEnvironment, Recorder, alive, cell, services, wait_until
 
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 from harness.result import CellResult
 
 
 @pytest.fixture(params=["warm", "fresh"])
-def processes(request: pytest.FixtureRequest) -> Processes:
+def processes(request: pytest.FixtureRequest) -> ProcessOrigin:
     """Where the process of a cell comes from."""
-    way: Processes = request.param
+    way: ProcessOrigin = request.param
     return way
 
 
-def run_one(folder: Path, recipe: str, processes: Processes, *, limits: Limits | None = None) -> CellResult:
+def run_one(folder: Path, recipe: str, processes: ProcessOrigin, *, limits: Limits | None = None) -> CellResult:
     recorder = Recorder()
     report = run_cells([cell(recipe)], services(folder, limits=limits), recorder, processes=processes)
     assert not [event for event in recorder.events if event[0] == "note"], "the way that was asked for was taken"
     return report.results[0]
 
 
-def test_a_worker_that_does_all_its_stages_passes(tmp_path: Path, processes: Processes) -> None:
+def test_a_worker_that_does_all_its_stages_passes(tmp_path: Path, processes: ProcessOrigin) -> None:
     result = run_one(tmp_path, "passes", processes)
 
     assert (result.outcome, result.stage, result.reason) == ("pass", None, None)
@@ -43,7 +43,7 @@ def test_a_worker_that_does_all_its_stages_passes(tmp_path: Path, processes: Pro
     assert result.python == "3.11.7"
 
 
-def test_result_and_log_lie_where_the_id_says(tmp_path: Path, processes: Processes) -> None:
+def test_result_and_log_lie_where_the_id_says(tmp_path: Path, processes: ProcessOrigin) -> None:
     result = run_one(tmp_path, "passes", processes)
     folder = tmp_path / "out" / "cells" / "qwen3_moe"
     stem = "passes@tf5.5.0-peft0.19.1-trl0.25.1"
@@ -57,7 +57,7 @@ def test_result_and_log_lie_where_the_id_says(tmp_path: Path, processes: Process
     assert cwd.startswith(f"cwd {tmp_path / 'scratch'}/cell-")
 
 
-def test_work_directories_are_removed_unless_kept(tmp_path: Path, processes: Processes) -> None:
+def test_work_directories_are_removed_unless_kept(tmp_path: Path, processes: ProcessOrigin) -> None:
     run_cells([cell("passes")], services(tmp_path), Recorder(), processes=processes)
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -65,12 +65,11 @@ def test_work_directories_are_removed_unless_kept(tmp_path: Path, processes: Pro
     work = tmp_path / "scratch" / "qwen3_moe" / cell("passes").file_stem
 
     request = json.loads((work / "request.json").read_text())
-    assert request["schema"] == 1
     assert request["cell"]["recipe"] == "passes"
     assert request["bands"] == {"kl_max": 1e-9}
 
 
-def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path, processes: Processes) -> None:
+def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path, processes: ProcessOrigin) -> None:
     began = time.monotonic()
     result = run_one(tmp_path, "hangs", processes, limits=Limits(seconds=1.0, grace=0.3, interval=0.05))
 
@@ -83,7 +82,7 @@ def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path, processes:
     assert result.stages["controls"].reason == "needs train, which ended in timeout"
 
 
-def test_a_worker_that_ignores_sigterm_is_killed(tmp_path: Path, processes: Processes) -> None:
+def test_a_worker_that_ignores_sigterm_is_killed(tmp_path: Path, processes: ProcessOrigin) -> None:
     result = run_one(tmp_path, "stubborn", processes, limits=Limits(seconds=0.8, grace=0.2, interval=0.05))
 
     assert (result.outcome, result.stage) == ("timeout", "merge")
@@ -93,7 +92,7 @@ def test_a_worker_that_ignores_sigterm_is_killed(tmp_path: Path, processes: Proc
     ("recipe", "stage", "signal"), [("killed", "load", "SIGKILL"), ("segfaults", "merge", "SIGSEGV")]
 )
 def test_a_signal_is_a_crash_of_the_running_stage(
-    tmp_path: Path, processes: Processes, recipe: str, stage: str, signal: str
+    tmp_path: Path, processes: ProcessOrigin, recipe: str, stage: str, signal: str
 ) -> None:
     result = run_one(tmp_path, recipe, processes)
 
@@ -104,7 +103,7 @@ def test_a_signal_is_a_crash_of_the_running_stage(
 
 @pytest.mark.parametrize(("recipe", "stage"), [("greedy", "load"), ("greedy-children", "train")])
 def test_memory_is_limited_over_the_whole_process_tree(
-    tmp_path: Path, processes: Processes, recipe: str, stage: str
+    tmp_path: Path, processes: ProcessOrigin, recipe: str, stage: str
 ) -> None:
     result = run_one(tmp_path, recipe, processes, limits=Limits(seconds=60, memory_mb=160, interval=0.05))
 
@@ -115,7 +114,7 @@ def test_memory_is_limited_over_the_whole_process_tree(
     assert result.peak_rss_mb > 160
 
 
-def test_a_garbage_observation_is_an_error_with_the_end_of_the_log(tmp_path: Path, processes: Processes) -> None:
+def test_a_garbage_observation_is_an_error_with_the_end_of_the_log(tmp_path: Path, processes: ProcessOrigin) -> None:
     result = run_one(tmp_path, "garbage", processes)
 
     assert (result.outcome, result.stage) == ("error", "import")
@@ -124,7 +123,7 @@ def test_a_garbage_observation_is_an_error_with_the_end_of_the_log(tmp_path: Pat
     assert result.reason.endswith("last words")
 
 
-def test_an_exception_of_the_worker_is_an_error_without_machine_paths(tmp_path: Path, processes: Processes) -> None:
+def test_an_exception_of_the_worker_is_an_error_without_machine_paths(tmp_path: Path, processes: ProcessOrigin) -> None:
     result = run_one(tmp_path, "raises", processes)
 
     assert (result.outcome, result.stage) == ("error", "attach")
@@ -138,7 +137,7 @@ def test_an_exception_of_the_worker_is_an_error_without_machine_paths(tmp_path: 
     assert str(tmp_path) not in result.model_dump_json()
 
 
-def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path, processes: Processes) -> None:
+def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path, processes: ProcessOrigin) -> None:
     environment = FakeEnvironment(prefix=tmp_path / "env", python=tmp_path / "env" / "bin" / "python")
     report = run_cells(
         [cell()], services(tmp_path, prepare=lambda _stack: environment), Recorder(), processes=processes
@@ -148,7 +147,7 @@ def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path, processes:
     assert report.results[0].reason == "<env>/bin/python cannot be started: No such file or directory"
 
 
-def test_grandchildren_are_gone_when_a_cell_has_ended(tmp_path: Path, processes: Processes) -> None:
+def test_grandchildren_are_gone_when_a_cell_has_ended(tmp_path: Path, processes: ProcessOrigin) -> None:
     """One stays in the process group; the other has forked twice and leads a session of its own."""
     result = run_one(tmp_path, "escapes", processes)
     pids = [int(line) for line in (tmp_path / "scratch" / "pids").read_text().split()]
@@ -158,7 +157,7 @@ def test_grandchildren_are_gone_when_a_cell_has_ended(tmp_path: Path, processes:
     assert wait_until(lambda: not any(alive(pid) for pid in pids), seconds=3)
 
 
-def test_one_bad_cell_does_not_disturb_the_others(tmp_path: Path, processes: Processes) -> None:
+def test_one_bad_cell_does_not_disturb_the_others(tmp_path: Path, processes: ProcessOrigin) -> None:
     recipes = ["passes", "segfaults", "hangs", "garbage", "raises", "slow"]
     limits = Limits(seconds=2.5, grace=0.3, interval=0.05)
     report = run_cells(

@@ -14,7 +14,7 @@ import pytest
 from execution_helpers import FakeEnvironment, Recorder, cell, services
 
 from harness.contract.bands import Bands
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.result import CellResult
 
@@ -73,7 +73,7 @@ def environment(folder: Path, **imports: bool) -> FakeEnvironment:
 
 
 def run(
-    folder: Path, *, processes: Processes, **flags: bool
+    folder: Path, *, processes: ProcessOrigin, **flags: bool
 ) -> tuple[CellResult, list[str], list[tuple[int, int, str]], str]:
     """Run a cell; return its result, what was noted, (process, parent, first argument) of each import, and the log."""
     made = environment(folder, **flags)
@@ -122,7 +122,7 @@ def test_a_process_of_its_own_that_has_started_cuda_begins_again_without_it(tmp_
     ("flag", "said"), [("threads", "the imports left Python threads running: left"), ("hangs", "when it computes")]
 )
 def test_where_forked_children_would_hang_processes_are_started(
-    tmp_path: Path, processes: Processes, flag: str, said: str
+    tmp_path: Path, processes: ProcessOrigin, flag: str, said: str
 ) -> None:
     result, notes, imports, log = run(tmp_path, processes=processes, **{flag: True})
     _, *groups = imports
@@ -133,7 +133,7 @@ def test_where_forked_children_would_hang_processes_are_started(
 
 
 @pytest.mark.parametrize("processes", ["warm", "fresh"])
-def test_where_imports_start_nothing_stages_are_forked(tmp_path: Path, processes: Processes) -> None:
+def test_where_imports_start_nothing_stages_are_forked(tmp_path: Path, processes: ProcessOrigin) -> None:
     result, notes, imports, _ = run(tmp_path, cuda_started=False, processes=processes)
 
     assert notes == []

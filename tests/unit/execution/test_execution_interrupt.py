@@ -14,7 +14,7 @@ from contract_samples import complete_observation
 from execution_helpers import alive, cell, fake_package, wait_until
 
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.store import load_results
 
 DRIVER = """
@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, scene: str, processes: Processes = "warm") -> subprocess.Popen[str]:
+def start(folder: Path, scene: str, processes: ProcessOrigin = "warm") -> subprocess.Popen[str]:
     here = ":".join(str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[2]))
     command = [sys.executable, str(folder / "driver.py"), here, str(folder), scene, processes]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -121,7 +121,7 @@ def noted(folder: Path) -> list[int]:
     [(signal.SIGINT, "warm"), (signal.SIGTERM, "warm"), (signal.SIGHUP, "warm"), (signal.SIGINT, "fresh")],
 )
 def test_a_signal_ends_children_keeps_results_and_exits_130(
-    folder: Path, number: signal.Signals, processes: Processes
+    folder: Path, number: signal.Signals, processes: ProcessOrigin
 ) -> None:
     driver = start(folder, "cells", processes)
     assert wait_until(lambda: len(noted(folder)) == 5, seconds=30)
@@ -173,7 +173,7 @@ def test_ctrl_c_also_ends_what_is_making_an_environment(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", ["warm", "fresh"])
-def test_children_go_with_a_harness_that_is_killed_outright(folder: Path, processes: Processes) -> None:
+def test_children_go_with_a_harness_that_is_killed_outright(folder: Path, processes: ProcessOrigin) -> None:
     """SIGKILL cannot be handled: the watchdog does what the harness no longer can."""
     driver = start(folder, "cells", processes)
     assert wait_until(lambda: len(noted(folder)) == 5, seconds=30)

@@ -17,7 +17,7 @@ from execution_helpers import Recorder, alive, cell, child_environment, services
 from warm_helpers import warm_package
 
 from harness.execution.deadman import TOKEN
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 from harness.execution.warm.home import Home
@@ -27,7 +27,7 @@ from harness.result import CellResult
 
 
 def run(
-    folder: Path, cells: list[Cell], *, processes: Processes = "warm", jobs: int = 1, prepare: str = "    pass"
+    folder: Path, cells: list[Cell], *, processes: ProcessOrigin = "warm", jobs: int = 1, prepare: str = "    pass"
 ) -> tuple[list[CellResult], list[str]]:
     """Run cells; return their results and what was noted meanwhile."""
     if not (folder / "package").exists():

@@ -346,7 +346,7 @@ def test_junit_from_hostile_results_is_one_failed_case(text: str) -> None:
     root = ET.fromstring(render_junit([hostile_row(text)]))  # noqa: S314 - our own bytes
 
     assert [element.tag for element in root.iter()] == ["testsuites", "testsuite", "testcase", "failure"]
-    assert (root[0][0][0].text or "").endswith("--device cpu")
+    assert (root[0][0][0].text or "").endswith("--geometry distinct")
 
 
 def _console(width: int, *, terminal: bool) -> Console:

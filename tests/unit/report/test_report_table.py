@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import NEWEST, OLDEST, STACK, cell, measured, sample_rows, stopped
 
-from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome
+from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome, Status
 from harness.report.formats.csv_table import frame, render_csv
 from harness.report.look import look, outcome_text, overview
 from harness.report.summary import summarise
-from harness.report.table import COLUMNS, Row, Status, not_run, ordered
+from harness.report.table import COLUMNS, Row, not_run, ordered
 
 
 def test_rows_are_sorted_newest_stack_first_whatever_order_they_come_in() -> None:

@@ -1,0 +1,98 @@
+"""The line that reproduces a cell, read by the command's own parser: it is the same cell again."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.cli import app
+from harness.cli.setup import load_setup
+from harness.contract.cell_fields import SEEDS, Device, Dtype
+from harness.envs import newest_release
+from harness.matrix.cell import Cell
+from harness.matrix.plan import all_cells, one_cell
+from harness.matrix.versions import complete_stack
+
+ROOT = Path(__file__).resolve().parents[3]
+SETUP = load_setup(ROOT / "matrix.toml")
+COMMAND = typer.main.get_command(app)
+
+
+class PlannedError(Exception):
+    """Takes the cell out of the command before anything is run."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_run() -> Iterator[None]:
+    def execute(_setup: object, cells: list[Cell], **_options: object) -> None:
+        raise PlannedError(cells[0])
+
+    command = importlib.import_module("harness.cli.run")  # the package calls the function of that name the same
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "execute", execute)
+        patch.setattr(command, "load_setup", lambda *_: SETUP)
+        patch.setattr(command, "choose_device", lambda text, _python: text)
+        yield
+
+
+def read(line: str) -> Cell:
+    """Return the cell that a line of a shell runs."""
+    program, *words = shlex.split(line)
+    assert program == "harness"
+    with pytest.raises(PlannedError) as planned:
+        COMMAND.main(args=words, standalone_mode=False)
+    (found,) = planned.value.args
+    assert isinstance(found, Cell)
+    return found
+
+
+versions = st.sampled_from(["2.12.0", "2.12.0+cpu", "0.1.dev3", "7"])
+
+
+@st.composite
+def cells(draw: Any) -> Cell:
+    """Any cell that a command can name, of declared versions or of others."""
+    family, recipe = draw(st.sampled_from(SETUP.catalogue.families)), draw(st.sampled_from(SETUP.catalogue.recipes))
+    declared = draw(st.sampled_from(SETUP.config.declared))
+    given_versions = {
+        "transformers": draw(st.just(declared.transformers) | st.just("5.5.0rc1")),
+        "peft": declared.peft,
+        "trl": declared.trl,
+    }
+    completion = complete_stack(
+        SETUP.config,
+        given_versions,
+        newest=newest_release,
+        pins=draw(st.dictionaries(st.sampled_from(["torch", "numpy", "huggingface-hub"]), versions)),
+        python=draw(st.none() | st.sampled_from(["3.11", "3.13"])),
+    )
+    options = {
+        "geometry": st.sampled_from(SETUP.catalogue.geometries),
+        "variant": st.sampled_from(SETUP.catalogue.variants_of(family)),
+        "dtype": st.sampled_from(get_args(Dtype)),
+        "device": st.sampled_from(get_args(Device)),
+        "engine": st.sampled_from(SETUP.catalogue.engines),
+        "seed": st.integers(0, SEEDS - 1),
+        "fault": st.none() | st.sampled_from(SETUP.catalogue.faults),
+    }
+    drawn = {name: draw(values) for name, values in options.items()}
+    return one_cell(SETUP.catalogue, completion.stack, family=family, recipe=recipe, **drawn)
+
+
+@given(cells())
+def test_the_line_that_reproduces_a_cell_is_that_cell(cell: Cell) -> None:
+    assert read(cell.reproduce) == cell
+
+
+def test_so_is_that_of_the_planned_cells() -> None:
+    """Every 29th: planning is what takes long."""
+    for cell in all_cells(SETUP.config, SETUP.catalogue)[::29]:
+        assert read(cell.reproduce).id == cell.id
