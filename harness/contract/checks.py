@@ -228,11 +228,6 @@ def find(name: str, stage: StageName) -> Check:
     raise KeyError(f"there is no check {name!r} in stage {stage!r}: harness/contract/checks.py has the table")
 
 
-def names_of_gate(gate: Gate) -> frozenset[str]:
-    """Return the names of the checks that make up a gate."""
-    return frozenset(check.name for check in TABLE if check.gate == gate)
-
-
 def needed(facts: CellFacts) -> tuple[Check, ...]:
     """Return the checks that a pass of a cell with these facts must show; its controls come on top."""
     return tuple(check for check in TABLE if check.applies(facts))

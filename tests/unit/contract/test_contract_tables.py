@@ -10,7 +10,7 @@ import pytest
 
 from harness.contract import outcomes, stages
 from harness.contract.cell_fields import DEFAULTS, MEANINGS
-from harness.contract.checks import NAME_PATTERN, TABLE, find, names_of_gate, needed
+from harness.contract.checks import NAME_PATTERN, TABLE, Gate, find, needed
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome, worst
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
@@ -48,6 +48,10 @@ def test_the_checks_are_these() -> None:
 )
 def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
     assert {(check.name, check.stage) for check in needed(facts)} == expected
+
+
+def names_of_gate(gate: Gate) -> set[str]:
+    return {check.name for check in TABLE if check.gate == gate}
 
 
 def test_the_gates_are_these() -> None:

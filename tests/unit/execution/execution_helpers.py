@@ -40,6 +40,8 @@ def reach(stage):
     """Pass every stage before `stage`, then be in it."""
     for name in STAGES[: STAGES.index(stage)]:
         seen["stages"][name] = COMPLETE["stages"][name]
+    seen["checks"] = [check for check in COMPLETE["checks"] if check["stage"] in seen["stages"]]
+    seen.update({name: COMPLETE[name] for name in ("facts", "adapter", "merge")})
     seen["running"] = stage
     write()
 

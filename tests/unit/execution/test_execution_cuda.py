@@ -69,7 +69,7 @@ def environment(folder: Path, **imports: bool) -> FakeEnvironment:
         path = site / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
-    return FakeEnvironment(prefix=folder / "env", python=folder / "env" / "bin" / "python", versions={})
+    return FakeEnvironment(prefix=folder / "env", python=folder / "env" / "bin" / "python")
 
 
 def run(
