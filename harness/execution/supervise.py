@@ -20,6 +20,7 @@ from typing import BinaryIO, Literal
 
 from harness.execution import deadman, memory
 from harness.execution.child import Child, ParentLostError
+from harness.execution.files import writing
 
 TICK = 0.02
 """Seconds between looks at the child's end and at the cancellation event."""
@@ -93,13 +94,17 @@ def run_supervised(
         token: the label that its processes carry in ``HARNESS_CELL_TOKEN``, unique to this child.
         cancelled: when set, the child is killed.
         poll: called at every sample of memory, in this thread.
+
+    Raises:
+        EnvironmentFailedError: the log cannot be written.
     """
     oom_kills = memory.kernel_oom_kills()
     started = time.monotonic()
     try:
-        with log.open("wb") as output:
-            output.write(f"$ {headline}\n".encode())
-            output.flush()
+        with writing("a cell's log", log.parent):
+            log.write_bytes(f"$ {headline}\n".encode())
+            output = log.open("ab")
+        with output:
             try:
                 child = start(output)
             except OSError as error:

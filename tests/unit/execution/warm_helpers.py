@@ -93,6 +93,14 @@ BEHAVIOURS = """
     elif behaviour == "closes-its-output":
         finish()
         sys.stdout.close()
+    elif behaviour == "makes-its-observation-a-directory":
+        os.makedirs(request["observation"])
+        time.sleep(0.3)
+    elif behaviour == "removes-its-work":
+        import shutil
+        shutil.rmtree(request["work"])
+        Path(request["work"]).write_text("a file in place of the directory")
+        time.sleep(0.3)
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)

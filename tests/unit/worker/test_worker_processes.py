@@ -39,7 +39,9 @@ def run(folder: Path, does: str, program: str = PROGRAM) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("does", ["sys.stdout.close()", "sys.stderr.close()", "sys.stdout = None", "raise SystemExit(7)"])
+@pytest.mark.parametrize(
+    "does", ["sys.stdout.close()", "sys.stderr.close()", "sys.stdout = None", "raise SystemExit(7)"]
+)
 def test_a_child_never_returns_into_its_parent_s_code(tmp_path: Path, does: str) -> None:
     done = run(tmp_path, does)
     said = [line for line in done.stderr.splitlines() if line in ("parent", "child")]
