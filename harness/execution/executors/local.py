@@ -15,6 +15,7 @@ import shlex
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from harness.execution.supervise import SupervisedExit, run_supervised
 from harness.execution.times import utc_now
 from harness.execution.warm.home import Home
 from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool, WorkerKey
-from harness.execution.warm.worker import RefusalKind, WarmWorker, WorkerSpec
+from harness.execution.warm.worker import Patience, RefusalKind, WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -92,6 +93,9 @@ class LocalRunner:
             try:
                 return self._attempt(job, warm=True)
             except ParentLostError as error:
+                if cancelled.is_set():
+                    job.log.unlink(missing_ok=True)
+                    return None
                 self._context.note(f"{cell.id} runs again: {error}")
         return self._attempt(job, warm=False)
 
@@ -171,6 +175,7 @@ class LocalRunner:
         """Run the cell in a fork of ``worker``."""
         path = _write(request)
         command = shlex.join([*self._program(job), str(path)])
+        patience = Patience(cancelled=job.cancelled, until=time.monotonic() + job.settings.limits.seconds)
         return self._supervise(
             lambda _: worker.fork(
                 next(self._forks),
@@ -178,6 +183,7 @@ class LocalRunner:
                 work=request.work,
                 log=job.log,
                 environment=self._variables(job, request.work),
+                patience=patience,
             ),
             f"{command}  # forked from process {worker.pid}",
             request,

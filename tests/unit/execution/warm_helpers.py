@@ -101,6 +101,14 @@ BEHAVIOURS = """
         shutil.rmtree(request["work"])
         Path(request["work"]).write_text("a file in place of the directory")
         time.sleep(0.3)
+    elif behaviour == "stops-its-parent-once":
+        mark = Path(request["work"]).parent / "stopped"
+        reach("train")
+        if not mark.exists():
+            mark.write_text("")
+            os.kill(warm_parent(), signal.SIGSTOP)
+            time.sleep(600)
+        finish()
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)
