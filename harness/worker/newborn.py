@@ -131,6 +131,18 @@ def begin_as_new(birth: Birth, token: TokenPlace) -> None:
     tempfile.tempdir = None  # worked out again, from the cell's own TMPDIR
     os.chdir(birth.work)
     sys.argv[1:] = [str(birth.request)]
+    reseed()
+
+
+def reseed() -> None:
+    """Begin other random numbers in a forked child than its parent and its siblings have.
+
+    A new process has them: Python, numpy and torch seed their generators from the system (torch 2.x,
+    ``getDefaultCPUGenerator``). A stage that needs certain ones seeds them itself, before and after as now. torch's
+    generators of GPUs are made when one is first used, which is after the fork.
+    """
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
