@@ -3,8 +3,9 @@
 And what ends it without its parent's shutdown.
 
 A fork copies the parent's environment, current directory, open files, session and random numbers. Each is replaced here
-by the cell's own. Libraries read some of the parent's environment when they were imported, as ``HF_HOME``. What they
-keep of it points into the warm worker's own home directory, which the host compares after each cell.
+by the cell's own. What the imports themselves have set of the environment stays. Libraries read some of the parent's
+environment when they were imported, as ``HF_HOME``. What they keep of it points into the warm worker's own home
+directory, which the host compares after each cell.
 """
 
 from __future__ import annotations
@@ -51,6 +52,36 @@ class Birth:
             log=Path(order["log"]),
             environment=order["environment"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetByImports:
+    """The variables that imports have set or removed in this process, as they would have in a new one.
+
+    Attributes:
+        changed: the new values; None for a variable that is gone.
+        home: this process's own home directory, whose place in a value a cell's takes.
+    """
+
+    changed: Mapping[str, str | None]
+    home: str | None
+
+    @classmethod
+    def since(cls, before: Mapping[str, str]) -> SetByImports:
+        """Compare the environment with what it was before the imports."""
+        names = before.keys() | os.environ.keys()
+        changed = {name: os.environ.get(name) for name in names if os.environ.get(name) != before.get(name)}
+        return cls(changed=changed, home=before.get("HOME"))
+
+    def over(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return a cell's environment after the imports."""
+        result = dict(environment)
+        for name, value in self.changed.items():
+            if value is None:
+                result.pop(name, None)
+            else:
+                result[name] = value.replace(self.home, environment.get("HOME", self.home)) if self.home else value
+        return result
 
 
 class TokenError(RuntimeError):
@@ -113,7 +144,7 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
 
 
-def begin_as_new(birth: Birth, token: TokenPlace) -> None:
+def begin_as_new(birth: Birth, token: TokenPlace, imports: SetByImports) -> None:
     """Replace in a forked child what it has of its parent.
 
     Raises:
@@ -126,7 +157,7 @@ def begin_as_new(birth: Birth, token: TokenPlace) -> None:
     os.close(log)
     token.write(birth.environment[TOKEN.decode().rstrip("=")])
     os.environ.clear()
-    os.environ.update(birth.environment)
+    os.environ.update(imports.over(birth.environment))
     time.tzset()
     tempfile.tempdir = None  # worked out again, from the cell's own TMPDIR
     os.chdir(birth.work)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from harness.worker.channel import take_channel
-from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new, leave
+from harness.worker.newborn import Birth, SetByImports, TokenError, TokenPlace, begin_as_new, leave
 
 
 class RefusedError(Exception):
@@ -49,6 +49,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
     """
     orders, answers = take_channel()
     started = time.perf_counter()
+    before = dict(os.environ)
     try:
         token = _token_place()
         _prepare(prepare)
@@ -56,6 +57,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
         _answer(answers, {"ready": False, "kind": error.kind, "reason": error.reason})
         return
     _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3)})
+    imports = SetByImports.since(before)
     children: dict[int, int] = {}
     for line in orders:
         order: dict[str, Any] = json.loads(line)
@@ -72,7 +74,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
                 if pid == 0:
                     orders.close()
                     answers.close()
-                    _live(birth, token, run)
+                    _live(birth, token, imports, run)
                 children[number] = pid
                 _answer(answers, {"pid": pid})
             case "look":
@@ -150,11 +152,11 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> NoReturn:
+def _live(birth: Birth, token: TokenPlace, imports: SetByImports, run: Callable[[Path], None]) -> NoReturn:
     """Be a cell's process, from its birth to its end."""
     code = 1
     try:
-        begin_as_new(birth, token)
+        begin_as_new(birth, token, imports)
         run(birth.request)
         code = 0
     except SystemExit as end:

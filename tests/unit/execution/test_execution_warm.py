@@ -424,6 +424,21 @@ def test_a_kept_work_directory_is_that_of_the_run_that_counts(tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["killed", "qwen3_moe"]
 
 
+def test_variables_that_imports_set_are_those_of_a_process_of_its_own(tmp_path: Path) -> None:
+    prepare = (
+        "    os.environ.update(SET='1', CACHE=os.environ['HOME'] + '/inductor', LC_ALL='C')\n"
+        "    del os.environ['OMP_NUM_THREADS']"
+    )
+    run(tmp_path, [cell("tells", seed=1)], prepare=prepare)
+    found = told(tmp_path, 1)["variables"]
+    assert isinstance(found, dict)
+
+    assert (found["SET"], found["LC_ALL"]) == ("1", "C")
+    assert found["CACHE"] == f"{found['HOME']}/inductor"
+    assert "/cell-" in found["HOME"]
+    assert "OMP_NUM_THREADS" not in found
+
+
 def test_variables_of_a_worker_are_those_of_its_cells_but_for_their_directories(tmp_path: Path) -> None:
     """Libraries read some variables when they are loaded, so a worker must have been started with the cells' own."""
     first = child_environment(scratch=tmp_path / "a", threads=1, device="cpu", prefix=tmp_path)
