@@ -5,9 +5,11 @@ process in a session of its own that holds the reading end of a pipe. When the p
 whichever way it went. Then every process that carries the run's token is killed. A normal end closes the pipe too.
 Nothing is left then, and the watchdog just leaves.
 
-The same search by token finds what escapes from a cell's process group. Such is a daemon that called ``setsid`` and was
-adopted by init: it is in no group and no process tree of ours. This file is started by path with ``python -I -S``, so
-it uses the standard library only.
+The same search by token finds what escapes from a cell's process group, as a daemon does that has called ``setsid``. It
+does not find a process that was started with a clean environment. While the harness lives, such a one is found in the
+process tree, see ``supervise``. When the harness is killed outright, it is not found.
+
+This file is started by path with ``python -I -S``, so it uses the standard library only.
 """
 
 from __future__ import annotations

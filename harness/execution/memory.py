@@ -8,6 +8,7 @@ process.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,15 @@ def tree(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill those that are still there. An id that has been given to another process since is not hit."""
+    for process in processes:
+        try:
+            process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
 
 
 def resident_mb(processes: list[psutil.Process]) -> float:

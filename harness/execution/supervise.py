@@ -3,7 +3,11 @@
 The child leads a session of its own, so that Ctrl-C on the terminal reaches the harness alone and the harness decides.
 It ends in one of these ways. It exits, or a signal kills it. It is over its time or its memory and is killed. The run
 is cancelled and it is killed. However it ends, its process group is killed afterwards, and so is whatever has left the
-group: a cell that leaves processes behind disturbs the measurements of the next.
+group, as far as it is known: a cell that leaves processes behind disturbs the measurements of the next. Known are those
+that carry its token, and those that were its descendants whenever memory was looked at. A cell's process keeps the
+orphans among its descendants (see ``harness.worker.orphans``), and ends them before it ends by itself. When it dies
+one process may be missed: one that was started in the moments before, has left the group and has a clean environment.
+Where the cell was forked by a warm worker, that worker ends it.
 
 The child's end is noticed without reaping it, see ``child``. Where the child comes from is not known here.
 """
@@ -17,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+import psutil
 
 from harness.execution import deadman, memory
 from harness.execution.child import Child, ParentLostError
@@ -59,7 +65,6 @@ class SupervisedExit:
         signal: the signal that killed it, when we did not.
         seconds: wall clock.
         peak_rss_mb: the largest sample of the tree's resident memory in MiB; None when it ended before the first.
-        stragglers: processes of it that were still there when it had ended and had to be killed.
         kernel_oom: whether the kernel killed something for want of memory meanwhile, in this machine or control group.
         detail: what a person wants to know beside it: the limit that was passed, why it could not be started.
     """
@@ -69,7 +74,6 @@ class SupervisedExit:
     signal: int | None = None
     seconds: float = 0.0
     peak_rss_mb: float | None = None
-    stragglers: int = 0
     detail: str | None = None
     kernel_oom: bool = False
 
@@ -100,6 +104,7 @@ def run_supervised(
     """
     oom_kills = memory.kernel_oom_kills()
     started = time.monotonic()
+    seen: set[psutil.Process] = set()
     try:
         with writing("a cell's log", log.parent):
             log.write_bytes(f"$ {headline}\n".encode())
@@ -111,27 +116,26 @@ def run_supervised(
                 reason = f"{error.filename} cannot be started: {error.strerror}"
                 return SupervisedExit(ending="not-started", detail=reason)
         try:
-            ending, detail, peak = _watch(child, limits, started, cancelled, poll)
+            ending, detail, peak = _watch(child, limits, started, cancelled, poll, seen)
         finally:
             # Also when `poll` raised: nothing of the child survives this function.
             seconds = time.monotonic() - started
-            status, stragglers = _clear(child, token)
+            status = _clear(child, token, seen)
     except ParentLostError as error:
+        memory.kill(seen)
         deadman.kill_carriers(token)
         return SupervisedExit(ending="lost", detail=str(error), seconds=time.monotonic() - started)
     after = memory.kernel_oom_kills()
     kernel_oom = oom_kills is not None and after is not None and after > oom_kills
-    seen = SupervisedExit(
-        ending="exited", detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers, kernel_oom=False
-    )
+    how = SupervisedExit(ending="exited", detail=detail, seconds=seconds, peak_rss_mb=peak, kernel_oom=False)
     if ending is not None:
-        return replace(seen, ending=ending)
+        return replace(how, ending=ending)
     if status >= 0:
-        return replace(seen, code=status, kernel_oom=kernel_oom)
+        return replace(how, code=status, kernel_oom=kernel_oom)
     if -status == signal.SIGKILL and kernel_oom:
         detail = "the kernel killed it because the machine or its control group was out of memory"
-        return replace(seen, ending="oom", signal=-status, detail=detail)
-    return replace(seen, ending="signalled", signal=-status)
+        return replace(how, ending="oom", signal=-status, detail=detail)
+    return replace(how, ending="signalled", signal=-status)
 
 
 def _watch(
@@ -140,10 +144,11 @@ def _watch(
     started: float,
     cancelled: threading.Event,
     poll: Callable[[], None] | None,
+    seen: set[psutil.Process],
 ) -> tuple[Ending | None, str | None, float | None]:
     """Wait until the child has ended (not reaped) or had to be ended.
 
-    Return why it was ended, in words, and peak memory in MiB.
+    Return why it was ended, in words, and peak memory in MiB. ``seen`` grows by every process of its tree.
     """
     peak: float | None = None
     next_sample = started
@@ -155,6 +160,7 @@ def _watch(
         if now >= next_sample:
             next_sample = now + limits.interval
             processes = memory.tree(child.pid)
+            seen.update(processes)
             resident = memory.resident_mb(processes)
             peak = resident if peak is None else max(peak, resident)
             if limits.memory_mb is not None and resident > limits.memory_mb:
@@ -177,10 +183,11 @@ def _terminate(child: Child, grace: float) -> None:
         time.sleep(TICK)
 
 
-def _clear(child: Child, token: str) -> tuple[int, int]:
-    """Kill what is left of the child and reap it; return its exit code and how many processes it left behind."""
-    left = [pid for pid in deadman.carriers(token) if pid != child.pid] if child.has_ended() else []
+def _clear(child: Child, token: str, seen: set[psutil.Process]) -> int:
+    """Kill what is left of the child and reap it; return its exit code."""
+    seen.update(memory.tree(child.pid))
     child.signal_group(signal.SIGKILL)  # not reaped yet, so the group is still this child's
+    memory.kill(seen)
     status = child.reap()
     deadman.kill_carriers(token)
-    return status, len(left)
+    return status

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from harness.worker.orphans import adopt_orphans
+
 TOKEN = b"HARNESS_CELL_TOKEN="
 _ENVIRONMENT_START, _ENVIRONMENT_END = 47, 48
 """Fields 50 and 51 of ``/proc/<pid>/stat`` (proc(5)), counted from the one after the name."""
@@ -150,7 +152,8 @@ def begin_as_new(birth: Birth, token: TokenPlace, imports: SetByImports) -> None
     Raises:
         OSError, TokenError: something of it cannot be replaced.
     """
-    os.setsid()  # a group of its own: it is measured, limited and killed as one
+    os.setsid()  # a group of its own: it is signalled as one
+    adopt_orphans()
     log = os.open(birth.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
