@@ -44,7 +44,7 @@ class Limits:
 
     Attributes:
         seconds: wall clock, from start to end.
-        memory_mb: proportional set size of the whole process tree in MiB; None: as much as there is.
+        memory_mb: what the whole process tree uses in MiB, see ``memory``; None: as much as there is.
         grace: seconds between SIGTERM and SIGKILL when the time is over.
         interval: seconds between samples of memory.
     """
@@ -164,9 +164,9 @@ def _watch(
             resident = memory.resident_mb(processes)
             peak = resident if peak is None else max(peak, resident)
             if limits.memory_mb is not None and resident > limits.memory_mb:
-                proportional = memory.proportional_mb(processes)
-                if proportional > limits.memory_mb:
-                    detail = f"used {proportional:.0f} MiB, more than its memory limit of {limits.memory_mb:.0f} MiB"
+                used = memory.footprint_mb(processes)
+                if used > limits.memory_mb:
+                    detail = f"used {used:.0f} MiB, more than its memory limit of {limits.memory_mb:.0f} MiB"
                     return "oom", detail, peak
             if poll is not None:
                 poll()

@@ -137,6 +137,14 @@ BEHAVIOURS = """
         while not full.exists():
             time.sleep(0.01)
         time.sleep(600)
+    elif behaviour == "needs-100-mb":
+        if not warm_parent():
+            prepare()
+        reach("train")
+        block = bytearray(100 * 2**20)
+        block[::4096] = b"x" * len(block[::4096])
+        time.sleep(1)
+        finish()
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)
