@@ -5,6 +5,7 @@ The error comes before anything is installed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from harness.contract.cell_fields import Device
@@ -12,6 +13,7 @@ from harness.envs import gpu
 from harness.errors import ConfigurationError, EnvironmentFailedError
 
 DEVICES = ("auto", "cpu", "cuda")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 ON_THE_CPU = "use --device cpu"
 
 
@@ -56,13 +58,28 @@ def require_gpu(python: Path, *, label: str) -> None:
 
 def _problem(python: Path | None) -> ConfigurationError | None:
     """Return why no cell could run on a GPU, as far as it can be known before anything is installed."""
+    return _problem_of_machine() or (None if python is None else _problem_of_interpreter(python))
+
+
+def _problem_of_machine() -> ConfigurationError | None:
     if not gpu.has_driver():
         return ConfigurationError(
             "--device cuda: there is no NVIDIA driver on this machine, so torch can use no GPU.",
             remedy=f"Run it on a machine with a GPU (in a container, with the GPU passed in), or {ON_THE_CPU}.",
         )
-    if python is None:
-        return None
+    if not gpu.has_device():
+        return ConfigurationError(
+            "--device cuda: there is an NVIDIA driver but no GPU under /dev, so torch can use none.",
+            remedy=f"In a container, pass the GPU in (docker run --gpus all), or {ON_THE_CPU}.",
+        )
+    if os.environ.get(VISIBLE, "all").strip() in ("", "-1"):
+        return ConfigurationError(
+            f"--device cuda: {VISIBLE}={os.environ[VISIBLE]!r} hides every GPU.", remedy=f"Unset it, or {ON_THE_CPU}."
+        )
+    return None
+
+
+def _problem_of_interpreter(python: Path) -> ConfigurationError | None:
     build = gpu.torch_build(python)
     if build is None:
         return ConfigurationError(

@@ -1,7 +1,7 @@
 """Whether cells can run on a GPU here, asked as cheaply as it can be known, and said with its cause.
 
-In the order of what an answer costs: the kernel's driver (nothing), which build of torch an interpreter has (its files
-are read, nothing is imported), whether that torch can use a GPU (it is imported).
+In the order of what an answer costs: the kernel's driver and the devices (nothing), which build of torch an
+interpreter has (its files are read, nothing is imported), whether that torch can use a GPU (it is imported).
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from harness.errors import ConfigurationError
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """There while NVIDIA's kernel module is loaded. Under WSL it is not, but ``nvidia-smi`` is in the path there."""
+NODES = Path("/dev")
+"""Where a process finds the devices it may use. A container that was not passed the GPU has none of them."""
+NODE_NAMES = ("nvidia[0-9]*", "dxg", "nvhost*")
+"""Those of a GPU (the control node ``nvidiactl`` is none), of one under WSL, and of a Tegra."""
 TIME_LIMIT = 120.0
 """Seconds. Importing torch from a cold network disk takes a minute."""
 
@@ -36,6 +40,11 @@ else:
 def has_driver() -> bool:
     """Whether this machine has an NVIDIA driver."""
     return DRIVER.exists() or shutil.which("nvidia-smi") is not None
+
+
+def has_device() -> bool:
+    """Whether this process can reach a GPU that the driver has."""
+    return any(next(NODES.glob(name), None) is not None for name in NODE_NAMES)
 
 
 def torch_build(python: Path) -> Build | None:

@@ -1,13 +1,16 @@
 """A watchdog for the case that nothing else can handle: the harness itself is killed while cells are running.
 
-Every process of a cell carries ``HARNESS_CELL_TOKEN`` in its environment, ``<run>.<number>``. The watchdog is a small
+Every process of a cell carries ``HARNESS_CELL_TOKEN`` in its environment, ``<run>.<number>``. What makes environments
+carries ``<run>``. The watchdog is a small
 process in a session of its own that holds the reading end of a pipe. When the pipe closes, the harness is gone,
 whichever way it went. Then every process that carries the run's token is killed. A normal end closes the pipe too.
 Nothing is left then, and the watchdog just leaves.
 
-The same search by token finds what escapes from a cell's process group. Such is a daemon that called ``setsid`` and was
-adopted by init: it is in no group and no process tree of ours. This file is started by path with ``python -I -S``, so
-it uses the standard library only.
+The same search by token finds what escapes from a cell's process group, as a daemon does that has called ``setsid``. It
+does not find a process that was started with a clean environment. While the harness lives, such a one is found in the
+process tree, see ``supervise``. When the harness is killed outright, it is not found.
+
+This file is started by path with ``python -I -S``, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -62,7 +65,12 @@ def kill_carriers(token: str) -> int:
 
 
 class Deadman:
-    """The watchdog of one run, as a context manager in the harness."""
+    """The watchdog of one run, as a context manager in the harness.
+
+    Within the block the token is a variable of the harness. So what the harness starts carries it: uv, which makes
+    environments, and a probe for a GPU. The harness itself does not, by the rule of ``carriers``: the kernel shows the
+    variables that a process was started with.
+    """
 
     def __init__(self, run_token: str) -> None:
         self._token = run_token
@@ -73,13 +81,21 @@ class Deadman:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # Without a token of its own, or the search would find it.
+            env={name: value for name, value in os.environ.items() if name != TOKEN},
             start_new_session=True,  # Ctrl-C on the terminal must not reach it before it has done its work
         )
+        self._before = os.environ.get(TOKEN)
+        os.environ[TOKEN] = self._token
 
     def __exit__(self, *_: object) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
+        if self._before is None:
+            del os.environ[TOKEN]
+        else:
+            os.environ[TOKEN] = self._before
 
 
 def main(token: str) -> None:

@@ -1,10 +1,14 @@
-"""Writing a file so that it is there completely or not at all, and reading the end of one that may be large."""
+"""Writing a file so that it is there completely or not at all, and reading what somebody else may have spoilt."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from harness.errors import EnvironmentFailedError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -35,20 +39,40 @@ def sync_directory(directory: Path) -> None:
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Return the content of ``path``, None when there is no such file."""
+    """Return the content of ``path``, None when there is no such file or what is there cannot be read as one."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def tail(path: Path, *, lines: int = 20, limit: int = 16_384) -> str:
-    """Return the last ``lines`` lines of ``path`` (at most ``limit`` bytes of it); "" when there is no such file."""
+    """Return the last ``lines`` lines of ``path`` (at most ``limit`` bytes of it); "" when it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             text = file.read(limit).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
     return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+@contextmanager
+def writing(what: str, place: Path) -> Iterator[None]:
+    """Within the block something of a cell is written by the harness: where that fails, it is no finding.
+
+    Args:
+        what: what is written, in words.
+        place: the directory that a person would look at.
+
+    Raises:
+        EnvironmentFailedError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFailedError(
+            f"{what} cannot be written: {error.strerror or error}",
+            remedy=f"Free some space or inodes where {place} lies, and see that this user may write there.",
+        ) from error

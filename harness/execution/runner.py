@@ -92,6 +92,9 @@ class Runner(Protocol):
             number: distinguishes it from the other cells of the run.
             cancelled: when set, the cell is killed.
             entered: called with each stage that the worker is seen in.
+
+        Raises:
+            EnvironmentFailedError: this machine has no room for it, which is no finding.
         """
         ...
 

@@ -272,10 +272,15 @@ class _Run:
         for future in [future for future in preparing if future in done]:
             self._environment(preparing.pop(future), future)
         for ended in [future for future in running if future in done]:
-            del running[ended]
-            result = ended.result()
-            if result is not None:
-                self._finish(result)
+            cell = running.pop(ended)
+            try:
+                result = ended.result()
+            except EnvironmentFailedError as error:
+                self.failures.append((cell.stack, error))
+                self._finish_without_worker(cell, outcome="error", stage="import", reason=error.message)
+            else:
+                if result is not None:
+                    self._finish(result)
 
     def _environment(self, key: StackKey, future: Future[tuple[PreparedEnvironment, float]]) -> None:
         """An environment is there, or will not be: then that is the outcome of its cells."""
@@ -300,17 +305,20 @@ class _Run:
         """
         self.observer.environment_failed(self.agenda.stacks[key], reason)
         for cell in self.agenda.drop(key):
-            result = without_worker(
-                cell,
-                outcome=outcome,
-                stage=stage,
-                reason=reason,
-                stack=StackRecord(),
-                redactor=self.context.redactor(),
-                started=utc_now(),
-            )
-            self.store.save(result)
-            self._finish(result)
+            self._finish_without_worker(cell, outcome=outcome, stage=stage, reason=reason)
+
+    def _finish_without_worker(self, cell: Cell, *, outcome: Outcome, stage: StageName, reason: str) -> None:
+        result = without_worker(
+            cell,
+            outcome=outcome,
+            stage=stage,
+            reason=reason,
+            stack=StackRecord(),
+            redactor=self.context.redactor(),
+            started=utc_now(),
+        )
+        self.store.save(result)
+        self._finish(result)
 
     def _finish(self, result: CellResult) -> None:
         self.results[result.cell_id] = result

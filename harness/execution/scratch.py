@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
+
+from harness.execution.files import writing
 
 PREFIX = "moe-lora-harness-"
 LOCK = ".lock"
@@ -24,9 +26,17 @@ GRACE = 60.0
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Make this run's directory, remove those of dead runs, and remove it at the end."""
-    remove_abandoned(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, FileLock(Path(name) / LOCK):
+    """Make this run's directory, remove those of dead runs, and remove it at the end.
+
+    Raises:
+        EnvironmentFailedError: it cannot be made.
+    """
+    place = Path(tempfile.gettempdir())
+    remove_abandoned(place)
+    with writing("the run's directory", place):
+        # What cannot be removed at the end is left to the next run: the results are there.
+        directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=place, ignore_cleanup_errors=True)
+    with directory as name, FileLock(Path(name) / LOCK):
         yield Path(name)
 
 
@@ -42,7 +52,7 @@ def remove_abandoned(place: Path) -> list[Path]:
                 continue
             with FileLock(path / LOCK, timeout=0):
                 shutil.rmtree(path)
-        except (Timeout, FileNotFoundError):
-            continue  # a living run holds it, or another one has just removed it
+        except OSError:
+            continue  # a living run holds it, another one has just removed it, or it does not let itself be removed
         removed.append(path)
     return removed

@@ -23,8 +23,8 @@ class StageWatch:
         """Look."""
         try:
             status = self._observation.stat()
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # not there yet, or the cell has put something else in its way: its result will say so
         stamp = (status.st_ino, status.st_mtime_ns)
         if stamp == self._stamp:
             return

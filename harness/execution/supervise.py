@@ -3,7 +3,11 @@
 The child leads a session of its own, so that Ctrl-C on the terminal reaches the harness alone and the harness decides.
 It ends in one of these ways. It exits, or a signal kills it. It is over its time or its memory and is killed. The run
 is cancelled and it is killed. However it ends, its process group is killed afterwards, and so is whatever has left the
-group: a cell that leaves processes behind disturbs the measurements of the next.
+group, as far as it is known: a cell that leaves processes behind disturbs the measurements of the next. Known are those
+that carry its token, and those that were its descendants whenever memory was looked at. A cell's process keeps the
+orphans among its descendants (see ``harness.worker.orphans``), and ends them before it ends by itself. When it dies
+one process may be missed: one that was started in the moments before, has left the group and has a clean environment.
+Where the cell was forked by a warm worker, that worker ends it.
 
 The child's end is noticed without reaping it, see ``child``. Where the child comes from is not known here.
 """
@@ -18,8 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import psutil
+
 from harness.execution import deadman, memory
 from harness.execution.child import Child, ParentLostError
+from harness.execution.files import writing
 
 TICK = 0.02
 """Seconds between looks at the child's end and at the cancellation event."""
@@ -37,7 +44,7 @@ class Limits:
 
     Attributes:
         seconds: wall clock, from start to end.
-        memory_mb: proportional set size of the whole process tree in MiB; None: as much as there is.
+        memory_mb: what the whole process tree uses in MiB, see ``memory``; None: as much as there is.
         grace: seconds between SIGTERM and SIGKILL when the time is over.
         interval: seconds between samples of memory.
     """
@@ -58,7 +65,6 @@ class SupervisedExit:
         signal: the signal that killed it, when we did not.
         seconds: wall clock.
         peak_rss_mb: the largest sample of the tree's resident memory in MiB; None when it ended before the first.
-        stragglers: processes of it that were still there when it had ended and had to be killed.
         kernel_oom: whether the kernel killed something for want of memory meanwhile, in this machine or control group.
         detail: what a person wants to know beside it: the limit that was passed, why it could not be started.
     """
@@ -68,7 +74,6 @@ class SupervisedExit:
     signal: int | None = None
     seconds: float = 0.0
     peak_rss_mb: float | None = None
-    stragglers: int = 0
     detail: str | None = None
     kernel_oom: bool = False
 
@@ -93,40 +98,44 @@ def run_supervised(
         token: the label that its processes carry in ``HARNESS_CELL_TOKEN``, unique to this child.
         cancelled: when set, the child is killed.
         poll: called at every sample of memory, in this thread.
+
+    Raises:
+        EnvironmentFailedError: the log cannot be written.
     """
     oom_kills = memory.kernel_oom_kills()
     started = time.monotonic()
+    seen: set[psutil.Process] = set()
     try:
-        with log.open("wb") as output:
-            output.write(f"$ {headline}\n".encode())
-            output.flush()
+        with writing("a cell's log", log.parent):
+            log.write_bytes(f"$ {headline}\n".encode())
+            output = log.open("ab")
+        with output:
             try:
                 child = start(output)
             except OSError as error:
                 reason = f"{error.filename} cannot be started: {error.strerror}"
                 return SupervisedExit(ending="not-started", detail=reason)
         try:
-            ending, detail, peak = _watch(child, limits, started, cancelled, poll)
+            ending, detail, peak = _watch(child, limits, started, cancelled, poll, seen)
         finally:
             # Also when `poll` raised: nothing of the child survives this function.
             seconds = time.monotonic() - started
-            status, stragglers = _clear(child, token)
+            status = _clear(child, token, seen)
     except ParentLostError as error:
+        memory.kill(seen)
         deadman.kill_carriers(token)
         return SupervisedExit(ending="lost", detail=str(error), seconds=time.monotonic() - started)
     after = memory.kernel_oom_kills()
     kernel_oom = oom_kills is not None and after is not None and after > oom_kills
-    seen = SupervisedExit(
-        ending="exited", detail=detail, seconds=seconds, peak_rss_mb=peak, stragglers=stragglers, kernel_oom=False
-    )
+    how = SupervisedExit(ending="exited", detail=detail, seconds=seconds, peak_rss_mb=peak, kernel_oom=False)
     if ending is not None:
-        return replace(seen, ending=ending)
+        return replace(how, ending=ending)
     if status >= 0:
-        return replace(seen, code=status, kernel_oom=kernel_oom)
+        return replace(how, code=status, kernel_oom=kernel_oom)
     if -status == signal.SIGKILL and kernel_oom:
         detail = "the kernel killed it because the machine or its control group was out of memory"
-        return replace(seen, ending="oom", signal=-status, detail=detail)
-    return replace(seen, ending="signalled", signal=-status)
+        return replace(how, ending="oom", signal=-status, detail=detail)
+    return replace(how, ending="signalled", signal=-status)
 
 
 def _watch(
@@ -135,10 +144,11 @@ def _watch(
     started: float,
     cancelled: threading.Event,
     poll: Callable[[], None] | None,
+    seen: set[psutil.Process],
 ) -> tuple[Ending | None, str | None, float | None]:
     """Wait until the child has ended (not reaped) or had to be ended.
 
-    Return why it was ended, in words, and peak memory in MiB.
+    Return why it was ended, in words, and peak memory in MiB. ``seen`` grows by every process of its tree.
     """
     peak: float | None = None
     next_sample = started
@@ -150,12 +160,13 @@ def _watch(
         if now >= next_sample:
             next_sample = now + limits.interval
             processes = memory.tree(child.pid)
+            seen.update(processes)
             resident = memory.resident_mb(processes)
             peak = resident if peak is None else max(peak, resident)
             if limits.memory_mb is not None and resident > limits.memory_mb:
-                proportional = memory.proportional_mb(processes)
-                if proportional > limits.memory_mb:
-                    detail = f"used {proportional:.0f} MiB, more than its memory limit of {limits.memory_mb:.0f} MiB"
+                used = memory.footprint_mb(processes)
+                if used > limits.memory_mb:
+                    detail = f"used {used:.0f} MiB, more than its memory limit of {limits.memory_mb:.0f} MiB"
                     return "oom", detail, peak
             if poll is not None:
                 poll()
@@ -172,10 +183,11 @@ def _terminate(child: Child, grace: float) -> None:
         time.sleep(TICK)
 
 
-def _clear(child: Child, token: str) -> tuple[int, int]:
-    """Kill what is left of the child and reap it; return its exit code and how many processes it left behind."""
-    left = [pid for pid in deadman.carriers(token) if pid != child.pid] if child.has_ended() else []
+def _clear(child: Child, token: str, seen: set[psutil.Process]) -> int:
+    """Kill what is left of the child and reap it; return its exit code."""
+    seen.update(memory.tree(child.pid))
     child.signal_group(signal.SIGKILL)  # not reaped yet, so the group is still this child's
+    memory.kill(seen)
     status = child.reap()
     deadman.kill_carriers(token)
-    return status, len(left)
+    return status

@@ -4,6 +4,7 @@ Isolated mode leaves the script's folder out of ``sys.path``. So the folder that
 first. The only ``harness`` here is then the worker's own.
 """
 
+import atexit
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from harness.worker.groups import serve_group
     from harness.worker.offline import forbid_network
+    from harness.worker.orphans import adopt_orphans, end_children
     from harness.worker.run import main, serve_cells
 
     forbid_network()
@@ -19,9 +21,9 @@ if __name__ == "__main__":
             serve_cells(device=device, threads=int(threads))
         case ["--group", number, request]:
             serve_group(int(number), Path(request))
-        case ["--started", request]:
-            main(Path(request), started=True)
-        case [request]:
-            main(Path(request))
+        case ["--started", request] | [request]:
+            adopt_orphans()
+            atexit.register(end_children)  # the first to be registered is the last to run
+            main(Path(request), started=sys.argv[1] == "--started")
         case other:
             raise SystemExit(f"what is {other}?")

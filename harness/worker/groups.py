@@ -10,6 +10,8 @@ The process that starts them imports nothing but the standard library.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -27,6 +29,7 @@ from harness.worker.processes import record_end
 from harness.worker.request import Request, read_request
 from harness.worker.steps import Step, run_step
 
+_TICK = 0.05
 MAIN = Path(__file__).with_name("__main__.py")
 FIRST = 0
 """The group whose process records the import stage. The others import ahead, which is nobody's stage."""
@@ -91,11 +94,11 @@ class _Group:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
 
     def run(self, step: Step) -> int | None:
         """Have a step run; return None when the process has said that it is through, else how the process ended."""
-        if self._process.poll() is not None:
+        if self._has_ended():
             self.end()
             self._process = self._start()
         orders, answers = self._process.stdin, self._process.stdout
@@ -105,19 +108,40 @@ class _Group:
             orders.write(f"{step.stages[0]}\n".encode())
             orders.flush()
         except BrokenPipeError:
-            return self._process.wait()
-        return None if answers.readline() else self._process.wait()
+            return self._end_of_process()
+        # The process too is looked at: what it has started may hold its end of the pipe after it.
+        while not select.select([answers], [], [], _TICK)[0]:
+            if self._has_ended():
+                return self._end_of_process()
+        return None if answers.readline() else self._end_of_process()
+
+    def _has_ended(self) -> bool:
+        """Whether the process has ended. It is not reaped: until then its group's id is nobody else's."""
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _end_of_process(self) -> int:
+        """Wait until the process has ended by itself, end what it leaves behind, and return its exit code."""
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill()
+        return self._process.returncode
+
+    def _kill(self) -> None:
+        """Kill the process and its descendants, and wait until the device has it back."""
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def end(self) -> None:
-        """End the process, whatever it does, and wait until the device has it back."""
+        """End the process, whatever it does, and what it has started, and wait until the device has it back."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
                 except BrokenPipeError:
                     continue  # an order that was never read
-        self._process.kill()
-        self._process.wait()
+        self._kill()
 
 
 def serve_group(number: int, path: Path) -> None:

@@ -3,8 +3,9 @@
 And what ends it without its parent's shutdown.
 
 A fork copies the parent's environment, current directory, open files, session and random numbers. Each is replaced here
-by the cell's own. Libraries read some of the parent's environment when they were imported, as ``HF_HOME``. What they
-keep of it points into the warm worker's own home directory, which the host compares after each cell.
+by the cell's own. What the imports themselves have set of the environment stays. Libraries read some of the parent's
+environment when they were imported, as ``HF_HOME``. What they keep of it points into the warm worker's own home
+directory, which the host compares after each cell.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from harness.worker.orphans import adopt_orphans
 
 TOKEN = b"HARNESS_CELL_TOKEN="
 _ENVIRONMENT_START, _ENVIRONMENT_END = 47, 48
@@ -51,6 +54,36 @@ class Birth:
             log=Path(order["log"]),
             environment=order["environment"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetByImports:
+    """The variables that imports have set or removed in this process, as they would have in a new one.
+
+    Attributes:
+        changed: the new values; None for a variable that is gone.
+        home: this process's own home directory, whose place in a value a cell's takes.
+    """
+
+    changed: Mapping[str, str | None]
+    home: str | None
+
+    @classmethod
+    def since(cls, before: Mapping[str, str]) -> SetByImports:
+        """Compare the environment with what it was before the imports."""
+        names = before.keys() | os.environ.keys()
+        changed = {name: os.environ.get(name) for name in names if os.environ.get(name) != before.get(name)}
+        return cls(changed=changed, home=before.get("HOME"))
+
+    def over(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return a cell's environment after the imports."""
+        result = dict(environment)
+        for name, value in self.changed.items():
+            if value is None:
+                result.pop(name, None)
+            else:
+                result[name] = value.replace(self.home, environment.get("HOME", self.home)) if self.home else value
+        return result
 
 
 class TokenError(RuntimeError):
@@ -113,24 +146,37 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
 
 
-def begin_as_new(birth: Birth, token: TokenPlace) -> None:
+def begin_as_new(birth: Birth, token: TokenPlace, imports: SetByImports) -> None:
     """Replace in a forked child what it has of its parent.
 
     Raises:
         OSError, TokenError: something of it cannot be replaced.
     """
-    os.setsid()  # a group of its own: it is measured, limited and killed as one
+    os.setsid()  # a group of its own: it is signalled as one
+    adopt_orphans()
     log = os.open(birth.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
     token.write(birth.environment[TOKEN.decode().rstrip("=")])
     os.environ.clear()
-    os.environ.update(birth.environment)
+    os.environ.update(imports.over(birth.environment))
     time.tzset()
     tempfile.tempdir = None  # worked out again, from the cell's own TMPDIR
     os.chdir(birth.work)
     sys.argv[1:] = [str(birth.request)]
+    reseed()
+
+
+def reseed() -> None:
+    """Begin other random numbers in a forked child than its parent and its siblings have.
+
+    A new process has them: Python, numpy and torch seed their generators from the system (torch 2.x,
+    ``getDefaultCPUGenerator``). A stage that needs certain ones seeds them itself, before and after as now. torch's
+    generators of GPUs are made when one is first used, which is after the fork.
+    """
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from harness.contract.stages import StageName
-from harness.worker.newborn import leave
+from harness.worker.newborn import leave, reseed
 from harness.worker.observation import Observation, StageStoppedError
 
 STOPPED = 1
@@ -74,6 +74,7 @@ def _child(observation: Observation, stages: Callable[[Observation], None]) -> N
     """Run the stages and leave without the interpreter's shutdown, which belongs to the parent."""
     code = STOPPED
     try:
+        reseed()
         stages(observation)
         code = 0
     except StageStoppedError:

@@ -4,7 +4,8 @@ The host writes orders to standard input, a line of JSON each, and gets a line o
 that it gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
 
 The parent owns its children. It alone signals them, and it reaps one only when the host says so. Until then a process
-id cannot be given to anybody else, so no signal hits a stranger. The parent runs no tensor operation and uses no
+id cannot be given to anybody else, so no signal hits a stranger. What a child leaves behind comes to the parent, which
+ends it when it reaps the child. The parent runs no tensor operation and uses no
 device.
 """
 
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from harness.worker.channel import take_channel
-from harness.worker.newborn import Birth, TokenError, TokenPlace, begin_as_new, leave
+from harness.worker.newborn import Birth, SetByImports, TokenError, TokenPlace, begin_as_new, leave
+from harness.worker.orphans import adopt_orphans, children, end_children, reap_children
 
 
 class RefusedError(Exception):
@@ -49,6 +51,8 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
     """
     orders, answers = take_channel()
     started = time.perf_counter()
+    adopt_orphans()
+    before = dict(os.environ)
     try:
         token = _token_place()
         _prepare(prepare)
@@ -56,7 +60,9 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
         _answer(answers, {"ready": False, "kind": error.kind, "reason": error.reason})
         return
     _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3)})
-    children: dict[int, int] = {}
+    imports = SetByImports.since(before)
+    own = list(children())
+    cells: dict[int, int] = {}
     for line in orders:
         order: dict[str, Any] = json.loads(line)
         number = int(order["cell"])
@@ -72,17 +78,21 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
                 if pid == 0:
                     orders.close()
                     answers.close()
-                    _live(birth, token, run)
-                children[number] = pid
+                    _live(birth, token, imports, run)
+                cells[number] = pid
                 _answer(answers, {"pid": pid})
             case "look":
-                ended = os.waitid(os.P_PID, children[number], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                ended = os.waitid(os.P_PID, cells[number], os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 _answer(answers, {"ended": ended is not None})
             case "signal":
-                _signal_group(children[number], int(order["number"]))
+                _signal_group(cells[number], int(order["number"]))
                 _answer(answers, {})
             case "reap":
-                _, status = os.waitpid(children.pop(number), 0)
+                _, status = os.waitpid(cells.pop(number), 0)
+                # What it leaves behind has come here. A living cell's orphans have not: they are with that cell.
+                spared = {*own, *cells.values()}
+                end_children(spared)
+                reap_children(spared)
                 _answer(answers, {"status": os.waitstatus_to_exitcode(status)})
             case other:
                 raise ValueError(f"unknown order {other!r}")
@@ -150,11 +160,11 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _live(birth: Birth, token: TokenPlace, run: Callable[[Path], None]) -> NoReturn:
+def _live(birth: Birth, token: TokenPlace, imports: SetByImports, run: Callable[[Path], None]) -> NoReturn:
     """Be a cell's process, from its birth to its end."""
     code = 1
     try:
-        begin_as_new(birth, token)
+        begin_as_new(birth, token, imports)
         run(birth.request)
         code = 0
     except SystemExit as end:

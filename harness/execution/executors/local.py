@@ -15,6 +15,7 @@ import shlex
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from harness.contract.stages import StageName
 from harness.execution.agenda import stack_key
 from harness.execution.child import Child, ParentLostError, Started
 from harness.execution.deadman import TOKEN
-from harness.execution.files import read_if_there, tail
+from harness.execution.files import read_if_there, tail, writing
 from harness.execution.finalise import StackRecord, finalise
 from harness.execution.observation import parse_observation
 from harness.execution.request import WorkerRequest
@@ -35,7 +36,7 @@ from harness.execution.supervise import SupervisedExit, run_supervised
 from harness.execution.times import utc_now
 from harness.execution.warm.home import Home
 from harness.execution.warm.pool import CancelledError, NoWorkerError, WarmPool, WorkerKey
-from harness.execution.warm.worker import RefusalKind, WarmWorker, WorkerSpec
+from harness.execution.warm.worker import Patience, RefusalKind, WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -92,6 +93,9 @@ class LocalRunner:
             try:
                 return self._attempt(job, warm=True)
             except ParentLostError as error:
+                if cancelled.is_set():
+                    job.log.unlink(missing_ok=True)
+                    return None
                 self._context.note(f"{cell.id} runs again: {error}")
         return self._attempt(job, warm=False)
 
@@ -107,13 +111,11 @@ class LocalRunner:
         """Run the cell once, in a directory of its own.
 
         Raises:
+            EnvironmentFailedError: there is no room for it.
             ParentLostError: its warm worker has died, so that there is nothing to say of the cell.
         """
         started = utc_now()
-        self._context.scratch.mkdir(parents=True, exist_ok=True)
-        # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
-        work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
-        (work / "tmp").mkdir()
+        work = self._make_work()
         try:
             ended, home = self._run_in(work, job, warm=warm)
             if ended.ending == "cancelled":
@@ -127,6 +129,19 @@ class LocalRunner:
                 _keep(work, self._context.scratch / job.cell.family / job.cell.file_stem)
             else:
                 shutil.rmtree(work, ignore_errors=True)
+
+    def _make_work(self) -> Path:
+        """Make a work directory.
+
+        Raises:
+            EnvironmentFailedError: it cannot be made.
+        """
+        with writing("a cell's work directory", self._context.scratch):
+            self._context.scratch.mkdir(parents=True, exist_ok=True)
+            # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
+            work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
+            (work / "tmp").mkdir()
+        return work
 
     def _run_in(self, work: Path, job: _Job, *, warm: bool) -> tuple[SupervisedExit, Path | None]:
         """Run the cell in one process, forked by a warm worker where there is one; return that worker's home too."""
@@ -158,8 +173,9 @@ class LocalRunner:
 
     def _run_forked(self, worker: WarmWorker, request: WorkerRequest, job: _Job) -> SupervisedExit:
         """Run the cell in a fork of ``worker``."""
-        path = request.write()
+        path = _write(request)
         command = shlex.join([*self._program(job), str(path)])
+        patience = Patience(cancelled=job.cancelled, until=time.monotonic() + job.settings.limits.seconds)
         return self._supervise(
             lambda _: worker.fork(
                 next(self._forks),
@@ -167,6 +183,7 @@ class LocalRunner:
                 work=request.work,
                 log=job.log,
                 environment=self._variables(job, request.work),
+                patience=patience,
             ),
             f"{command}  # forked from process {worker.pid}",
             request,
@@ -175,7 +192,7 @@ class LocalRunner:
 
     def _run_started(self, request: WorkerRequest, job: _Job) -> SupervisedExit:
         """Run the cell in a new process."""
-        path = request.write()
+        path = _write(request)
         command = [*self._program(job), str(path)]
         return self._supervise(
             lambda log: Started(command, cwd=request.work, environment=self._variables(job, request.work), log=log),
@@ -211,7 +228,8 @@ class LocalRunner:
 
     def _spec(self, job: _Job) -> WorkerSpec:
         """Say how a warm worker for cells like this one is started."""
-        home = Home(self._context.scratch)
+        with writing("a warm worker's directory", self._context.scratch):
+            home = Home(self._context.scratch)
         arguments = ("--warm", job.cell.device, str(job.settings.threads))
         return WorkerSpec(
             command=(*self._program(job), *arguments),
@@ -238,8 +256,18 @@ runner = LocalRunner
 """What ``--executor local`` makes."""
 
 
+def _write(request: WorkerRequest) -> Path:
+    with writing("a cell's request", request.work):
+        return request.write()
+
+
 def _keep(work: Path, place: Path) -> None:
-    """Give a work directory the name that its cell has everywhere else, in place of one from an earlier run."""
+    """Give a work directory the name that its cell has everywhere else, in place of one from an earlier run.
+
+    One that the cell itself has removed is not there to be kept.
+    """
+    if not work.is_dir():
+        return
     if place.exists():
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)

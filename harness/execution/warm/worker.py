@@ -1,7 +1,8 @@
 """One warm worker, seen from the host: started, asked, ended. See ``harness.worker.warm`` for the other side.
 
 Order and answer are a line of JSON each, one after the other, under a lock, because cells in several threads share a
-worker. A worker that does not answer in time is as good as dead, and is killed.
+worker. A worker that does not answer in time is as good as dead, and is killed. It never waits for anything itself.
+So one that is asked for the end of a child has an answer at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ PATIENCE = 60.0
 """Seconds for an answer. A fork of half a gigabyte takes a hundredth of one; a machine that swaps takes longer."""
 GRACE = 2.0
 """Seconds for an answer, or an end, that has no reason to be waited for any longer."""
+SILENT = "the warm worker does not answer"
 DIED = "the warm worker has died"
 _TICK = 0.05
 
@@ -64,6 +66,25 @@ class WorkerSpec:
     home: Home
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a cell waits for an answer.
+
+    Attributes:
+        cancelled: set when the run is over.
+        until: when the cell's time is over, by ``time.monotonic``.
+    """
+
+    cancelled: threading.Event
+    until: float
+
+    def is_over(self, asked: float) -> bool:
+        """Whether an answer to what was asked at ``asked`` has been waited for long enough."""
+        now = time.monotonic()
+        hurry = self.cancelled.is_set() or now > self.until
+        return now - asked > (GRACE if hurry else PATIENCE)
+
+
 class WarmWorker:
     """A process that forks cells."""
 
@@ -77,6 +98,7 @@ class WarmWorker:
         self._lock = threading.Lock()
         self._buffer = b""
         self._lost: str | None = None
+        self._silent = False
         with spec.home.log.open("ab") as log:
             log.write(f"$ {shlex.join(spec.command)}\n".encode())
             log.flush()
@@ -101,7 +123,7 @@ class WarmWorker:
         deadline = time.monotonic() + seconds
         try:
             with self._lock:
-                answer = self._read(deadline, cancelled)
+                answer = self._read(lambda: cancelled.is_set() or time.monotonic() > deadline)
         except ParentLostError:
             if time.monotonic() < deadline:
                 raise
@@ -112,7 +134,16 @@ class WarmWorker:
         self.spec.home.remember()
         return None
 
-    def fork(self, number: int, *, request: Path, work: Path, log: Path, environment: Mapping[str, str]) -> Forked:
+    def fork(
+        self,
+        number: int,
+        *,
+        request: Path,
+        work: Path,
+        log: Path,
+        environment: Mapping[str, str],
+        patience: Patience,
+    ) -> Forked:
         """Fork a cell's process.
 
         Args:
@@ -121,12 +152,14 @@ class WarmWorker:
             work: its current directory.
             log: where its output is appended.
             environment: all its variables, the token included.
+            patience: how long answers about it are waited for.
 
         Raises:
             OSError: there can be no further process.
             ParentLostError: the worker is gone.
         """
         answer = self.ask(
+            patience,
             order="start",
             cell=number,
             request=str(request),
@@ -137,15 +170,20 @@ class WarmWorker:
         if "errno" in answer:
             code = int(answer["errno"])
             raise OSError(code, os.strerror(code), "a fork of the warm worker")
-        return Forked(self, number, int(answer["pid"]))
+        return Forked(self, number, int(answer["pid"]), patience)
 
-    def ask(self, **order: Any) -> dict[str, Any]:
+    def ask(self, patience: Patience, **order: Any) -> dict[str, Any]:
         """Give an order and return the answer.
 
         Raises:
             ParentLostError: the worker is gone, or does not answer.
         """
-        with self._lock:
+        asked = time.monotonic()
+        while not self._lock.acquire(timeout=_TICK):
+            if patience.is_over(asked) and self._lost is None:
+                self._silent = True  # whoever waits for an answer to an order before this one will see its end
+                self._process.kill()
+        try:
             if self._lost is not None or self._process.stdin is None:
                 raise ParentLostError(self._lost or "the warm worker has no channel")
             try:
@@ -153,7 +191,9 @@ class WarmWorker:
                 self._process.stdin.flush()
             except OSError as error:
                 raise self._lose(DIED) from error
-            return self._read(time.monotonic() + PATIENCE, None)
+            return self._read(lambda: patience.is_over(asked))
+        finally:
+            self._lock.release()
 
     @property
     def lost(self) -> bool:
@@ -167,16 +207,14 @@ class WarmWorker:
                 self._lose("the warm worker has been ended")
         self.spec.home.remove()
 
-    def _read(self, deadline: float, cancelled: threading.Event | None) -> dict[str, Any]:
-        """Read one answer; called with the lock held."""
+    def _read(self, is_over: Callable[[], bool]) -> dict[str, Any]:
+        """Read one answer, or end the worker when it ``is_over``; called with the lock held."""
         if self._process.stdout is None:
             raise ValueError("started without pipes")
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
-            if time.monotonic() > deadline:
-                raise self._lose("the warm worker does not answer")
-            if cancelled is not None and cancelled.is_set():
-                raise self._lose("the run was interrupted")
+            if is_over():
+                raise self._lose(SILENT)
             if not select.select([descriptor], [], [], _TICK)[0]:
                 continue
             content = os.read(descriptor, 65536)
@@ -189,6 +227,8 @@ class WarmWorker:
 
     def _lose(self, reason: str) -> ParentLostError:
         """End everything of it; called with the lock held. Cells find what is left of their own by their tokens."""
+        if reason == DIED and self._silent:
+            reason = SILENT
         if reason == DIED:  # its pipe says so, a moment before the kernel can say how
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE)
@@ -209,19 +249,25 @@ class WarmWorker:
 class Forked:
     """A cell's process, forked by a worker: everything that only a parent may do is asked of it."""
 
-    def __init__(self, worker: WarmWorker, number: int, pid: int) -> None:
+    def __init__(self, worker: WarmWorker, number: int, pid: int, patience: Patience) -> None:
         self._worker = worker
         self._number = number
+        self._patience = patience
         self.pid = pid
 
     def has_ended(self) -> bool:
         """Whether it has ended."""
-        return bool(self._worker.ask(order="look", cell=self._number)["ended"])
+        return bool(self._ask(order="look")["ended"])
 
     def signal_group(self, number: int) -> None:
         """Send a signal to its process group."""
-        self._worker.ask(order="signal", cell=self._number, number=int(number))
+        self._ask(order="signal", number=int(number))
 
     def reap(self) -> int:
         """Wait for its end, which has come or is about to, and let its id go."""
-        return int(self._worker.ask(order="reap", cell=self._number)["status"])
+        while not self.has_ended():
+            time.sleep(_TICK)
+        return int(self._ask(order="reap")["status"])
+
+    def _ask(self, **order: Any) -> dict[str, Any]:
+        return self._worker.ask(self._patience, cell=self._number, **order)

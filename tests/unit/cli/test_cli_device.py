@@ -19,6 +19,10 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has a driver, whatever this one has."""
     (tmp_path / "version").write_text("NVRM version: 580")
     monkeypatch.setattr(gpu, "DRIVER", tmp_path / "version")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    monkeypatch.setattr(gpu, "NODES", tmp_path / "dev")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @pytest.fixture
@@ -50,6 +54,30 @@ def message(text: str, python: Path | None) -> str:
     assert caught.value.exit_code == 2
     assert caught.value.remedy is not None
     return caught.value.message
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_driver_without_a_device_is_not_enough(tmp_path: Path) -> None:
+    """As in a container on a GPU machine that has not had the GPU passed in."""
+    (tmp_path / "dev" / "nvidia0").rename(tmp_path / "dev" / "nvidiactl")
+
+    assert message("cuda", None) == (
+        "--device cuda: there is an NVIDIA driver but no GPU under /dev, so torch can use none."
+    )
+    for name in ("dxg", "nvhost-ctrl-gpu", "nvidia3"):
+        (tmp_path / "dev" / name).touch()
+        assert choose_device("cuda", None) == "cuda"
+        (tmp_path / "dev" / name).unlink()
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("value", ["", "-1"])
+def test_gpus_that_are_hidden_are_not_there(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+
+    assert message("cuda", None) == f"--device cuda: CUDA_VISIBLE_DEVICES={value!r} hides every GPU."
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert choose_device("cuda", None) == "cuda"
 
 
 @pytest.mark.usefixtures("no_driver")

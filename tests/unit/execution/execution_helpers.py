@@ -120,12 +120,17 @@ if sys.argv[1] == "--warm":
     from harness.worker.warm import serve
     serve(prepare, run)
 else:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import atexit
+    from harness.worker.orphans import adopt_orphans, end_children
+    adopt_orphans()
+    atexit.register(end_children)
     run(sys.argv[1])
 '''
 )
 
 
-SERVING = ("warm.py", "newborn.py", "channel.py")
+SERVING = ("warm.py", "newborn.py", "orphans.py", "channel.py")
 """The real worker's own files by which it serves cells. What is fake here is what it imports and runs."""
 
 

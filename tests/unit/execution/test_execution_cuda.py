@@ -43,6 +43,8 @@ class Ones:
     def exp(self):
         return self
 ones = Ones
+class default_generator:
+    seed = staticmethod(lambda: 0)
 def set_num_threads(count):
     with open({imports!r}, "a") as file:
         file.write(json.dumps([os.getpid(), os.getppid(), sys.argv[1]]) + "\\n")

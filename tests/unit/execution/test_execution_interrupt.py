@@ -13,6 +13,8 @@ import pytest
 from contract_samples import complete_observation
 from execution_helpers import alive, cell, fake_package, wait_until
 
+from harness.envs.indexes import IndexSettings
+from harness.envs.uv_command import uv_environment
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
 from harness.execution.runner import ProcessOrigin
 from harness.execution.store import load_results
@@ -183,6 +185,24 @@ def test_children_go_with_a_harness_that_is_killed_outright(folder: Path, proces
 
     assert wait_until(lambda: not any(alive(pid) for pid in noted(folder)) and not running_from(folder))
     assert [result.outcome for result in load_results([folder / "out"])] == ["pass"]
+
+
+def test_what_makes_an_environment_goes_with_a_harness_that_is_killed_outright(folder: Path) -> None:
+    """It is started as uv is, with the variables of the harness."""
+    driver = start(folder, "preparing")
+    assert wait_until(lambda: (folder / "preparing").exists() and (folder / "preparing").read_text() != "", seconds=30)
+    driver.kill()
+    driver.communicate(timeout=20)
+
+    assert wait_until(lambda: not alive(int((folder / "preparing").read_text())), seconds=10)
+
+
+def test_uv_carries_the_token_of_the_run() -> None:
+    run = uuid.uuid4().hex
+    with Deadman(run):
+        given = uv_environment(os.environ, IndexSettings(source="none", environment={}))
+        assert given[TOKEN] == run
+    assert TOKEN not in os.environ
 
 
 def test_processes_are_found_by_their_token_and_no_others() -> None:

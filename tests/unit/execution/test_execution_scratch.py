@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.errors import EnvironmentFailedError
 from harness.execution.scratch import GRACE, PREFIX, remove_abandoned, scratch_directory
 
 
@@ -41,6 +44,36 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert remove_abandoned(tmp_path) == [], "too young to be told from one that is about to be held"
     assert remove_abandoned(_old(left).parent) == [left]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_removed_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stubborn, other = tmp_path / f"{PREFIX}a", tmp_path / f"{PREFIX}b"
+    for path in (stubborn, other):
+        path.mkdir()
+        _old(path)
+    real = shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path == stubborn:
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path)
+
+    monkeypatch.setattr("harness.execution.scratch.shutil", SimpleNamespace(rmtree=refuse))
+    with scratch_directory() as scratch:
+        assert scratch.is_dir()
+    assert list(tmp_path.iterdir()) == [stubborn]
+
+
+def test_a_run_that_has_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with (
+        pytest.raises(
+            EnvironmentFailedError, match=r"the run's directory cannot be written: No such file or directory"
+        ),
+        scratch_directory(),
+    ):
+        pass
 
 
 def test_a_living_run_and_what_is_not_ours_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from warm_helpers import warm_package
 
 from harness.execution.deadman import TOKEN
 from harness.execution.runner import ProcessOrigin
-from harness.execution.scheduler import run_cells
+from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.supervise import Limits
 from harness.execution.warm.home import Home
-from harness.execution.warm.worker import WarmWorker, WorkerSpec
+from harness.execution.warm.worker import Patience, WarmWorker, WorkerSpec
 from harness.matrix.cell import Cell
 from harness.result import CellResult
 
@@ -204,6 +204,37 @@ def test_cancelling_ends_workers_and_the_waiting_for_them(tmp_path: Path) -> Non
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.parametrize("ends_by", ["cancelled", "limit"])
+def test_a_worker_that_does_not_answer_outlasts_neither_its_cells_nor_the_run(tmp_path: Path, ends_by: str) -> None:
+    """A stopped worker, with a neighbour that waits for its turn to ask it."""
+    warm_package(tmp_path)
+    cancelled = threading.Event()
+    recorder = Recorder()
+    limits = Limits(seconds=1.0 if ends_by == "limit" else 600, grace=0.2, interval=0.05)
+    stopped = tmp_path / "scratch" / "stopped"
+
+    def cancel() -> None:
+        if wait_until(stopped.exists, seconds=60) and ends_by == "cancelled":
+            cancelled.set()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    plan = [cell("stops-its-parent-once"), cell("brief")]
+    began = time.monotonic()
+    try:
+        report = run_cells(plan, services(tmp_path, limits=limits), recorder, jobs=2, cancelled=cancelled)
+    except RunInterruptedError:
+        assert ends_by == "cancelled"
+        assert not [event for event in recorder.events if event[0] == "note" and "runs again" in event[1]]
+    else:
+        assert [result.outcome for result in report.results] == ["pass", "pass"]
+        assert f"{plan[0].id} runs again: the warm worker does not answer" in [event[-1] for event in recorder.events]
+    canceller.join()
+
+    assert time.monotonic() - began < 20
+    assert workers() == []
+
+
 def test_a_worker_that_takes_too_long_to_import_is_given_up(tmp_path: Path) -> None:
     """As a cell in a process of its own would be, which then reports it as its own."""
     warm_package(tmp_path, prepare="    time.sleep(600)")
@@ -291,6 +322,7 @@ def test_a_child_can_be_killed_before_it_leads_a_group(tmp_path: Path) -> None:
                 work=tmp_path,
                 log=tmp_path / "log",
                 environment={**environment, TOKEN: f"{label}.{number:06}"},
+                patience=Patience(cancelled=threading.Event(), until=time.monotonic() + 60),
             )
             child.signal_group(signal.SIGKILL)
             codes.append(child.reap())
@@ -315,7 +347,7 @@ def workers() -> list[int]:
 
 
 def cell_processes() -> dict[int, int]:
-    """Processes that lead a cell: number of the cell to process id."""
+    """ProcessOrigin that lead a cell: number of the cell to process id."""
     found = {}
     for worker in workers():
         children = Path(f"/proc/{worker}/task/{worker}/children")
@@ -390,6 +422,21 @@ def test_a_kept_work_directory_is_that_of_the_run_that_counts(tmp_path: Path) ->
 
     assert json.loads((kept / "observation.json").read_text())["done"] is True
     assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["killed", "qwen3_moe"]
+
+
+def test_variables_that_imports_set_are_those_of_a_process_of_its_own(tmp_path: Path) -> None:
+    prepare = (
+        "    os.environ.update(SET='1', CACHE=os.environ['HOME'] + '/inductor', LC_ALL='C')\n"
+        "    del os.environ['OMP_NUM_THREADS']"
+    )
+    run(tmp_path, [cell("tells", seed=1)], prepare=prepare)
+    found = told(tmp_path, 1)["variables"]
+    assert isinstance(found, dict)
+
+    assert (found["SET"], found["LC_ALL"]) == ("1", "C")
+    assert found["CACHE"] == f"{found['HOME']}/inductor"
+    assert "/cell-" in found["HOME"]
+    assert "OMP_NUM_THREADS" not in found
 
 
 def test_variables_of_a_worker_are_those_of_its_cells_but_for_their_directories(tmp_path: Path) -> None:

@@ -93,6 +93,58 @@ BEHAVIOURS = """
     elif behaviour == "closes-its-output":
         finish()
         sys.stdout.close()
+    elif behaviour == "makes-its-observation-a-directory":
+        os.makedirs(request["observation"])
+        time.sleep(0.3)
+    elif behaviour == "removes-its-work":
+        import shutil
+        shutil.rmtree(request["work"])
+        Path(request["work"]).write_text("a file in place of the directory")
+        time.sleep(0.3)
+    elif behaviour == "stops-its-parent-once":
+        mark = Path(request["work"]).parent / "stopped"
+        reach("train")
+        if not mark.exists():
+            mark.write_text("")
+            os.kill(warm_parent(), signal.SIGSTOP)
+            time.sleep(600)
+        finish()
+    elif behaviour in ("clean-daemon", "clean-daemon-and-death", "clean-daemon-and-hang"):
+        # No token in its environment, no group and no session of ours, and its parent has ended.
+        reach("train")
+        pid = Path(request["work"]).parent / "clean"
+        daemon = f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600"
+        subprocess.run(["sh", "-c", f"env -i setsid sh -c '{daemon}' >/dev/null 2>&1 </dev/null &"], check=True)
+        while not pid.exists():
+            time.sleep(0.01)
+        if behaviour == "clean-daemon-and-death":
+            time.sleep(0.0 if warm_parent() else 0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour == "clean-daemon-and-hang":
+            time.sleep(600)
+        finish()
+    elif behaviour == "greedy-daemon":
+        reach("train")
+        full = Path(request["work"]).parent / "full"
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                block = bytearray(256 * 1024 * 1024)
+                block[::4096] = b"x" * len(block[::4096])
+                full.write_text("")
+                time.sleep(600)
+            os._exit(0)
+        while not full.exists():
+            time.sleep(0.01)
+        time.sleep(600)
+    elif behaviour == "needs-100-mb":
+        if not warm_parent():
+            prepare()
+        reach("train")
+        block = bytearray(100 * 2**20)
+        block[::4096] = b"x" * len(block[::4096])
+        time.sleep(1)
+        finish()
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)

@@ -1,7 +1,8 @@
 """Started for each group, as the worker's own entry point is: the real ``serve_group``.
 
 Its steps do as they are told. What a stage does stands in ``behaviour.json`` beside the request: ``kill``, ``raise``,
-``leave``. Nothing stands there for one that passes.
+``leave``, ``starts-another`` (which is not waited for), ``forks-and-dies`` (the child holds the pipe). Nothing stands
+there for one that passes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def _run(names: tuple[str, ...]) -> Any:
                         os.kill(os.getpid(), signal.SIGKILL)
                     case "leave":
                         os._exit(0)
+                    case "starts-another":
+                        _note("started", subprocess.Popen(["sleep", "600"]).pid)
+                    case "forks-and-dies":
+                        if (pid := os.fork()) == 0:
+                            signal.pause()
+                        _note("started", pid)
+                        os.kill(os.getpid(), signal.SIGSEGV)
                     case "raise":
                         raise RuntimeError(name)
 

@@ -58,6 +58,14 @@ def _children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 ALL = (
     "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge", "reload-merged", "compare",
     "controls",
@@ -88,6 +96,17 @@ def test_what_needs_a_stage_that_came_to_nothing_is_not_run(tmp_path: Path, how:
     results, _, _ = run(tmp_path, {"train": how})
 
     assert results == {**dict.fromkeys(("import", "build", "load", "attach"), "completed"), "train": result}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("how", "result"), [("starts-another", "completed"), ("forks-and-dies", "died")])
+def test_what_a_group_has_started_ends_with_it(tmp_path: Path, how: str, result: str) -> None:
+    """A data loader's worker, say: it neither outlives the group nor hides its end."""
+    results, _, _ = run(tmp_path, {"reload-adapter": how})
+    pid = int((tmp_path / "started").read_text())
+
+    assert results == {**dict.fromkeys(ALL, "completed"), "reload-adapter": result}
+    assert not is_there(pid)
 
 
 def test_an_adapter_that_cannot_be_loaded_again_stops_nothing_else(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,6 @@ try:
     run_in_child(observation, stages, names=("load",))
 finally:
     os.write(2, b"parent\\n" if os.getpid() == parent else b"child\\n")
-print(observation.data["stages"]["load"]["ended"], observation.data.get("drawn"))
 """
 
 
@@ -48,3 +48,35 @@ def test_a_child_never_returns_into_its_parent_s_code(tmp_path: Path, does: str)
 
     assert said == ["parent"]
     assert done.returncode == 0
+
+
+SIBLINGS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import random, numpy, torch
+from harness.worker.observation import Observation
+from harness.worker.processes import run_in_child
+
+observation = Observation(Path(sys.argv[2]))
+observation.data["drawn"] = []
+
+def stages(seen):
+    with seen.stage("load"):
+        unseeded = [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+        torch.manual_seed(7)
+        seen.data["drawn"].append([*unseeded, float(torch.rand(1))])
+
+for _ in range(2):
+    run_in_child(observation, stages, names=("load",))
+torch.manual_seed(7)
+print(repr([*observation.data["drawn"], float(torch.rand(1))]))
+"""
+
+
+def test_children_share_no_random_numbers_but_those_that_they_seed(tmp_path: Path) -> None:
+    done = run(tmp_path, "", SIBLINGS)
+    first, second, seeded = json.loads(done.stdout.splitlines()[-1])
+
+    assert all(one != other for one, other in zip(first[:3], second[:3], strict=True))
+    assert first[3] == second[3] == seeded
