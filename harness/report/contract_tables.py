@@ -21,7 +21,7 @@ def _code(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table. Columns are not padded, so that a changed row changes one line of a page."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -29,12 +29,12 @@ def _pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def outcome_table() -> str:
     """Return the outcomes, worst first."""
-    return _pipe_table(("outcome", "meaning"), [(f"`{name}`", outcomes.MEANINGS[name]) for name in outcomes.OUTCOMES])
+    return pipe_table(("outcome", "meaning"), [(f"`{name}`", outcomes.MEANINGS[name]) for name in outcomes.OUTCOMES])
 
 
 def stage_table() -> str:
     """Return the stages in order, with what each needs."""
-    return _pipe_table(
+    return pipe_table(
         ("stage", "what happens", "needs"),
         [(f"`{name}`", stage.does, _code(stage.needs)) for name, stage in stages.TABLE.items()],
     )
@@ -47,12 +47,12 @@ def check_table() -> str:
     ]
     control = checks.find(f"{checks.CONTROL}x", "controls")
     rows.append((f"`{checks.CONTROL}<name>`", control.stage, "both", control.passes_when))
-    return _pipe_table(("name", "stage", "part of", "passes when"), rows)
+    return pipe_table(("name", "stage", "part of", "passes when"), rows)
 
 
 def cell_field_table() -> str:
     """Return the fields of a cell beside its stack."""
-    return _pipe_table(
+    return pipe_table(
         ("field", "default", "meaning"),
         [(f"`{name}`", _code([DEFAULTS[name]] if name in DEFAULTS else []), words) for name, words in MEANINGS.items()],
     )
@@ -67,13 +67,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
 """By the name between the marks ``<!-- name -->`` and ``<!-- /name -->``."""
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """Return a page with every table between its marks made anew.
 
     Raises:
         ValueError: a mark is not closed.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if start in page:
             head, rest = page[: page.index(start) + len(start)], page[page.index(end) :]
@@ -81,23 +81,44 @@ def with_tables(page: str) -> str:
     return page
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 1 when ``--check`` finds a page that says something else than the contract."""
-    parser = argparse.ArgumentParser(prog="python -m harness.report.contract_tables", description=__doc__)
+def renew(
+    pages: Iterable[Path],
+    tables: Mapping[str, Callable[[], str]],
+    *,
+    command: str,
+    arguments: Sequence[str] | None,
+) -> int:
+    """Run a command that writes or checks the tables of some pages.
+
+    Args:
+        pages: the pages.
+        tables: by the name between their marks.
+        command: how it is called, ``python -m harness.report.contract_tables``.
+        arguments: its own, ``--check`` or ``--write``; None: those of the process.
+
+    Returns:
+        0, or 1 when ``--check`` finds a page that is not up to date.
+    """
+    parser = argparse.ArgumentParser(prog=command)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="exit 1 when a page is not up to date")
     action.add_argument("--write", action="store_true", help="write the pages")
     options = parser.parse_args(arguments)
     stale = 0
-    for path in PAGES:
+    for path in pages:
         text = path.read_text(encoding="utf-8")
-        wanted = with_tables(text)
+        wanted = with_tables(text, tables)
         if options.write:
             path.write_text(wanted, encoding="utf-8")
         elif text != wanted:
             stale = 1
-            sys.stderr.write(f"{path} is not up to date: python -m harness.report.contract_tables --write\n")
+            sys.stderr.write(f"{path} is not up to date: {command} --write\n")
     return stale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 when ``--check`` finds a page that says something else than the contract."""
+    return renew(PAGES, TABLES, command="python -m harness.report.contract_tables", arguments=arguments)
 
 
 if __name__ == "__main__":
