@@ -24,6 +24,15 @@ UNTIL_TERMINATED = 10
 """Seconds after which an interrupted nox passes the interrupt on. A terminal's Ctrl-C reaches the run by itself within
 two seconds; a signal to nox alone (a CI system that cancels) does not."""
 
+GENERATORS = (
+    "harness.matrix.schema",
+    "harness.cli.reference",
+    "harness.cli.checkpoint_tables",
+    "harness.report.contract_tables",
+    "harness.bench.readme",
+)
+"""Modules that write files from what the code says (``--write``), or say which are stale (``--check``)."""
+
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["lint", "tests"]
@@ -88,10 +97,16 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("python", "-m", "harness.matrix.schema", "--check")
-    session.run("python", "-m", "harness.cli.reference", "--check")
-    session.run("python", "-m", "harness.report.contract_tables", "--check")
-    session.run("python", "-m", "harness.bench.readme", "--check")
+    for module in GENERATORS:
+        session.run("python", "-m", module, "--check")
+
+
+@nox.session(default=False)
+def generate(session: nox.Session) -> None:
+    """Write every generated file anew: JSON Schemas, the page of the command line, tables, README's goals."""
+    _install(session)
+    for module in GENERATORS:
+        session.run("python", "-m", module, "--write")
 
 
 @nox.session

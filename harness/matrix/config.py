@@ -99,6 +99,13 @@ class Block(_Table):
     """Globs over merge engines."""
 
 
+AXES: Mapping[str, str] = {
+    "stacks": "stack", "families": "family", "recipes": "recipe", "geometries": "geometry", "variants": "variant",
+    "dtypes": "dtype", "engines": "engine",
+}  # fmt: skip
+"""The field of a cell that each key of a block varies, in the order in which cells are sorted."""
+
+
 class Profile(_Table):
     """A named set of cells: the union of its blocks."""
 
@@ -293,15 +300,20 @@ def expand_names(block: Block, config: MatrixConfig, catalogue: Catalogue, *, wh
     Raises:
         ConfigurationError: a glob matches nothing, or a name is unknown.
     """
-    known: dict[str, tuple[str, tuple[str, ...]]] = {
-        "stacks": ("stack", tuple(stack.id for stack in config.declared)),
-        "families": ("family", config.families or catalogue.families),
-        "recipes": ("recipe", config.recipes or catalogue.recipes),
-        "geometries": ("geometry", catalogue.geometries),
-        "variants": ("variant", catalogue.all_variants),
-        "dtypes": ("dtype", DTYPES),
-        "engines": ("engine", catalogue.engines),
-    }
     return {
-        key: match_names(getattr(block, key), names, what, f"{where}.{key}") for key, (what, names) in known.items()
+        key: match_names(getattr(block, key), names, AXES[key], f"{where}.{key}")
+        for key, names in known_names(config, catalogue).items()
+    }
+
+
+def known_names(config: MatrixConfig, catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
+    """Return every name that the globs of a block can match, by the block's key, in the order of declaration."""
+    return {
+        "stacks": tuple(stack.id for stack in config.declared),
+        "families": config.families or catalogue.families,
+        "recipes": config.recipes or catalogue.recipes,
+        "geometries": catalogue.geometries,
+        "variants": catalogue.all_variants,
+        "dtypes": DTYPES,
+        "engines": catalogue.engines,
     }

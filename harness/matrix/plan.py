@@ -22,7 +22,7 @@ from harness.contract.cell_fields import DEFAULTS, Device
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell, Stack
-from harness.matrix.config import DTYPES, MatrixConfig, expand_names
+from harness.matrix.config import AXES, MatrixConfig, expand_names, known_names
 from harness.matrix.names import match_names
 from harness.matrix.reading import describe
 
@@ -198,35 +198,27 @@ def github_matrix(cells: Sequence[Cell], selection: Selection) -> str:
 def _profile_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> tuple[Cell, ...]:
     """Return all cells of the selection's profile, each once, in order; globs and shard are not looked at."""
     stacks = {stack.id: stack for stack in config.declared}
-    order = (
-        tuple(stacks), config.families or catalogue.families, config.recipes or catalogue.recipes,
-        catalogue.geometries, catalogue.all_variants, DTYPES, catalogue.engines,
-    )  # fmt: skip
+    order = known_names(config, catalogue).values()
     found: dict[tuple[int, ...], Cell] = {}
     for number, block in enumerate(config.profile(selection.profile).cells):
         where = f"profiles.{selection.profile}.cells.{number}"
         combinations = itertools.product(*expand_names(block, config, catalogue, where=where).values())
-        real = [names for names in combinations if names[4] in catalogue.variants_of(names[1])]
+        asked = [dict(zip(AXES.values(), names, strict=True)) for names in combinations]
+        real = [fields for fields in asked if fields["variant"] in catalogue.variants_of(fields["family"])]
         if not real:
             raise ConfigurationError(f"{where}: none of its families has any of its variants.")
-        for names in real:
-            place = tuple(known.index(name) for known, name in zip(order, names, strict=True))
-            found[place] = _cell(stacks, names, selection)
+        for fields in real:
+            place = tuple(known.index(name) for known, name in zip(order, fields.values(), strict=True))
+            found[place] = _cell(stacks, fields, selection)
     cells = {cell.id: cell for cell in (found[place] for place in sorted(found))}
     return tuple(cells.values())
 
 
-def _cell(stacks: Mapping[str, Stack], names: Sequence[str], selection: Selection) -> Cell:
-    stack, family, recipe, geometry, variant, dtype, engine = names
+def _cell(stacks: Mapping[str, Stack], fields: Mapping[str, str], selection: Selection) -> Cell:
     return Cell.model_validate(
         {
-            "stack": selection.stack or stacks[stack],
-            "family": family,
-            "recipe": recipe,
-            "geometry": geometry,
-            "variant": variant,
-            "dtype": dtype,
-            "engine": engine,
+            **fields,
+            "stack": selection.stack or stacks[fields["stack"]],
             "device": selection.device,
             "unmanaged": selection.unmanaged,
         }

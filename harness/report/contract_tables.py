@@ -62,13 +62,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
 """By the name between the marks ``<!-- name -->`` and ``<!-- /name -->``."""
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """Return a page with every table between its marks made anew.
 
     Raises:
         ValueError: a mark is not closed.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if start in page:
             head, rest = page[: page.index(start) + len(start)], page[page.index(end) :]
@@ -76,32 +76,53 @@ def with_tables(page: str) -> str:
     return page
 
 
-def misplaced(pages: Iterable[str]) -> list[str]:
+def misplaced(pages: Iterable[str], tables: Iterable[str] = tuple(TABLES)) -> list[str]:
     """Return what is wrong with where tables stand: each is to be in exactly one page, once."""
     text = "\n".join(pages)
-    found = {name: text.count(f"<!-- {name} -->") for name in TABLES}
+    found = {name: text.count(f"<!-- {name} -->") for name in tables}
     return [f"the table of {name} stands in {count} places, not in one" for name, count in found.items() if count != 1]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 1 when a page says something else than the contract or a table has no one place."""
-    parser = argparse.ArgumentParser(prog="python -m harness.report.contract_tables", description=__doc__)
+def renew(
+    pages: Iterable[Path],
+    tables: Mapping[str, Callable[[], str]],
+    *,
+    command: str,
+    arguments: Sequence[str] | None,
+) -> int:
+    """Run a command that writes or checks the tables of some pages.
+
+    Args:
+        pages: the pages.
+        tables: by the name between their marks.
+        command: how it is called, ``python -m harness.report.contract_tables``.
+        arguments: its own, ``--check`` or ``--write``; None: those of the process.
+
+    Returns:
+        0, or 1 when ``--check`` finds a page that is not up to date or a table has no one place.
+    """
+    parser = argparse.ArgumentParser(prog=command)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="exit 1 when a page is not up to date")
     action.add_argument("--write", action="store_true", help="write the pages")
     options = parser.parse_args(arguments)
-    pages = {path: path.read_text(encoding="utf-8") for path in PAGES}
-    problems = misplaced(pages.values())
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    problems = misplaced(texts.values(), tables)
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     stale = int(bool(problems))
-    for path, text in pages.items():
-        wanted = with_tables(text)
+    for path, text in texts.items():
+        wanted = with_tables(text, tables)
         if options.write:
             path.write_text(wanted, encoding="utf-8")
         elif text != wanted:
             stale = 1
-            sys.stderr.write(f"{path} is not up to date: python -m harness.report.contract_tables --write\n")
+            sys.stderr.write(f"{path} is not up to date: {command} --write\n")
     return stale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 when ``--check`` finds a page that says something else than the contract."""
+    return renew(PAGES, TABLES, command="python -m harness.report.contract_tables", arguments=arguments)
 
 
 if __name__ == "__main__":

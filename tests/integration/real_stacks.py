@@ -31,6 +31,9 @@ STANDARD = "tf5.5.0-peft0.19.1-trl0.25.1"
 NEWEST = "tf5.23.0-peft0.21.2-trl1.16.0"
 NO_RELOAD = "tf5.6.2-peft0.19.1-trl1.4.0"
 
+OTHER_ENGINES = tuple(name for name in read_catalogue().engines if name not in {"reference", "peft"})
+"""Engines of which no more is asked than of every engine."""
+
 CELLS = (
     *(f"qwen3_moe/lora@{stack}" for stack in (LINEARS, SWAPPED, STANDARD, NEWEST, NO_RELOAD)),
     f"glm4_moe/lora@{LINEARS}",
@@ -54,6 +57,7 @@ CELLS = (
     f"qwen3_moe/lora@{NEWEST}+dtype=bf16+engine=peft",
     f"qwen3_moe/qlora4@{NEWEST}+engine=peft+geometry=blocks",
     f"qwen3_moe/lora@{NO_RELOAD}+engine=peft",
+    *(f"qwen3_moe/lora@{NEWEST}+engine={name}" for name in OTHER_ENGINES),
 )
 
 

@@ -12,6 +12,8 @@ import pytest
 from real_stacks import NEWEST, NO_RELOAD, SWAPPED, Ran, ask
 from safetensors.torch import load_file, save_file
 
+from harness.matrix.catalogue import read_catalogue
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 PEFT_CELLS = {
@@ -41,6 +43,18 @@ def test_every_tensor_is_merged_and_what_the_model_does_not_load_is_lost(
     assert result["metrics"]["keys_unexpected"] == 0
     assert result["outcome"] == ("fail" if extras else "pass"), result["reason"]
     assert failed == ({"keys"} if extras else set())
+
+
+@pytest.mark.parametrize("engine", read_catalogue().engines)
+def test_what_any_engine_leaves_is_judged(matrix_run: Ran, engine: str) -> None:
+    """What it loses is an expectation of its own, in expectations.toml; that it was looked at is asked of every one."""
+    option = "" if engine == "reference" else f"+engine={engine}"
+    result = matrix_run.result(f"qwen3_moe/lora@{NEWEST}{option}")
+
+    assert result["cell"]["engine"] == engine
+    assert result["stages"]["merge"]["result"] == "pass", result["reason"]
+    assert result["merge"]["attempted"] == 56, "two layers of four projections and eight experts with three each"
+    assert all(control["rejected"] for control in result["controls"])
 
 
 @pytest.mark.parametrize("cell", PEFT_CELLS)

@@ -1,7 +1,8 @@
 """What a family module provides, and how one is found.
 
-``families/<name>.py`` defines ``build(geometry, variant) -> Checkpoint``: pure data, importable without torch. Adding a
-family is adding that file and its test.
+``families/<name>.py`` defines ``build(geometry, variant) -> Checkpoint``: pure data, importable without torch. Its
+literals ``LAYOUT_OF`` (a published repository) and ``SHOWS`` (what is special about it) are for the documentation.
+Adding a family is adding that file and its test.
 """
 
 from __future__ import annotations

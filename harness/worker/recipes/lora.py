@@ -3,6 +3,6 @@
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="attention, routed experts, shared experts and dense MLP",
+    summary="attention, routed experts, shared experts, dense MLP",
     kinds=("attention", "expert", "shared_expert", "dense"),
 )

@@ -2,4 +2,4 @@
 
 from harness.worker.recipes.recipe import Recipe
 
-RECIPE = Recipe(summary="attention only", kinds=("attention",), steps=10, learning_rate=5e-2)
+RECIPE = Recipe(summary="attention, linear attention included", kinds=("attention",), steps=10, learning_rate=5e-2)

@@ -2,4 +2,4 @@
 
 from harness.worker.recipes.recipe import Recipe
 
-RECIPE = Recipe(summary="routed experts only", kinds=("expert",), steps=10, learning_rate=3e-2)
+RECIPE = Recipe(summary="routed experts", kinds=("expert",), steps=10, learning_rate=3e-2)

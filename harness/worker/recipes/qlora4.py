@@ -7,7 +7,7 @@ from harness.worker.recipes.quantization import Quantization
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="QLoRA, 4 bits (NF4, double quantised): attention, routed experts, shared experts and dense MLP",
+    summary="as `lora`, on a base in 4 bits (NF4, double quantised), experts included",
     kinds=("attention", "expert", "shared_expert", "dense"),
     geometry="blocks",
     quantization=Quantization(code="nf4", double_quant=True),

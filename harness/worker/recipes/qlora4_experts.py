@@ -4,7 +4,7 @@ from harness.worker.recipes.quantization import Quantization
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="QLoRA, 4 bits: routed experts only",
+    summary="routed experts, on a base in 4 bits",
     kinds=("expert",),
     steps=10,
     learning_rate=3e-2,

@@ -10,7 +10,8 @@ from harness.worker.recipes.recipe import Recipe
 
 RECIPE: Recipe = replace(
     QLORA4,
-    summary="as qlora4, with the loading of adapters mended for transformers 5.6.2 with PEFT 0.19",
+    summary="as `qlora4`; on transformers 5.6.2 with PEFT 0.19 an argument that says nothing is dropped while the "
+    "adapter is loaded, and the result says so",
     geometry="blocks",
     shims=("weight-converter-arguments",),
 )

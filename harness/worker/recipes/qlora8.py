@@ -4,7 +4,7 @@ from harness.worker.recipes.quantization import Quantization
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="QLoRA, 8 bits: attention, routed experts, shared experts and dense MLP",
+    summary="as `lora`, on a base in 8 bits, experts included",
     kinds=("attention", "expert", "shared_expert", "dense"),
     geometry="blocks",
     quantization=Quantization(code="int8"),

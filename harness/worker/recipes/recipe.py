@@ -17,7 +17,7 @@ class Recipe:
     """What is trained and how.
 
     Attributes:
-        summary: one line, shown by ``harness plan``.
+        summary: what gets a LoRA, and on what base: one line, a literal, for the documentation.
         kinds: what gets a LoRA: attention (linear attention included), expert, shared_expert, dense.
         expert_roles: which fused expert parameters are targeted. Per-expert Linears follow: gate_up_proj is gate_proj
             and up_proj.

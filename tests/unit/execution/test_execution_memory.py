@@ -14,7 +14,7 @@ from execution_helpers import Recorder, cell, services
 from warm_helpers import warm_package
 
 from harness.execution.memory import MIB, footprint_mb
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 
@@ -60,7 +60,7 @@ def test_a_limit_means_the_same_for_a_forked_cell(tmp_path: Path, limit: int, ou
     held = "    global held\n    held = bytearray(200 * 2**20)\n    held[::4096] = b'x' * len(held[::4096])"
     warm_package(tmp_path, prepare=held)
     limits = Limits(seconds=60, memory_mb=limit, grace=0.3, interval=0.05)
-    ways: tuple[Processes, ...] = ("warm", "fresh")
+    ways: tuple[ProcessOrigin, ...] = ("warm", "fresh")
     outcomes = [
         run_cells([cell("needs-100-mb")], services(tmp_path, limits=limits), Recorder(), processes=way)
         .results[0]

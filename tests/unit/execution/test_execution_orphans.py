@@ -8,7 +8,7 @@ import pytest
 from execution_helpers import Recorder, alive, cell, services
 from warm_helpers import warm_package
 
-from harness.execution.runner import Processes
+from harness.execution.runner import ProcessOrigin
 from harness.execution.scheduler import run_cells
 from harness.execution.supervise import Limits
 
@@ -19,7 +19,7 @@ from harness.execution.supervise import Limits
     [("clean-daemon", "pass"), ("clean-daemon-and-death", "crash"), ("clean-daemon-and-hang", "timeout")],
 )
 def test_a_daemon_with_a_clean_environment_ends_with_its_cell(
-    tmp_path: Path, processes: Processes, recipe: str, outcome: str
+    tmp_path: Path, processes: ProcessOrigin, recipe: str, outcome: str
 ) -> None:
     warm_package(tmp_path)
     limits = Limits(seconds=3 if outcome == "timeout" else 60, grace=0.2, interval=0.05)
@@ -30,7 +30,7 @@ def test_a_daemon_with_a_clean_environment_ends_with_its_cell(
 
 
 @pytest.mark.parametrize("processes", ["warm", "fresh"])
-def test_the_memory_of_a_daemon_is_its_cell_s(tmp_path: Path, processes: Processes) -> None:
+def test_the_memory_of_a_daemon_is_its_cell_s(tmp_path: Path, processes: ProcessOrigin) -> None:
     warm_package(tmp_path)
     limits = Limits(seconds=60, memory_mb=160, interval=0.05)
     report = run_cells([cell("greedy-daemon")], services(tmp_path, limits=limits), Recorder(), processes=processes)

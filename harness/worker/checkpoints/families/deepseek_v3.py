@@ -14,6 +14,12 @@ from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOff
 from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, prediction_layer, router
 
+LAYOUT_OF = "DeepSeek-V3"
+SHOWS = (
+    "latent attention, a leading dense layer, a shared expert, group-limited sigmoid routing, a "
+    "prediction layer; per-expert 2D keys"
+)
+
 LAYERS = 3
 DENSE_LAYERS = 1
 Q_LORA_RANK = 36

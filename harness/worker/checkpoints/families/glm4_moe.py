@@ -13,6 +13,12 @@ from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOff
 from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, prediction_layer, router
 
+LAYOUT_OF = "GLM-4.5-Air"
+SHOWS = (
+    "a leading dense layer, a shared expert, sigmoid routing with a correction bias, attention biases, a "
+    "prediction layer; per-expert 2D keys"
+)
+
 LAYERS = 3
 DENSE_LAYERS = 1
 

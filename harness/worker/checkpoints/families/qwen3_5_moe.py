@@ -18,6 +18,12 @@ from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, router
 from harness.worker.checkpoints.variants import VARIANTS
 
+LAYOUT_OF = "Qwen3.5-35B-A3B, the text model"
+SHOWS = (
+    "linear and full attention, a gated shared expert, fused 3D experts under `model.language_model.`, a "
+    "prediction module (`mtp.`)"
+)
+
 LAYER_TYPES = ("linear_attention", "full_attention")
 KEY_HEADS = 2
 VALUE_HEADS = 4

@@ -9,6 +9,9 @@ from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOff
 from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, norm, router
 
+LAYOUT_OF = "Qwen3-30B-A3B"
+SHOWS = "softmax routing, q/k norms; per-expert 2D keys"
+
 LAYERS = 2
 
 
