@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+from harness.contract.packages import WORKER_PACKAGES
 from harness.errors import HarnessError
-
-WORKER_PACKAGES = ("contract", "worker", "merge", "experts", "engines", "faults")
-"""Subpackages of ``harness`` that run inside a cell. None of them imports anything of the host's."""
 
 SUFFIXES = frozenset({".py", ".jinja", ".json"})
 _ATTEMPTS = 3

@@ -28,7 +28,7 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
     """Within the block, SIGINT, SIGTERM and SIGHUP set ``cancelled``.
 
     Only the main thread can do so; elsewhere nothing changes. A signal that is ignored on entry stays ignored
-    (``nohup`` means it).
+    (``nohup`` means it). SIGCHLD is not: whoever has ignored it leaves no exit status to be waited for.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,9 +46,10 @@ def signals_set(cancelled: threading.Event) -> Iterator[None]:
 
     relaying = threading.Thread(target=relay, name="signals", daemon=True)
     relaying.start()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGCHLD)}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
+        if number in SIGNALS and handler is not signal.SIG_IGN:
             signal.signal(number, handle)
     try:
         yield

@@ -23,7 +23,7 @@ class RunReport:
         environment_failures: stacks whose environment could not be made for a reason that is not the stack's own. Their
             cells have the outcome ``error``.
         seconds: wall clock of the run.
-        interrupted: whether the run was ended by Ctrl-C or SIGTERM.
+        interrupted: whether the run was ended by Ctrl-C or SIGTERM before every cell had its result.
     """
 
     planned: tuple[Cell, ...]

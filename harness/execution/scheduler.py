@@ -184,7 +184,7 @@ class _Run:
                         self._collect(done, preparing, running)
                 completed = True
             finally:
-                interrupted = self.cancelled.is_set()
+                cancelled = self.cancelled.is_set()
                 if not completed:
                     self.cancelled.set()  # an error of ours: end the children, then let it out
                 # Cells first: they end at once. Afterwards every other child belongs to the making of environments.
@@ -200,7 +200,7 @@ class _Run:
             reused=frozenset(self.reused),
             environment_failures=tuple(self.failures),
             seconds=time.monotonic() - began,
-            interrupted=interrupted,
+            interrupted=cancelled and len(self.results) < len(self.cells),
         )
 
     def _prepare(self, stack: Stack) -> tuple[PreparedEnvironment, float]:

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from harness.contract.packages import WORKER_PACKAGES
+
 
 def import_libraries(*, threads: int, device: str) -> None:
     """Import everything that stages need, and run no tensor operation.
@@ -77,9 +79,6 @@ def try_to_compute(*, seconds: float = 60.0) -> bool:
     return ended[1] == 0
 
 
-OWN = ("contract", "worker", "merge", "experts", "engines", "faults")
-"""Packages of ours that run in a cell."""
-
 FIRST_USED_IN_STAGES = (
     "multiprocessing.synchronize",
     "numpy.ctypeslib",
@@ -103,7 +102,7 @@ def preload() -> None:
     import it, says so in the stage that needs it, where it is a finding. Of ours, what quantises experts needs a
     transformers that has them as parameters.
     """
-    own = [name for package in OWN for name in _modules_of(package)]
+    own = [name for package in WORKER_PACKAGES for name in _modules_of(package)]
     families = [name.rpartition(".")[2] for name in own if name.startswith("harness.worker.checkpoints.families.")]
     models = [f"transformers.models.{name}.modeling_{name}" for name in families]
     for name in (*own, *FIRST_USED_IN_STAGES, *models):

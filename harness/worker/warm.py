@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +49,6 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
         run: runs the cell of a request file; called in a child.
     """
     orders, answers = take_channel()
-    started = time.perf_counter()
     adopt_orphans()
     before = dict(os.environ)
     try:
@@ -59,7 +57,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
     except RefusedError as error:
         _answer(answers, {"ready": False, "kind": error.kind, "reason": error.reason})
         return
-    _answer(answers, {"ready": True, "seconds": round(time.perf_counter() - started, 3)})
+    _answer(answers, {"ready": True})
     imports = SetByImports.since(before)
     own = list(children())
     cells: dict[int, int] = {}

@@ -356,7 +356,7 @@ def test_files_that_are_started_or_loaded_by_path_stand_alone(name: str) -> None
 
 
 def test_the_bundle_takes_what_the_worker_may_import() -> None:
-    from harness.execution.bundle import WORKER_PACKAGES  # noqa: PLC0415 - the rest imports nothing of ours
+    from harness.contract.packages import WORKER_PACKAGES  # noqa: PLC0415 - the rest imports nothing of ours
 
     assert set(WORKER_PACKAGES) == set(IN_A_CELL) == {*ALLOWED["worker"], "worker"}
 

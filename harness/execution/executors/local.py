@@ -4,8 +4,9 @@ A cell's process is forked by the stack's warm worker. Where there is none it is
 its stages can be forked. Where a warm worker has found that nothing can be forked after the imports, that is known.
 Then the process need not import to find out.
 
-A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. The
-second time it gets a process of its own, so that a cell which kills its worker ends as what it is.
+A cell whose warm worker dies is killed with it and run again: what it had come to by then is nobody's finding. So is a
+cell that may have found what a neighbour kept in the home directory of their worker. After the second time it gets a
+process of its own, so that a cell which kills its worker ends as what it is.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
 WARM_ATTEMPTS = 2
-"""So many warm workers may die under a cell."""
+"""So many warm workers may be lost to a cell."""
 
 UNFORKABLE: frozenset[RefusalKind] = frozenset({"cuda", "fork"})
 """Refusals that a process of a cell's own would meet too, if it imported and forked."""
@@ -112,7 +113,7 @@ class LocalRunner:
 
         Raises:
             EnvironmentFailedError: there is no room for it.
-            ParentLostError: its warm worker has died, so that there is nothing to say of the cell.
+            ParentLostError: its warm worker has died or was spoilt, so that there is nothing to say of the cell.
         """
         started = utc_now()
         work = self._make_work()

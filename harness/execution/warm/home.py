@@ -2,6 +2,7 @@
 
 ``HF_HOME`` and its like are read once, when a library is imported. What a cell keeps there, the next would find. So the
 directory is compared after each cell with what it was after the imports. A worker whose home has changed is replaced.
+Cells that ran there beside each other meanwhile run again, because any of them may have found what another had kept.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class NoWorkerError(Exception):
         self.refusal = refusal
 
 
+class SharedHomeChangedError(ParentLostError):
+    """The home directory of a cell's worker has changed while other cells ran there: its own doing, or another's."""
+
+
 class CancelledError(Exception):
     """The run was cancelled while a worker was waited for."""
 
@@ -69,6 +73,7 @@ class WarmPool:
         self._lock = threading.Lock()  # held for bookkeeping only: nothing is started, ended or looked at meanwhile
         self._slots: dict[WorkerKey, _Slot] = {}
         self._users: dict[WarmWorker, int] = {}
+        self._shared: set[WarmWorker] = set()  # those that some cell now running on them does not have to itself
         self._retired: set[WarmWorker] = set()
 
     @contextmanager
@@ -87,14 +92,21 @@ class WarmPool:
         Raises:
             NoWorkerError: there is none.
             CancelledError: the run was cancelled meanwhile.
+            SharedHomeChangedError: after the block: what the cell found may be another's.
         """
         with self._lock:
             slot = self._slots.setdefault(key, _Slot(label=label))
         worker = self._take(slot, spec, cancelled, seconds)
+        changed: list[str] = []
         try:
             yield worker
         finally:
-            self._give_back(slot, worker)
+            alone = self._is_alone(worker)
+            changed = self._give_back(slot, worker)
+        if changed and not alone:
+            raise SharedHomeChangedError(
+                f"the home directory that it shared with others has changed ({_some(changed)})"
+            )
 
     def release(self, stack: StackKey) -> None:
         """No further cell of this stack will ask for a worker."""
@@ -128,6 +140,8 @@ class WarmPool:
                         raise NoWorkerError(slot.refusal)
                     if slot.worker is not None:
                         self._users[slot.worker] = self._users.get(slot.worker, 0) + 1
+                        if self._users[slot.worker] > 1:
+                            self._shared.add(slot.worker)
                         return slot.worker
                 worker = self._start(slot, spec(), cancelled, seconds)
                 with self._lock:
@@ -157,11 +171,18 @@ class WarmPool:
             return None
         return worker
 
-    def _give_back(self, slot: _Slot, worker: WarmWorker) -> None:
+    def _is_alone(self, worker: WarmWorker) -> bool:
+        with self._lock:
+            return worker not in self._shared
+
+    def _give_back(self, slot: _Slot, worker: WarmWorker) -> list[str]:
+        """Let go of a worker; return what has changed in its home directory."""
         changed = [] if worker.lost else worker.spec.home.changed()
         spoilt = bool(changed) or worker.lost
         with self._lock:
             self._users[worker] -= 1
+            if not self._users[worker]:
+                self._shared.discard(worker)
             first = slot.worker is worker and spoilt  # of those who use it, the one that finds out
             if first:
                 slot.worker = None
@@ -171,10 +192,12 @@ class WarmPool:
         if first and worker.lost:
             self._count_loss(slot, "it has died")
         elif first:
-            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")  # noqa: PLR2004
-            self._note(f"{slot.label}: a cell has changed the warm worker's home directory ({names}); it is replaced")
+            self._note(
+                f"{slot.label}: a cell has changed the warm worker's home directory ({_some(changed)}); it is replaced"
+            )
         if spoilt or retired:
             self._retire(worker)
+        return changed
 
     def _count_loss(self, slot: _Slot, how: str) -> None:
         with self._lock:
@@ -201,3 +224,7 @@ class WarmPool:
                 self._users.pop(worker, None)
         if not in_use:
             worker.close()
+
+
+def _some(names: list[str], *, most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -112,7 +112,6 @@ class WarmWorker:
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        self.seconds_to_import = 0.0
 
     def wait_until_ready(self, cancelled: threading.Event, seconds: float) -> Refusal | None:
         """Wait until it has imported the libraries; return why it cannot be used, None when it can.
@@ -130,7 +129,6 @@ class WarmWorker:
             return Refusal(kind="import", reason=f"the imports had not ended after {seconds:g} s")
         if not answer["ready"]:
             return Refusal(kind=answer["kind"], reason=answer["reason"])
-        self.seconds_to_import = float(answer["seconds"])
         self.spec.home.remember()
         return None
 

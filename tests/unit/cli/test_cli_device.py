@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli.device import choose_device, require_gpu
+from harness.cli.execute import GPU_CELL_PROCESSES
 from harness.envs import gpu
 from harness.errors import ConfigurationError, EnvironmentFailedError
+from harness.worker.cell import GROUPS
 
 
 @pytest.fixture
@@ -148,3 +150,7 @@ def test_the_command_says_so_before_it_does_anything(tmp_path: Path) -> None:
     assert "--device cpu" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "", "no version was looked up and no environment begun"
+
+
+def test_jobs_on_a_gpu_are_shared_out_by_the_processes_that_a_cell_starts() -> None:
+    assert len(GROUPS) == GPU_CELL_PROCESSES

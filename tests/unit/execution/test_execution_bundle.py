@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from execution_helpers import cell, fake_package
 
-from harness.execution.bundle import WORKER_PACKAGES, bundle_files, digest, publish_bundle
+from harness.contract.packages import WORKER_PACKAGES
+from harness.execution.bundle import bundle_files, digest, publish_bundle
 from harness.execution.request import WorkerRequest
 
 HOST_MODULES = (

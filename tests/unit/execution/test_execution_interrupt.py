@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from execution_helpers import alive, cell, fake_package, wait_until
 from harness.envs.indexes import IndexSettings
 from harness.envs.uv_command import uv_environment
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
+from harness.execution.interrupt import signals_set
 from harness.execution.runner import ProcessOrigin
 from harness.execution.store import load_results
 
@@ -151,6 +153,18 @@ with signals_set(cancelled):
         pass
     assert cancelled.wait(10)
 """
+
+
+def test_an_exit_status_is_there_though_whoever_started_the_harness_ignores_them() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with signals_set(threading.Event()):
+            process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+            assert os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) is not None
+            assert process.wait() == 3
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_signals_that_interrupt_each_other_do_not_wait_for_each_other() -> None:

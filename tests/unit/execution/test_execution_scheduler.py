@@ -17,6 +17,7 @@ from harness.execution.agenda import Agenda, stack_key
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.store import load_result
 from harness.matrix.cell import Cell, Stack
+from harness.result import CellResult
 
 
 def test_two_cells_of_a_stack_prepare_its_environment_once(tmp_path: Path) -> None:
@@ -170,6 +171,20 @@ def test_a_run_can_be_cancelled_from_elsewhere(tmp_path: Path) -> None:
         f"{plan[0].file_stem}.json",
         f"{plan[0].file_stem}.log",
     ]
+
+
+def test_a_cancellation_after_the_last_cell_interrupts_nothing(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+
+    class Late(Recorder):
+        def cell_finished(self, result: CellResult, *, reused: bool) -> None:
+            super().cell_finished(result, reused=reused)
+            cancelled.set()
+
+    assert not run_cells([cell()], services(tmp_path), Late(), cancelled=cancelled).interrupted
+    cancelled.clear()
+    with pytest.raises(RunInterruptedError, match="1 of 2 cells have a result"):
+        run_cells([cell(), cell("slow")], services(tmp_path), Late(), cancelled=cancelled)
 
 
 def test_resume_takes_over_what_would_be_made_again_just_so(tmp_path: Path) -> None:

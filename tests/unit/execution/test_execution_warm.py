@@ -90,6 +90,18 @@ def test_a_worker_whose_home_a_cell_has_changed_is_replaced(tmp_path: Path) -> N
     ]
 
 
+def test_a_cell_that_shared_a_changed_home_runs_again(tmp_path: Path) -> None:
+    """It may have found there what its neighbour kept, which it would not in a process of its own."""
+    plan = [cell("keeps-at-home"), cell("looks-at-home")]
+    results, notes = run(tmp_path, plan, jobs=2)
+    looked = (tmp_path / "scratch" / "looked").read_text().split()
+
+    assert [result.outcome for result in results] == ["pass", "pass"]
+    assert looked[0] == "True"
+    assert looked[-1] == "False"
+    assert f"{plan[1].id} runs again: the home directory that it shared with others has changed (kept)" in notes
+
+
 def test_a_cell_whose_worker_is_killed_runs_again(tmp_path: Path) -> None:
     results, notes = run(tmp_path, [cell("kills-its-parent-once"), cell("passes")])
 

@@ -145,6 +145,19 @@ BEHAVIOURS = """
         block[::4096] = b"x" * len(block[::4096])
         time.sleep(1)
         finish()
+    elif behaviour == "keeps-at-home":
+        Path(os.environ["HOME"] if not warm_parent() else WARM_HOME, "kept").write_text("mine")
+        time.sleep(1.0)
+        finish()
+    elif behaviour == "looks-at-home":
+        home = Path(os.environ["HOME"] if not warm_parent() else WARM_HOME)
+        first = not (Path(request["work"]).parent / "looked").exists()
+        deadline = time.monotonic() + (30 if first else 0.5)
+        while not (home / "kept").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with (Path(request["work"]).parent / "looked").open("a") as file:
+            file.write(f"{(home / 'kept').exists()}\\n")
+        finish()
     elif behaviour == "brief":
         reach("train")
         time.sleep(0.15)
