@@ -17,6 +17,7 @@ from harness.bench.statistics import Estimate, estimate, ratios
 
 ORDER = 6
 FAMILIES = ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe")
+"""Whose loads are measured. A family comes in when the bench is run anew: a published run holds every step."""
 CODES: dict[str, str | None] = {"bf16": None, "nf4": "nf4", "int8": "int8"}
 LOAD_PEAK = 0.85
 RESIDENT = {"nf4": 0.30, "int8": 0.55}
