@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import tail, write_atomically
-from harness.execution.memory import kernel_oom_kills, proportional_mb, resident_mb, tree
+from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
 from harness.execution.store import ResultStore, load_result, load_results, result_files
 from harness.result import CellResult
@@ -165,12 +165,12 @@ def test_memory_of_a_tree_is_what_its_processes_hold() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         assert wait_until(lambda: len(tree(process.pid)) == 2)
-        resident, proportional = resident_mb(tree(process.pid)), proportional_mb(tree(process.pid))
+        resident, used = resident_mb(tree(process.pid)), footprint_mb(tree(process.pid))
     finally:
         os.killpg(process.pid, 9)
         process.communicate()
 
-    assert 128 < proportional <= resident < 192
+    assert 128 < used <= resident < 192
     assert tree(process.pid) == []
 
 
