@@ -75,6 +75,7 @@ def _child(observation: Observation, stages: Callable[[Observation], None]) -> N
     code = STOPPED
     try:
         reseed()
+        renew_thread_pool()
         stages(observation)
         code = 0
     except StageStoppedError:
@@ -84,6 +85,18 @@ def _child(observation: Observation, stages: Callable[[Observation], None]) -> N
         code = 70
     finally:
         leave(code)
+
+
+def renew_thread_pool() -> None:
+    """Make torch's thread pool anew, while this is the process's only thread.
+
+    torch marks its pool as broken in a forked child, and the first that asks for it makes another. Two threads that ask
+    at the same moment collide: ``Invalid thread pool!`` (torch 2.13, ``caffe2/utils/threadpool/pthreadpool-cpp.cc``).
+    transformers 5.23 loads weights in several threads.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def peak_rss_mb() -> float:

@@ -54,6 +54,7 @@ def run(path: Path) -> None:
         told = {
             "dtype": str(layer.weight.dtype),
             "torch": out[0].tolist(),
+            "silu": float(torch.nn.functional.silu(torch.tensor(-1.0))),
             "numpy": float(np.random.rand()),  # noqa: NPY002
             "random": random.random(),  # noqa: S311 - compared, not kept secret
             "methods": [transformers.PreTrainedModel.from_pretrained is None, peft.PeftModel.from_pretrained is None],
