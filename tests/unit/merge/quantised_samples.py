@@ -11,7 +11,8 @@ from math import prod
 
 import numpy as np
 import torch
-from published_codes import FP4, NF4
+
+from harness.merge.base.codecs.bnb_4bit import FP4, NF4
 
 
 def four_bit(
