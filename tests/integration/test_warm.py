@@ -159,6 +159,8 @@ def said(result: CellResult) -> dict[str, object]:
     told = result.model_dump(exclude={"timings", "peak_rss_mb", "log", "started"})
     for stage in told["stages"].values():
         del stage["seconds"]
+    for name in ("engine_seconds", "engine_peak_memory_mb"):
+        del told["merge"][name]
     return told
 
 
