@@ -42,6 +42,7 @@ def _train(lab: Lab, tick: Tick, *, code: str, path: str, count: int) -> dict[st
     base = lab.work / "experts-gpu"
     request: dict[str, object] = {
         "base": str(base), "code": None if code == "bf16" else code, "path": path, "steps": count,
+        "size": "real", "device": "cuda",
     }  # fmt: skip
     try:
         ran = lab.run(
