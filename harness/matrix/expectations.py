@@ -10,10 +10,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.contract.cell_fields import Device
 from harness.contract.stages import StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
@@ -102,6 +103,8 @@ def check_expectations(
 ) -> None:
     """Check that each expectation is about packages that are pinned and about some cell of some profile.
 
+    Where a profile's cells run, whoever runs it says: a cell on either device will do.
+
     Args:
         expectations: what was declared.
         config: the profiles.
@@ -112,7 +115,7 @@ def check_expectations(
         UnknownNameError: a condition names a package that no stack pins, so that it can never hold.
         ConfigurationError: an expectation is about no cell of any profile.
     """
-    cells = all_cells(config, catalogue)
+    cells = [cell for device in get_args(Device) for cell in all_cells(config, catalogue, device=device)]
     packages = {*MAIN_PACKAGES, *(name for stack in config.declared for name in stack.pins)}
     for index, expectation in enumerate(expectations):
         where = f"{label}: expectation.{index}"

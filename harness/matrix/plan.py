@@ -106,9 +106,9 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
     return part
 
 
-def all_cells(config: MatrixConfig, catalogue: Catalogue) -> tuple[Cell, ...]:
-    """Return the cells of every profile together, each once."""
-    plans = (_profile_cells(config, catalogue, Selection(profile=name)) for name in config.profiles)
+def all_cells(config: MatrixConfig, catalogue: Catalogue, *, device: Device = "cpu") -> tuple[Cell, ...]:
+    """Return the cells of every profile together, each once, as they are when they run on a device."""
+    plans = (_profile_cells(config, catalogue, Selection(profile=name, device=device)) for name in config.profiles)
     return tuple({cell.id: cell for cells in plans for cell in cells}.values())
 
 

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from real_stacks import harness
+from real_stacks import NEWEST, ask, harness
+
+from harness.bench.cases.experts_gpu import RUNS, request
+from harness.bench.programs.experts_gpu import SIZES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -59,3 +62,14 @@ def test_no_room_is_said_before_anything_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--workdir" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_every_path_that_a_gpu_is_measured_on_can_be_taken(tmp_path: Path) -> None:
+    """Small and on the CPU: a fault in the program must not be found on a machine that is lent by the minute."""
+    runs = [request(tmp_path / "base", code, path, steps=2) for code, path in RUNS]
+    small = [{**run, "size": "small", "device": "cpu"} for run in runs]
+
+    found = ask(NEWEST, Path(__file__).with_name("experts_gpu_program.py"), small, tmp_path)
+
+    assert [run["tokens"] for run in found] == [SIZES["small"].batch * SIZES["small"].length] * len(RUNS)
+    assert all(len(run["step_seconds"]) == 2 and min(run["step_seconds"]) > 0 for run in found)

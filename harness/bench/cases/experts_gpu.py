@@ -6,6 +6,7 @@ It runs only where it is asked for by name, because it needs a GPU.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from harness.bench.case import Found, Step, Tick
@@ -37,17 +38,21 @@ def steps(settings: Settings) -> list[Step]:
     ]
 
 
+def request(base: Path, code: str, path: str, *, steps: int) -> dict[str, object]:
+    """Return what the program is asked for: one code and path, on the GPU."""
+    return {
+        "base": str(base), "code": None if code == "bf16" else code, "path": path, "steps": steps,
+        "size": "real", "device": "cuda",
+    }  # fmt: skip
+
+
 def _train(lab: Lab, tick: Tick, *, code: str, path: str, count: int) -> dict[str, Any]:
     """Return what one process found, or ``{"failed": reason}``."""
     base = lab.work / "experts-gpu"
-    request: dict[str, object] = {
-        "base": str(base), "code": None if code == "bf16" else code, "path": path, "steps": count,
-        "size": "real", "device": "cuda",
-    }  # fmt: skip
     try:
         ran = lab.run(
             "harness.bench.programs.experts_gpu",
-            request,
+            request(base, code, path, steps=count),
             inputs=(base,) if base.exists() else (),
             state="warm",
             python=lab.gpu_python(),

@@ -329,8 +329,10 @@ def test_an_expectation_must_be_about_some_cell(
     check_expectations(load_expectations(write(GOOD)), config, catalogue)
     nightly_only = load_expectations(write(GOOD + 'cells = ["beta/*+geometry=square*"]'))
     check_expectations(nightly_only, config, catalogue)
+    on_a_gpu = load_expectations(write(GOOD + 'cells = ["beta/*+device=cuda*"]'))
+    check_expectations(on_a_gpu, config, catalogue)
 
-    for body in (GOOD.replace("<0.20", "<0.19"), GOOD + 'cells = ["gamma/*"]'):
+    for body in (GOOD.replace("<0.20", "<0.19"), GOOD + 'cells = ["gamma/*"]', GOOD + 'cells = ["*+device=tpu*"]'):
         with pytest.raises(ConfigurationError, match=r"expectation\.0: no cell of any profile"):
             check_expectations(load_expectations(write(body)), config, catalogue)
 
