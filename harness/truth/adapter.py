@@ -1,0 +1,97 @@
+"""What an adapter that PEFT saved adds to a base, by the definition of LoRA and of PEFT's file format.
+
+A pair is A (r, in) and B (out, r), and adds ``alpha / r * B A`` to a Linear. For a fused parameter (experts, out, in)
+both are flat. Row ``e * r + k`` of A and column ``k * experts + e`` of B are rank k of expert e. From PEFT 0.19.1 on A
+faces ``in`` and B faces ``out``. Before it was the other way round (peft#3165).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.truth.parts import Array
+from harness.truth.weights import Deltas, Weights
+
+STANDARD_SINCE = (0, 19, 1)
+PREFIX = "base_model.model."
+ROLES = ("gate_up_proj", "down_proj")
+"""The fused parameters of a module in the order of their definition, in which PEFT wraps them: the first innermost."""
+
+
+class UnreadableAdapterError(ValueError):
+    """The adapter holds something that is not understood here."""
+
+
+def read_deltas(directory: Path, base: Weights) -> Deltas:
+    """Return what an adapter adds to ``base``.
+
+    Raises:
+        UnreadableAdapterError: it holds something that is not understood here.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("use_dora") or config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise UnreadableAdapterError(f"{directory.name}: only plain LoRA is understood here")
+    saved = {name: tensor.double().numpy() for name, tensor in load_file(directory / "adapter_model.safetensors").items()}
+    linears: dict[str, Array] = {}
+    fused: dict[tuple[str, str], Array] = {}
+    pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
+    if 2 * len(pairs) != len(saved):
+        raise UnreadableAdapterError(f"{directory.name}: it holds something beside pairs of A and B")
+    for pair in sorted(pairs, key=len, reverse=True):  # of nested ones the innermost first
+        a, b = saved[f"{pair}.lora_A.weight"], saved[f"{pair}.lora_B.weight"]
+        path = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))
+        path = path.removeprefix("model.language_model.").removeprefix("model.")
+        weight = base.stored.get(f"{path}.weight")
+        if weight is not None:
+            linears[path] = _scaling(config, path, len(a)) * b @ a
+            continue
+        standard = _release(config) >= STANDARD_SINCE
+        role, shape = _role(path, base, (a.shape[1], b.shape[0]), config, set(fused), standard=standard)
+        rank = len(a) // shape[0]
+        scaling = _scaling(config, f"{path}.{role}", rank)
+        fused[path, role] = np.stack([_of_expert(a, b, e, shape[0], rank, standard) for e in range(shape[0])]) * scaling
+    return Deltas(linears=linears, fused=fused)
+
+
+def _of_expert(a: Array, b: Array, e: int, experts: int, rank: int, standard: bool) -> Array:  # noqa: FBT001 - private
+    product = b[:, [k * experts + e for k in range(rank)]] @ a[e * rank : (e + 1) * rank]
+    return product if standard else product.T
+
+
+def _role(
+    path: str, base: Weights, faces: tuple[int, int], config: dict[str, Any], taken: set[Any], *, standard: bool
+) -> tuple[str, tuple[int, int, int]]:
+    """Return which fused parameter a pair is of, and its shape (experts, out, in).
+
+    Shape decides. Where both fit, the first that is targeted and not taken does, because the innermost comes first.
+    """
+    gate, _, down = base.experts(path)
+    shapes = {"gate_up_proj": (len(gate), 2 * gate.shape[1], gate.shape[2]), "down_proj": down.shape}
+    targets = config.get("target_parameters") or []
+    for role in ROLES:
+        experts, out, inward = shapes[role]
+        fits = faces == ((inward, out) if standard else (out, inward))
+        targeted = any(f"{path}.{role}".endswith(str(target).rsplit(".", 1)[-1]) for target in targets)
+        if fits and targeted and (path, role) not in taken:
+            return role, (experts, out, inward)
+    raise UnreadableAdapterError(f"no parameter of {path} fits a pair that faces {faces}")
+
+
+def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+            alpha = value
+            break
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _release(config: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", str(config.get("peft_version") or "0"))[:3])
