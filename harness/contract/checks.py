@@ -34,6 +34,10 @@ def _quantized(facts: CellFacts) -> bool:
     return facts.quantized
 
 
+def _defined(facts: CellFacts) -> bool:
+    return facts.defined
+
+
 def _has_paths(facts: CellFacts) -> bool:
     """Whether several experts forwards can be compared.
 
@@ -74,6 +78,14 @@ TABLE: tuple[Check, ...] = (
         applies=_quantized,
     ),
     Check(
+        name="definition",
+        stage="load",
+        gate="training",
+        passes_when="the base says what its files mean by the architecture's definition, computed in numpy and float64 "
+        "(QLoRA: what its codes mean)",
+        applies=_defined,
+    ),
+    Check(
         name="attached",
         stage="attach",
         gate="training",
@@ -107,6 +119,21 @@ TABLE: tuple[Check, ...] = (
         passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
     ),
     Check(
+        name="definition",
+        stage="save",
+        gate="training",
+        passes_when="the trained model says what the base and the saved adapter mean by definition, the LoRA computed "
+        "in float32",
+        applies=_defined,
+    ),
+    Check(
+        name="definition",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="so does the base with the adapter loaded again",
+        applies=_defined,
+    ),
+    Check(
         name="adapter_reload",
         stage="reload-adapter",
         gate="adapter",
@@ -134,6 +161,14 @@ TABLE: tuple[Check, ...] = (
         gate="functional",
         passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares "
         "with",
+        measured_on="reload-merged",
+    ),
+    Check(
+        name="definition",
+        stage="compare",
+        gate="functional",
+        passes_when="the reloaded merge says what a right merge means by definition, within `logprob_max`",
+        applies=_defined,
         measured_on="reload-merged",
     ),
     Check(

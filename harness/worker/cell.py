@@ -33,10 +33,12 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
+    from harness.worker.stages.compare import Truth
+    from harness.worker.stages.definition import check_definition
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
-    from harness.worker.stages.forward_paths import check_forward_paths
+    from harness.worker.stages.forward_paths import check_forward_paths, lora_in_float32
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, save_lora_dtypes
     from harness.worker.stages.train import train
@@ -49,7 +51,11 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             check_quantized(observation, model)
             save_dequantized(model, request, checkpoint)
         tokenizer = load_tokenizer(request.base)
-        base_logits = logits_of(model, request, vocab)
+        watch = ExpertWatch(model, checkpoint)
+        base_logits, gaps = near_ties(watch, model, request, vocab)
+        watch.remove()
+        clear = gaps >= request.bands.near_tie_epsilon
+        check_definition(observation, "load", request, name="base", logits=base_logits, clear=clear)
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
@@ -66,13 +72,18 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
         check_saved(observation, peft_model, request)
+        with lora_in_float32(peft_model):
+            logits, clear = logits_of(peft_model, request, vocab), Truth(request).clear
+        check_definition(observation, "save", request, name="adapted", logits=logits, clear=clear)
         save_deltas(peft_model, request.work)
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.shims import shimmed
     from harness.worker.stages.compare import Truth
+    from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import logits_of
+    from harness.worker.stages.forward_paths import lora_in_float32
     from harness.worker.stages.functional import distance
     from harness.worker.stages.quantized import cast_lora
 
@@ -89,6 +100,9 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         observation.data["metrics"]["kl_trained_adapter"] = seen.kl
         band = request.bands.adapter_reload_kl_max
         observation.check("adapter_reload", "reload-adapter", seen.kl, f"<= {band:g}", passed=seen.kl <= band)
+        with lora_in_float32(model):
+            logits = logits_of(model, request, _vocab(checkpoint))
+        check_definition(observation, "reload-adapter", request, name="adapted", logits=logits, clear=truth.clear)
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

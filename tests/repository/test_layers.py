@@ -22,14 +22,14 @@ UNDER_TEST = frozenset({
 })  # fmt: skip
 """What a cell's environment holds and the host's does not."""
 
-IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults")
+IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults", "definitions")
 
 ALLOWED: Mapping[str, frozenset[str]] = {
     "contract": frozenset({"contract"}),
     "errors": frozenset(),
     "matrix.cell": frozenset({"contract"}),
     "result": frozenset({"contract", "matrix.cell", "faults"}),
-    "evidence": frozenset({"contract", "result", "faults"}),
+    "evidence": frozenset({"contract", "result", "faults", "definitions"}),
     "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "evidence", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
     "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "evidence", "result"}),
@@ -38,7 +38,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),
     "faults": frozenset({"faults"}),
-    "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults"}),
+    "definitions": frozenset({"definitions"}),
+    "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults", "definitions"}),
     "bench": frozenset({"contract", "bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset(
         {

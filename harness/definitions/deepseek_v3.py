@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.truth.parts import (
+from harness.definitions.parts import (
     Array,
     by_sigmoid,
     causal_attention,
@@ -23,7 +23,7 @@ from harness.truth.parts import (
     routed,
     swiglu,
 )
-from harness.truth.weights import Weights
+from harness.definitions.weights import Weights
 
 
 def logits(weights: Weights, config: dict[str, Any], tokens: Array) -> Array:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.truth.parts import Array
-from harness.truth.weights import Deltas, Weights
+from harness.definitions.files import read_tensors
+from harness.definitions.parts import Array
+from harness.definitions.weights import Deltas, Weights
 
 STANDARD_SINCE = (0, 19, 1)
 PREFIX = "base_model.model."
@@ -33,12 +34,10 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
     Raises:
         UnreadableAdapterError: it holds something that is not understood here.
     """
-    from safetensors.torch import load_file
-
     config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("use_dora") or config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise UnreadableAdapterError(f"{directory.name}: only plain LoRA is understood here")
-    saved = {name: tensor.double().numpy() for name, tensor in load_file(directory / "adapter_model.safetensors").items()}
+    saved = read_tensors(directory / "adapter_model.safetensors")
     linears: dict[str, Array] = {}
     fused: dict[tuple[str, str], Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
@@ -60,7 +59,7 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
     return Deltas(linears=linears, fused=fused)
 
 
-def _of_expert(a: Array, b: Array, e: int, experts: int, rank: int, standard: bool) -> Array:  # noqa: FBT001 - private
+def _of_expert(a: Array, b: Array, e: int, experts: int, rank: int, standard: bool) -> Array:
     product = b[:, [k * experts + e for k in range(rank)]] @ a[e * rank : (e + 1) * rank]
     return product if standard else product.T
 

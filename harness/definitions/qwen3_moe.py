@@ -1,10 +1,10 @@
-"""Qwen3-MoE, by its definition: grouped-query attention with normed queries and keys, softmax routing, no shared expert."""
+"""Qwen3-MoE, by its definition: grouped-query attention with normed queries and keys, softmax routing."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from harness.truth.parts import (
+from harness.definitions.parts import (
     Array,
     by_softmax,
     causal_attention,
@@ -14,7 +14,7 @@ from harness.truth.parts import (
     rotate_halves,
     routed,
 )
-from harness.truth.weights import Weights
+from harness.definitions.weights import Weights
 
 
 def logits(weights: Weights, config: dict[str, Any], tokens: Array) -> Array:

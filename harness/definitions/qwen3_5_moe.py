@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.truth.parts import (
+from harness.definitions.parts import (
     Array,
     by_softmax,
     causal_attention,
@@ -25,7 +25,7 @@ from harness.truth.parts import (
     softplus,
     swiglu,
 )
-from harness.truth.weights import Weights
+from harness.definitions.weights import Weights
 
 UNIT_EPS = 1e-6
 """Under the root where queries and keys of the delta rule are brought to length 1."""

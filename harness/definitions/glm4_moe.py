@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.truth.parts import (
+from harness.definitions.parts import (
     Array,
     by_sigmoid,
     causal_attention,
@@ -18,7 +18,7 @@ from harness.truth.parts import (
     routed,
     swiglu,
 )
-from harness.truth.weights import Weights
+from harness.definitions.weights import Weights
 
 
 def logits(weights: Weights, config: dict[str, Any], tokens: Array) -> Array:
@@ -45,9 +45,7 @@ def _attention(x: Array, weights: Weights, path: str, config: dict[str, Any]) ->
         for name in "qkv"
     )
     frequency = frequencies(config["rope_theta"], int(width * config["partial_rotary_factor"]))
-    mixed = causal_attention(
-        rotate_halves(query, frequency), rotate_halves(key, frequency), value, width**-0.5
-    )
+    mixed = causal_attention(rotate_halves(query, frequency), rotate_halves(key, frequency), value, width**-0.5)
     return linear(mixed.reshape(len(x), -1), weights[f"{path}.self_attn.o_proj.weight"])
 
 

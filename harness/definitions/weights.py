@@ -8,11 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.truth.parts import Array
+from harness.definitions.files import read_tensors
+from harness.definitions.parts import Array
 
 PREFIXES = ("model.language_model.", "model.")
 """Before the names of a model's tensors; the first that fits."""
 HEAD = "lm_head."
+
+
+DIGITS = {"float32": 24, "bf16": 8}
+"""Binary digits of a dtype's numbers, the first one included."""
+
+
+def rounded(values: Array, digits: int) -> Array:
+    """Return values rounded to so many binary digits, ties to the even one. They are taken to be normal numbers."""
+    fraction, exponent = np.frexp(values)
+    return np.ldexp(np.rint(np.ldexp(fraction, digits)), exponent - digits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +46,19 @@ class Weights:
     Attributes:
         stored: what the files hold, in float64.
         deltas: what is added.
+        digits: binary digits that a sum is rounded to; None: it is not.
     """
 
     stored: Mapping[str, Array]
     deltas: Deltas = Deltas()
+    digits: int | None = None
 
     @classmethod
     def read(cls, directory: Path) -> Weights:
-        """Read every tensor of a checkpoint's safetensors files.
-
-        safetensors reads them through torch, because numpy has no bfloat16. That is all torch does here.
-        """
-        from safetensors.torch import load_file
-
+        """Read every tensor of a checkpoint's safetensors files."""
         found: dict[str, Array] = {}
         for path in sorted(directory.glob("*.safetensors")):
-            found |= {name: tensor.double().numpy() for name, tensor in load_file(path).items()}
+            found |= read_tensors(path)
         prefix = next(prefix for prefix in PREFIXES if f"{prefix}embed_tokens.weight" in found)
         return cls(
             stored={
@@ -58,9 +66,14 @@ class Weights:
             }
         )
 
-    def plus(self, deltas: Deltas) -> Weights:
-        """Return these weights with what an adapter adds."""
-        return Weights(stored=self.stored, deltas=deltas)
+    def plus(self, deltas: Deltas, *, rounded_to: str | None = None) -> Weights:
+        """Return these weights with what an adapter adds, each sum rounded once to a dtype where one is given."""
+        return Weights(stored=self.stored, deltas=deltas, digits=None if rounded_to is None else DIGITS[rounded_to])
+
+    def _sum(self, stored: Array, delta: Array | None) -> Array:
+        if delta is None:
+            return stored
+        return stored + delta if self.digits is None else rounded(stored + delta, self.digits)
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor, with its delta.
@@ -68,8 +81,7 @@ class Weights:
         Raises:
             KeyError: there is none of that name.
         """
-        delta = self.deltas.linears.get(name.removesuffix(".weight"))
-        return self.stored[name] if delta is None else self.stored[name] + delta
+        return self._sum(self.stored[name], self.deltas.linears.get(name.removesuffix(".weight")))
 
     def mlp(self, path: str) -> tuple[Array, Array, Array]:
         """Return gate, up and down of the MLP at ``path``."""
@@ -83,8 +95,8 @@ class Weights:
             one_by_one = [self.mlp(f"{path}.{e}") for e in range(self.count(path))]
             both = np.stack([np.concatenate([gate, up]) for gate, up, _ in one_by_one])
             down = np.stack([down for _, _, down in one_by_one])
-        both = both + self.deltas.fused.get((path, "gate_up_proj"), 0)
-        down = down + self.deltas.fused.get((path, "down_proj"), 0)
+        both = self._sum(both, self.deltas.fused.get((path, "gate_up_proj")))
+        down = self._sum(down, self.deltas.fused.get((path, "down_proj")))
         inner = down.shape[2]
         return both[:, :inner], both[:, inner:], down
 
