@@ -20,8 +20,6 @@ from harness.definitions.weights import Deltas, Weights
 
 STANDARD_SINCE = (0, 19, 1)
 PREFIX = "base_model.model."
-ROLES = ("gate_up_proj", "down_proj")
-"""The fused parameters of a module in the order of their definition, in which PEFT wraps them: the first innermost."""
 
 
 class UnreadableAdapterError(ValueError):
@@ -43,7 +41,7 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     if 2 * len(pairs) != len(saved):
         raise UnreadableAdapterError(f"{directory.name}: it holds something beside pairs of A and B")
-    for pair in sorted(pairs, key=len, reverse=True):  # of nested ones the innermost first
+    for pair in pairs:
         a, b = saved[f"{pair}.lora_A.weight"], saved[f"{pair}.lora_B.weight"]
         path = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))
         path = path.removeprefix("model.language_model.").removeprefix("model.")
@@ -52,7 +50,8 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
             linears[path] = _scaling(config, path, len(a)) * b @ a
             continue
         standard = _release(config) >= STANDARD_SINCE
-        role, shape = _role(path, base, (a.shape[1], b.shape[0]), config, set(fused), standard=standard)
+        faces = (a.shape[1], b.shape[0])
+        role, shape = _role(path, base, faces if standard else (faces[1], faces[0]))
         rank = len(a) // shape[0]
         scaling = _scaling(config, f"{path}.{role}", rank)
         fused[path, role] = np.stack([_of_expert(a, b, e, shape[0], rank, standard) for e in range(shape[0])]) * scaling
@@ -64,23 +63,18 @@ def _of_expert(a: Array, b: Array, e: int, experts: int, rank: int, standard: bo
     return product if standard else product.T
 
 
-def _role(
-    path: str, base: Weights, faces: tuple[int, int], config: dict[str, Any], taken: set[Any], *, standard: bool
-) -> tuple[str, tuple[int, int, int]]:
+def _role(path: str, base: Weights, faces: tuple[int, int]) -> tuple[str, tuple[int, int, int]]:
     """Return which fused parameter a pair is of, and its shape (experts, out, in).
 
-    Shape decides. Where both fit, the first that is targeted and not taken does, because the innermost comes first.
+    The inputs and outputs that it faces decide: gate_up_proj is (2 inner, hidden) and down_proj (hidden, inner), which
+    no sizes make the same.
     """
     gate, _, down = base.experts(path)
     shapes = {"gate_up_proj": (len(gate), 2 * gate.shape[1], gate.shape[2]), "down_proj": down.shape}
-    targets = config.get("target_parameters") or []
-    for role in ROLES:
-        experts, out, inward = shapes[role]
-        fits = faces == ((inward, out) if standard else (out, inward))
-        targeted = any(f"{path}.{role}".endswith(str(target).rsplit(".", 1)[-1]) for target in targets)
-        if fits and targeted and (path, role) not in taken:
+    for role, (experts, out, inward) in shapes.items():
+        if faces == (inward, out):
             return role, (experts, out, inward)
-    raise UnreadableAdapterError(f"no parameter of {path} fits a pair that faces {faces}")
+    raise UnreadableAdapterError(f"no parameter of {path} is {faces[1]} x {faces[0]}, as a pair of the adapter is")
 
 
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:

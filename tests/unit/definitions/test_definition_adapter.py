@@ -59,30 +59,19 @@ def test_the_roles_were_swapped_before_the_flip(tmp_path: Path, release: str | N
     assert found.fused[EXPERTS, "gate_up_proj"] == pytest.approx(2 * np.array(DELTA))
 
 
-def test_of_two_pairs_that_fit_the_innermost_is_the_first_parameter(tmp_path: Path) -> None:
-    base = Weights(stored={f"{EXPERTS}.gate_up_proj": np.zeros((1, 2, 2)), f"{EXPERTS}.down_proj": np.zeros((1, 2, 2))})
-    one = [[1.0, 0.0]]
+def test_nested_pairs_are_told_apart_by_what_they_face(tmp_path: Path) -> None:
+    """One expert, hidden 2, inner 2: gate_up_proj is 4 x 2, down_proj 2 x 2. Which is nested does not matter."""
+    base = Weights(stored={f"{EXPERTS}.gate_up_proj": np.zeros((1, 4, 2)), f"{EXPERTS}.down_proj": np.zeros((1, 2, 2))})
+    row = [[1.0, 0.0]]
     tensors = {
-        f"{KEY}.lora_A.weight": one, f"{KEY}.lora_B.weight": [[7.0], [0.0]],
-        f"{KEY}.base_layer.lora_A.weight": one, f"{KEY}.base_layer.lora_B.weight": [[3.0], [0.0]],
+        f"{KEY}.lora_A.weight": row, f"{KEY}.lora_B.weight": [[3.0], [0.0], [0.0], [0.0]],
+        f"{KEY}.base_layer.lora_A.weight": row, f"{KEY}.base_layer.lora_B.weight": [[7.0], [0.0]],
     }  # fmt: skip
-    targets = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
-    config = {"peft_version": "0.21.2", "r": 1, "lora_alpha": 1, "target_parameters": targets}
 
-    found = read_deltas(write(tmp_path / "adapter", tensors, **config), base)
+    found = read_deltas(write(tmp_path / "adapter", tensors, peft_version="0.21.2", r=1, lora_alpha=1), base)
 
-    assert found.fused[EXPERTS, "gate_up_proj"][0] == pytest.approx(np.array([[3.0, 0.0], [0.0, 0.0]]))
-    assert found.fused[EXPERTS, "down_proj"][0] == pytest.approx(np.array([[7.0, 0.0], [0.0, 0.0]]))
-
-    only = read_deltas(
-        write(
-            tmp_path / "only",
-            {f"{KEY}.lora_A.weight": one, f"{KEY}.lora_B.weight": [[7.0], [0.0]]},
-            **{**config, "target_parameters": ["mlp.experts.down_proj"]},
-        ),
-        base,
-    )
-    assert set(only.fused) == {(EXPERTS, "down_proj")}
+    assert found.fused[EXPERTS, "gate_up_proj"][0, 0].tolist() == [3.0, 0.0]
+    assert found.fused[EXPERTS, "down_proj"][0, 0].tolist() == [7.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +97,7 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any
 def test_a_pair_that_fits_nothing_is_refused(tmp_path: Path) -> None:
     tensors = {f"{KEY}.lora_A.weight": [[1.0, 2.0, 3.0]], f"{KEY}.lora_B.weight": [[1.0], [2.0]]}
 
-    with pytest.raises(UnreadableAdapterError, match="no parameter of layers.0.mlp.experts fits"):
+    with pytest.raises(UnreadableAdapterError, match=r"no parameter of layers\.0\.mlp\.experts is 2 x 3"):
         read_deltas(write(tmp_path / "adapter", tensors, peft_version="0.21.2"), BASE)
 
 

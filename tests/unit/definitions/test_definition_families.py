@@ -1,7 +1,7 @@
 """Each architecture against one token worked out by hand.
 
-The token's embedding is (1, 1), which a norm without eps leaves as it is. Attention adds (0, 6): alone, a token attends to
-itself, so only the way of the value counts. (1, 7) has a root mean square of 5, so the MLP sees (0.2, 1.4). An MLP of
+The token's embedding is (1, 1), which a norm without eps leaves as it is. Attention adds (0, 6): alone, a token attends
+to itself, so only the way of the value counts. (1, 7) has a root mean square of 5, so the MLP sees (0.2, 1.4). One of
 ``gate = (5 ln 3, 0)``, ``up = (0, 10 / 7)`` and ``down = 4`` gives 4 silu(ln 3) 2 = 6 ln 3.
 """
 
@@ -129,7 +129,8 @@ def test_deepseek_v3(dense: int, x: float, y: float) -> None:
         **routing(4),
     )
     yarn = {
-        "factor": 40.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096,
+        "factor": 40.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1,
+        "original_max_position_embeddings": 4096,
     }  # fmt: skip
     config = {
         **CONFIG, "first_k_dense_replace": dense, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5,
@@ -141,7 +142,7 @@ def test_deepseek_v3(dense: int, x: float, y: float) -> None:
 
 
 def test_yarn_divides_long_waves_and_leaves_short_ones() -> None:
-    """theta 10^4, 64 wide, context 4096.
+    """Base 10^4, 64 wide, context 4096.
 
     32 turns happen at index 64 ln(4096 / 64 pi) / (2 ln 10^4) = 10.47, one turn at 22.51: the ramp goes from 10 to 23.
     """

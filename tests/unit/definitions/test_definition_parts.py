@@ -36,7 +36,7 @@ def test_a_linear_layer_is_out_by_in() -> None:
 
 
 def test_a_gated_mlp() -> None:
-    """gate = ln 3, up = 2: silu(ln 3) * 2 = 1.5 ln 3, times down = 4."""
+    """With gate = ln 3, up = 2: silu(ln 3) * 2 = 1.5 ln 3, times down = 4."""
     x, gate, up, down = np.array([1.0]), np.array([[LN3]]), np.array([[2.0]]), np.array([[4.0]])
 
     assert parts.swiglu(x, gate, up, down) == pytest.approx([6 * LN3])
