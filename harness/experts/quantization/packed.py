@@ -26,7 +26,11 @@ from harness.experts.quantization.scheme import Scheme
 RUN_BYTES = 64 * 2**20
 """The most that the experts of a run take when decoded; a larger expert is a run of its own."""
 RUN_BYTES_ON_CPU = 4 * 2**20
-"""The same on a CPU: calls are cheap there, and a run that leaves its cache is slower than an expert alone."""
+"""The same on a CPU, where calls are cheap and a run that leaves the cache is slow.
+
+Measured in CPU time (nf4 in bfloat16, one thread): 128 experts of 6 MiB and of 3 MiB take 2.4 times as long in runs of
+64 MiB as one by one, 64 experts of 16 KiB and of 8 KiB two thirds in runs of 1 MiB and more.
+"""
 
 _COMPARED: set[tuple[Scheme, torch.Size, torch.dtype, torch.device]] = set()
 """Shapes of runs whose values were compared with those of single experts in this process."""
