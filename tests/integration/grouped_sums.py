@@ -17,6 +17,7 @@ from harness.experts import enable_grouped_forward
 
 if FUSED:
     from harness.experts import ExpertQuantizationConfig
+    from harness.experts.quantization import packed as packed_experts
 
 
 def steps(case: dict[str, Any]) -> dict[str, Any]:
@@ -100,19 +101,19 @@ def _largest_saved(model: Any, num_experts: int) -> int:
 
 
 def packed(case: dict[str, Any]) -> dict[str, Any]:
-    """Experts packed: the same numbers, one expert unpacked at a time, in forward and in backward, and none kept."""
+    """Experts packed: the same numbers, a run of them unpacked at a time, in forward and in backward, and none kept."""
     plain, ours = lora_model(case), lora_model(case)
     weights = []
     for module in ours.modules():
         if all(isinstance(vars(module).get("_parameters", {}).get(role), torch.nn.Parameter) for role in ROLES):
             for role in ROLES:
-                weights.append(Packed.of(module._parameters[role].data))
+                weights.append(Packed.of(module._parameters[role].data, run_length=3))
                 module._parameters[role] = torch.nn.Parameter(weights[-1], requires_grad=False)
     grouped = enable_grouped_forward(ours)
     kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(any(not isinstance(tensor, Packed) and tensor.shape == w.shape[1:] for w in weights))
+        kept.append(any(not isinstance(tensor, Packed) and tensor.shape[-2:] == w.shape[1:] for w in weights))
         return tensor
 
     results = []
@@ -120,14 +121,14 @@ def packed(case: dict[str, Any]) -> dict[str, Any]:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = model(input_ids=IDS, labels=IDS)
-        forward = [len(w.unpacked) for w in weights]
+        forward = [[len(run) for run in w.unpacked] for w in weights]
         out.loss.backward()
         results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     theirs, mine = results
     return {
         "gradients": max(apart(mine[name], theirs[name]) for name in theirs),
         "forward": forward,
-        "both": [len(w.unpacked) for w in weights],
+        "both": [[len(run) for run in w.unpacked] for w in weights],
         "kept": any(kept),
         "reasons": reasons(grouped),
         "calls": calls(grouped),
@@ -197,8 +198,14 @@ def quantised(case: dict[str, Any]) -> dict[str, Any]:
     theirs = gradients()
     with enable_grouped_forward(plain) as grouped:
         mine, said, ran = gradients(), reasons(grouped), calls(grouped)
+        in_runs = {}
+        for length in (1, 2, 8) if FUSED else ():
+            packed_experts.RUN_BYTES_ON_CPU = length * weight[0].numel() * weight.element_size()
+            found = gradients()
+            in_runs[weight.run_length] = max(apart(found[name], theirs[name]) for name in theirs)
         late = gradients(before_backward=plain.merge_adapter) if FUSED else mine
     return {
+        "in_runs": list(in_runs.items()),
         "merged_before_backward": max(apart(late[name], mine[name]) for name in mine),
         "kind": type(weight).__name__,
         "reasons": said,

@@ -6,6 +6,7 @@ They are held against plain PEFT on decoded weights. Answers with one JSON objec
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 import sys
@@ -60,6 +61,8 @@ from harness.experts import (  # noqa: E402 - after the identities were taken
     QuantizedExperts,
     quantization_report,
 )
+from harness.experts.quantization import packed as packed_experts  # noqa: E402
+from harness.experts.quantization.packed import pack  # noqa: E402
 from harness.worker.checkpoints.family import build  # noqa: E402
 from harness.worker.checkpoints.geometry import geometry  # noqa: E402
 from harness.worker.checkpoints.writer import write_checkpoint  # noqa: E402
@@ -148,6 +151,43 @@ def forwards() -> Any:
             one, other = attach(decoded(model), lora(1, parameters)), attach(model, lora(1, parameters))
             for implementation in ("eager", "batched_mm", "grouped_mm"):
                 yield {"case": case, "code": code, "path": implementation, **differences(one, other, implementation)}
+
+
+def runs() -> Any:
+    """Runs of experts beside the same experts one by one, to the bit: of all lengths and in any order."""
+    for code in CODES:
+        wanted = config(code)
+        # An expert of (320, 192) has 960 scales: nested blocks of 256, 256, 256 and 192.
+        for dtype, shape in itertools.product((torch.float32, torch.bfloat16, torch.float16), ((64, 64), (320, 192))):
+            torch.manual_seed(0)
+            weights = pack(torch.randn(7, *shape, dtype=dtype), wanted.experts, "weights")
+            single = torch.stack([weights.expert(number, dtype) for number in range(7)])
+            chosen = torch.tensor([5, 0, 0, 6])
+            taken = [slice(first, end) for first in range(7) for end in range(first + 1, 8)]
+            yield {
+                "code": code, "dtype": str(dtype), "scales": shape[0] * shape[1] // 64,
+                "runs": all(torch.equal(weights.run(run, dtype), single[run]) for run in taken),
+                "chosen": torch.equal(weights.run(chosen, dtype), single[chosen]),
+                "double": torch.equal(weights.run(slice(2, 5), torch.float64).float(), single[2:5].float())
+                if dtype == torch.float32 else True,
+                "collected": [_in_runs_of(length, weights, single, chosen, dtype) for length in (1, 3, 7)],
+            }  # fmt: skip
+
+
+def _in_runs_of(length: int, weights: Any, single: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether all experts, and some, are right where a run has ``length`` of them."""
+    limit = packed_experts.RUN_BYTES_ON_CPU
+    float32 = weights.scheme.code == "int8"
+    packed_experts.RUN_BYTES_ON_CPU = length * single[0].numel() * (4 if float32 else dtype.itemsize)
+    try:
+        seen = weights.run_length(dtype) == length
+        return (
+            seen
+            and torch.equal(weights.dense(dtype), single)
+            and torch.equal(weights.chosen(chosen, dtype), single[chosen])
+        )
+    finally:
+        packed_experts.RUN_BYTES_ON_CPU = limit
 
 
 def merges() -> Any:
@@ -339,6 +379,7 @@ def patched() -> Any:
 for scenario in (
     loads,
     forwards,
+    runs,
     merges,
     adapters,
     tensors,

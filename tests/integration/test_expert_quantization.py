@@ -65,6 +65,18 @@ def test_logits_and_gradients_are_those_of_plain_peft_on_the_decoded_weights(sai
         assert row["tensors"] == (8 if row["case"] in {"plain", "square down"} else 4), row
 
 
+def test_runs_of_experts_are_decoded_to_the_bit_as_experts_one_by_one(said: dict[str, Rows]) -> None:
+    rows = said["runs"]
+
+    assert {(row["code"], row["scales"]) for row in rows} == {(code, scales) for code in ERROR for scales in (64, 960)}
+    assert len(rows) == 4 * 3 * 2
+    for row in rows:
+        assert row["runs"], row
+        assert row["chosen"], row
+        assert row["double"], row
+        assert row["collected"] == [True] * 3, row
+
+
 def test_merging_quantises_again_and_unmerging_puts_the_very_codes_back(said: dict[str, Rows]) -> None:
     assert len(said["merges"]) == 8
     for row in said["merges"]:

@@ -256,22 +256,19 @@ def test_no_stack_of_matrices_but_the_models_own_is_kept_for_backward(said: Answ
     assert found["ours"] == 0
 
 
-def test_packed_experts_are_unpacked_one_at_a_time_and_again_in_backward(said: Answers) -> None:
+def test_packed_experts_are_unpacked_in_runs_and_again_in_backward(said: Answers) -> None:
     if said.linears:
         pytest.skip("bitsandbytes does it there")
     found = said.of["packed"]
 
     assert found["gradients"] < EXACT
-    assert found["forward"] == [8, 8, 8, 8]
-    assert found["both"] == [
-        8,
-        16,
-        16,
-        16,
-    ]  # nothing below the first block is trained: no gradient goes through its gate_up
+    once = [3, 3, 2]
+    assert found["forward"] == [once] * 4
+    # nothing below the first block is trained: no gradient goes through its gate_up
+    assert found["both"] == [once, *[once * 2] * 3]
     assert not found["kept"]
     assert found["calls"] == GROUPED
-    assert found["reasons"].startswith("gate_up_proj loop over packed experts")
+    assert found["reasons"].startswith("gate_up_proj loop over runs of packed experts")
 
 
 def test_in_half_precision_errors_stay_those_of_half_precision(said: Answers) -> None:
@@ -305,8 +302,11 @@ def test_experts_in_four_bits(said: Answers) -> None:
     found = said.of["quantised"]
 
     assert found["kind"] == ("Linear4bit" if said.linears else "QuantizedExperts")
-    assert said.linears or found["reasons"].count("loop over packed experts") == 2
+    assert said.linears or found["reasons"].count("grouped_mm over runs of packed experts") == 2
     assert found["calls"] == GROUPED
     assert found["same_tensors"]
     assert found["gradients"] < SINGLE
+    if not said.linears:
+        assert [length for length, _ in found["in_runs"]] == [1, 2, 8]
+        assert max(apart for _, apart in found["in_runs"]) < SINGLE
     assert found["merged_before_backward"] == 0  # backward has the codes of forward

@@ -2,60 +2,23 @@
 
 One autograd function serves the frozen base weight and the factors of a LoRA. It saves the weight as it is stored. It
 saves the rows only where the weight is trained. What has to be made of the weight is made in forward and again in
-backward, and never kept. A packed weight is unpacked one expert at a time. The factors of a LoRA are stacked, turned
-and cast.
+backward, and never kept. A packed weight is unpacked a run of experts at a time. The factors of a LoRA are stacked,
+turned and cast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-ALIGNMENT = 16
-"""``torch.nn.functional.grouped_mm`` wants rows and addresses to be a multiple of this many bytes.
+from harness.experts.grouped.groups import Groups
+from harness.experts.grouped.products import Way, multiply, outer, way
 
-True of torch 2.13, and of 2.10 also on CPU.
-"""
-GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GROUPED_CAPABILITY = (8, 0)
-"""The CUDA compute capability from which ``grouped_mm`` runs.
-
-Source: ``transformers.integrations.moe._can_use_grouped_mm`` (5.23).
-"""
-
-Way = Literal["grouped_mm", "loop"]
-Projection = Callable[[torch.Tensor, "Groups"], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Which rows belong to which expert.
-
-    ``ends``: (num_experts,) int32. The rows of expert e end before ``ends[e]``, where those of expert e + 1 begin.
-    """
-
-    ends: torch.Tensor
-
-    @cached_property
-    def bounds(self) -> list[tuple[int, int]]:
-        """First row and end of each expert; waits for the device."""
-        ends: list[int] = self.ends.tolist()
-        return list(zip([0, *ends[:-1]], ends, strict=True))
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows of each expert."""
-        return [end - start for start, end in self.bounds]
-
-    @property
-    def spans(self) -> list[tuple[int, int, int]]:
-        """(expert, first row, end) of each expert that has rows."""
-        return [(expert, start, end) for expert, (start, end) in enumerate(self.bounds) if start < end]
+Projection = Callable[[torch.Tensor, Groups], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,23 +43,6 @@ class FactoredLora:
     def way(self, dtype: torch.dtype) -> Way:
         """How the products with x of a dtype run."""
         return way(*(factor.make(*factor.tensors).to(dtype) for factor in (self.inward, self.outward)))
-
-
-def is_packed(weight: torch.Tensor) -> bool:
-    """Whether a weight is stored packed.
-
-    A packed weight is a tensor subclass with ``dequantize_expert``. Its ``weight[e]`` unpacks expert e.
-    """
-    return hasattr(type(weight), "dequantize_expert")
-
-
-def way(*operands: torch.Tensor) -> Way:
-    """Return how a product of these runs.
-
-    It is ``grouped_mm`` where torch has that for their device, dtypes and strides. Else it is a loop over experts.
-    """
-    takes = hasattr(torch.nn.functional, "grouped_mm") and all(_grouped_mm_takes(operand) for operand in operands)
-    return "grouped_mm" if takes else "loop"
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor | Made, groups: Groups) -> torch.Tensor:
@@ -165,7 +111,7 @@ class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is 
         ctx.save_for_backward(x if any(ctx.needs_input_grad[3:]) else None, *tensors)
         ctx.dtype = x.dtype
         weight = tensors[0] if make is None else make(*tensors).to(x.dtype)
-        return _multiply(x, weight, groups, across=False)
+        return multiply(x, weight, groups, across=False)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -182,55 +128,12 @@ class _GroupedLinear(torch.autograd.Function):  # type: ignore[misc] # torch is 
             with torch.enable_grad():
                 made = ctx.make(*tensors).to(ctx.dtype)
         weight = made.detach()
-        grad_x = _multiply(grad, weight, ctx.groups, across=True) if ctx.needs_input_grad[0] else None
+        grad_x = multiply(grad, weight, ctx.groups, across=True) if ctx.needs_input_grad[0] else None
         if x is None:
             return (grad_x, None, None, *(None for _ in tensors))
-        grad_weight = _outer(grad, x, ctx.groups, weight)
+        grad_weight = outer(grad, x, ctx.groups, weight)
         if ctx.make is None:
             return grad_x, None, None, grad_weight
         trained = [tensor for tensor in tensors if tensor.requires_grad]
         found = iter(torch.autograd.grad(made, trained, grad_weight))
         return (grad_x, None, None, *(next(found) if tensor.requires_grad else None for tensor in tensors))
-
-
-def _multiply(x: torch.Tensor, weight: torch.Tensor, groups: Groups, *, across: bool) -> torch.Tensor:
-    """Return x times each expert's (out, in) matrix, or times its transpose unless ``across``.
-
-    The product is in the dtype of x, whatever autocast says.
-    """
-    if way(x, weight) == "grouped_mm":
-        product: torch.Tensor = torch.nn.functional.grouped_mm(x, weight if across else weight.mT, offs=groups.ends)
-        return product
-    out = x.new_empty(x.shape[0], weight.shape[2] if across else weight.shape[1])
-    with torch.autocast(x.device.type, enabled=False):
-        for expert, start, end in groups.spans:
-            matrix = weight[expert]
-            torch.mm(x[start:end], matrix if across else matrix.mT, out=out[start:end])
-    return out
-
-
-def _outer(grad: torch.Tensor, x: torch.Tensor, groups: Groups, weight: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the weight, (num_experts, out, in)."""
-    if way(grad, x) == "grouped_mm":
-        product: torch.Tensor = torch.nn.functional.grouped_mm(grad.mT, x, offs=groups.ends)
-        return product
-    out = grad.new_zeros(weight.shape)
-    with torch.autocast(grad.device.type, enabled=False):
-        for expert, start, end in groups.spans:
-            torch.mm(grad[start:end].mT, x[start:end], out=out[expert])
-    return out
-
-
-def _grouped_mm_takes(operand: torch.Tensor) -> bool:
-    """Whether ``grouped_mm`` has a kernel for this operand; a packed one has none."""
-    if type(operand) not in (torch.Tensor, torch.nn.Parameter) or operand.dtype not in GROUPED_DTYPES:
-        return False
-    if operand.device.type == "cuda":
-        if torch.cuda.get_device_capability(operand.device) < GROUPED_CAPABILITY:
-            return False
-    elif operand.device.type != "cpu":
-        return False
-    *leading, rows, columns = operand.stride()
-    long = [*leading, rows] if columns == 1 else [*leading, columns]
-    aligned = all(stride > 0 and stride * operand.element_size() % ALIGNMENT == 0 for stride in long)
-    return 1 in (rows, columns) and aligned and operand.numel() > 0 and operand.data_ptr() % ALIGNMENT == 0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness.experts.errors import IneligibleError
-from harness.experts.grouped.arithmetic import is_packed
+from harness.experts.grouped.products import is_packed
 
 COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STACKED = 3

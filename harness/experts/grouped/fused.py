@@ -13,17 +13,10 @@ import torch
 
 from harness.experts.errors import IneligibleError
 from harness.experts.extraction import recognise_lora
-from harness.experts.grouped.arithmetic import (
-    FactoredLora,
-    Groups,
-    Made,
-    grouped_linear,
-    grouped_lora,
-    is_packed,
-    routed,
-    way,
-)
+from harness.experts.grouped.arithmetic import FactoredLora, Made, grouped_linear, grouped_lora, routed
 from harness.experts.grouped.eligibility import check_untouched, check_weight, is_class
+from harness.experts.grouped.groups import Groups
+from harness.experts.grouped.products import is_packed, way, way_of_packed
 
 ROLES = ("gate_up_proj", "down_proj")
 PARAM_WRAPPER = ("peft.tuners.lora.layer", "ParamWrapper")
@@ -78,7 +71,7 @@ class FusedExperts:
         said = []
         for role in ROLES:
             weight = getattr(self.experts, role)
-            base = "loop over packed experts" if is_packed(weight) else way(weight)
+            base = f"{way_of_packed(weight)} over runs of packed experts" if is_packed(weight) else way(weight)
             lora = self.loras.get(role)
             said.append(f"{role} {base}, " + (f"LoRA {lora.way(weight.dtype)}" if lora is not None else "no LoRA"))
         return "; ".join(said)

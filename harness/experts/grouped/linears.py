@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from harness.experts.errors import IneligibleError
-from harness.experts.grouped.arithmetic import FactoredLora, Groups, Made, grouped_lora, routed
+from harness.experts.grouped.arithmetic import FactoredLora, Made, grouped_lora, routed
 from harness.experts.grouped.eligibility import check_untouched, is_class
+from harness.experts.grouped.groups import Groups
 
 ROLES = ("gate_proj", "up_proj", "down_proj")
 MODELS = "transformers.models"

@@ -1,4 +1,4 @@
-"""One expert's weight to codes and back, by bitsandbytes.
+"""One expert's weight to codes, and one or several back, by bitsandbytes.
 
 4 bits: two codes a byte, the high nibble first, over the flattened (out, in) weight. A value is ``map[code] * absmax``
 of its block of 64. Double quantised, absmax is itself a code of 8 bits:
@@ -108,6 +108,51 @@ def decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dt
     return unpacked
 
 
+def decode_run(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Return several experts' weights, (experts, out, in) in ``dtype``, by one call of bitsandbytes' kernel.
+
+    Args:
+        scheme: the code.
+        parts: as ``encode`` returns them, with a leading dimension of experts; tables have none.
+        shape: (out, in) of each.
+        dtype: of the weights.
+    """
+    from bitsandbytes import functional  # noqa: PLC0415 - only who quantises needs it
+
+    if dtype == torch.float64:  # no kernel decodes to it
+        return decode_run(scheme, parts, shape, torch.float32).double()
+    codes = parts["codes"]
+    stacked = torch.Size((codes.shape[0], *shape))
+    if scheme.code == "int8":
+        dense: torch.Tensor = functional.int8_vectorwise_dequant(codes.flatten(0, 1), parts["scales"].flatten())
+        return dense.to(dtype).view(stacked)
+    state = functional.QuantState(
+        absmax=absmax_of_run(scheme, parts).flatten(),
+        shape=stacked,
+        code=parts["map"],
+        blocksize=BLOCKSIZE,
+        quant_type=scheme.code,
+        dtype=dtype,
+    )
+    unpacked: torch.Tensor = functional.dequantize_4bit(codes.reshape(-1, 1), state)
+    return unpacked
+
+
+def absmax_of_run(scheme: Scheme, parts: Parts) -> torch.Tensor:
+    """Return the scale of each block, (experts, blocks) in float32, of ``parts`` of several experts.
+
+    Double quantised, each expert has nested blocks and an offset of its own, which one call of bitsandbytes' kernel
+    cannot be given.
+    """
+    absmax = parts["absmax"]
+    if not scheme.double_quant:
+        return absmax
+    nested = parts["nested_absmax"]
+    scales = nested.unsqueeze(-1).expand(*nested.shape, NESTED_BLOCKSIZE).flatten(1)[:, : absmax.shape[1]]
+    decoded = parts["nested_map"].index_select(0, absmax.flatten().int()).view(absmax.shape)
+    return decoded.mul_(scales).add_(parts["nested_offset"])
+
+
 def decode_by_definition(scheme: Scheme, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
     """Return one expert's weight, (out, in) in float32, by the definition of the code alone."""
     if scheme.code == "int8":
@@ -119,6 +164,27 @@ def decode_by_definition(scheme: Scheme, parts: Parts, shape: tuple[int, int]) -
         outer = torch.arange(absmax.numel(), device=absmax.device) // NESTED_BLOCKSIZE
         absmax = parts["nested_map"][absmax.long()] * parts["nested_absmax"][outer] + parts["nested_offset"]
     return (parts["map"][codes] * absmax.reshape(-1, 1)).reshape(shape)
+
+
+def check_run(scheme: Scheme, parts: Parts, shape: tuple[int, int], run: torch.Tensor) -> None:
+    """Compare a run, as ``decode_run`` returned it for ``parts``, with its experts decoded one by one.
+
+    One by one they were compared with the definition when they were packed; the kernels may yet differ by the shape
+    they are given.
+
+    Raises:
+        WrongDecodeError: some value is not the same to the bit.
+    """
+    for number, weights in enumerate(run):
+        expert = {name: part if name in SHARED else part[number] for name, part in parts.items()}
+        if not torch.equal(weights, decode(scheme, expert, shape, run.dtype)):
+            import bitsandbytes  # noqa: PLC0415 - only who quantises needs it
+
+            raise WrongDecodeError(
+                f"bitsandbytes {bitsandbytes.__version__} on {run.device.type} decodes {len(run)} experts of shape "
+                f"{shape} at once to other values than one by one ({scheme}, {run.dtype}). Another release of "
+                "bitsandbytes may do, or int8, or sizes that are multiples of 64."
+            )
 
 
 def check_decode(scheme: Scheme, parts: Parts, shape: tuple[int, int], dtype: torch.dtype, name: str) -> None:

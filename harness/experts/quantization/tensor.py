@@ -105,9 +105,14 @@ class QuantizedExperts(torch.Tensor):  # type: ignore[misc]
         """Return all weights, (num_experts, out, in), as an ordinary tensor."""
         return self.packed.dense(self.dtype)
 
-    def dequantize_expert(self, number: int) -> torch.Tensor:
-        """Return one expert's weights, (out, in), as an ordinary tensor; ``self[number]`` does the same."""
-        return self.packed.expert(number, self.dtype)
+    @property
+    def run_length(self) -> int:
+        """How many experts ``dequantize_run`` may be asked for at once."""
+        return self.packed.run_length(self.dtype)
+
+    def dequantize_run(self, experts: slice | torch.Tensor) -> torch.Tensor:
+        """Return some experts' weights, (experts, out, in), as an ordinary tensor; see ``PackedExperts.run``."""
+        return self.packed.run(experts, self.dtype)
 
     def snapshot(self) -> QuantizedExperts:
         """Return the weights as they are now: what is merged into this tensor later does not reach them.
@@ -247,8 +252,7 @@ def _index(tensor: QuantizedExperts, indices: Any) -> Any:
     if len(indices) != 1 or first is None or first.dtype not in (torch.int32, torch.int64):
         return NotImplemented
     numbers, places = torch.unique(first, return_inverse=True)
-    decoded = torch.stack([tensor.packed.expert(number, tensor.dtype) for number in numbers.tolist()])
-    return decoded[places]
+    return tensor.packed.chosen(numbers, tensor.dtype)[places]
 
 
 def _add(tensor: QuantizedExperts, other: Any, *, alpha: Any = 1) -> Any:

@@ -7,7 +7,10 @@ import torch
 from packed_experts import Packed
 
 from harness.experts.extraction import ExpertLora
-from harness.experts.grouped.arithmetic import FactoredLora, Groups, Made, grouped_linear, grouped_lora, routed, way
+from harness.experts.grouped import products
+from harness.experts.grouped.arithmetic import FactoredLora, Made, grouped_linear, grouped_lora, routed
+from harness.experts.grouped.groups import Groups
+from harness.experts.grouped.products import way, way_of_packed
 
 ENDS = [0, 3, 3, 4, 9]
 """Five experts; the first and the third have no rows."""
@@ -135,9 +138,14 @@ def test_matrices_that_are_made_are_not_kept_for_backward() -> None:
     assert kept == [x.data_ptr(), *(matrix.data_ptr() for matrix in matrices)]
 
 
-def test_a_packed_weight_is_unpacked_for_the_experts_with_rows_alone_and_never_kept() -> None:
+@pytest.mark.parametrize(
+    ("run_length", "runs"), [(1, [[1], [3], [4]]), (2, [[1, 3], [4]]), (3, [[1, 3, 4]]), (5, [[1, 3, 4]])]
+)
+def test_a_packed_weight_is_unpacked_in_runs_of_the_experts_with_rows_and_never_kept(
+    run_length: int, runs: list[list[int]]
+) -> None:
     full, x = draw(5, 16, 8, seed=2), draw(9, 8, seed=1).requires_grad_()
-    weight = Packed.of(full)
+    weight = Packed.of(full, run_length=run_length)
     kept: list[torch.Tensor] = []
 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -148,11 +156,53 @@ def test_a_packed_weight_is_unpacked_for_the_experts_with_rows_alone_and_never_k
     plain = x.detach().clone().requires_grad_()
     expected = grouped_linear(plain, full, groups())
     expected.backward(torch.ones_like(expected))
-    assert in_forward == [1, 3, 4]
-    assert weight.unpacked == [1, 3, 4, 1, 3, 4]
+    assert in_forward == runs
+    assert weight.unpacked == [*runs, *runs]
     assert [type(tensor) for tensor in kept] == [Packed]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(x.grad, plain.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ends", [[2, 4, 5, 7, 9], [0, 3, 3, 4, 9], [9, 9, 9, 9, 9], [0, 0, 0, 0, 9], [1, 1, 9, 9, 9]])
+@pytest.mark.parametrize("run_length", [1, 2, 3, 5])
+def test_runs_are_multiplied_as_their_experts_are_by_hand(
+    ends: list[int], run_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By grouped_mm in float32, which float64 has not; where it would wait for the device, by a loop."""
+    x, full = draw(9, 8, dtype=torch.float32, seed=1), draw(5, 16, 8, dtype=torch.float32, seed=2)
+    of = [next(expert for expert, end in enumerate(ends) if row < end) for row in range(9)]
+    by_hand = torch.stack([full[expert].double() @ x[row].double() for row, expert in enumerate(of)])
+    weight, given = Packed.of(full, run_length=run_length), torch.tensor(ends, dtype=torch.int32)
+
+    for waits in (False, True):
+        monkeypatch.setattr(products, "_grouped_mm_waits", lambda _, waits=waits: waits)
+        found = grouped_linear(x, weight, Groups(given))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), by_hand, rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows_unpack_nothing() -> None:
+    weight = Packed.of(draw(5, 16, 8), run_length=5)
+
+    found = grouped_linear(draw(0, 8), weight, Groups(torch.zeros(5, dtype=torch.int32)))
+
+    assert found.shape == (0, 16)
+    assert weight.unpacked == []
+
+
+@pytest.mark.parametrize("run_length", [1, 5])
+def test_autocast_does_not_change_the_dtype_of_a_product_with_packed_experts(run_length: int) -> None:
+    x, full = draw(9, 8, dtype=torch.float32, seed=1).requires_grad_(), draw(5, 16, 8, dtype=torch.float32, seed=2)
+    weight = Packed.of(full, run_length=run_length)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = grouped_linear(x, weight, groups())
+        found.sum().backward()
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, grouped_linear(x, weight, groups()), rtol=0, atol=0)
+    by_hand = torch.stack([full[expert_of(row)].double().sum(0) for row in range(9)])
+    torch.testing.assert_close(x.grad.double(), by_hand, rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_are_summed_over_their_experts_and_absent_experts_add_nothing() -> None:
@@ -193,8 +243,24 @@ def test_autocast_does_not_change_the_dtype_of_a_product() -> None:
         (torch.zeros(4, 8, dtype=torch.float64), "loop"),
         (torch.zeros(0, 8), "loop"),
         (torch.zeros(33)[1:].view(4, 8), "loop"),
-        (Packed.of(torch.zeros(2, 4, 8)), "loop"),
+        (Packed.of(torch.zeros(2, 4, 8), run_length=2), "loop"),
     ],
 )
 def test_grouped_mm_is_used_where_its_kernel_takes_the_operand(operand: torch.Tensor, expected: str) -> None:
     assert way(operand) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "run_length", "expected"),
+    [
+        (8, torch.float32, 2, "grouped_mm"),
+        (8, torch.float32, 9, "grouped_mm"),
+        (8, torch.float32, 1, "loop"),
+        (7, torch.float32, 9, "loop"),
+        (8, torch.float64, 9, "loop"),
+    ],
+)
+def test_runs_go_by_grouped_mm_where_it_takes_several_experts(
+    width: int, dtype: torch.dtype, run_length: int, expected: str
+) -> None:
+    assert way_of_packed(Packed.of(torch.zeros(9, 4, width, dtype=dtype), run_length=run_length)) == expected
