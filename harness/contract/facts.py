@@ -21,4 +21,4 @@ class CellFacts:
     kinds: tuple[Kind, ...]
     quantized: bool
     fused_experts: bool
-    defined: bool
+    defined: bool = False

@@ -27,7 +27,7 @@ class BPacking:
 
     breaks = "reads lora_B of fused experts in the other packing"
     where: Where = "merged"
-    noticed_by = frozenset({"applied", "definition", "kl", "logprob"})
+    noticed_by = frozenset({"applied", "kl", "logprob"})
     control = True
 
     def applies(self, facts: Facts) -> bool:

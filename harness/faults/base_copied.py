@@ -10,7 +10,7 @@ class BaseCopied:
 
     breaks = "publishes the base as it is, every delta dropped"
     where: Where = "merged"
-    noticed_by = frozenset({"applied", "definition", "kl", "logprob"})
+    noticed_by = frozenset({"applied", "kl", "logprob"})
     control = True
 
     def applies(self, facts: Facts) -> bool:  # noqa: ARG002 - there is always a base

@@ -10,8 +10,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from harness.contract.checks import needed as needed_checks
-from harness.contract.facts import CellFacts
 from harness.faults import applicable_controls, fault
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
@@ -53,8 +51,7 @@ def _judged(
 def _record(observation: Observation, name: str, seen: Observation) -> None:
     """Hold what the gates said of a broken merge against what must notice it: every check that the fault names."""
     said = [check["name"] for check in seen.data["checks"] if check["stage"] == "compare" and not check["passed"]]
-    noticed = list(dict.fromkeys(said))
-    needed = fault(name).noticed_by & {check.name for check in needed_checks(CellFacts(**observation.data["facts"]))}
+    noticed, needed = list(dict.fromkeys(said)), fault(name).noticed_by
     overlooked, kl = sorted(needed - set(noticed)), seen.data["metrics"].get("kl_trained_merged")
     observation.data.setdefault("controls", []).append(
         {"name": name, "rejected": not overlooked, "by": noticed, "value": kl}

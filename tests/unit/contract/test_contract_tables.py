@@ -19,7 +19,7 @@ from harness.matrix.expectations import Expectation
 from harness.report import contract_tables
 from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 
-PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
+PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
     ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("attached", "save"),
@@ -28,22 +28,24 @@ ALWAYS = {
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
 }  # fmt: skip
 WITH_PATHS = {("forward_paths", "train")}
+DEFINED = {("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")}
 QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
 
 
 def test_the_checks_are_these() -> None:
-    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | WITH_PATHS | QUANTIZED
-    assert len(TABLE) == len(ALWAYS | WITH_PATHS | QUANTIZED)
+    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | DEFINED | WITH_PATHS | QUANTIZED
+    assert len(TABLE) == len(ALWAYS | DEFINED | WITH_PATHS | QUANTIZED)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (PLAIN, ALWAYS | WITH_PATHS),
-        (replace(PLAIN, quantized=True), ALWAYS | WITH_PATHS | QUANTIZED),
-        (replace(PLAIN, kinds=("attention",)), ALWAYS | WITH_PATHS),
-        (replace(PLAIN, fused_experts=False), ALWAYS | WITH_PATHS),
-        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS),
+        (PLAIN, ALWAYS | DEFINED | WITH_PATHS),
+        (replace(PLAIN, defined=False), ALWAYS | WITH_PATHS),
+        (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
+        (replace(PLAIN, kinds=("attention",)), ALWAYS | DEFINED | WITH_PATHS),
+        (replace(PLAIN, fused_experts=False), ALWAYS | DEFINED | WITH_PATHS),
+        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS | DEFINED),
     ],
 )
 def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
@@ -55,7 +57,7 @@ def names_of_gate(gate: Gate) -> set[str]:
 
 
 def test_the_gates_are_these() -> None:
-    assert names_of_gate("functional") == {"kl", "logprob", "samples", "kl_dequantized"}
+    assert names_of_gate("functional") == {"definition", "kl", "logprob", "samples", "kl_dequantized"}
     assert names_of_gate("tensor") == {
         "applied", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
     }  # fmt: skip

@@ -36,7 +36,7 @@ from harness.result import (
 )
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
-CELL = Cell(family="alpha", recipe="lora", stack=STACK)
+CELL = Cell(family="qwen3_moe", recipe="lora", stack=STACK)
 
 RELOAD = Expectation(
     when="transformers>=5.6.2, peft==0.19.1",
@@ -46,7 +46,7 @@ RELOAD = Expectation(
     reason="the converter takes no such argument",
     since="transformers 5.6.2",
 )
-TRAIN = Expectation(cells=("alpha/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
+TRAIN = Expectation(cells=("qwen3_moe/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
 FAILURES: tuple[FailingOutcome, ...] = get_args(FailingOutcome)
 TYPE_ERROR = "TypeError: unexpected keyword argument 'distributed_operation'"
 
