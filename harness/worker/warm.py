@@ -1,7 +1,8 @@
 """A warm worker: one process imports the libraries once and forks a child for each cell.
 
 The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each, with the order's
-key. The first line that it gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
+key. The first line that it gets says whether children can be forked at all. There is no order to stop: a worker ends
+when its input does.
 
 The parent owns its children. It alone signals them, and it reaps one only when the host says so. Until then a process
 id cannot be given to anybody else, so no signal hits a stranger. What a child leaves behind comes to the parent, which

@@ -103,8 +103,9 @@ BEHAVIOURS = """
         reach("train")
         parent = warm_parent()
         if parent:
+            what = behaviour.removeprefix("writes-to-the-channel-")
             content = {"no-json": b"x\\n", "no-object": b"[]\\n", "an-answer": b'{"pid": 1, "ended": true}\\n',
-                       "half": b"x" * 60000, "deep": b"[" * 60000 + b"\\n"}[behaviour.removeprefix("writes-to-the-channel-")]
+                       "half": b"x" * 60000, "deep": b"[" * 60000 + b"\\n"}[what]
             pipes = [name for name in os.listdir(f"/proc/{parent}/fd")
                      if os.readlink(f"/proc/{parent}/fd/{name}").startswith("pipe:")
                      and "01" == Path(f"/proc/{parent}/fdinfo/{name}").read_text().split()[3][-2:]]
