@@ -18,6 +18,7 @@ from typing import NoReturn
 from harness.contract.stages import StageName
 from harness.worker.newborn import leave, reseed
 from harness.worker.observation import Observation, StageStoppedError
+from harness.worker.orphans import children, end_children, reap_children
 
 STOPPED = 1
 """Exit code of a child in which a stage ended without a usable result. The record says which and why."""
@@ -28,7 +29,7 @@ def run_in_child(
 ) -> None:
     """Run ``stages`` in a forked child that shares the observation file.
 
-    How it ended is recorded here where it did not record that itself.
+    How it ended is recorded here where it did not record that itself. What it leaves running is ended.
 
     Args:
         observation: the cell's record; afterwards it holds what the child has seen.
@@ -38,10 +39,14 @@ def run_in_child(
     observation.save()
     sys.stdout.flush()
     sys.stderr.flush()
+    others = set(children())
     pid = os.fork()
     if pid == 0:
         _child(observation, stages)
     _, status = os.waitpid(pid, 0)
+    # What it has left running has come here. The next stages are not to find it at work on what they judge.
+    end_children(others)
+    reap_children(others)
     record_end(observation, os.waitstatus_to_exitcode(status), names=names)
 
 
