@@ -34,6 +34,10 @@ def _quantized(facts: CellFacts) -> bool:
     return facts.quantized
 
 
+def _plain(facts: CellFacts) -> bool:
+    return not facts.quantized
+
+
 def _defined(facts: CellFacts) -> bool:
     return facts.defined
 
@@ -98,6 +102,12 @@ TABLE: tuple[Check, ...] = (
         counts_all=True,
     ),
     Check(
+        name="unchanged",
+        stage="attach",
+        gate="training",
+        passes_when="right after the LoRA is attached the model says what the base says",
+    ),
+    Check(
         name="gradients",
         stage="train",
         gate="training",
@@ -109,6 +119,21 @@ TABLE: tuple[Check, ...] = (
         stage="train",
         gate="training",
         passes_when="every expert of every layer saw tokens in training and in evaluation",
+    ),
+    Check(
+        name="modes",
+        stage="train",
+        gate="training",
+        passes_when="the trained model says the same in training mode and in evaluation mode (not of QLoRA, whose "
+        "models are compared in training mode alone)",
+        applies=_plain,
+    ),
+    Check(
+        name="generation",
+        stage="train",
+        gate="training",
+        passes_when="every greedy token is the likeliest by a forward without a cache, or short of it by no more than "
+        "`logprob_max`",
     ),
     Check(
         name="forward_paths",

@@ -34,6 +34,7 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
     from harness.worker.stages.compare import Truth
+    from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
@@ -59,12 +60,17 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
+        check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
     with observation.stage("train"):
         watch = ExpertWatch(peft_model, checkpoint)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
+        check_generation(observation, peft_model, request, samples, vocab)
+        if plan.quantization is None:
+            clear = gaps >= request.bands.near_tie_epsilon
+            check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)

@@ -22,30 +22,32 @@ from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("attached", "attach"), ("unchanged", "attach"), ("generation", "train"), ("gradients", "train"),
+    ("loss", "train"), ("coverage", "train"), ("attached", "save"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
 }  # fmt: skip
 WITH_PATHS = {("forward_paths", "train")}
+PLAINLY = {("modes", "train")}
 DEFINED = {("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")}
 QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
 
 
 def test_the_checks_are_these() -> None:
-    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | DEFINED | WITH_PATHS | QUANTIZED
-    assert len(TABLE) == len(ALWAYS | DEFINED | WITH_PATHS | QUANTIZED)
+    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED
+    assert len(TABLE) == len(ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (PLAIN, ALWAYS | DEFINED | WITH_PATHS),
-        (replace(PLAIN, defined=False), ALWAYS | WITH_PATHS),
+        (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
-        (replace(PLAIN, kinds=("attention",)), ALWAYS | DEFINED | WITH_PATHS),
-        (replace(PLAIN, fused_experts=False), ALWAYS | DEFINED | WITH_PATHS),
-        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS | DEFINED),
+        (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, fused_experts=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS | PLAINLY | DEFINED),
     ],
 )
 def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
