@@ -7,13 +7,19 @@ no evidence of another. A fresh decision and a result that is read from disk are
 
 from __future__ import annotations
 
+import re
+
 from harness.contract import checks
+from harness.contract.readings import is_all, lies_within
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.faults import Facts, applicable_controls
 from harness.result import CellResult
 
 ENDED = ("pass", "noop", "fail", "blind")
 """What a stage amounts to that came to its end."""
+
+QUANTIZED_EXPERTS = "experts"
+"""The kind of parameters that a QLoRA cell is about, as a worker names it (``worker/stages/quantized.py``)."""
 
 _VERSIONS = ("transformers", "peft", "trl", "torch")
 
@@ -51,13 +57,16 @@ def missing_of_stage(result: CellResult, name: StageName) -> str | None:
         return None
     lacking = {
         "import": _missing_versions,
+        "build": _missing_base,
         "load": _missing_device,
         "attach": _missing_facts,
+        "train": _missing_training,
         "save": _missing_adapter,
         "compare": _missing_counts,
         "controls": _missing_controls,
     }.get(name)
-    return (lacking(result) if lacking is not None else None) or _missing_checks(result, name)
+    found = lacking(result) if lacking is not None else None
+    return found or _missing_checks(result, name) or _contradicted_check(result, name)
 
 
 def _missing_checks(result: CellResult, name: StageName) -> str | None:
@@ -75,15 +84,53 @@ def _missing_checks(result: CellResult, name: StageName) -> str | None:
     return f"these checks are not there: {', '.join(f'{check} ({name})' for check in lacking)}" if lacking else None
 
 
+def _contradicted_check(result: CellResult, name: StageName) -> str | None:
+    """Say which check of a stage is said to have passed although its own numbers do not show it."""
+    for check in result.checks:
+        if check.stage != name or not check.passed or check.name.startswith(checks.CONTROL):
+            continue
+        row = checks.find(check.name, check.stage)
+        within = is_all(check.value) if row.counts_all else lies_within(check.value, check.band)
+        if not within:
+            return f"{check.name} ({name}) is said to have passed with {check.value}, its band being {check.band}"
+        metrics = (getattr(result.metrics, metric) for metric in row.metrics)
+        metric = next((number for number in metrics if number is not None), None)
+        if row.metrics and metric != check.value:
+            return f"{check.name} ({name}) is {check.value}, and {metric} among the metrics"
+    return None
+
+
 def _missing_versions(result: CellResult) -> str | None:
     unknown = [name for name in _VERSIONS if name not in result.versions]
     return f"versions that are not recorded: {', '.join(unknown)}" if unknown else None
 
 
+def _missing_base(result: CellResult) -> str | None:
+    """The base has the same bytes in every stack, which nobody can see without their hash."""
+    if result.base_sha256 is None or not re.fullmatch("[0-9a-f]{64}", result.base_sha256):
+        return f"the hash of the base is {result.base_sha256}"
+    return None
+
+
 def _missing_device(result: CellResult) -> str | None:
-    """A cell that computed on a GPU names it: ``cuda`` is what it was asked for."""
+    """A cell that computed on a GPU names it: ``cuda`` is what it was asked for. Another computed on the CPU."""
     if result.cell.device == "cuda" and result.device in {None, "cpu", "cuda"}:
         return f"no GPU is named, the device is {result.device}"
+    if result.cell.device == "cpu" and result.device != "cpu":
+        return f"it was to compute on the CPU, and the device is {result.device}"
+    if result.quantization is None:
+        return None
+    experts = result.quantization.kinds.get(QUANTIZED_EXPERTS)
+    if _passed(result, "quantized") and (experts is None or experts.plain or not experts.quantized):
+        return "the weights of the experts are said to be quantised, and their counts say otherwise"
+    return None
+
+
+def _missing_training(result: CellResult) -> str | None:
+    """The loss is measured before and after, and its check is about both."""
+    loss = result.training.loss if result.training is not None else []
+    if _passed(result, "loss") and not (len(loss) > 1 and loss[-1] < loss[0]):
+        return f"the loss is said to have fallen, and it is {loss}"
     return None
 
 
@@ -111,7 +158,17 @@ def _missing_adapter(result: CellResult) -> str | None:
 
 
 def _missing_counts(result: CellResult) -> str | None:
-    return "the merge's counts are not there" if result.merge is None else None
+    """Counts may not contradict the check of them, nor the kinds that got a LoRA."""
+    merge, facts = result.merge, result.facts
+    if merge is None:
+        return "the merge's counts are not there"
+    rightly = f"{merge.attempted - merge.dropped - merge.wrong}/{merge.attempted}"
+    for check in result.checks:
+        if check.name == "applied" and check.passed and check.value != rightly:
+            return f"applied is {check.value}, and {rightly} by the merge's counts"
+    if facts is not None and merge.by_kind and not set(merge.by_kind) <= set(facts.kinds):
+        return f"its facts say that {', '.join(facts.kinds)} got a LoRA, and the merge's counts say otherwise"
+    return None
 
 
 def _missing_controls(result: CellResult) -> str | None:
@@ -130,6 +187,11 @@ def _missing_controls(result: CellResult) -> str | None:
     tried = {control.name for control in result.controls if f"{checks.CONTROL}{control.name}" in checked}
     untried = [name for name in applicable_controls(facts) if name not in tried]
     return f"controls that apply and were not tried: {', '.join(untried)}" if untried else None
+
+
+def _passed(result: CellResult, name: str) -> bool:
+    """Say whether a check of that name, which one stage has, is there and passed."""
+    return any(check.name == name and check.passed for check in result.checks)
 
 
 def _stage(result: CellResult, name: StageName) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.contract import checks
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
+from harness.contract.readings import lies_within
 from harness.contract.stages import StageName
 from harness.contract.tensors import COUNTS
 from harness.faults import fault, fault_names
@@ -62,9 +63,9 @@ class Check(_Model):
     """What was off, by name (the first few), when the check did not pass."""
 
     @model_validator(mode="after")
-    def _passed_only_by_a_number(self) -> Self:
-        """No band holds what is no number, or infinite, whatever whoever measured it says."""
-        if not is_finite(self.value):
+    def _passed_only_within_its_band(self) -> Self:
+        """No band holds what is no number, infinite, or outside it, whatever whoever measured it says."""
+        if not is_finite(self.value) or lies_within(self.value, self.band) is False:
             self.passed = False
         return self
 
@@ -143,7 +144,7 @@ class AdapterInfo(_Model):
 
     io_layout: Literal["standard", "swapped"] | None = None
     b_packing: Literal["rank_major", "grouped_by_expert"] | None = None
-    num_experts: int | None
+    num_experts: Annotated[int, Field(ge=1)] | None
     """Experts in each fused parameter that it targets."""
     rank: int = Field(ge=1)
     """The largest of its pairs."""
@@ -213,10 +214,10 @@ class Metrics(_Model):
 class QuantizedKind(_Model):
     """Parameters of one kind in memory. ``quantized`` and ``plain`` count weights."""
 
-    quantized: int
-    plain: int
-    stored_bytes: int
-    bf16_bytes: int
+    quantized: Count
+    plain: Count
+    stored_bytes: Count
+    bf16_bytes: Count
     """What all of them would take in 16 bits."""
 
 

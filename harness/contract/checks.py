@@ -54,6 +54,8 @@ class Check:
         failing: what a stage ends in when only checks like this one fail.
         applies: whether a pass of a cell with these facts needs it.
         measured_on: the stage whose model it is measured on; where that did not pass it cannot be there.
+        counts_all: whether its value is ``n/n``: all of what there is, and at least one.
+        metrics: the metrics that hold its number too where it passed; the first that is there counts.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Check:
     failing: Outcome = "fail"
     applies: Callable[[CellFacts], bool] = _always
     measured_on: StageName | None = None
+    counts_all: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 TABLE: tuple[Check, ...] = (
@@ -72,12 +76,14 @@ TABLE: tuple[Check, ...] = (
         gate="quantization",
         passes_when="QLoRA: every weight of the routed experts is quantised",
         applies=_quantized,
+        counts_all=True,
     ),
     Check(
         name="attached",
         stage="attach",
         gate="training",
         passes_when="exactly what the recipe targets got a LoRA, counted from the checkpoint's own description",
+        counts_all=True,
     ),
     Check(
         name="gradients",
@@ -105,12 +111,14 @@ TABLE: tuple[Check, ...] = (
         stage="save",
         gate="adapter",
         passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
+        counts_all=True,
     ),
     Check(
         name="adapter_reload",
         stage="reload-adapter",
         gate="adapter",
         passes_when="KL(trained ‖ base + reloaded adapter) is within its band",
+        metrics=("kl_trained_adapter",),
     ),
     Check(
         name="signal",
@@ -119,6 +127,7 @@ TABLE: tuple[Check, ...] = (
         passes_when="KL(trained ‖ base) is large enough to see anything (for QLoRA both are quantised)",
         failing="blind",
         measured_on="reload-merged",
+        metrics=("kl_trained_base",),
     ),
     Check(
         name="kl",
@@ -127,6 +136,7 @@ TABLE: tuple[Check, ...] = (
         passes_when="KL(trained ‖ merged) of the reloaded merge is within its band (for bf16 and for QLoRA: "
         "KL(reference ‖ merged), the reference being the original base + adapter, unmerged, rounded once)",
         measured_on="reload-merged",
+        metrics=("kl_reference_merged", "kl_trained_merged"),
     ),
     Check(
         name="logprob",
@@ -135,6 +145,7 @@ TABLE: tuple[Check, ...] = (
         passes_when="no log-probability of the reloaded merge has moved by more than its band from what `kl` compares "
         "with",
         measured_on="reload-merged",
+        metrics=("max_logprob_diff",),
     ),
     Check(
         name="samples",
@@ -149,6 +160,7 @@ TABLE: tuple[Check, ...] = (
         gate="tensor",
         passes_when="every attempted tensor is rightly merged, there is at least one, and every saved pair covers "
         "something on disk",
+        counts_all=True,
     ),
     Check(
         name="exact",
@@ -156,6 +168,7 @@ TABLE: tuple[Check, ...] = (
         gate="tensor",
         passes_when="enough elements equal the correctly rounded float64 result, and none is further away than "
         "`ulp_max`",
+        metrics=("tensors_exact_fraction",),
     ),
     Check(
         name="coverage",
@@ -174,14 +187,22 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="tensor",
         passes_when="the tensor names are the base's, and the index says where they are",
+        metrics=("keys_missing",),
     ),
-    Check(name="dtypes", stage="compare", gate="tensor", passes_when="no tensor changed its dtype"),
+    Check(
+        name="dtypes",
+        stage="compare",
+        gate="tensor",
+        passes_when="no tensor changed its dtype",
+        metrics=("dtype_changes",),
+    ),
     Check(
         name="files",
         stage="compare",
         gate="tensor",
         passes_when="no file of the base is missing or changed, none of weights was added, and base and adapter are "
         "as they were before the engine had them",
+        metrics=("files_missing",),
     ),
     Check(
         name="kl_dequantized",
@@ -190,6 +211,7 @@ TABLE: tuple[Check, ...] = (
         passes_when="QLoRA: the merge onto the dequantised base says what that base with the adapter says",
         applies=_quantized,
         measured_on="reload-merged",
+        metrics=("kl_dequantized_merged",),
     ),
     Check(
         name="applied_dequantized",
@@ -197,6 +219,7 @@ TABLE: tuple[Check, ...] = (
         gate="tensor",
         passes_when="QLoRA: the merge onto the dequantised base has every attempted tensor",
         applies=_quantized,
+        counts_all=True,
     ),
 )
 

@@ -36,6 +36,15 @@ class EndedStage:
     reason: str | None = None
     signal: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself: only a process that died did so by a signal.
+
+        Raises:
+            ValueError: there is a signal, and another end.
+        """
+        if self.signal is not None and self.ended != "died":
+            raise ValueError(f"it {self.ended}, and died by signal {self.signal}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import EnvironmentFailedError
 
@@ -38,18 +41,38 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+LARGEST = 64 * 2**20
+"""Bytes that are read of what somebody else has written; an observation has a few thousand."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; a pipe that nobody writes to, or a device without an end, would be read for ever.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    # Not blocking: opening a pipe would wait for a writer. Of a regular file it changes nothing.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        yield file
+
+
 def read_if_there(path: Path) -> bytes | None:
-    """Return the content of ``path``, None when there is no such file or what is there cannot be read as one."""
+    """Return the content of ``path``; None when there is no such file, or none that can be read, or it is too large."""
     try:
-        return path.read_bytes()
+        with _opened(path) as file:
+            content = file.read(LARGEST + 1)
     except OSError:
         return None
+    return content if len(content) <= LARGEST else None
 
 
 def tail(path: Path, *, lines: int = 20, limit: int = 16_384) -> str:
     """Return the last ``lines`` lines of ``path`` (at most ``limit`` bytes of it); "" when it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             text = file.read(limit).decode(errors="replace")

@@ -47,7 +47,8 @@ def parse_observation(content: bytes | None) -> Observation:
         return Observation(problem=f"the worker's observation is a {type(value).__name__}, not an object")
     running = value.pop("running", None)
     done = value.pop("done", False)
-    if (running is not None and running not in WORKER_STAGES) or not isinstance(done, bool):
+    known = running is None or (running in WORKER_STAGES and done is not True)  # a worker that is done runs nothing
+    if not known or not isinstance(done, bool):
         return Observation(problem=f"the worker's observation has running={running!r}, done={done!r}")
     unknown = sorted(value.keys() - WORKER_FIELDS)
     if unknown:

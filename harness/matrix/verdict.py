@@ -22,6 +22,9 @@ from harness.result import CellResult, StageResult
 NOTICED: tuple[Outcome, ...] = ("noop", "fail", "blind")
 """What gates end in that have noticed a broken merge: ``blind`` where one of several checks let it through."""
 
+EVERYWHERE = frozenset({"attention", "expert"})
+"""Kinds that every family has. Another kind of its recipe a cell may lack."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -147,6 +150,8 @@ def _against_recipe(result: CellResult, recipes: Mapping[str, RecipeFacts]) -> s
         return f"{result.cell.recipe} is no recipe of this release, so nobody can say what it must show"
     if surplus := set(facts.kinds) - set(recipe.kinds):
         return f"its facts say that {', '.join(sorted(surplus))} got a LoRA, and its recipe does not"
+    if lost := set(recipe.kinds) & EVERYWHERE - set(facts.kinds):
+        return f"its recipe says that {', '.join(sorted(lost))} got a LoRA, and its facts do not"
     if facts.quantized != recipe.quantized:
         said = "quantised" if recipe.quantized else "not quantised"
         return f"its recipe says that the base is {said}, and its facts say otherwise"

@@ -1,7 +1,8 @@
 """A warm worker: one process imports the libraries once and forks a child for each cell.
 
-The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each. The first line
-that it gets says whether children can be forked at all. There is no order to stop: a worker ends when its input does.
+The host writes orders to standard input, a line of JSON each, and gets a line of JSON back for each, with the order's
+key. The first line that it gets says whether children can be forked at all. There is no order to stop: a worker ends
+when its input does.
 
 The parent owns its children. It alone signals them, and it reaps one only when the host says so. Until then a process
 id cannot be given to anybody else, so no signal hits a stranger. What a child leaves behind comes to the parent, which
@@ -63,7 +64,7 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
     cells: dict[int, int] = {}
     for line in orders:
         order: dict[str, Any] = json.loads(line)
-        number = int(order["cell"])
+        number, key = int(order["cell"]), {"key": order["key"]}
         match order["order"]:
             case "start":
                 birth = Birth.read(order)
@@ -71,27 +72,27 @@ def serve(prepare: Callable[[], None], run: Callable[[Path], None]) -> None:
                 try:
                     pid = os.fork()
                 except OSError as error:  # the machine's limit of processes, or of memory: no fault of this one
-                    _answer(answers, {"errno": error.errno})
+                    _answer(answers, {**key, "errno": error.errno})
                     continue
                 if pid == 0:
                     orders.close()
                     answers.close()
                     _live(birth, token, imports, run)
                 cells[number] = pid
-                _answer(answers, {"pid": pid})
+                _answer(answers, {**key, "pid": pid})
             case "look":
                 ended = os.waitid(os.P_PID, cells[number], os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                _answer(answers, {"ended": ended is not None})
+                _answer(answers, {**key, "ended": ended is not None})
             case "signal":
                 _signal_group(cells[number], int(order["number"]))
-                _answer(answers, {})
+                _answer(answers, key)
             case "reap":
                 _, status = os.waitpid(cells.pop(number), 0)
                 # What it leaves behind has come here. A living cell's orphans have not: they are with that cell.
                 spared = {*own, *cells.values()}
                 end_children(spared)
                 reap_children(spared)
-                _answer(answers, {"status": os.waitstatus_to_exitcode(status)})
+                _answer(answers, {**key, "status": os.waitstatus_to_exitcode(status)})
             case other:
                 raise ValueError(f"unknown order {other!r}")
 

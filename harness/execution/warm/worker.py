@@ -3,6 +3,9 @@
 Order and answer are a line of JSON each, one after the other, under a lock, because cells in several threads share a
 worker. A worker that does not answer in time is as good as dead, and is killed. It never waits for anything itself.
 So one that is asked for the end of a child has an answer at once.
+
+A cell can open its parent's end of the channel and write there. So each order has a key, which its answer repeats. A
+worker whose channel says anything else is as good as dead, too.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shlex
 import subprocess
@@ -22,6 +26,7 @@ from typing import Any, Literal
 
 from harness.execution import deadman
 from harness.execution.child import ParentLostError
+from harness.execution.suspicious_json import read_json
 from harness.execution.warm.home import Home
 
 PATIENCE = 60.0
@@ -30,6 +35,9 @@ GRACE = 2.0
 """Seconds for an answer, or an end, that has no reason to be waited for any longer."""
 SILENT = "the warm worker does not answer"
 DIED = "the warm worker has died"
+GARBLED = "something else than the warm worker has written to its channel"
+LONGEST = 2**20
+"""Bytes of an answer; one has a hundred."""
 _TICK = 0.05
 
 RefusalKind = Literal["import", "cuda", "fork", "process"]
@@ -176,7 +184,7 @@ class WarmWorker:
         Raises:
             ParentLostError: the worker is gone, or does not answer.
         """
-        asked = time.monotonic()
+        asked, key = time.monotonic(), secrets.token_hex(8)
         while not self._lock.acquire(timeout=_TICK):
             if patience.is_over(asked) and self._lost is None:
                 self._silent = True  # whoever waits for an answer to an order before this one will see its end
@@ -185,11 +193,14 @@ class WarmWorker:
             if self._lost is not None or self._process.stdin is None:
                 raise ParentLostError(self._lost or "the warm worker has no channel")
             try:
-                self._process.stdin.write(json.dumps(order).encode() + b"\n")
+                self._process.stdin.write(json.dumps({**order, "key": key}).encode() + b"\n")
                 self._process.stdin.flush()
             except OSError as error:
                 raise self._lose(DIED) from error
-            return self._read(lambda: patience.is_over(asked))
+            answer = self._read(lambda: patience.is_over(asked))
+            if answer.get("key") != key:
+                raise self._lose(GARBLED)
+            return answer
         finally:
             self._lock.release()
 
@@ -219,8 +230,15 @@ class WarmWorker:
             if not content:
                 raise self._lose(DIED)
             self._buffer += content
+            if len(self._buffer) > LONGEST:
+                raise self._lose(GARBLED)
         line, self._buffer = self._buffer.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = read_json(line)
+        except ValueError as error:
+            raise self._lose(GARBLED) from error
+        if not isinstance(answer, dict):
+            raise self._lose(GARBLED)
         return answer
 
     def _lose(self, reason: str) -> ParentLostError:

@@ -199,7 +199,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         passed=not report.dtype_changes,
         detail=_names(report.dtype_changes),
     )
-    files = [f"{name} (an input, edited by the engine)" for name in edited] + report.files_missing
+    files = [f"{name} (changed by the engine, and not its own)" for name in edited] + report.files_missing
     files += [f"{name} (changed)" for name in report.files_changed]
     files += [f"{name} (not the base's)" for name in report.files_unexpected]
     if sha256_of_directory(request.base) != observation.data["base_sha256"]:

@@ -1,13 +1,14 @@
 """Merging with the cell's engine, and keeping what the engine says of itself.
 
-An engine is given copies of base and adapter. What its merge is judged by stays out of its reach, and what it edits is
-seen.
+An engine is given copies of base and adapter. What its merge is judged by lies beside them. So all that it changes but
+the directory that it is to make, and temporary files, is seen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from harness.worker.request import Request
 
 ENGINE_REPORT = "engine.json"
 EDITED = "edited_inputs"
-"""Where a report keeps the names of files of base and adapter that the engine changed, added or removed."""
+"""Where a report keeps the names of files that the engine changed, added or removed and that were not its own."""
+_SCRATCH = "tmp"
+"""The cell's directory for temporary files, in its work directory (``harness.execution.executors.local``)."""
 
 
 class EngineExitError(RuntimeError):
@@ -41,7 +44,8 @@ def merge_with_engine(
     given = out.with_name(f"{out.name}-given")
     sources = (base or request.base, adapter or request.adapter)
     copies = [Path(shutil.copytree(source, given / source.name)) for source in sources]
-    before = _contents(given)
+    own = (out, request.work / _SCRATCH, request.observation)
+    before = _contents(request.work, but=own)
     job = Job(
         base=copies[0],
         adapter=copies[1],
@@ -53,8 +57,12 @@ def merge_with_engine(
     merged = engine(request.engine).merge(job)
     if merged.exit != 0:
         raise EngineExitError(f"the process of engine {request.engine} ended with exit code {merged.exit}")
-    after = _contents(given)
-    edited = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    after = _contents(request.work, but=own)
+    edited = sorted(
+        name.removeprefix(f"{given.name}/")
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and name != given.name
+    )
     shutil.rmtree(given, ignore_errors=True)  # an engine may have removed it
     return {
         EDITED: edited,
@@ -66,11 +74,17 @@ def merge_with_engine(
     }
 
 
-def _contents(directory: Path) -> dict[str, str]:
-    """Return what lies below a directory: path → SHA-256 of a file, and "no file" for anything else."""
+def _contents(directory: Path, *, but: Collection[Path]) -> dict[str, str]:
+    """Return what lies below a directory: path → SHA-256 of a file, and "no file" for anything else.
+
+    Args:
+        directory: the directory.
+        but: what of it is left out, with all that lies below.
+    """
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()
         else "no file"
         for path in directory.rglob("*")
+        if not any(path.is_relative_to(place) for place in but)
     }

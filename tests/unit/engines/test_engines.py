@@ -156,6 +156,33 @@ def test_an_engine_that_edits_its_inputs_is_told_by_name_and_reaches_no_truth(
     }  # fmt: skip
 
 
+OUTSIDE: dict[str, tuple[str, list[str]]] = {
+    "the cell's own adapter": ("adapter/adapter_config.json", ["adapter/adapter_config.json"]),
+    "the deltas that its merge is judged by": ("deltas.safetensors", ["deltas.safetensors"]),
+    "what it would be compared with if that were there": ("reference.safetensors", ["reference.safetensors"]),
+    "a temporary file": ("tmp/file", []),
+    "its own directory": ("merged/config.json", []),
+}
+
+
+@pytest.mark.parametrize("place", OUTSIDE)
+def test_what_an_engine_writes_outside_its_directory_is_told_by_name(
+    work: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    name, told = OUTSIDE[place]
+    (work / "deltas.safetensors").write_bytes(b"deltas")
+    (work / "tmp").mkdir()
+
+    def change(job: Job) -> None:
+        path = job.out.parent / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+
+    monkeypatch.setattr(merge, "engine", lambda _name: _Sample(0, change))
+
+    assert merge_with_engine(_request(work), out=work / "merged")["edited_inputs"] == told
+
+
 def test_an_engine_whose_process_fails_is_an_error_of_the_merge_stage(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,19 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from contract_samples import ADAPTER, ALL_CHECKS, FACTS, REJECTED
+from contract_samples import ADAPTER, ALL_CHECKS, BASE_SHA256, FACTS, METRICS, PASSED, REJECTED, TRAINING
 from execution_helpers import cell
 
 from harness.contract.outcomes import Ended, Outcome
 from harness.contract.stages import TABLE, WORKER_STAGES, StageName
 from harness.execution.decision import EndedStage, Interruption, decide
-from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, StageResult
+from harness.result import (
+    AdapterInfo,
+    CellResult,
+    Check,
+    ControlResult,
+    MergeCounts,
+    Metrics,
+    StageResult,
+    Training,
+)
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0+cpu"}
 
 
-def check(name: str, stage: StageName = "compare", *, passed: bool = True, value: Any = 1.0) -> Check:
-    return Check(name=name, stage=stage, value=value, band="any", passed=passed)
+def failed(name: str, stage: StageName = "compare", *, value: Any = 1.0) -> Check:
+    return Check(name=name, stage=stage, value=value, band="any", passed=False)
 
 
 def measured(**changes: Any) -> CellResult:
@@ -29,7 +38,11 @@ def measured(**changes: Any) -> CellResult:
         "facts": FACTS,
         "adapter": AdapterInfo.model_validate(ADAPTER),
         "merge": MergeCounts(attempted=6, applied=6),
-        "checks": [check(name, stage) for name, stage in ALL_CHECKS],
+        "checks": [Check.model_validate(check) for check in PASSED],
+        "metrics": Metrics(**METRICS),
+        "training": Training.model_validate(TRAINING),
+        "base_sha256": BASE_SHA256,
+        "device": "cpu",
         "controls": [ControlResult.model_validate(control) for control in REJECTED],
         "stages": {"resolve": StageResult(result="pass"), "install": StageResult(result="pass")},
     }
@@ -47,8 +60,9 @@ def completed(**others: Ended) -> dict[StageName, EndedStage]:
 
 def failing(*names: str, value: Any = 1.0) -> list[Check]:
     """All checks of a cell, of which those named fail in the compare stage."""
-    kept = [check(name, stage) for name, stage in ALL_CHECKS if not (name in names and stage == "compare")]
-    return [*kept, *(check(name, passed=False, value=value) for name in names)]
+    passed = [Check.model_validate(check) for check in PASSED]
+    kept = [check for check in passed if not (check.name in names and check.stage == "compare")]
+    return [*kept, *(failed(name, value=value) for name in names)]
 
 
 def test_everything_shown_is_a_pass() -> None:
@@ -69,9 +83,7 @@ def test_a_pass_without_any_one_check_is_an_error(name: str, stage: StageName) -
 
 @pytest.mark.parametrize(("name", "stage"), ALL_CHECKS)
 def test_any_one_failed_check_is_no_pass(name: str, stage: StageName) -> None:
-    checks = [
-        check(item.name, item.stage, passed=(item.name, item.stage) != (name, stage)) for item in measured().checks
-    ]
+    checks = [failed(name, stage) if (item.name, item.stage) == (name, stage) else item for item in measured().checks]
     result = decide(measured(checks=checks), completed())
     expected = "blind" if name == "signal" or stage == "controls" else "fail"
 
@@ -82,14 +94,14 @@ def test_any_one_failed_check_is_no_pass(name: str, stage: StageName) -> None:
 @pytest.mark.parametrize(
     ("merge", "failed", "expected"),
     [
-        ({"attempted": 4, "applied": 4}, (), "pass"),
+        ({"attempted": 6, "applied": 6}, (), "pass"),
         ({"attempted": 4, "applied": 3, "dropped": 1}, ("applied", "kl"), "fail"),
         ({"attempted": 4, "dropped": 4}, ("applied", "kl"), "noop"),
         ({"attempted": 4, "zero_delta": 1, "dropped": 3}, ("applied",), "noop"),
         ({"attempted": 4, "below_rounding": 3, "dropped": 1}, ("applied",), "noop"),
         ({"attempted": 0}, ("applied",), "noop"),
-        ({"attempted": 4, "applied": 4}, ("signal",), "blind"),
-        ({"attempted": 4, "applied": 4}, ("signal", "kl"), "fail"),
+        ({"attempted": 6, "applied": 6}, ("signal",), "blind"),
+        ({"attempted": 6, "applied": 6}, ("signal", "kl"), "fail"),
     ],
 )
 def test_the_compare_stage_s_outcome(merge: dict[str, int], failed: tuple[str, ...], expected: Outcome) -> None:
@@ -135,7 +147,7 @@ def test_a_failed_check_of_a_stage_that_nobody_heard_of_counts() -> None:
     ended = completed()
     del ended["train"]
     checks = [item for item in measured().checks if item.name != "loss"]
-    result = decide(measured(checks=[*checks, check("loss", "train", passed=False)]), ended)
+    result = decide(measured(checks=[*checks, failed("loss", "train")]), ended)
 
     assert result.stages["train"].result == "fail"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from contract_samples import FACTS, REJECTED, complete_observation
+from contract_samples import FACTS, METRICS, REJECTED, complete_observation
 from execution_helpers import cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,12 +200,14 @@ def test_a_crash_after_everything_was_done_is_not_hidden() -> None:
 
 def test_numbers_that_json_does_not_have_are_left_out_and_told_by_their_check() -> None:
     failed = {"name": "kl", "stage": "compare", "value": float("nan"), "band": "<= 1e-09", "passed": False}
-    checks = [*(check for check in observed()["checks"] if check["name"] != "kl"), failed]
+    loss = {"name": "loss", "stage": "train", "value": float("nan"), "band": "< 0", "passed": False}
+    checks = [*(check for check in observed()["checks"] if check["name"] not in {"kl", "loss"}), failed, loss]
     training = {"loss": [2.5, float("nan")], "grad_norm": {"expert": float("inf"), "attention": 0.5}}
-    metrics = {"kl_trained_merged": float("nan"), "max_ulp": 0.5}
+    metrics = METRICS | {"kl_trained_merged": float("nan"), "max_ulp": 0.5}
     result = finished(observed(checks=checks, training=training, metrics=metrics))
 
-    assert result.reason == "kl is nan, the band is <= 1e-09"
+    assert result.stages["compare"].reason == "kl is nan, the band is <= 1e-09"
+    assert result.reason == "loss is nan, the band is < 0"
     assert result.training is not None
     assert (result.training.loss, result.training.grad_norm) == ([2.5], {"attention": 0.5})
     assert (result.metrics.kl_trained_merged, result.metrics.max_ulp) == (None, 0.5)

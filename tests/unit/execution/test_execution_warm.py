@@ -302,6 +302,25 @@ def test_a_cell_that_closes_its_output_ends_as_a_cell(tmp_path: Path) -> None:
     assert (notes, first) == ([], second)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+@pytest.mark.timeout(60)
+def test_an_observation_that_cannot_be_read_to_its_end_is_none(tmp_path: Path, kind: str) -> None:
+    """Whoever opens a pipe that nobody writes to waits for ever, with the cell's time limit or without."""
+    results, _ = run(tmp_path, [cell(f"makes-its-observation-{kind}"), cell("passes")])
+
+    assert [result.outcome for result in results] == ["error", "pass"]
+    assert str(results[0].reason).startswith("the worker wrote no observation")
+
+
+@pytest.mark.parametrize("what", ["no-json", "no-object", "an-answer", "half", "deep"])
+def test_what_a_cell_writes_to_its_parent_s_channel_is_no_answer(tmp_path: Path, what: str) -> None:
+    """It is seen, and costs the worker; the cell runs again, and so does its neighbour."""
+    results, notes = run(tmp_path, [cell(f"writes-to-the-channel-{what}"), *(cell("brief", seed=n) for n in (1, 2))])
+
+    assert [result.outcome for result in results] == ["pass"] * 3
+    assert any("something else than the warm worker has written to its channel" in note for note in notes)
+
+
 def test_what_a_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
     """With --keep, the directories of runs are made in one place."""
     left = tmp_path / "scratch" / "warm-1"

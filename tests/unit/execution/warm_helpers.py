@@ -93,6 +93,26 @@ BEHAVIOURS = """
     elif behaviour == "closes-its-output":
         finish()
         sys.stdout.close()
+    elif behaviour in ("makes-its-observation-a-pipe", "makes-its-observation-endless"):
+        reach("train")
+        observation = Path(request["observation"])
+        observation.unlink()
+        os.mkfifo(observation) if behaviour.endswith("pipe") else observation.symlink_to("/dev/zero")
+        time.sleep(0.3)
+    elif behaviour.startswith("writes-to-the-channel"):
+        reach("train")
+        parent = warm_parent()
+        if parent:
+            what = behaviour.removeprefix("writes-to-the-channel-")
+            content = {"no-json": b"x\\n", "no-object": b"[]\\n", "an-answer": b'{"pid": 1, "ended": true}\\n',
+                       "half": b"x" * 60000, "deep": b"[" * 60000 + b"\\n"}[what]
+            pipes = [name for name in os.listdir(f"/proc/{parent}/fd")
+                     if os.readlink(f"/proc/{parent}/fd/{name}").startswith("pipe:")
+                     and "01" == Path(f"/proc/{parent}/fdinfo/{name}").read_text().split()[3][-2:]]
+            channel = os.open(f"/proc/{parent}/fd/{pipes[0]}", os.O_WRONLY)
+            for _ in range(20 if len(content) == 60000 else 1):
+                os.write(channel, content)
+        finish()
     elif behaviour == "makes-its-observation-a-directory":
         os.makedirs(request["observation"])
         time.sleep(0.3)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import get_args
 
 import pytest
-from contract_samples import ADAPTER, ALL_CHECKS, FACTS, REJECTED
+from contract_samples import ADAPTER, ALL_CHECKS, BASE_SHA256, FACTS, METRICS, PASSED, REJECTED, TRAINING
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -23,7 +23,17 @@ from harness.matrix.cell import Cell, Stack
 from harness.matrix.config import MatrixConfig
 from harness.matrix.expectations import Expectation, FailingOutcome, check_expectations, load_expectations
 from harness.matrix.verdict import judge
-from harness.result import AdapterInfo, CellResult, Check, ControlResult, MergeCounts, QuantizationInfo, StageResult
+from harness.result import (
+    AdapterInfo,
+    CellResult,
+    Check,
+    ControlResult,
+    MergeCounts,
+    Metrics,
+    QuantizationInfo,
+    StageResult,
+    Training,
+)
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
 CELL = Cell(family="alpha", recipe="lora", stack=STACK)
@@ -58,11 +68,7 @@ def result(
             made[name] = StageResult.model_validate({"result": kind, "reason": reason or None})
     overall = outcome or worst(stage.result for stage in made.values() if stage.result != "not_run")
     named = {check.name for check in checks}
-    passed = [
-        Check(name=name, stage=stage, value=1, band="any", passed=True)
-        for name, stage in ALL_CHECKS
-        if name not in named
-    ]
+    passed = [Check.model_validate(check) for check in PASSED if check["name"] not in named]
     return CellResult(
         cell=cell,
         cell_id=cell.id,
@@ -70,6 +76,10 @@ def result(
         stages=made,
         checks=[*checks, *passed],
         facts=FACTS,
+        metrics=Metrics(**METRICS),
+        training=Training.model_validate(TRAINING),
+        base_sha256=BASE_SHA256,
+        device="cpu",
         merge=MergeCounts(attempted=6, applied=6),
         adapter=AdapterInfo.model_validate(ADAPTER),
         controls=[ControlResult.model_validate(control) for control in REJECTED],

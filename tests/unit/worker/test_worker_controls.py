@@ -330,7 +330,7 @@ def test_an_input_that_the_engine_edited_fails_the_files_by_name(cell: Observati
     files = next(check for check in cell.data["checks"] if check["name"] == "files")
 
     assert not files["passed"]
-    assert files["detail"] == "adapter/adapter_model.safetensors (an input, edited by the engine)"
+    assert files["detail"] == "adapter/adapter_model.safetensors (changed by the engine, and not its own)"
     assert cell.data["merge"]["attempted"] == len(SPECS)
     assert cell.data["merge"]["engine_applied"] == 1
     assert "edited_inputs" not in cell.data["merge"], "the result has no such field"

@@ -1,0 +1,42 @@
+"""A measured value and its band, both as a person reads them: whether the one lies in the other.
+
+A worker says whether a check passed. What it says must agree with the numbers beside it. A band begins with a
+comparison, ``<= 1e-09`` or ``== 12/12``. Words may follow.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+
+_BAND = re.compile(r"(<=|>=|==|<) (?:(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)|(\d+/\d+))(?=[ ,]|$)")
+_ALL = re.compile(r"([1-9]\d*)/\1")
+_PRINTED = 1e-5
+"""A bound is printed with six digits: a value this close to it, relative to it, may lie on either side."""
+_COMPARED: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+}
+
+
+def lies_within(value: float | str | None, band: str) -> bool | None:
+    """Say whether a value lies in its band; None where the band begins with no comparison."""
+    found = _BAND.match(band)
+    if found is None:
+        return None
+    comparison, number, share = found.groups()
+    if share is not None:
+        return value == share and is_all(value)
+    if isinstance(value, str | None):
+        return False
+    bound = float(number)
+    near = comparison != "==" and abs(value - bound) <= _PRINTED * abs(bound)
+    return near or _COMPARED[comparison](value, bound)
+
+
+def is_all(value: float | str | None) -> bool:
+    """Say whether a value is ``n/n`` with at least one."""
+    return isinstance(value, str) and _ALL.fullmatch(value) is not None
