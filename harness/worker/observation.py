@@ -29,6 +29,10 @@ class StageStoppedError(Exception):
     """A stage ended without a usable result; what depends on it is not run. The stage's entry says why."""
 
 
+class TornRecordError(Exception):
+    """The file holds no record: whatever wrote there last was no stage, or died over it."""
+
+
 class UnsupportedError(Exception):
     """The stack itself says that it has no such family or feature; the message is the library's own."""
 
@@ -42,8 +46,18 @@ class Observation:
 
     @classmethod
     def load(cls, path: Path) -> Observation:
-        """Read the file that another process of this cell wrote last."""
-        return cls(path, json.loads(path.read_text()))
+        """Read the file that another process of this cell wrote last.
+
+        Raises:
+            TornRecordError: it holds no record.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise TornRecordError(f"the record of the stages cannot be read: {error}") from error
+        if not isinstance(data, dict) or not {"stages", "checks", "running"} <= data.keys():
+            raise TornRecordError("the record of the stages is none")
+        return cls(path, data)
 
     def save(self) -> None:
         """Write the file in one step: a reader sees the old record or the new one."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from harness.contract.stages import StageName
 from harness.worker.newborn import leave, reseed
-from harness.worker.observation import Observation, StageStoppedError
+from harness.worker.observation import Observation, StageStoppedError, TornRecordError
 from harness.worker.orphans import children, end_children, reap_children
 
 STOPPED = 1
@@ -56,12 +56,16 @@ def record_end(
     """Take over what a process has seen of its stages, and record its own end where that is news.
 
     Args:
-        observation: the cell's record, read again from its file.
+        observation: the cell's record, read again from its file; where that holds none, what was known before stays.
         code: the process's exit code; negative: the signal that killed it.
         names: the stages that it was to run, in order.
         expected: exit codes of a process that has recorded everything itself.
     """
-    observation.data = Observation.load(observation.path).data
+    torn = None
+    try:
+        observation.data = Observation.load(observation.path).data
+    except TornRecordError as error:
+        torn = str(error)
     running = observation.data["running"]
     # A process that dies between two stages has finished the first: its end belongs to the one that it never began.
     stage = running or next((name for name in names if name not in observation.data["stages"]), names[-1])
@@ -70,6 +74,8 @@ def record_end(
         if -code == signal.SIGKILL:
             reason += " (SIGKILL: most often the kernel, when memory runs out)"
         observation.close(stage, "died", reason=reason, signal=-code)
+    elif torn is not None:
+        observation.close(stage, "died", reason=torn)
     elif running is not None or code not in expected:
         reason = f"the stage's process ended with exit code {code} before the stage did; the log has the rest"
         observation.close(stage, "died", reason=reason)

@@ -118,3 +118,37 @@ def test_what_a_stage_leaves_running_ends_with_it(tmp_path: Path, does: str) -> 
     assert (tmp_path / "observation.json.started").exists()
     assert not (tmp_path / "observation.json.late").exists()
     assert record["stages"]["merge"]["ended"] == "completed"
+
+
+TORN = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from harness.worker.observation import Observation
+from harness.worker.processes import run_in_child
+
+observation = Observation(Path(sys.argv[2]))
+
+def build(seen):
+    with seen.stage("build"):
+        pass
+
+def merge(seen):
+    with seen.stage("merge"):
+        seen.path.write_text({does})
+        os._exit(0)
+
+run_in_child(observation, build, names=("build",))
+run_in_child(observation, merge, names=("merge",))
+"""
+
+
+@pytest.mark.parametrize("does", [""" '{"stages": {' """, "'[]'", "'{}'", "''"])
+def test_a_torn_record_costs_its_stage_and_none_before_it(tmp_path: Path, does: str) -> None:
+    done = run(tmp_path, does.strip(), TORN)
+    stages = json.loads((tmp_path / "observation.json").read_text())["stages"]
+
+    assert done.returncode == 0, done.stderr
+    assert stages["build"]["ended"] == "completed"
+    assert stages["merge"]["ended"] == "died"
+    assert stages["merge"]["reason"].startswith("the record of the stages ")
