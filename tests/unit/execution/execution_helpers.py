@@ -41,7 +41,8 @@ def reach(stage):
     for name in STAGES[: STAGES.index(stage)]:
         seen["stages"][name] = COMPLETE["stages"][name]
     seen["checks"] = [check for check in COMPLETE["checks"] if check["stage"] in seen["stages"]]
-    seen.update({name: COMPLETE[name] for name in ("facts", "adapter", "merge")})
+    known = ("base_sha256", "device", "facts", "adapter", "merge", "metrics", "training")
+    seen.update({name: COMPLETE[name] for name in known})
     seen["running"] = stage
     write()
 
