@@ -113,6 +113,18 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="every LoRA tensor of every targeted kind had a non-zero gradient in some step",
     ),
+    Check(
+        name="steps",
+        stage="train",
+        gate="training",
+        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, every one with a label",
+    ),
+    Check(
+        name="update",
+        stage="train",
+        gate="training",
+        passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own gradients",
+    ),
     Check(name="loss", stage="train", gate="training", passes_when="the loss on one fixed batch fell"),
     Check(
         name="coverage",
