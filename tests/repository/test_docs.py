@@ -21,14 +21,12 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.cli.reference import Command, commands, main, render
-from harness.contract.checks import TABLE
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import OUTCOMES
 from harness.contract.stages import STAGES
 from harness.envs.child_environment import child_environment
 from harness.errors import HarnessError
 from harness.execution.deadman import TOKEN
-from harness.faults import fault, fault_names
 from harness.matrix.catalogue import read_catalogue
 from harness.merge.adapter.config import INIT_CHANGES_BASE
 from harness.merge.auditing.report import AuditReport
@@ -390,21 +388,6 @@ def test_every_outcome_is_explained_in_order() -> None:
     text = (DOCS / "explanation" / "verdicts.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z]+)` \|", text.partition("## Statuses")[0], flags=re.MULTILINE)
     assert tuple(rows) == OUTCOMES
-
-
-def test_the_checks_without_a_control_are_those_that_no_control_must_be_noticed_by() -> None:
-    """A check that gets a control leaves the page, and a new one without a control enters it."""
-    text = (DOCS / "explanation" / "verdicts.md").read_text("utf-8")
-    block = text.partition("<!-- uncontrolled -->")[2].partition("<!-- /uncontrolled -->")[0]
-    rows = re.findall(r"^\| ([a-z]+) \| (`.*`) \|$", block, flags=re.MULTILINE)
-    noticed = frozenset[str]().union(*(fault(name).noticed_by for name in fault_names() if fault(name).control))
-    without: dict[str, list[str]] = {}
-    for check in TABLE:
-        if check.name not in {*noticed, *without.get(check.gate, [])}:
-            without.setdefault(check.gate, []).append(check.name)
-
-    assert noticed <= {check.name for check in TABLE}
-    assert {gate: re.findall(r"`([a-z_]+)`", names) for gate, names in rows} == without
 
 
 def test_every_exit_code_is_listed() -> None:

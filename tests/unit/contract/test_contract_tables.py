@@ -162,3 +162,16 @@ def test_a_control_is_part_of_both_gates() -> None:
     row = next(line for line in contract_tables.check_table().splitlines() if "control:" in line)
 
     assert row.startswith("| `control:<name>` | controls | both |")
+
+
+def test_a_check_that_gets_a_control_leaves_the_table_of_those_without() -> None:
+    without = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob"})).splitlines()
+    fewer = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob", "samples"})).splitlines()
+
+    assert "| functional | `samples`, `kl_dequantized` |" in without
+    assert "| functional | `kl_dequantized` |" in fewer
+    assert "| adapter | `attached`, `adapter_reload` |" in fewer
+
+
+def test_what_a_control_must_be_noticed_by_are_checks() -> None:
+    assert {"applied", "kl", "logprob"} <= contract_tables.controlled_checks() <= {check.name for check in TABLE}
