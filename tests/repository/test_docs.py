@@ -390,6 +390,18 @@ def test_every_outcome_is_explained_in_order() -> None:
     assert tuple(rows) == OUTCOMES
 
 
+def test_the_test_of_a_stage_tests_it() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## The test of a stage")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*) \| `(.*)` \|$", section, flags=re.MULTILINE)
+    named = [(name, test.replace("<file>", name)) for names, test in rows for name in re.findall(r"`(\w+)`", names)]
+    uses = {test: (ROOT / "tests" / "unit" / "worker" / test).read_text("utf-8") for _, test in named}
+
+    assert named
+    for name, test in named:
+        assert (ROOT / "harness" / "worker" / "stages" / f"{name}.py").is_file(), name
+        assert re.search(rf"harness\.worker\.stages(\.{name} import| import .*\b{name}\b)", uses[test]), (name, test)
+
+
 def test_every_exit_code_is_listed() -> None:
     text = (DOCS / "reference" / "exit-codes.md").read_text("utf-8")
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)}
