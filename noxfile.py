@@ -27,7 +27,7 @@ two seconds; a signal to nox alone (a CI system that cancels) does not."""
 GENERATORS = (
     "harness.matrix.schema",
     "harness.cli.reference",
-    "harness.cli.checkpoint_tables",
+    "harness.cli.folder_tables",
     "harness.report.contract_tables",
     "harness.bench.readme",
 )

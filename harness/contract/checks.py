@@ -117,7 +117,7 @@ TABLE: tuple[Check, ...] = (
         name="steps",
         stage="train",
         gate="training",
-        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, every one with a label",
+        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label",
     ),
     Check(
         name="update",

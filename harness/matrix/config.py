@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from harness.contract import bands
-from harness.contract.cell_fields import Dtype
+from harness.contract.cell_fields import CellFields, Dtype
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, PinName, Stack, VersionText
@@ -89,13 +89,13 @@ class Block(_Table):
     """Globs over the families of this file."""
     recipes: Globs
     """Globs over the recipes of this file."""
-    geometries: Globs = ("distinct",)
+    geometries: Globs = (CellFields.geometry,)
     """Globs over geometry presets."""
-    variants: Globs = ("published",)
+    variants: Globs = (CellFields.variant,)
     """Globs over checkpoint variants; a family contributes those that it has."""
-    dtypes: Globs = ("float32",)
+    dtypes: Globs = (CellFields.dtype,)
     """Globs over storage dtypes."""
-    engines: Globs = ("reference",)
+    engines: Globs = (CellFields.engine,)
     """Globs over merge engines."""
 
 

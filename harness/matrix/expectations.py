@@ -2,7 +2,8 @@
 
 A known failure is declared narrowly: versions, cells, stage, outcome, words of the reason. So whatever else goes wrong
 in the same cell still stands out. A declaration that is about no cell at all is an error: it would be believed to watch
-over something. What results mean in the light of declarations is decided in ``harness.matrix.verdict``.
+over something. So is a glob among its ``cells`` that matches no cell, or excludes none. What results mean in the light
+of declarations is decided in ``harness.matrix.verdict``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from harness.result import StageResult
 FailingOutcome = Literal["crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable"]
 
 
+EXCLUDES = "!"
+"""What a glob that excludes cells begins with; no id has that character."""
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -38,7 +43,8 @@ class Expectation(_Table):
     when: ConditionText | None = None
     """Condition on the versions of a cell's stack; absent: all of them."""
     cells: tuple[str, ...] = ()
-    """Globs over cell ids, any of which must match; absent: all cells."""
+    """Globs over cell ids, any of which must match; absent: all cells. One that begins with ``!`` excludes: it must
+    not match."""
     stage: StageName
     """The stage that fails."""
     outcome: FailingOutcome
@@ -58,14 +64,35 @@ class Expectation(_Table):
 
     @model_validator(mode="after")
     def _narrow(self) -> Self:
-        if self.when is None and not self.cells:
-            raise ValueError("say when it applies: give 'when', 'cells' or both")
+        if self.when is None and not self._included:
+            raise ValueError("say when it applies: give 'when', 'cells' that are not all exclusions, or both")
         return self
+
+    @property
+    def _included(self) -> tuple[str, ...]:
+        return tuple(glob for glob in self.cells if not glob.startswith(EXCLUDES))
+
+    @property
+    def _excluded(self) -> tuple[str, ...]:
+        return tuple(glob.removeprefix(EXCLUDES) for glob in self.cells if glob.startswith(EXCLUDES))
 
     def applies(self, cell: Cell) -> bool:
         """Say whether this is about ``cell``, by its versions and its id."""
+        return self._reaches(cell) and not _any_matches(self._excluded, cell)
+
+    def idle_globs(self, cells: Sequence[Cell]) -> list[str]:
+        """Return the globs that match none of ``cells``, and the exclusions that exclude none, for its versions."""
+        reached = [cell for cell in cells if self._reaches(cell)]
+        return [
+            glob
+            for glob in self.cells
+            if not any(_any_matches([glob.removeprefix(EXCLUDES)], cell) for cell in reached)
+        ]
+
+    def _reaches(self, cell: Cell) -> bool:
+        """Say whether this would be about ``cell`` if nothing were excluded."""
         return (self.when is None or parse_condition(self.when).holds(cell.stack)) and (
-            not self.cells or any(fnmatch.fnmatchcase(cell.id, glob) for glob in self.cells)
+            not self._included or _any_matches(self._included, cell)
         )
 
     def describes(self, stage: StageName, result: StageResult) -> bool:
@@ -77,6 +104,10 @@ class Expectation(_Table):
     def covers(self, check: str) -> bool:
         """Say whether a failed check of the stage belongs to the declared failure."""
         return not self.checks or any(fnmatch.fnmatchcase(check, glob) for glob in self.checks)
+
+
+def _any_matches(globs: Sequence[str], cell: Cell) -> bool:
+    return any(fnmatch.fnmatchcase(cell.id, glob) for glob in globs)
 
 
 class Expectations(_Table):
@@ -113,7 +144,7 @@ def check_expectations(
 
     Raises:
         UnknownNameError: a condition names a package that no stack pins, so that it can never hold.
-        ConfigurationError: an expectation is about no cell of any profile.
+        ConfigurationError: an expectation, or one of its globs, is about no cell of any profile.
     """
     cells = [cell for device in get_args(Device) for cell in all_cells(config, catalogue, device=device)]
     packages = {*MAIN_PACKAGES, *(name for stack in config.declared for name in stack.pins)}
@@ -127,4 +158,9 @@ def check_expectations(
                 f"{where}: no cell of any profile has when = {expectation.when!r} and cells = "
                 f"{list(expectation.cells)}.",
                 remedy="Correct it, or remove it together with the stack it was about.",
+            )
+        for glob in expectation.idle_globs(cells):
+            what = "excludes none of the cells that it could" if glob.startswith(EXCLUDES) else "matches no cell"
+            raise ConfigurationError(
+                f"{where}.cells: {glob!r} {what}, of any profile.", remedy="Correct it, or remove it."
             )

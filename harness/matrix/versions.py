@@ -27,7 +27,12 @@ def version_help(package: str) -> str:
 def parse_version(text: str, option: str) -> str:
     """Return the version that a text on the command line means, as PEP 440 writes it: an exact one.
 
-    Every version that a user gives comes through here.
+    What ``--transformers``, ``--peft``, ``--trl`` and ``--pin`` give comes through here. ``--python-version`` and the
+    versions of ``matrix.toml`` do not.
+
+    Args:
+        text: what was given.
+        option: what it was given to, ``--peft`` or ``--pin torch``.
 
     Raises:
         ConfigurationError: it is malformed; the message names the option.

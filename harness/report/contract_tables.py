@@ -1,5 +1,7 @@
 """The tables of the documentation that the contract decides: outcomes, stages, checks, cell fields.
 
+The faults have a say in one: which checks no control must be noticed by.
+
 ``python -m harness.report.contract_tables --write`` puts them between their marks in the pages. ``--check`` says
 whether they are what the contract says.
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from harness.contract import checks, outcomes, stages
 from harness.contract.cell_fields import DEFAULTS, MEANINGS
+from harness.faults import fault, fault_names
 from harness.report.pipe_table import pipe_table
 
 PAGES = (Path("docs/explanation/verdicts.md"), Path("docs/reference/result.md"))
@@ -45,6 +48,23 @@ def check_table() -> str:
     return pipe_table(("name", "stage", "part of", "passes when"), rows)
 
 
+def controlled_checks() -> frozenset[str]:
+    """Return the checks that some control must be noticed by."""
+    controls = (found for found in map(fault, fault_names()) if found.control)
+    return frozenset().union(*(found.noticed_by for found in controls))
+
+
+def uncontrolled_table(controlled: Callable[[], frozenset[str]] = controlled_checks) -> str:
+    """Return the checks that no control must be noticed by, by gate, each name once."""
+    noticed, by_gate = controlled(), dict[str, list[str]]()
+    for check in checks.TABLE:
+        if check.name not in {*noticed, *by_gate.get(check.gate, [])}:
+            by_gate.setdefault(check.gate, []).append(check.name)
+    return pipe_table(
+        ("gate", "checks that no control must be noticed by"), [(gate, _code(names)) for gate, names in by_gate.items()]
+    )
+
+
 def cell_field_table() -> str:
     """Return the fields of a cell beside its stack."""
     return pipe_table(
@@ -57,6 +77,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "outcomes": outcome_table,
     "stages": stage_table,
     "checks": check_table,
+    "uncontrolled": uncontrolled_table,
     "cell fields": cell_field_table,
 }
 """By the name between the marks ``<!-- name -->`` and ``<!-- /name -->``."""

@@ -1,4 +1,4 @@
-"""What a report format is: a file name and a pure function from rows to its text."""
+"""What a report format is: a file name, what it is for, and a pure function from rows to its text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ class Format:
 
     Attributes:
         file: the name of the file that it is written to.
+        serves: who or what reads it and what is in it, for a table in the documentation.
         render: returns the text. It gets the rows in any order and, in words, when the report was made, or None. It
             raises ``ValueError`` when two rows are of the same cell.
     """
 
     file: str
+    serves: str
     render: Callable[[Sequence[Row], str | None], str]
 
 

@@ -21,14 +21,12 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.cli.reference import Command, commands, main, render
-from harness.contract.checks import TABLE
 from harness.contract.facts import CellFacts
 from harness.contract.outcomes import OUTCOMES
 from harness.contract.stages import STAGES
 from harness.envs.child_environment import child_environment
 from harness.errors import HarnessError
 from harness.execution.deadman import TOKEN
-from harness.faults import fault, fault_names
 from harness.matrix.catalogue import read_catalogue
 from harness.merge.adapter.config import INIT_CHANGES_BASE
 from harness.merge.auditing.report import AuditReport
@@ -392,19 +390,16 @@ def test_every_outcome_is_explained_in_order() -> None:
     assert tuple(rows) == OUTCOMES
 
 
-def test_the_checks_without_a_control_are_those_that_no_control_must_be_noticed_by() -> None:
-    """A check that gets a control leaves the page, and a new one without a control enters it."""
-    text = (DOCS / "explanation" / "verdicts.md").read_text("utf-8")
-    block = text.partition("<!-- uncontrolled -->")[2].partition("<!-- /uncontrolled -->")[0]
-    rows = re.findall(r"^\| ([a-z]+) \| (`.*`) \|$", block, flags=re.MULTILINE)
-    noticed = frozenset[str]().union(*(fault(name).noticed_by for name in fault_names() if fault(name).control))
-    without: dict[str, list[str]] = {}
-    for check in TABLE:
-        if check.name not in {*noticed, *without.get(check.gate, [])}:
-            without.setdefault(check.gate, []).append(check.name)
+def test_the_test_of_a_stage_tests_it() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## The test of a stage")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*) \| `(.*)` \|$", section, flags=re.MULTILINE)
+    named = [(name, test.replace("<file>", name)) for names, test in rows for name in re.findall(r"`(\w+)`", names)]
+    uses = {test: (ROOT / "tests" / "unit" / "worker" / test).read_text("utf-8") for _, test in named}
 
-    assert noticed <= {check.name for check in TABLE}
-    assert {gate: re.findall(r"`([a-z_]+)`", names) for gate, names in rows} == without
+    assert named
+    for name, test in named:
+        assert (ROOT / "harness" / "worker" / "stages" / f"{name}.py").is_file(), name
+        assert re.search(rf"harness\.worker\.stages(\.{name} import| import .*\b{name}\b)", uses[test]), (name, test)
 
 
 def test_every_exit_code_is_listed() -> None:

@@ -33,7 +33,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "evidence", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
     "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "evidence", "result"}),
-    "report": frozenset({"contract", "report", "matrix.cell", "result"}),
+    "report": frozenset({"contract", "report", "matrix.cell", "result", "faults"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),

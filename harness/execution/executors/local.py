@@ -100,6 +100,13 @@ class LocalRunner:
                 self._context.note(f"{cell.id} runs again: {error}")
         return self._attempt(job, warm=False)
 
+    def program(self, environment: PreparedEnvironment) -> list[str]:
+        """Return the words that start a worker, its arguments apart: a cell's own process, or a warm one.
+
+        This is for executors to override that run cells here and start them otherwise, under ``nice``, say.
+        """
+        return [str(environment.python), "-I", "-u", str(self._context.bundle.main)]
+
     def release(self, stack: Stack) -> None:
         """End the stack's warm worker."""
         self._pool.release(stack_key(stack))
@@ -175,7 +182,7 @@ class LocalRunner:
     def _run_forked(self, worker: WarmWorker, request: WorkerRequest, job: _Job) -> SupervisedExit:
         """Run the cell in a fork of ``worker``."""
         path = _write(request)
-        command = shlex.join([*self._program(job), str(path)])
+        command = shlex.join([*self.program(job.environment), str(path)])
         patience = Patience(cancelled=job.cancelled, until=time.monotonic() + job.settings.limits.seconds)
         return self._supervise(
             lambda _: worker.fork(
@@ -194,7 +201,7 @@ class LocalRunner:
     def _run_started(self, request: WorkerRequest, job: _Job) -> SupervisedExit:
         """Run the cell in a new process."""
         path = _write(request)
-        command = [*self._program(job), str(path)]
+        command = [*self.program(job.environment), str(path)]
         return self._supervise(
             lambda log: Started(command, cwd=request.work, environment=self._variables(job, request.work), log=log),
             shlex.join(command),
@@ -215,9 +222,6 @@ class LocalRunner:
             poll=StageWatch(request.observation, job.entered),
         )
 
-    def _program(self, job: _Job) -> list[str]:
-        return [str(job.environment.python), "-I", "-u", str(self._context.bundle.main)]
-
     def _variables(self, job: _Job, work: Path) -> dict[str, str]:
         """All variables of the cell's process."""
         return {**self._environment(job, work / "tmp"), TOKEN: job.token}
@@ -233,7 +237,7 @@ class LocalRunner:
             home = Home(self._context.scratch)
         arguments = ("--warm", job.cell.device, str(job.settings.threads))
         return WorkerSpec(
-            command=(*self._program(job), *arguments),
+            command=(*self.program(job.environment), *arguments),
             environment=self._environment(job, home.home),
             # As long as a cell's: a child writes its own over it.
             token=f"{self._context.run_token}.w{next(self._workers):05}",

@@ -18,16 +18,15 @@ from harness.experts.grouped.eligibility import check_untouched, is_class
 from harness.experts.grouped.groups import Groups
 
 ROLES = ("gate_proj", "up_proj", "down_proj")
-MODELS = "transformers.models"
-DEEPSEEK_V3 = f"{MODELS}.deepseek_v3.modeling_deepseek_v3"
-GLM4_MOE = f"{MODELS}.glm4_moe.modeling_glm4_moe"
-QWEN3_MOE = f"{MODELS}.qwen3_moe.modeling_qwen3_moe"
 BLOCKS = {
-    (DEEPSEEK_V3, "DeepseekV3MoE"): ("moe", "DeepseekV3MLP"),
-    (GLM4_MOE, "Glm4MoeMoE"): ("moe", "Glm4MoeMLP"),
-    (QWEN3_MOE, "Qwen3MoeSparseMoeBlock"): ("forward", "Qwen3MoeMLP"),
+    ("deepseek_v3", "DeepseekV3MoE"): ("moe", "DeepseekV3MLP"),
+    ("glm4_moe", "Glm4MoeMoE"): ("moe", "Glm4MoeMLP"),
+    ("qwen3_moe", "Qwen3MoeSparseMoeBlock"): ("forward", "Qwen3MoeMLP"),
 }
-"""The method of a block that loops over its experts, and the class of an expert (4.57.6)."""
+"""By model type and class of a block: its method that loops over the experts, and the class of an expert (4.57.6).
+
+The method is ``moe(hidden_states, top_k_index, top_k_weights)``, or ``forward`` where that routes as Qwen3's does.
+"""
 LORA_LINEARS = (
     ("peft.tuners.lora.layer", "Linear"),
     ("peft.tuners.lora.bnb", "Linear4bit"),
@@ -151,10 +150,12 @@ def read_listed(block: Any) -> ListedExperts:
 
 
 def _known(block: Any) -> tuple[str, str]:
-    kind = (type(block).__module__, type(block).__name__)
-    if kind not in BLOCKS:
-        raise IneligibleError(f"it is not known how {kind[1]} routes to its list of experts")
-    return BLOCKS[kind]
+    name = type(block).__name__
+    for (model_type, block_class), known in BLOCKS.items():
+        module = f"transformers.models.{model_type}.modeling_{model_type}"
+        if (type(block).__module__, name) == (module, block_class):
+            return known
+    raise IneligibleError(f"it is not known how {name} routes to its list of experts")
 
 
 def _read_role(layers: list[Any], role: str) -> ExpertLinears:

@@ -49,4 +49,8 @@ def render_csv(rows: Iterable[Row]) -> str:
     return str(frame(rows).to_csv(lineterminator="\n"))
 
 
-FORMAT = Format(file="report.csv", render=lambda rows, _generated: render_csv(rows))
+FORMAT = Format(
+    file="report.csv",
+    serves="a notebook or a spreadsheet: a line per cell, unrounded, with the columns of quantised bases",
+    render=lambda rows, _generated: render_csv(rows),
+)

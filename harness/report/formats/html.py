@@ -192,4 +192,8 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
     ) + "\n"  # fmt: skip
 
 
-FORMAT = Format(file="report.html", render=render_html)
+FORMAT = Format(
+    file="report.html",
+    serves="a person; one self-contained file",
+    render=render_html,
+)

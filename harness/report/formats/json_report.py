@@ -74,4 +74,9 @@ def render_json(rows: Iterable[Row]) -> str:
     return json.dumps(report, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-FORMAT = Format(file="report.json", render=lambda rows, _generated: render_json(rows))
+FORMAT = Format(
+    file="report.json",
+    serves="a program: `summary.colour` (`green`, `amber`, `red`), `summary.standings`, "
+    "`rows[].standing`, `rows[].result`",
+    render=lambda rows, _generated: render_json(rows),
+)

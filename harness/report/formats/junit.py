@@ -77,4 +77,9 @@ def render_junit(rows: Iterable[Row]) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.canonicalize(report.tostring())}\n'
 
 
-FORMAT = Format(file="junit.xml", render=lambda rows, _generated: render_junit(rows))
+FORMAT = Format(
+    file="junit.xml",
+    serves="a test tab: a suite per stack, a case per cell; a known failure is skipped with "
+    "its reason, an unexpected pass is a failure",
+    render=lambda rows, _generated: render_junit(rows),
+)

@@ -168,4 +168,8 @@ def render_markdown(rows: Iterable[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-FORMAT = Format(file="report.md", render=lambda rows, _generated: render_markdown(rows))
+FORMAT = Format(
+    file="report.md",
+    serves="a job summary or a pull-request comment",
+    render=lambda rows, _generated: render_markdown(rows),
+)

@@ -131,9 +131,8 @@ def functional_checks(
         "positions_total": truth.clear.numel(),
         "positions_near_tie": int((~truth.clear).sum()),
     }
-    check = observation.check
     clear = float(truth.clear.double().mean())
-    check(
+    observation.check(
         "signal",
         "compare",
         truth.signal.kl,
@@ -141,12 +140,14 @@ def functional_checks(
         passed=truth.signal.kl >= bands.signal_min and clear >= bands.clear_min,
         detail=f"{clear:.0%} of the positions lie clear of router ties",
     )
-    check("kl", "compare", merged.kl, f"<= {bands.kl_max:g}", passed=merged.kl <= bands.kl_max)
+    observation.check("kl", "compare", merged.kl, f"<= {bands.kl_max:g}", passed=merged.kl <= bands.kl_max)
     difference = merged.max_logprob_diff
-    check("logprob", "compare", difference, f"<= {bands.logprob_max:g}", passed=difference <= bands.logprob_max)
+    observation.check(
+        "logprob", "compare", difference, f"<= {bands.logprob_max:g}", passed=difference <= bands.logprob_max
+    )
     share = (matches.matched + matches.tied) / len(samples)
     check_definition(observation, "compare", request, name="merged", logits=logits, clear=truth.clear)
-    check(
+    observation.check(
         "samples",
         "compare",
         share,
@@ -161,8 +162,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     bands, counts = request.bands, report.counts
     rightly = sum(counts[name] for name in RIGHT)
     attempted = counts["attempted"]
-    check = observation.check
-    check(
+    observation.check(
         "applied",
         "compare",
         f"{rightly}/{attempted}",
@@ -171,7 +171,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         detail=_names(report.not_applied + [f"{pair} (covers nothing on disk)" for pair in report.unpaired]),
     )
     exact = report.exact_fraction
-    check(
+    observation.check(
         "exact",
         "compare",
         exact,
@@ -181,7 +181,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     )
     # Every expert saw tokens, or the check of that name has failed: a delta that is still zero was lost in training.
     idle = report.idle
-    check(
+    observation.check(
         "coverage",
         "compare",
         len(idle),
@@ -190,10 +190,12 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         detail=_names(idle),
     )
     different = report.untouched_changed
-    check("untouched_bytes", "compare", len(different), "== 0", passed=not different, detail=_names(different))
+    observation.check(
+        "untouched_bytes", "compare", len(different), "== 0", passed=not different, detail=_names(different)
+    )
     keys = report.keys_missing + report.keys_unexpected + [f"{key} (index)" for key in report.index_wrong]
-    check("keys", "compare", len(keys), "== 0", passed=not keys, detail=_what_of_the_keys(report, keys))
-    check(
+    observation.check("keys", "compare", len(keys), "== 0", passed=not keys, detail=_what_of_the_keys(report, keys))
+    observation.check(
         "dtypes",
         "compare",
         len(report.dtype_changes),
@@ -206,7 +208,7 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
     files += [f"{name} (not the base's)" for name in report.files_unexpected]
     if sha256_of_directory(request.base) != observation.data["base_sha256"]:
         files.append("the base itself has changed since it was written")
-    check("files", "compare", len(files), "== 0", passed=not files, detail=_names(files))
+    observation.check("files", "compare", len(files), "== 0", passed=not files, detail=_names(files))
 
 
 def _what_of_the_keys(report: TensorReport, keys: list[str]) -> str:

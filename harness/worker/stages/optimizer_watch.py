@@ -58,7 +58,7 @@ class OptimizerWatch:
         self.steps += 1
         for name, tensor in self.tensors.items():
             expected = self._expected[name]
-            # A weight is stored in its dtype, half of whose last digit may be lost; moments of bf16 weights are in bf16.
+            # A weight is stored in its dtype, half of whose last digit may be lost. So are the moments of it.
             digit = torch.finfo(tensor.dtype).eps
             room = SHARE * self.learning_rate + digit * expected.abs() + 8 * digit * self.learning_rate
             off = float(((tensor.detach().double() - expected).abs() / room).max())

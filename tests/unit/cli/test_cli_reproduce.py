@@ -6,7 +6,7 @@ import importlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.cli import app
 from harness.cli.setup import load_setup
-from harness.contract.cell_fields import SEEDS, Device, Dtype
+from harness.contract.cell_fields import DEFAULTS, SEEDS, CellFields
 from harness.envs import newest_release
 from harness.matrix.cell import Cell
 from harness.matrix.plan import all_cells, one_cell
@@ -57,6 +57,23 @@ def read(line: str) -> Cell:
 versions = st.sampled_from(["2.12.0", "2.12.0+cpu", "0.1.dev3", "7"])
 
 
+def values_of(field: str, family: str) -> st.SearchStrategy[object]:
+    """Return what a field of a cell can be: what its folder has, else what its type says."""
+    folders = {
+        "geometry": SETUP.catalogue.geometries,
+        "variant": SETUP.catalogue.variants_of(family),
+        "engine": SETUP.catalogue.engines,
+        "fault": (None, *SETUP.catalogue.faults),
+    }
+    if field in folders:
+        return st.sampled_from(folders[field])
+    if field == "seed":
+        return st.integers(0, SEEDS - 1)
+    values = get_args(get_type_hints(CellFields)[field])
+    assert values, f"say here which texts or numbers {field} can be"
+    return st.sampled_from(values)
+
+
 @st.composite
 def cells(draw: Any) -> Cell:
     """Any cell that a command can name, of declared versions or of others."""
@@ -74,15 +91,7 @@ def cells(draw: Any) -> Cell:
         pins=draw(st.dictionaries(st.sampled_from(["torch", "numpy", "huggingface-hub"]), versions)),
         python=draw(st.none() | st.sampled_from(["3.11", "3.13"])),
     )
-    options = {
-        "geometry": st.sampled_from(SETUP.catalogue.geometries),
-        "variant": st.sampled_from(SETUP.catalogue.variants_of(family)),
-        "dtype": st.sampled_from(get_args(Dtype)),
-        "device": st.sampled_from(get_args(Device)),
-        "engine": st.sampled_from(SETUP.catalogue.engines),
-        "seed": st.integers(0, SEEDS - 1),
-        "fault": st.none() | st.sampled_from(SETUP.catalogue.faults),
-    }
+    options = {name: values_of(name, family) for name in DEFAULTS}
     drawn = {name: draw(values) for name, values in options.items()}
     return one_cell(SETUP.catalogue, completion.stack, family=family, recipe=recipe, **drawn)
 

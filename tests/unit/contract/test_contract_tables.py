@@ -22,7 +22,8 @@ from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("unchanged", "attach"), ("generation", "train"), ("steps", "train"), ("update", "train"), ("gradients", "train"),
+    ("attached", "attach"), ("unchanged", "attach"), ("generation", "train"), ("steps", "train"),
+    ("update", "train"), ("gradients", "train"),
     ("loss", "train"), ("coverage", "train"), ("attached", "save"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
@@ -129,12 +130,16 @@ def test_the_counts_of_a_merge_are_these() -> None:
     assert COUNTS == ("attempted", "applied", "zero_delta", "below_rounding", "dropped", "wrong")
 
 
-def test_a_cell_is_plain_unless_something_else_is_asked_for() -> None:
-    assert {name: DEFAULTS[name] for name in ("geometry", "variant", "dtype", "device", "engine", "seed")} == {
-        "geometry": "distinct", "variant": "published", "dtype": "float32", "device": "cpu", "engine": "reference",
-        "seed": 0,
-    }  # fmt: skip
-    assert MEANINGS.keys() - DEFAULTS.keys() == {"family", "recipe"}
+FIELDS = {
+    "geometry": "distinct", "variant": "published", "dtype": "float32", "device": "cpu", "engine": "reference",
+    "seed": 0, "fault": None,
+}  # fmt: skip
+"""Every field of a cell but family and recipe, with what it is unless something else is asked for."""
+
+
+def test_the_fields_of_a_cell_are_these() -> None:
+    assert DEFAULTS == FIELDS
+    assert MEANINGS.keys() == {"family", "recipe", *FIELDS}
 
 
 def test_each_table_stands_in_one_page() -> None:
@@ -162,3 +167,16 @@ def test_a_control_is_part_of_both_gates() -> None:
     row = next(line for line in contract_tables.check_table().splitlines() if "control:" in line)
 
     assert row.startswith("| `control:<name>` | controls | both |")
+
+
+def test_a_check_that_gets_a_control_leaves_the_table_of_those_without() -> None:
+    without = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob"})).splitlines()
+    fewer = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob", "samples"})).splitlines()
+
+    assert "| functional | `samples`, `kl_dequantized` |" in without
+    assert "| functional | `kl_dequantized` |" in fewer
+    assert "| adapter | `attached`, `adapter_reload` |" in fewer
+
+
+def test_what_a_control_must_be_noticed_by_are_checks() -> None:
+    assert {"applied", "kl", "logprob"} <= contract_tables.controlled_checks() <= {check.name for check in TABLE}

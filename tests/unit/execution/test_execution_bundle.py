@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from execution_helpers import cell, fake_package
 
+from harness.contract.cell_fields import DEFAULTS
 from harness.contract.packages import WORKER_PACKAGES
 from harness.execution.bundle import bundle_files, digest, publish_bundle
 from harness.execution.request import WorkerRequest
@@ -151,15 +152,12 @@ def test_a_request_says_what_the_worker_is_promised(tmp_path: Path) -> None:
 
     assert json.loads(request.write().read_text()) == {
         "cell": {
+            **DEFAULTS,
             "family": "qwen3_moe",
             "recipe": "lora",
             "geometry": "square-down",
-            "variant": "published",
-            "dtype": "float32",
-            "device": "cpu",
-            "seed": 7,
-            "engine": "reference",
             "fault": "b-packing",
+            "seed": 7,
         },
         "work": str(tmp_path),
         "observation": str(tmp_path / "observation.json"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from execution_helpers import Recorder, cell, services
+from execution_helpers import WORKER, Recorder, cell, fake_package, services
 
 import harness
 from harness.errors import UnknownNameError
@@ -18,7 +19,7 @@ from harness.execution import executors
 from harness.execution.executors import executor, executor_names
 from harness.execution.executors.local import LocalRunner
 from harness.execution.finalise import StackRecord, without_worker
-from harness.execution.runner import RunContext
+from harness.execution.runner import ProcessOrigin, RunContext
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.services import CellSettings, PreparedEnvironment
 from harness.matrix.cell import Cell, Stack
@@ -116,3 +117,21 @@ def test_a_runner_is_closed_when_the_run_is_cancelled(tmp_path: Path) -> None:
         run_cells([cell("hangs"), cell()], services(tmp_path), Recorder(), make_runner=make)
 
     assert made[0].calls == ["run 1 3.11.7 1", "close"]
+
+
+class Polite(LocalRunner):
+    """An executor that overrides the one thing that is offered for it."""
+
+    def program(self, environment: PreparedEnvironment) -> list[str]:
+        return ["nice", "-n", "3", *super().program(environment)]
+
+
+@pytest.mark.parametrize("processes", ["warm", "fresh"])
+def test_an_executor_can_run_cells_here_and_start_them_otherwise(tmp_path: Path, processes: ProcessOrigin) -> None:
+    fake_package(tmp_path, WORKER.replace('print("cwd"', 'print("niceness", os.nice(0)); print("cwd"'))
+    plan = [cell()]
+    report = run_cells(plan, services(tmp_path), Recorder(), make_runner=Polite, processes=processes)
+    (log,) = (tmp_path / "out" / "cells").rglob("*.log")
+
+    assert [result.outcome for result in report.results] == ["pass"]
+    assert f"niceness {os.nice(0) + 3}\n" in log.read_text()

@@ -347,6 +347,54 @@ def test_an_expectation_must_be_about_some_cell(
             check_expectations(load_expectations(write(body)), config, catalogue)
 
 
+def test_an_exclusion_covers_what_is_added_later() -> None:
+    but_attention = TRAIN.model_copy(update={"cells": ("alpha/*", "!*/lora-attention@*", "!*+seed=7")})
+
+    def applies(**changes: object) -> bool:
+        return but_attention.applies(CELL.model_copy(update=changes))
+
+    assert applies()
+    assert applies(recipe="lora-of-tomorrow")
+    assert not applies(recipe="lora-attention")
+    assert not applies(recipe="lora-of-tomorrow", seed=7)
+    assert not applies(family="beta")
+
+
+def test_exclusions_alone_leave_all_other_cells_of_the_versions() -> None:
+    but_alpha = RELOAD.model_copy(update={"cells": ("!alpha/*",)})
+
+    assert not but_alpha.applies(CELL)
+    assert but_alpha.applies(CELL.model_copy(update={"family": "beta"}))
+    older = STACK.model_copy(update={"peft": "0.18.1"})
+    assert not but_alpha.applies(CELL.model_copy(update={"family": "beta", "stack": older}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ('["alpha/*", "gamma/*"]', "'gamma/*' matches no cell"),
+        ('["alpha/*", "!*/qlora4@*"]', "'!*/qlora4@*' excludes none of the cells that it could"),
+        ('["alpha/*", "!beta/*"]', "'!beta/*' excludes none of the cells that it could"),
+        ('["!*+transformers=4*", "!beta/*"]', "'!*+transformers=4*' excludes none of the cells that it could"),
+    ],
+)
+def test_a_glob_that_does_nothing_is_an_error(
+    config: MatrixConfig, catalogue: Catalogue, write: Callable[[str], Path], cells: str, words: str
+) -> None:
+    check_expectations(load_expectations(write(GOOD + 'cells = ["*", "!beta/*"]')), config, catalogue)
+
+    with pytest.raises(ConfigurationError, match=r"expectation\.0\.cells") as caught:
+        check_expectations(load_expectations(write(GOOD + f"cells = {cells}")), config, catalogue)
+    assert words in caught.value.message
+
+
+def test_exclusions_do_not_say_when_it_applies(write: Callable[[str], Path]) -> None:
+    body = "\n".join(line for line in GOOD.splitlines() if not line.startswith("when"))
+
+    with pytest.raises(ConfigurationError, match="say when it applies"):
+        load_expectations(write(body + '\ncells = ["!alpha/*"]'))
+
+
 def test_an_expectation_must_be_about_pinned_packages(
     config: MatrixConfig, catalogue: Catalogue, write: Callable[[str], Path]
 ) -> None:

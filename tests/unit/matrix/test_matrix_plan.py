@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.contract.cell_fields import DEFAULTS
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue, read_catalogue
 from harness.matrix.cell import Cell, Stack
-from harness.matrix.config import MatrixConfig
+from harness.matrix.config import AXES, Block, MatrixConfig, known_names
 from harness.matrix.plan import (
     Selection,
     all_cells,
@@ -70,6 +71,28 @@ def test_the_full_cross_has_the_variants_that_families_have(config: MatrixConfig
     assert f"beta/lora@{FIRST}+dtype=bf16+geometry=square+variant=fused" in ids(cells)
     assert ids(all_cells(config, catalogue))[: len(DEFAULT_IDS)] == DEFAULT_IDS
     assert set(ids(all_cells(config, catalogue))) == set(ids(cells))
+
+
+@pytest.mark.parametrize("key", Block.model_fields)
+def test_each_key_of_a_block_varies_its_field(config: MatrixConfig, catalogue: Catalogue, key: str) -> None:
+    """A key that is read and not planned would be believed to widen a profile."""
+    field, plain = AXES[key], config.profile("default").cells[0]
+    profiles = {
+        name: config.profiles["default"].model_copy(update={"cells": (plain.model_copy(update={key: globs}),)})
+        for name, globs in (("default", getattr(plain, key)), ("wide", ("*",)))
+    }
+    cells = plan_cells(config.model_copy(update={"profiles": profiles}), catalogue, Selection(profile="wide"))
+
+    assert len({str(getattr(cell, field)) for cell in cells}) == len(known_names(config, catalogue)[key]) > 1
+
+
+def test_a_key_of_a_block_that_is_left_out_is_the_default() -> None:
+    block = Block(recipes=("lora",))
+
+    assert {AXES[key]: getattr(block, key) for key in Block.model_fields} == {
+        "stack": ("*",), "family": ("*",), "recipe": ("lora",),
+        **{field: (DEFAULTS[field],) for field in AXES.values() if field in DEFAULTS},
+    }  # fmt: skip
 
 
 def test_a_block_whose_families_lack_its_variants_is_an_error(load: Load, catalogue: Catalogue) -> None:

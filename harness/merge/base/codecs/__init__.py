@@ -5,6 +5,10 @@ the key that the weight has in the output. It reads headers alone (and the few b
 tensor). ``rows(quantised, read, first, last)`` returns rows ``first:last`` of the weight, taken as a matrix of its last
 dimension, in float32. ``read(key, start, stop)`` gives bytes of a tensor of the base.
 
+``--quantization`` calls a format by the name of its file. Where its values have names of their own, such as ``nf4``,
+each weight has one in ``options["codes"]``, and the module lists them as ``NAMES``. The first line of the module's
+docstring is what the documentation says of it.
+
 torch is imported where values are made, so that planning needs none. A new format is a new file, and nothing else
 changes.
 """

@@ -1,4 +1,4 @@
-"""The tables of families and recipes say what the files say, and a file that says nothing is named."""
+"""The tables of folders say what the files say, and a file that says nothing is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.checkpoint_tables import family_table, recipe_table
+from harness.cli.folder_tables import codec_table, family_table, recipe_table
 from harness.errors import HarnessError
 
 PACKAGE = Path(__file__).resolve().parents[3] / "harness"
@@ -50,3 +50,19 @@ def test_a_file_that_does_not_say_it_is_named(worker: Path) -> None:
         family_table(worker)
     with pytest.raises(HarnessError, match=r"lora_dense\.py: give RECIPE its summary"):
         recipe_table(worker)
+
+
+def test_a_codec_is_named_by_its_file_unless_it_has_names_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text('"""The catalogue."""\n')
+    (tmp_path / "int8_row.py").write_text(
+        '"""A scale for each row: ``weight`` (I8).\n\nMore."""\nimport absent_library\n'
+    )
+    (tmp_path / "pair.py").write_text('"""Two codes."""\n\nNAMES = ("one", "two")\n')
+
+    table = codec_table(tmp_path)
+    assert "\n| `int8_row` | A scale for each row: `weight` (I8) |\n" in table
+    assert table.endswith("| `one`, `two` | Two codes |")
+
+    (tmp_path / "mute.py").write_text("def find(base): ...\n")
+    with pytest.raises(HarnessError, match=r"mute\.py: say in its docstring"):
+        codec_table(tmp_path)
