@@ -173,9 +173,9 @@ def test_a_check_that_gets_a_control_leaves_the_table_of_those_without() -> None
     without = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob"})).splitlines()
     fewer = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob", "samples"})).splitlines()
 
-    assert "| functional | `samples`, `kl_dequantized` |" in without
-    assert "| functional | `kl_dequantized` |" in fewer
-    assert "| adapter | `attached`, `adapter_reload` |" in fewer
+    assert "| functional | `definition`, `samples`, `kl_dequantized` |" in without
+    assert "| functional | `definition`, `kl_dequantized` |" in fewer
+    assert "| adapter | `attached`, `definition`, `adapter_reload` |" in fewer
 
 
 def test_what_a_control_must_be_noticed_by_are_checks() -> None:

@@ -348,7 +348,7 @@ def test_an_expectation_must_be_about_some_cell(
 
 
 def test_an_exclusion_covers_what_is_added_later() -> None:
-    but_attention = TRAIN.model_copy(update={"cells": ("alpha/*", "!*/lora-attention@*", "!*+seed=7")})
+    but_attention = TRAIN.model_copy(update={"cells": ("qwen3_moe/*", "!*/lora-attention@*", "!*+seed=7")})
 
     def applies(**changes: object) -> bool:
         return but_attention.applies(CELL.model_copy(update=changes))
@@ -361,12 +361,12 @@ def test_an_exclusion_covers_what_is_added_later() -> None:
 
 
 def test_exclusions_alone_leave_all_other_cells_of_the_versions() -> None:
-    but_alpha = RELOAD.model_copy(update={"cells": ("!alpha/*",)})
+    but_qwen = RELOAD.model_copy(update={"cells": ("!qwen3_moe/*",)})
 
-    assert not but_alpha.applies(CELL)
-    assert but_alpha.applies(CELL.model_copy(update={"family": "beta"}))
+    assert not but_qwen.applies(CELL)
+    assert but_qwen.applies(CELL.model_copy(update={"family": "beta"}))
     older = STACK.model_copy(update={"peft": "0.18.1"})
-    assert not but_alpha.applies(CELL.model_copy(update={"family": "beta", "stack": older}))
+    assert not but_qwen.applies(CELL.model_copy(update={"family": "beta", "stack": older}))
 
 
 @pytest.mark.parametrize(
