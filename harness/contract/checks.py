@@ -171,6 +171,14 @@ TABLE: tuple[Check, ...] = (
         applies=_defined,
     ),
     Check(
+        name="derivative",
+        stage="save",
+        gate="training",
+        passes_when="autograd's gradient of every LoRA tensor is the slope of the loss by definition, by central "
+        "differences in float64",
+        applies=_defined,
+    ),
+    Check(
         name="definition",
         stage="reload-adapter",
         gate="adapter",

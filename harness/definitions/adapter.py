@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,32 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
     Raises:
         UnreadableAdapterError: it holds something that is not understood here.
     """
-    config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    return deltas_of(read_tensors(directory / "adapter_model.safetensors"), read_config(directory), base)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return an adapter's config.
+
+    Raises:
+        UnreadableAdapterError: it says something that is not understood here.
+    """
+    config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("use_dora") or config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise UnreadableAdapterError(f"{directory.name}: only plain LoRA is understood here")
-    saved = read_tensors(directory / "adapter_model.safetensors")
+    return config
+
+
+def deltas_of(saved: Mapping[str, Array], config: dict[str, Any], base: Weights) -> Deltas:
+    """Return what an adapter's tensors add to ``base``.
+
+    Raises:
+        UnreadableAdapterError: they are something that is not understood here.
+    """
     linears: dict[str, Array] = {}
     fused: dict[tuple[str, str], Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     if 2 * len(pairs) != len(saved):
-        raise UnreadableAdapterError(f"{directory.name}: it holds something beside pairs of A and B")
+        raise UnreadableAdapterError("it holds something beside pairs of A and B")
     for pair in pairs:
         a, b = saved[f"{pair}.lora_A.weight"], saved[f"{pair}.lora_B.weight"]
         path = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))

@@ -31,7 +31,9 @@ ALWAYS = {
 }  # fmt: skip
 WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
-DEFINED = {("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")}
+DEFINED = {
+    *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
+}  # fmt: skip
 QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
 
 
