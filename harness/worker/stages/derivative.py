@@ -22,7 +22,7 @@ STEP = 1e-7
 """How far tensors are moved, as a share of their size: no router changes its mind at a clear position."""
 DIRECTIONS = 2
 BAND = 1e-5
-"""Of the sum of all slopes. Measured at most 7e-7 over families, stacks and codes: a gradient is computed in float32."""
+"""Of the sum of all slopes. Measured at most 7e-7 over families, stacks and codes: gradients are in float32."""
 
 
 def check_derivative(observation: Observation, peft_model: Any, request: Request, *, clear: Any, vocab: int) -> None:
