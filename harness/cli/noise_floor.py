@@ -14,7 +14,7 @@ import typer
 from tabulate import tabulate
 
 from harness.errors import NothingSelectedError
-from harness.execution.store import load_results
+from harness.execution.loading import load_results
 from harness.result import CellResult
 
 

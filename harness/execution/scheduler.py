@@ -162,6 +162,7 @@ class _Run:
     def execute(self, *, environment_jobs: int) -> RunReport:
         """Run everything, or until cancelled."""
         began = time.monotonic()
+        self.store.plan(self.cells)
         self.observer.planned(self.cells)
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
         running: dict[Future[CellResult | None], Cell] = {}
@@ -322,6 +323,7 @@ class _Run:
 
     def _finish(self, result: CellResult) -> None:
         self.results[result.cell_id] = result
+        self.store.finish(result.cell)
         self.observer.cell_finished(result, reused=result.cell_id in self.reused)
         key = stack_key(result.cell.stack)
         self.left[key] -= 1

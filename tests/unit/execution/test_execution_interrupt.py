@@ -18,8 +18,8 @@ from harness.envs.indexes import IndexSettings
 from harness.envs.uv_command import uv_environment
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
 from harness.execution.interrupt import signals_set
+from harness.execution.loading import load_results
 from harness.execution.runner import ProcessOrigin
-from harness.execution.store import load_results
 
 DRIVER = """
 import subprocess, sys

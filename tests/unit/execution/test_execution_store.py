@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import tail, write_atomically
+from harness.execution.loading import load_found, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore, load_result, load_results, result_files
+from harness.execution.store import ResultStore
 from harness.result import CellResult
 
 
@@ -101,6 +102,64 @@ def test_a_path_without_results_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match=name):
         result_files([tmp_path / name])
+
+
+def test_a_planned_cell_without_a_result_is_found_and_an_older_result_is_not_its(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "out")
+    done, again, never = result(0), result(1), result(2)
+    store.save(again)
+    store.plan([done.cell, again.cell, never.cell])
+    store.save(done)
+    store.finish(done.cell)
+    found = load_found([tmp_path])
+
+    assert found.results == [done]
+    assert list(found.planned.values()) == [again.cell, never.cell]
+    assert load_results([tmp_path]) == [again, done]
+
+
+def test_a_folder_that_only_has_a_plan_is_one_in_which_nothing_was_run(tmp_path: Path) -> None:
+    ResultStore(tmp_path).plan([cell()])
+
+    assert list(load_found([tmp_path / "cells"]).planned.values()) == [cell()]
+
+
+def test_a_cell_that_was_run_elsewhere_is_not_missing(tmp_path: Path) -> None:
+    one, two = (ResultStore(tmp_path / name) for name in ("one", "two"))
+    one.plan([cell(), result().cell])
+    two.plan([cell()])
+    two.save(result())
+
+    assert load_found([tmp_path]).results == [result()]
+    assert list(load_found([tmp_path]).planned.values()) == [cell()]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "not a planned cell"),
+        (b'{"family": "\\ud800"}', "surrogates not allowed"),
+        (b'{"family": "[red]", "recipe": "../x"}', "not a planned cell"),
+        (cell("other").model_dump_json().encode(), "but qwen3_moe/other@"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    ResultStore(tmp_path).plan([cell()])
+    [path] = (tmp_path / "cells").rglob("*.planned")
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError, match=re.escape(words)) as caught:
+        load_found([tmp_path])
+
+    assert str(path) in caught.value.message
+
+
+def test_a_plan_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells" / "qwen3_moe" / "lora.planned"
+    path.mkdir(parents=True)
+    with pytest.raises(InputRefusedError, match="Is a directory"):
+        load_found([tmp_path])
 
 
 def test_a_log_gets_its_name_with_its_result(tmp_path: Path) -> None:
