@@ -53,6 +53,7 @@ def execute(
     fresh_processes: bool,
     console: Console,
     report: bool,
+    after_interruption: str,
     make_runner: MakeRunner = local.runner,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
@@ -69,6 +70,7 @@ def execute(
         fresh_processes: start a new process for each cell.
         console: where to print.
         report: whether to write the report's files.
+        after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
 
     Raises:
@@ -103,6 +105,7 @@ def execute(
         except RunInterruptedError as interruption:
             rows = rows_of(setup, interruption.report)
             _say(console, rows, out, report=report)
+            interruption.remedy = after_interruption
             raise
     rows = rows_of(setup, ran)
     _say(console, rows, out, report=report)

@@ -84,5 +84,6 @@ def matrix(
         make_runner=make_runner,
         console=console(),
         report=True,
+        after_interruption="The same command with --resume does the rest.",
     )
     raise typer.Exit(code)

@@ -12,6 +12,7 @@ import typer
 from harness.cli.execute import row_of
 from harness.cli.options import ConfigOption, ExpectationsOption
 from harness.cli.setup import console, load_setup
+from harness.counting import counted
 from harness.errors import ConfigurationError
 from harness.execution.loading import load_found
 from harness.report.table import not_run
@@ -39,7 +40,7 @@ def report(
     if twice:
         # Choosing one, even the newest, could hide a failure of the other.
         raise ConfigurationError(
-            f"{len(twice)} cells have more than one result, the first of them {twice[0]}.",
+            f"{counted(len(twice), 'cell has', 'cells have')} more than one result; the first is {twice[0]}.",
             remedy="Name the results of one run, or of shards that share no cell.",
         )
     rows = [row_of(setup, result) for result in found.results] + [
@@ -54,8 +55,9 @@ def report(
     print_table(screen, rows)
     if found.planned:
         screen.print(
-            f"not run: planned, and without a result. `harness matrix` with the same options and --resume does the "
-            f"rest. Remove {next(iter(found.planned))} and the like where nobody wants it.",
+            f"not run: {counted(len(found.planned), 'cell')} planned and without a result. The command that planned "
+            f"them does the rest (`harness matrix` with --resume). Remove {next(iter(found.planned))} and the like "
+            "where nobody wants them.",
             markup=False,
             soft_wrap=True,
         )

@@ -139,6 +139,7 @@ def run(
         fresh_processes=fresh_processes,
         console=screen,
         report=False,
+        after_interruption="The same command again runs the cell from its beginning.",
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     for line in filter(None, (*quantized.lines(rows[0]), shims.note(rows[0].result))):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from harness.counting import counted
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.suspicious_json import encodable, read_json
 from harness.matrix.cell import Cell
@@ -84,7 +85,7 @@ def _misfit(path: Path, what: str, error: ValidationError) -> InputRefusedError:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return InputRefusedError(
-        f"{path}: not {what}: {place}: {first['msg']} ({error.error_count()} problems).",
+        f"{path}: not {what}: {place}: {first['msg']} ({counted(error.error_count(), 'problem')}).",
         remedy="The file is damaged or was edited; remove it and run the cell again.",
     )
 

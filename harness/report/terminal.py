@@ -16,6 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from harness.counting import counted
 from harness.report import quantized
 from harness.report.details import failed_checks, reason, verdict
 from harness.report.figures import MISSING
@@ -99,7 +100,7 @@ def print_declared(console: Console, rows: Iterable[Row]) -> None:
             declared.setdefault((row.expectation_reason, row.expectation_link), []).append(row)
     for (words, link), found in declared.items():
         head = Text(outcome_text(found[0]), style=_STYLES[look(found[0]).tone])
-        cells = f" ({len(found)} cells)" if len(found) > 1 else ""
+        cells = f" ({counted(len(found), 'cell')})" if len(found) > 1 else ""
         head.append(f"{cells}, as declared: {one_line(words, 2000)}", style="default")
         console.print(head, soft_wrap=True)
         if link:

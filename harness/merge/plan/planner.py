@@ -22,7 +22,7 @@ from harness.merge.base.expert_parameters import Place
 from harness.merge.base.index import Index
 from harness.merge.base.names import expert_module, kind_of, layer_of
 from harness.merge.base.weight import QuantisedSource, Weight
-from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, counted, listed
 from harness.merge.files.any_path import AnyPath, as_paths
 from harness.merge.plan.ancestry import ancestry_notes
 from harness.merge.plan.coverage import check_coverage
@@ -167,8 +167,7 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
         return [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise UsageError(
-            f"{len(adapters)} {'adapter was' if len(adapters) == 1 else 'adapters were'} given, and {len(weights)}"
-            f" {'weight' if len(weights) == 1 else 'weights'}.",
+            f"{counted(len(adapters), 'adapter was', 'adapters were')} given, and {counted(len(weights), 'weight')}.",
             "Give a weight for each adapter, in the same order, or none.",
         )
     # The comparison holds for integers of any size, and NaN and infinity fail it.

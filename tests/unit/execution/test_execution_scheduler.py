@@ -208,7 +208,7 @@ def test_a_cancellation_after_the_last_cell_interrupts_nothing(tmp_path: Path) -
 
     assert not run_cells([cell()], services(tmp_path), Late(), cancelled=cancelled).interrupted
     cancelled.clear()
-    with pytest.raises(RunInterruptedError, match="1 of 2 cells have a result"):
+    with pytest.raises(RunInterruptedError, match="1 of 2 cells has a result, which is kept"):
         run_cells([cell(), cell("slow")], services(tmp_path), Late(), cancelled=cancelled)
 
 
