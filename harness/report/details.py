@@ -222,7 +222,8 @@ def verdict(row: Row) -> str | None:
         return None
     sentence = one_line(row.sentence, 400)
     words = one_line(row.result.reason or "", 80).rstrip("…")
-    return None if words and words in sentence else sentence
+    planted = row.standing in {"fault-noticed", "fault-missed"}
+    return None if words and words in sentence and not planted else sentence
 
 
 def web_link(row: Row) -> str | None:

@@ -22,6 +22,8 @@ _NOUNS: dict[Standing, tuple[str, str]] = {
     "regression": ("regression", "regressions"),
     "unexpected-pass": ("unexpected pass", "unexpected passes"),
     "not-run": ("not run", "not run"),
+    "fault-noticed": ("planted fault noticed", "planted faults noticed"),
+    "fault-missed": ("planted fault NOT NOTICED", "planted faults NOT NOTICED"),
     "flaky": ("flaky", "flaky"),
     "known-failure": ("known failure", "known failures"),
 }
@@ -97,6 +99,8 @@ def summarise(rows: Iterable[Row]) -> Summary:
         expected = all(row.as_expected for row in rows)
         colour = "amber" if expected else "red"
         end = "; nothing unexpected" if expected else ""
+        if all(row.as_expected or row.standing == "fault-noticed" for row in rows) and not expected:
+            end = ", as it must be; such a cell never passes"
         of_them = f" ({_listed(ok)})" if ok else ""
         sentence = f"{n_ok} of {counted(len(rows), 'cell')} ok{of_them}; {_troubles(rows, standings)}{end}."
     return Summary(

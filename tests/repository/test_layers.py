@@ -31,12 +31,13 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "matrix.cell": frozenset({"contract"}),
     "result": frozenset({"contract", "matrix.cell", "faults"}),
     "evidence": frozenset({"contract", "result", "faults"}),
-    "matrix": frozenset({"contract", "matrix", "matrix.cell", "counting", "errors", "evidence", "result"}),
+    "planted": frozenset({"contract", "result", "faults"}),
+    "matrix": frozenset({"contract", "matrix", "matrix.cell", "counting", "errors", "evidence", "planted", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
     "execution": frozenset(
         {"contract", "execution", "envs", "matrix.cell", "counting", "errors", "evidence", "result"}
     ),
-    "report": frozenset({"contract", "report", "matrix.cell", "counting", "result"}),
+    "report": frozenset({"contract", "report", "matrix.cell", "counting", "planted", "result"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),
