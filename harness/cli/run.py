@@ -58,11 +58,8 @@ def run(
     geometry: Annotated[
         str | None,
         typer.Option(
-            help=FolderHelp(
-                f"{MEANINGS['geometry']} By default the recipe's: {CellFields.geometry}, blocks for QLoRA.",
-                CATALOGUE.geometries,
-                folder="harness/worker/checkpoints/geometry.py",
-            )
+            help=f"{MEANINGS['geometry']} By default the recipe's: {CellFields.geometry}, blocks for QLoRA. "
+            f"One of: {', '.join(CATALOGUE.geometries)}."
         ),
     ] = None,
     variant: Annotated[str, typer.Option(help=MEANINGS["variant"])] = CellFields.variant,

@@ -146,7 +146,7 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     try:
         return Cell.model_validate(fields)
     except ValidationError as error:
-        raise describe(error, fields, Cell, "options") from None
+        raise describe(error, fields, Cell, None) from None
 
 
 def plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from harness.merge.adapter.adapter import Adapter, open_adapter
 from harness.merge.adapter.layout import BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
 from harness.merge.adapter.patterns import names_within
 from harness.merge.base.checkpoint import open_checkpoint
+from harness.merge.base.codecs import codecs
 from harness.merge.base.expert_parameters import Place
 from harness.merge.base.index import Index
 from harness.merge.base.names import expert_module, kind_of, layer_of
@@ -191,6 +192,9 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     Raises:
         UsageError: the base is not what was said.
     """
+    known = {name for codec in codecs().values() for name in codec.FORMATS} | codecs().keys()
+    if quantization is not None and quantization not in known:
+        raise UsageError(f"unknown quantization {str(quantization)[:80]!r}.", f"Known: {', '.join(sorted(known))}.")
     quantised = [
         weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, QuantisedSource)
     ]

@@ -18,6 +18,7 @@ from harness.merge.files.safetensors_file import read_range
 if TYPE_CHECKING:
     import torch
 
+FORMATS = ("int8",)
 RECIPROCAL = 7.874015718698502e-3
 """1 / 127, as bitsandbytes writes it."""
 
