@@ -15,7 +15,7 @@ from harness.envs import cache_dir, check_versions_exist, child_environment, ens
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
 from harness.execution.executors import local
-from harness.execution.files import tail
+from harness.execution.files import stage_tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
@@ -171,7 +171,9 @@ def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
     for row in wrong[:FAILURES_SHOWN]:
         log = out / row.result.log if row.result.log else None
         quoted = LOG_ENDS in (row.result.reason or "")
-        print_failure(console, row, tail(log, lines=LOG_LINES) if log and not quoted else "", log)
+        print_failure(
+            console, row, stage_tail(log, row.result.stage, lines=LOG_LINES) if log and not quoted else "", log
+        )
     if len(wrong) > FAILURES_SHOWN:
         console.print(f"… and {len(wrong) - FAILURES_SHOWN} more; the report has them all.")
     if report:

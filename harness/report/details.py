@@ -211,6 +211,13 @@ def reason(row: Row) -> str | None:
     return fold(row.result.reason) if row.result.reason else None
 
 
+def told_by_checks(row: Row) -> bool:
+    """Say whether the reason is the failed checks of its stage once more, in a line (``kl is 0.31, the band is …``)."""
+    result = row.result
+    first = next((check.name for check in result.checks if check.stage == result.stage and not check.passed), None)
+    return first is not None and (result.reason or "").startswith(f"{first} is ")
+
+
 def verdict(row: Row) -> str | None:
     """Return the verdict's sentence on one line where it is news: of something unexpected, and not just the reason
     again.

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, InputRefusedError
-from harness.execution.files import tail, write_atomically
+from harness.execution.files import stage_tail, tail, write_atomically
 from harness.execution.loading import load_found, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
@@ -180,6 +180,15 @@ def test_the_tail_of_a_file(tmp_path: Path) -> None:
     assert tail(path, lines=2) == "last but one\nlast \N{REPLACEMENT CHARACTER}"
     assert len(tail(path)) < 17_000
     assert tail(tmp_path / "none") == ""
+
+
+def test_the_tail_of_a_stage_leaves_out_the_stages_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("=== stage train\nTypeError: x\n=== stage train: raised in 1 s\n=== stage merge\nok\n")
+
+    assert stage_tail(path, "train", lines=2) == "TypeError: x\n=== stage train: raised in 1 s"
+    assert stage_tail(path, "merge", lines=1) == stage_tail(path, None, lines=1) == "ok"
+    assert stage_tail(tmp_path / "none", "train") == ""
 
 
 PLACES = {

@@ -392,13 +392,27 @@ def test_a_failure_is_told_with_its_log_and_the_line_that_reproduces_it() -> Non
         "  check     kl: 0.55, must be <= 1e-09",
         "  check     applied: 140, must be == 148 (layers.1.mlp.experts.3.up_proj)",
         "  reason    2 of 156 tensors are wrong, 6 were dropped",
-        "  log       its last lines",
+        "  log       up to the end of compare",
         "    │ step 1",
         "    │ boom [red]x[/red] :smile:",
         "  log at    out/cells/qwen3_moe/a b.log",
         f"  reproduce {row.result.cell.reproduce}",
         "",
     ]
+
+
+def test_a_failure_is_told_once() -> None:
+    """The reason of a stage that its checks failed is made of them."""
+    row = next(row for row in sample_rows() if row.result.outcome == "fail")
+    again = row.result.model_copy(update={"reason": "kl is 0.55, the band is <= 1e-09; applied is 140, …"})
+    row = dataclasses.replace(row, result=again)
+    console = _console(60, terminal=False)
+    print_failure(console, row, "check kl: FAILED", Path("a.log"))
+
+    assert _written(console).count("1e-09") == 1
+    assert "FAILED" not in _written(console)
+    assert "log at    a.log" in _written(console)
+    assert render_markdown([row]).count("1e-09") == 1
 
 
 @settings(max_examples=50)
