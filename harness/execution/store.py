@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness.errors import ConfigurationError
 from harness.execution.files import write_atomically
 from harness.execution.loading import PLANNED, load_result
@@ -54,6 +56,34 @@ def fingerprint(cell: Cell, *, code_sha256: str, lock_sha256: str | None, settin
 def _schema() -> str:
     """The schema of results, so that one of another shape is made again and not refused."""
     return json.dumps(CellResult.model_json_schema(), sort_keys=True)
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Within the block no other process is in such a block with this directory.
+
+    The kernel forgets the lock when this process dies, by whatever way.
+
+    Raises:
+        ConfigurationError: another process is, or the directory cannot be made or locked.
+    """
+    ResultStore(out)  # which makes it
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"Another `harness matrix` is writing to {out}.",
+            remedy="Wait for it, or give another directory with --out.",
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"{out} cannot be locked: {error}.", remedy="Give a directory on another file system with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class ResultStore:

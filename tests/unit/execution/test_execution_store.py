@@ -19,7 +19,7 @@ from harness.execution.files import stage_tail, tail, write_atomically
 from harness.execution.loading import load_found, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore
+from harness.execution.store import ResultStore, alone_in
 from harness.result import CellResult
 
 
@@ -189,6 +189,36 @@ def test_the_tail_of_a_stage_leaves_out_the_stages_after_it(tmp_path: Path) -> N
     assert stage_tail(path, "train", lines=2) == "TypeError: x\n=== stage train: raised in 1 s"
     assert stage_tail(path, "merge", lines=1) == stage_tail(path, None, lines=1) == "ok"
     assert stage_tail(tmp_path / "none", "train") == ""
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from harness.execution.store import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_into_a_directory_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ConfigurationError, match="Another `harness matrix` is writing to") as caught, alone_in(out):
+            pass
+        first.kill()
+    with alone_in(out):
+        pass
+
+    assert caught.value.exit_code == 2
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_it_is_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="Not a directory"), alone_in(tmp_path / "file" / "out"):
+        pass
 
 
 PLACES = {
