@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import shutil
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -150,6 +153,14 @@ _SEES_A_GPU = (
 )
 
 
+def _python_of(words: Sequence[str]) -> list[str]:
+    """Return the interpreter that ``--python`` names, or this one, and then every other word."""
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--python=") else [word])]
+    if rest[:1] == ["--python"] and len(rest) > 1:
+        return rest[1:]
+    return [sys.executable, *rest]
+
+
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Cells and forward paths on a GPU, in the interpreter that runs nox or ``-- --python PATH``: under ten minutes.
@@ -157,8 +168,11 @@ def gpu(session: nox.Session) -> None:
     Nothing is installed, because machines with a GPU often reach no index. So the interpreter must hold the harness's
     dependencies, transformers, peft, trl, datasets, bitsandbytes and a torch that sees the GPU. Writes ``reports/gpu``.
     """
-    words = list(session.posargs)
-    python = words[words.index("--python") + 1] if "--python" in words[:-1] else sys.executable
+    python, *unknown = _python_of(session.posargs)
+    if unknown:
+        session.error(f"nox -s gpu takes --python PATH and nothing else; given: {shlex.join(session.posargs)}")
+    if shutil.which(python) is None:
+        session.error(f"--python {python}: there is no such program. Name an interpreter whose torch sees a GPU")
     said = session.run(python, "-W", "ignore", "-c", _SEES_A_GPU, external=True, silent=True, success_codes=[0, 1])
     if str(said).splitlines()[-1:] != ["yes"]:
         session.error(

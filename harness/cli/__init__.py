@@ -7,11 +7,12 @@ do, and its exit code is returned. An error that is not one of those is a bug of
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from harness import __version__
 from harness.cli.adapter import app as adapter_app
@@ -32,8 +33,22 @@ EPILOG = (
     "4 an environment could not be made · 5 input refused · 6 the command after a merge failed · 130 interrupted."
 )
 
+
+class _Commands(TyperGroup):
+    """The commands, whose errors about a value are in words that a user knows."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer does not export the class of it
+        """Run a command; typer 0.29 hands on the words in which pydantic begins each error of a value."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="harness",
+    cls=_Commands,
     help="Verify that LoRA / QLoRA fine-tunes of Mixture-of-Experts models survive training, merging and reloading, "
     "for any combination of transformers, peft and trl.",
     epilog=EPILOG,

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.engine import engine_command, run_engine
-from harness.cli.setup import check_writable, console
+from harness.cli.setup import check_there, check_writable, console
 
 VERDICTS = ("applied", "indistinguishable", "untouched", "partial", "scrambled", "wrong", "missing")
 FAULTS = ("missing", "wrong", "scrambled", "partial", "untouched", "changed")
@@ -56,6 +56,8 @@ def audit(
     """
     if json_file is not None:
         check_writable(json_file, "--json")
+    for what, path in (("base", base), *(("adapter", path) for path in adapter), ("merged checkpoint", merged)):
+        check_there(what, path)
     screen = Console(stderr=True, highlight=False)
     arguments = ["--base", base, "--merged", merged]
     arguments += [word for path in adapter for word in ("--adapter", path)]

@@ -5,6 +5,7 @@ They are measured beside a copy, other mergers, ``cmp`` and transformers' own pa
 
 from __future__ import annotations
 
+import pkgutil
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +14,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from harness import bench as bench_package
 from harness.bench.settings import GB, Settings
+from harness.cli.folder_help import FolderHelp
 from harness.envs import cache_dir
 from harness.errors import ConfigurationError
 
 OUT, QUICK_OUT = Path("reports/bench"), Path("results/bench")
 QUICK_SIZE = GB // 8
 QUICK_PAIRS = 3
+CASES = sorted(found.name for found in pkgutil.iter_modules([str(Path(bench_package.__file__).parent / "cases")]))
+"""Their names, which are those of files: to import them is what takes its time."""
 SMALLEST = 0.02
 """GB: three layers of the smallest sizes with 128 experts."""
 
@@ -34,7 +39,9 @@ def bench(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only this case, a file of harness/bench/cases. Default: all that need no GPU."),
+        typer.Option(
+            help=FolderHelp("Only this case. Default: all that need no GPU.", CASES, folder="harness/bench/cases")
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from tabulate import tabulate
 
 from harness.cli.setup import console
+from harness.counting import counted
 from harness.envs import cache_dir, clean_environments, list_environments
 
 app = typer.Typer(help="Show and free the environments that stacks run in.", no_args_is_help=True)
@@ -28,7 +29,7 @@ def list_() -> None:
     if rows:
         headers = ("id", "stack", "size", "frees", "last used", "state")
         typer.echo(tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True))
-    typer.echo(f"{len(found)} environments in {cache_dir()}")
+    typer.echo(f"{counted(len(found), 'environment')} in {cache_dir()}")
 
 
 @app.command()
@@ -45,4 +46,4 @@ def clean(
     screen = console()
     removed = clean_environments(ids or None, older_than_days=older_than, locks=locks, log=screen.print)
     freed = sum(item.real_bytes for item in removed)
-    screen.print(f"removed {len(removed)} environments, {decimal(freed)} freed")
+    screen.print(f"removed {counted(len(removed), 'environment')}, {decimal(freed)} freed")

@@ -15,7 +15,7 @@ from harness.envs import cache_dir, check_versions_exist, child_environment, ens
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
 from harness.execution.executors import local
-from harness.execution.files import tail
+from harness.execution.files import stage_tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
@@ -53,6 +53,7 @@ def execute(
     fresh_processes: bool,
     console: Console,
     report: bool,
+    after_interruption: str,
     make_runner: MakeRunner = local.runner,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
@@ -69,6 +70,7 @@ def execute(
         fresh_processes: start a new process for each cell.
         console: where to print.
         report: whether to write the report's files.
+        after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
 
     Raises:
@@ -103,6 +105,7 @@ def execute(
         except RunInterruptedError as interruption:
             rows = rows_of(setup, interruption.report)
             _say(console, rows, out, report=report)
+            interruption.remedy = after_interruption
             raise
     rows = rows_of(setup, ran)
     _say(console, rows, out, report=report)
@@ -168,7 +171,9 @@ def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
     for row in wrong[:FAILURES_SHOWN]:
         log = out / row.result.log if row.result.log else None
         quoted = LOG_ENDS in (row.result.reason or "")
-        print_failure(console, row, tail(log, lines=LOG_LINES) if log and not quoted else "", log)
+        print_failure(
+            console, row, stage_tail(log, row.result.stage, lines=LOG_LINES) if log and not quoted else "", log
+        )
     if len(wrong) > FAILURES_SHOWN:
         console.print(f"… and {len(wrong) - FAILURES_SHOWN} more; the report has them all.")
     if report:

@@ -28,5 +28,5 @@ class FolderHelp(str):
             folder: the path, from the root of the repository, whose files these names are.
         """
         made = super().__new__(cls, f"{meaning} One of: {', '.join(names)}.")
-        made.in_docs = f"{meaning} One of {folder}."
+        made.in_docs = f"{meaning} One of the names of the files in `{folder}`, which `--help` lists."
         return made

@@ -77,7 +77,7 @@ def codec_table(folder: Path = CODECS) -> str:
         said, *_ = (ast.get_docstring(tree) or "").split("\n")
         if not said:
             raise HarnessError(f"{path}: say in its docstring's first line what is decoded.")
-        names = next(_tuples(tree, "NAMES"), (path.stem,))
+        names = next(_tuples(tree, "FORMATS"), (path.stem,))
         rows.append((", ".join(f"`{name}`" for name in names), said.replace("``", "`").rstrip(".")))
     return pipe_table(("`--quantization`", "what is decoded"), rows)
 

@@ -27,6 +27,7 @@ from harness.cli.options import (
 from harness.cli.setup import console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
+from harness.execution.store import alone_in
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
 
 
@@ -71,18 +72,20 @@ def matrix(
         stack=installed_stack(python) if python is not None else None,
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
-    code, _ = execute(
-        setup,
-        cells,
-        out=out,
-        jobs=jobs,
-        device=chosen,
-        python=python,
-        resume=resume,
-        keep=keep,
-        fresh_processes=fresh_processes,
-        make_runner=make_runner,
-        console=console(),
-        report=True,
-    )
+    with alone_in(out):
+        code, _ = execute(
+            setup,
+            cells,
+            out=out,
+            jobs=jobs,
+            device=chosen,
+            python=python,
+            resume=resume,
+            keep=keep,
+            fresh_processes=fresh_processes,
+            make_runner=make_runner,
+            console=console(),
+            report=True,
+            after_interruption="The same command with --resume does the rest.",
+        )
     raise typer.Exit(code)

@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.cli.engine import engine_command, run_engine
 from harness.cli.merge_hook import hook_command, run_hook
 from harness.cli.merge_screen import show_outcome
-from harness.cli.setup import check_writable
+from harness.cli.setup import check_there, check_writable
 from harness.errors import ConfigurationError
 from harness.matrix.plan import parse_shard
 
@@ -106,7 +106,12 @@ def merge(
         parse_shard(shard)
     if then is not None and (shard or dry_run):
         raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
+    if out is None and not dry_run:
+        raise ConfigurationError("--out is needed, unless --dry-run is given.")
     hook = hook_command(then, out)
+    check_there("base", base)
+    for path in adapter:
+        check_there("adapter", path)
     screen = Console(stderr=True, highlight=False)
     if os.path.lexists(Path(base) / "merge_manifest.json"):
         screen.print("note: the base is itself the output of a merge; its adapter stays in it, and this one is added.")

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from harness.counting import counted
+
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 UNLIMITED = 1000
 """Columns that the table may take where the output is no terminal: lines that wrap cannot be searched."""
@@ -36,7 +38,8 @@ def show_outcome(outcome: dict[str, Any]) -> None:
     if outcome["event"] == "part":
         part, parts = outcome["part"], outcome["parts"]
         typer.echo(
-            f"part {part} of {parts}: {len(outcome['shards'])} shards, {decimal(outcome['bytes_written'])} written"
+            f"part {part} of {parts}: {counted(len(outcome['shards']), 'shard')}, "
+            f"{decimal(outcome['bytes_written'])} written"
         )
         typer.echo("  when all parts are there, run the same command with --assemble instead of --shard")
         return
@@ -57,7 +60,7 @@ def _resumed(found: dict[str, int]) -> str:
     """Return what became of what an unfinished merge had left."""
     foreign = "what an earlier merge kept was of other inputs or options, and was removed" if found["foreign"] else ""
     if found["kept"] or found["rejected"] or not foreign:
-        kept = f"{found['kept']} of {found['shards']} shards verified by hash and kept"
+        kept = f"{found['kept']} of {counted(found['shards'], 'shard')} verified by hash and kept"
         rejected = f"{found['rejected']} did not match, written again" if found["rejected"] else ""
         return "resumed: " + "; ".join(filter(None, (kept, rejected, foreign)))
     return f"nothing resumed: {foreign}"
@@ -65,15 +68,22 @@ def _resumed(found: dict[str, int]) -> str:
 
 def _show_counts(counts: dict[str, Any]) -> None:
     done = counts["applied"] + counts["zero_delta"] + counts["below_rounding"]
-    typer.echo(f"applied {counts['applied']}/{counts['attempted']} tensors, {decimal(counts['bytes_written'])} written")
+    typer.echo(
+        f"applied {counts['applied']}/{counted(counts['attempted'], 'tensor')}, "
+        f"{decimal(counts['bytes_written'])} written"
+    )
     if done != counts["applied"]:
-        typer.echo(f"  without effect: {counts['zero_delta']} zero deltas, {counts['below_rounding']} below rounding")
+        typer.echo(
+            f"  without effect: {counted(counts['zero_delta'], 'zero delta')}, "
+            f"{counts['below_rounding']} below rounding"
+        )
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
     expected = plan["estimate"]
     typer.echo(
-        f"would change {plan['attempted']} of {plan['tensors']} tensors in {plan['shards']} shards; nothing was written"
+        f"would change {plan['attempted']} of {counted(plan['tensors'], 'tensor')} in "
+        f"{counted(plan['shards'], 'shard')}; nothing was written"
     )
     typer.echo(f"  {decimal(plan['bytes'])} to write, {decimal(plan['bytes_changed'])} of them in tensors that change")
     typer.echo(

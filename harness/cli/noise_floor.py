@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 from tabulate import tabulate
 
+from harness.counting import counted
 from harness.errors import NothingSelectedError
-from harness.execution.store import load_results
+from harness.execution.loading import load_results
 from harness.result import CellResult
 
 
@@ -74,7 +75,7 @@ def noise_floor(
     groups = groupby(sorted(right, key=_group), key=_group)
     for (engine, dtype, device), members in groups:
         chosen = list(members)
-        typer.echo(f"{engine}, {dtype} on {device}: {len(chosen)} cells\n")
+        typer.echo(f"{engine}, {dtype} on {device}: {counted(len(chosen), 'cell')}\n")
         typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
 
 

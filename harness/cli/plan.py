@@ -18,6 +18,7 @@ from harness.cli.options import (
     StackOption,
 )
 from harness.cli.setup import load_setup
+from harness.counting import counted
 from harness.matrix.plan import (
     COLUMNS,
     DEFAULT_PROFILE,
@@ -65,4 +66,4 @@ def plan(
     rows = [[row[column] for column in COLUMNS] for row in plan_rows(cells)]
     typer.echo(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True))
     stacks = len({cell.stack.id for cell in cells})
-    typer.echo(f"{len(cells)} cell{'s' * (len(cells) != 1)} on {stacks} stack{'s' * (stacks != 1)}")
+    typer.echo(f"{counted(len(cells), 'cell')} on {counted(stacks, 'stack')}")

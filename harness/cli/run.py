@@ -58,11 +58,8 @@ def run(
     geometry: Annotated[
         str | None,
         typer.Option(
-            help=FolderHelp(
-                f"{MEANINGS['geometry']} By default the recipe's: {CellFields.geometry}, blocks for QLoRA.",
-                CATALOGUE.geometries,
-                folder="harness/worker/checkpoints/geometry.py",
-            )
+            help=f"{MEANINGS['geometry']} By default the recipe's: {CellFields.geometry}, blocks for QLoRA. "
+            f"One of: {', '.join(CATALOGUE.geometries)}."
         ),
     ] = None,
     variant: Annotated[str, typer.Option(help=MEANINGS["variant"])] = CellFields.variant,
@@ -139,6 +136,7 @@ def run(
         fresh_processes=fresh_processes,
         console=screen,
         report=False,
+        after_interruption="The same command again runs the cell from its beginning.",
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     for line in filter(None, (*quantized.lines(rows[0]), shims.note(rows[0].result))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from harness.matrix.locate import find_config, find_expectations
 
 PINNED = ("torch", "bitsandbytes", "accelerate", "datasets")
 """Packages beside the three whose versions belong to a stack."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+"""``ORG/NAME`` or ``ORG/NAME@REVISION``, which a relative path may look like."""
 
 LOG_WIDTH = 240
 """Columns of a log, which wraps where it is read, not where it is written."""
@@ -62,6 +67,22 @@ def check_writable(path: Path, option: str) -> None:
         raise ConfigurationError(f"{option} {path}: this is a directory.", remedy="Name a file in it.")
     if not path.absolute().parent.is_dir():
         raise ConfigurationError(f"{option} {path}: its directory does not exist.", remedy="Make it first.")
+
+
+def check_there(what: str, place: str) -> None:
+    """Refuse an input directory that is not there, before an environment is made to read it.
+
+    Args:
+        what: what it should hold, as ``"base"``.
+        place: a path, or a model's name in the hub's cache, which the program that reads it looks up.
+
+    Raises:
+        ConfigurationError: it is no such name, and there is no such directory.
+    """
+    if not os.path.lexists(place) and _HUB_NAME.fullmatch(place) is None:
+        raise ConfigurationError(
+            f"the {what} directory {place} does not exist.", remedy=f"Give the directory that holds the {what}."
+        )
 
 
 def installed_stack(python: Path) -> Stack:

@@ -159,7 +159,8 @@ def _severity(outcome: str) -> int:
 
 def describe_check(check: Check) -> str:
     """Return a check in a line: ``kl is 0.31, the band is <= 1e-09``."""
-    text = f"{check.name} is {check.value}, the band is {check.band}"
+    value = f"{check.value:.3g}" if isinstance(check.value, float) else check.value
+    text = f"{check.name} is {value}, the band is {check.band}"
     return f"{text}: {check.detail}" if check.detail else text
 
 

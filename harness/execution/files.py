@@ -71,14 +71,29 @@ def read_if_there(path: Path) -> bytes | None:
 
 def tail(path: Path, *, lines: int = 20, limit: int = 16_384) -> str:
     """Return the last ``lines`` lines of ``path`` (at most ``limit`` bytes of it); "" when it cannot be read."""
+    return "\n".join(_end(path, limit)[-lines:])
+
+
+def stage_tail(path: Path, stage: str | None, *, lines: int = 20, limit: int = 1_048_576) -> str:
+    """Return the last ``lines`` lines of a cell's log up to the end of a stage: the stages after it worked.
+
+    Where its end is not in the last ``limit`` bytes, they are the last of the log.
+    """
+    found = _end(path, limit)
+    ends = [number for number, line in enumerate(found) if line.startswith(f"=== stage {stage}: ")]
+    return "\n".join(found[: ends[-1] + 1 if ends else len(found)][-lines:])
+
+
+def _end(path: Path, limit: int) -> list[str]:
+    """Return the lines in the last ``limit`` bytes of ``path``; none when it cannot be read."""
     try:
         with _opened(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             text = file.read(limit).decode(errors="replace")
     except OSError:
-        return ""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+        return []
+    return text.rstrip().splitlines()
 
 
 @contextmanager

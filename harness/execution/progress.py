@@ -17,6 +17,7 @@ from rich.text import Text
 
 from harness.contract.outcomes import Outcome
 from harness.contract.stages import StageName
+from harness.counting import counted
 from harness.execution.observer import Observer, RunReport
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
@@ -44,7 +45,7 @@ def finished_line(result: CellResult, *, done: int, planned: int, reused: bool) 
     line.append(f"  {result.cell_id}", style="not dim")
     facts = []
     if result.merge is not None:
-        facts.append(f"{result.merge.applied}/{result.merge.attempted} tensors")
+        facts.append(f"{result.merge.applied}/{counted(result.merge.attempted, 'tensor')}")
     if "cell" in result.timings:
         facts.append(duration(result.timings["cell"]))
     if reused:
@@ -85,7 +86,7 @@ def closing_line(report: RunReport) -> str:
     counts = {outcome: sum(result.outcome == outcome for result in report.results) for outcome in reversed(COLOURS)}
     summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     text = (
-        f"{len(report.results)} of {len(report.planned)} cell{'s' * (len(report.planned) != 1)} "
+        f"{len(report.results)} of {counted(len(report.planned), 'cell')} "
         f"in {duration(report.seconds)}: {summary or 'none'}"
     )
     return f"{text} (interrupted)" if report.interrupted else text
@@ -104,7 +105,7 @@ class PlainProgress:
     def planned(self, cells: Sequence[Cell]) -> None:
         """Remember how many there are to be."""
         self._planned = len(cells)
-        self._line(Text(f"{len(cells)} cell{'s' * (len(cells) != 1)}"))
+        self._line(Text(counted(len(cells), "cell")))
 
     def environment_started(self, stack: Stack) -> None:
         """Show that an environment is being made."""
@@ -232,7 +233,7 @@ class LiveProgress:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(total=max(1, self._planned), completed=self._done, width=40),
-            Text(f"{self._done}/{self._planned} cells"),
+            Text(f"{self._done}/{counted(self._planned, 'cell')}"),
             Text("" if left is None else f"about {duration(left)} left", style="dim"),
         )
         return Group(rows, bar)

@@ -49,12 +49,15 @@ class RunInterruptedError(InterruptedByUserError):
     """Ctrl-C or SIGTERM. Children are gone; ``report`` holds what was finished, and is on disk."""
 
     def __init__(self, report: RunReport) -> None:
-        done, planned = len(report.results), len(report.planned)
-        super().__init__(
-            f"Interrupted: {done} of {planned} cells have a result, which is kept.",
-            remedy="`harness matrix` with the same options and --resume does the rest.",
-        )
+        super().__init__(f"Interrupted: {_kept(len(report.results), len(report.planned))}.")
         self.report = report
+
+
+def _kept(done: int, planned: int) -> str:
+    """Say how many of the planned cells have a result: of one that was interrupted none has."""
+    if not done:
+        return "the cell has no result" if planned == 1 else f"none of {planned} cells has a result"
+    return f"{done} of {planned} cells {'has a result, which is' if done == 1 else 'have results, which are'} kept"
 
 
 def run_cells(
@@ -162,6 +165,7 @@ class _Run:
     def execute(self, *, environment_jobs: int) -> RunReport:
         """Run everything, or until cancelled."""
         began = time.monotonic()
+        self.store.plan(self.cells)
         self.observer.planned(self.cells)
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
         running: dict[Future[CellResult | None], Cell] = {}
@@ -322,6 +326,7 @@ class _Run:
 
     def _finish(self, result: CellResult) -> None:
         self.results[result.cell_id] = result
+        self.store.finish(result.cell)
         self.observer.cell_finished(result, reused=result.cell_id in self.reused)
         key = stack_key(result.cell.stack)
         self.left[key] -= 1

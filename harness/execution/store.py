@@ -8,23 +8,27 @@ To resume, a run must know whether a result on disk is the one it would make. So
 sha256 of everything that decides it (the cell with all its pins, the worker's code, the lock, bands, limits, the
 schema). It is kept under ``<out>/.resume`` together with the sha256 of the result's bytes. So a result that somebody
 edited, or put there from elsewhere, is made again.
+
+A cell that a run has planned is a file ``<file_stem>.planned`` until that run has its result. So whoever reads a folder
+knows what is missing from it, however the run ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from pydantic import ValidationError
+from filelock import FileLock, Timeout
 
-from harness.errors import ConfigurationError, InputRefusedError
+from harness.errors import ConfigurationError
 from harness.execution.files import write_atomically
-from harness.execution.suspicious_json import encodable, read_json
+from harness.execution.loading import PLANNED, load_result
 from harness.matrix.cell import Cell
-from harness.result import SCHEMA_VERSION, CellResult
+from harness.result import CellResult
 
 
 def fingerprint(cell: Cell, *, code_sha256: str, lock_sha256: str | None, settings: Mapping[str, object]) -> str | None:
@@ -54,6 +58,34 @@ def _schema() -> str:
     return json.dumps(CellResult.model_json_schema(), sort_keys=True)
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Within the block no other process is in such a block with this directory.
+
+    The kernel forgets the lock when this process dies, by whatever way.
+
+    Raises:
+        ConfigurationError: another process is, or the directory cannot be made or locked.
+    """
+    ResultStore(out)  # which makes it
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"Another `harness matrix` is writing to {out}.",
+            remedy="Wait for it, or give another directory with --out.",
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"{out} cannot be locked: {error}.", remedy="Give a directory on another file system with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class ResultStore:
     """The results of one output directory."""
 
@@ -79,6 +111,26 @@ class ResultStore:
         """Where the cell's log is, once it has a result."""
         return self.out / "cells" / cell.family / f"{cell.file_stem}.log"
 
+    def plan(self, cells: Iterable[Cell]) -> None:
+        """Write down that these cells are to have a result; whatever they had is of an earlier run from now on.
+
+        Raises:
+            ConfigurationError: the directory cannot be written to.
+        """
+        for cell in cells:
+            content = (cell.model_dump_json(indent=2) + "\n").encode()
+            with self._writing(f"The plan of {cell.id}"):
+                write_atomically(self._planned_path(cell), content)
+
+    def finish(self, cell: Cell) -> None:
+        """Take out a planned cell: its result is there.
+
+        Raises:
+            ConfigurationError: the directory cannot be written to.
+        """
+        with self._writing(f"The plan of {cell.id}"):
+            self._planned_path(cell).unlink(missing_ok=True)
+
     def running_log_path(self, cell: Cell) -> Path:
         """Where the cell's log is while it runs."""
         path = self.out / "cells" / cell.family / f"{cell.file_stem}.log.running"
@@ -99,13 +151,8 @@ class ResultStore:
         Raises:
             ConfigurationError: the directory cannot be written to.
         """
-        try:
+        with self._writing(f"The result of {result.cell_id}"):
             return self._save(result, resume_key)
-        except OSError as error:
-            raise ConfigurationError(
-                f"The result of {result.cell_id} cannot be written to {self.out}: {error.strerror}.",
-                remedy="Make room there, or give another directory with --out; --resume keeps what is there already.",
-            ) from error
 
     def _save(self, result: CellResult, resume_key: str | None) -> Path:
         path = self.result_path(result.cell)
@@ -138,74 +185,19 @@ class ResultStore:
     def _key_path(self, cell: Cell) -> Path:
         return self.out / ".resume" / cell.family / cell.file_stem
 
+    def _planned_path(self, cell: Cell) -> Path:
+        return self.out / "cells" / cell.family / f"{cell.file_stem}{PLANNED}"
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(
+                f"{what} cannot be written to {self.out}: {error.strerror}.",
+                remedy="Make room there, or give another directory with --out; --resume keeps what is there already.",
+            ) from error
+
 
 def _key_content(resume_key: str, content: bytes) -> bytes:
     return f"{resume_key} {hashlib.sha256(content).hexdigest()}\n".encode()
-
-
-def load_result(path: Path) -> CellResult:
-    """Read one result.
-
-    Raises:
-        InputRefusedError: it cannot be read, is not JSON, has another schema version or does not fit the schema.
-    """
-    try:
-        value = read_json(path.read_bytes())
-        # No result that we wrote has half a surrogate pair, and a report could not be written with one.
-        json.dumps(value, ensure_ascii=False).encode()
-    except OSError as error:
-        raise InputRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputRefusedError(
-            f"{path}: not JSON ({encodable(str(error))}).",
-            remedy="The file is damaged; remove it and run the cell again.",
-        ) from error
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        said = "no schema_version" if version is None else f"schema_version {version!r}"
-        raise InputRefusedError(
-            f"{path}: {said}; this program reads {SCHEMA_VERSION}.",
-            remedy="It is no result of a cell, or another release of the harness wrote it: use that release.",
-        )
-    try:
-        return CellResult.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputRefusedError(
-            f"{path}: not a result of a cell: {place}: {first['msg']} ({error.error_count()} problems).",
-            remedy="The file is damaged or was edited; remove it and run the cell again.",
-        ) from error
-
-
-def result_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the result files that ``paths`` name, each once, in the order given and by name within a directory.
-
-    A file stands for itself. A directory stands for every ``cells/<family>/*.json`` below it. So an output directory
-    can be given, or one that holds those of several shards. A ``cells`` directory may be given too.
-
-    Raises:
-        ConfigurationError: a path that is not there, or a directory without results.
-    """
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
-            files = sorted(path.glob("*/*.json") if path.name == "cells" else path.rglob("cells/*/*.json"))
-            if not files:
-                raise ConfigurationError(
-                    f"{path} holds no results.", remedy="Give an output directory: it holds cells/<family>/<cell>.json."
-                )
-        else:
-            raise ConfigurationError(f"{path} does not exist.", remedy="Give result files or output directories.")
-        found |= dict.fromkeys(file.resolve() for file in files)
-    return list(found)
-
-
-def load_results(paths: Iterable[Path]) -> list[CellResult]:
-    """Read every result that ``paths`` name, see ``result_files`` and ``load_result``.
-
-    Two of one cell are both returned.
-    """
-    return [load_result(path) for path in result_files(paths)]

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from rapidfuzz import fuzz, process
 
 from harness.contract.cell_fields import DEFAULTS, Device
+from harness.counting import counted
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell, Stack
@@ -100,8 +101,8 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
     part = cells[(index - 1) * len(cells) // count : index * len(cells) // count]
     if not part:
         raise NothingSelectedError(
-            f"shard {index}/{count} is empty: only {len(cells)} cells are selected.",
-            remedy=f"Use at most {len(cells)} shards.",
+            f"shard {index}/{count} is empty: only {counted(len(cells), 'cell is', 'cells are')} selected.",
+            remedy=f"Use at most {counted(len(cells), 'shard')}.",
         )
     return part
 
@@ -145,7 +146,7 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     try:
         return Cell.model_validate(fields)
     except ValidationError as error:
-        raise describe(error, fields, Cell, "options") from None
+        raise describe(error, fields, Cell, None) from None
 
 
 def plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
@@ -229,12 +230,12 @@ def _nothing_selected(
     glob: str, ids: Sequence[str], config: MatrixConfig, catalogue: Catalogue, selection: Selection
 ) -> NothingSelectedError:
     """Explain an empty selection: by another profile that has such cells, else by the ids most like the glob."""
-    message = f"{glob!r} selects none of the {len(ids)} cells of profile {selection.profile!r}."
+    message = f"{glob!r} selects none of the {counted(len(ids), 'cell')} of profile {selection.profile!r}."
     for name in config.profiles:
         other = _profile_cells(config, catalogue, replace(selection, profile=name))
         if count := sum(fnmatch.fnmatchcase(cell.id, glob) for cell in other):
             return NothingSelectedError(
-                message, remedy=f"Profile {name!r} has {count} such cells: use --profile {name}."
+                message, remedy=f"Profile {name!r} has {counted(count, 'such cell')}: use --profile {name}."
             )
     near = [str(found[0]) for found in process.extract(glob.replace("*", " "), ids, scorer=fuzz.WRatio, limit=3)]
     remedy = f"The nearest ids: {', '.join(near)}. `harness plan --profile {selection.profile}` lists all."

@@ -36,14 +36,14 @@ def read_model(path: Path, model: type[Model]) -> Model:
         raise describe(error, data, model, str(path)) from None
 
 
-def describe(error: ValidationError, data: object, model: type[BaseModel], label: str) -> ConfigurationError:
+def describe(error: ValidationError, data: object, model: type[BaseModel], label: str | None) -> ConfigurationError:
     """Turn pydantic's errors into one of ours.
 
     Args:
         error: what validating ``data`` raised.
         data: the input, walked to tell keys from the names of pydantic's own union branches.
         model: what ``data`` was validated as; its fields are the known keys.
-        label: the file's name, first in the message.
+        label: the file's name, first in the message; None where the keys are options of a command.
     """
     by_path: dict[tuple[Key, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
@@ -99,7 +99,7 @@ def _dotted(keys: Sequence[Key]) -> str:
 
 
 def _describe_one(
-    details: Sequence[ErrorDetails], keys: tuple[Key, ...], model: type[BaseModel], label: str
+    details: Sequence[ErrorDetails], keys: tuple[Key, ...], model: type[BaseModel], label: str | None
 ) -> ConfigurationError:
     """Describe what is wrong at one key path. Several details are the branches of a union, none of which fitted."""
     detail = details[0]
@@ -109,7 +109,8 @@ def _describe_one(
         if kind == "missing":
             return ConfigurationError(f"{parent}: the key {str(keys[-1])!r} is missing.")
         return UnknownNameError("key", str(keys[-1]), _known_keys(model, keys[:-1]), where=parent)
-    place = f"{label}: {_dotted(keys)}" if keys else label
+    option = f"--{_dotted(keys).replace('_', '-')}"
+    place = option if label is None else f"{label}: {_dotted(keys)}" if keys else label
     counting = " (entries are counted from 0)" if any(isinstance(key, int) for key in keys) else ""
     if len(details) == 1 and kind == "literal_error" and isinstance(value, str):
         choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))

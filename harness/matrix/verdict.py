@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from harness.contract.outcomes import HARMLESS, Outcome, Status, worst
+from harness.contract.outcomes import HARMLESS, Status, worst
 from harness.contract.stages import STAGES, TABLE, StageName
 from harness.evidence import missing_evidence, missing_of_stages
 from harness.matrix.catalogue import RecipeFacts, read_catalogue
 from harness.matrix.expectations import Expectation
+from harness.planted import PlantedFault, planted_fault
 from harness.result import CellResult, StageResult
-
-NOTICED: tuple[Outcome, ...] = ("noop", "fail", "blind")
-"""What gates end in that have noticed a broken merge: ``blind`` where one of several checks let it through."""
 
 EVERYWHERE = frozenset({"attention", "expert"})
 """Kinds that every family has. Another kind of its recipe a cell may lack."""
@@ -61,8 +59,8 @@ def judge(
 
     No declaration is about a cell whose merge was broken on purpose. It is a regression, whatever happened in it.
     """
-    if result.cell.fault is not None:
-        return Verdict(status="regression", sentence=_of_planted_fault(result, result.cell.fault))
+    if (planted := planted_fault(result)) is not None:
+        return Verdict(status="regression", sentence=_of_planted(planted, result))
     applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
     decided: dict[StageName, Expectation] = {}
     for stage in STAGES:
@@ -90,15 +88,11 @@ def judge(
     return Verdict(status="ok", sentence=result.reason or "every stage passed")
 
 
-def _of_planted_fault(result: CellResult, fault: str) -> str:
-    """Say whether the gates noticed the fault that was planted, which must happen and never passes."""
-    for stage in ("compare", "controls"):
-        outcome = _stage_result(result, stage)
-        if outcome.result in NOTICED:
-            return f"{fault} was planted and noticed: {stage} ended in {outcome.result}: {outcome.reason}"
-    problem = _undeclared(result, (), {})
-    instead = problem.sentence if problem else f"the cell ended in {result.outcome}"
-    return f"{fault} was planted, and no gate has noticed it: {instead}"
+def _of_planted(planted: PlantedFault, result: CellResult) -> str:
+    """Say whether the gates noticed the fault, which must happen and never passes, and what else went wrong."""
+    if planted.alone or (problem := _undeclared(result, (), {})) is None:
+        return planted.sentence
+    return f"{planted.sentence}; {problem.sentence}"
 
 
 def _undeclared(

@@ -27,6 +27,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:SHOWN]) + more
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 tensor``, ``2 tensors``; ``plural`` is what several are, where it is not ``noun`` with an s."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 class MergeError(Exception):
     """A condition that ends the merge.
 

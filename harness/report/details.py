@@ -211,6 +211,13 @@ def reason(row: Row) -> str | None:
     return fold(row.result.reason) if row.result.reason else None
 
 
+def told_by_checks(row: Row) -> bool:
+    """Say whether the reason is the failed checks of its stage once more, in a line (``kl is 0.31, the band is …``)."""
+    result = row.result
+    first = next((check.name for check in result.checks if check.stage == result.stage and not check.passed), None)
+    return first is not None and (result.reason or "").startswith(f"{first} is ")
+
+
 def verdict(row: Row) -> str | None:
     """Return the verdict's sentence on one line where it is news: of something unexpected, and not just the reason
     again.
@@ -222,7 +229,8 @@ def verdict(row: Row) -> str | None:
         return None
     sentence = one_line(row.sentence, 400)
     words = one_line(row.result.reason or "", 80).rstrip("…")
-    return None if words and words in sentence else sentence
+    planted = row.standing in {"fault-noticed", "fault-missed"}
+    return None if words and words in sentence and not planted else sentence
 
 
 def web_link(row: Row) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.contract.outcomes import OUTCOMES, Outcome
+from harness.counting import counted
 from harness.report.table import STANDINGS, Row, Standing
 
 Colour = Literal["green", "amber", "red"]
@@ -21,6 +22,8 @@ _NOUNS: dict[Standing, tuple[str, str]] = {
     "regression": ("regression", "regressions"),
     "unexpected-pass": ("unexpected pass", "unexpected passes"),
     "not-run": ("not run", "not run"),
+    "fault-noticed": ("planted fault noticed", "planted faults noticed"),
+    "fault-missed": ("planted fault NOT NOTICED", "planted faults NOT NOTICED"),
     "flaky": ("flaky", "flaky"),
     "known-failure": ("known failure", "known failures"),
 }
@@ -50,9 +53,9 @@ class Summary:
         return {"green": "All ok", "amber": "Nothing unexpected", "red": "Needs a look"}[self.colour]
 
 
-def counted(count: int, standing: Standing) -> str:
+def count_of(standing: Standing, count: int) -> str:
     """Return ``1 regression``, ``2 known failures``, ``3 not run``."""
-    return f"{count} {_NOUNS[standing][count != 1]}"
+    return counted(count, *_NOUNS[standing])
 
 
 def _count_outcomes(rows: Iterable[Row]) -> dict[Outcome, int]:
@@ -71,7 +74,7 @@ def _troubles(rows: list[Row], standings: dict[Standing, int]) -> str:
         if standing == "ok":
             continue
         which = _listed(_count_outcomes(row for row in rows if row.standing == standing))
-        parts.append(counted(count, standing) + (f" ({which})" if standing == "regression" else ""))
+        parts.append(count_of(standing, count) + (f" ({which})" if standing == "regression" else ""))
     return ", ".join(parts)
 
 
@@ -96,8 +99,10 @@ def summarise(rows: Iterable[Row]) -> Summary:
         expected = all(row.as_expected for row in rows)
         colour = "amber" if expected else "red"
         end = "; nothing unexpected" if expected else ""
+        if all(row.as_expected or row.standing == "fault-noticed" for row in rows) and not expected:
+            end = ", as it must be; such a cell never passes"
         of_them = f" ({_listed(ok)})" if ok else ""
-        sentence = f"{n_ok} of {len(rows)} cells ok{of_them}; {_troubles(rows, standings)}{end}."
+        sentence = f"{n_ok} of {counted(len(rows), 'cell')} ok{of_them}; {_troubles(rows, standings)}{end}."
     return Summary(
         cells=len(rows),
         standings=standings,

@@ -15,12 +15,13 @@ from packaging.version import Version
 
 from harness.contract.outcomes import AS_EXPECTED, HARMLESS, Status
 from harness.matrix.cell import Cell
+from harness.planted import planted_fault
 from harness.report import figures
 from harness.result import CellResult
 
-Standing = Status | Literal["not-run"]
+Standing = Status | Literal["not-run", "fault-noticed", "fault-missed"]
 STANDINGS: tuple[Standing, ...] = (
-    "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
+    "fault-missed", "regression", "unexpected-pass", "not-run", "fault-noticed", "flaky", "known-failure", "ok",
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
 
@@ -55,7 +56,12 @@ class Row:
 
     @property
     def standing(self) -> Standing:
-        """The status, or ``not-run``."""
+        """The status, or ``not-run``; of a cell with a planted fault, whether the gates noticed it and nothing else."""
+        planted = planted_fault(self.result) if self.status == "regression" else None
+        if planted is not None and planted.state == "missed":
+            return "fault-missed"
+        if planted is not None and planted.state == "noticed" and planted.alone:
+            return "fault-noticed"
         return self.status or "not-run"
 
     @property

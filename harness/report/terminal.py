@@ -16,8 +16,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from harness.counting import counted
 from harness.report import quantized
-from harness.report.details import failed_checks, reason, verdict
+from harness.report.details import failed_checks, reason, told_by_checks, verdict
 from harness.report.figures import MISSING
 from harness.report.look import Tone, look, outcome_text
 from harness.report.summary import summarise
@@ -99,7 +100,7 @@ def print_declared(console: Console, rows: Iterable[Row]) -> None:
             declared.setdefault((row.expectation_reason, row.expectation_link), []).append(row)
     for (words, link), found in declared.items():
         head = Text(outcome_text(found[0]), style=_STYLES[look(found[0]).tone])
-        cells = f" ({len(found)} cells)" if len(found) > 1 else ""
+        cells = f" ({counted(len(found), 'cell')})" if len(found) > 1 else ""
         head.append(f"{cells}, as declared: {one_line(words, 2000)}", style="default")
         console.print(head, soft_wrap=True)
         if link:
@@ -109,10 +110,12 @@ def print_declared(console: Console, rows: Iterable[Row]) -> None:
 def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | str | None) -> None:
     """Print why a cell is not a pass: phase, checks, reason, the end of its log, the log's path, how to reproduce it.
 
+    What the checks say already is not said again.
+
     Args:
         console: where to print.
         row: the cell.
-        log_tail: the last lines of the cell's log; folded here when it is long.
+        log_tail: the last lines of the cell's log, up to the end of its phase; folded here when it is long.
         log_path: where the log lies, as the user can open it; None when there is none.
     """
     result = row.result
@@ -131,14 +134,15 @@ def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | st
         say("verdict", sentence)
     for check in failed_checks(row):
         say("check", check)
-    words = (reason(row) or "none given").split("\n")
-    say("reason", words[0])
-    if words[1:]:
-        block("\n".join(words[1:]))
+    if not told_by_checks(row):
+        words = (reason(row) or "none given").split("\n")
+        say("reason", words[0])
+        if words[1:]:
+            block("\n".join(words[1:]))
     if row.expectation_reason:
         say("declared", clean(" ".join(filter(None, (row.expectation_reason, row.expectation_link)))))
-    if log_tail.strip():
-        say("log", "its last lines")
+    if log_tail.strip() and not told_by_checks(row):
+        say("log", f"up to the end of {result.stage}" if result.stage else "its last lines")
         block(fold(log_tail, max_lines=40))
     if log_path is not None:
         say("log at", clean(str(log_path)))

@@ -38,10 +38,11 @@ class UnsupportedError(Exception):
 
 
 class Observation:
-    """The growing record of one cell."""
+    """The growing record of one cell, or of a merge in it that is broken on purpose and must be rejected."""
 
-    def __init__(self, path: Path, data: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, data: dict[str, Any] | None = None, *, broken: bool = False) -> None:
         self.path = path
+        self._broken = broken
         self.data: dict[str, Any] = data or {"stages": {}, "checks": [], "metrics": {}, "timings": {}, "running": None}
 
     @classmethod
@@ -106,7 +107,10 @@ class Observation:
         find(name, stage)
         entry = {"name": name, "stage": stage, "value": value, "band": band, "passed": bool(passed)}
         self.data["checks"].append({**entry, "detail": None if passed else detail})
-        print(f"    check {name}: {value} ({band}) {'ok' if passed else 'FAILED'}", flush=True)
+        if self._broken:
+            print(f"        {name}: {value} ({band}) {'in its band' if passed else 'noticed'}", flush=True)
+        else:
+            print(f"    check {name}: {value} ({band}) {'ok' if passed else 'FAILED'}", flush=True)
 
     def close(
         self,

@@ -113,6 +113,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> No
         code = process.wait(timeout=60)
     finished = list((out / "cells").rglob("*.json"))
     report = json.loads((out / "report.json").read_text())
+    again = harness("report", out, "--out", tmp_path / "again")
 
     assert code == 130, "".join(seen) + rest
     assert not [
@@ -121,6 +122,9 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> No
     assert 1 <= len(finished) < 4
     assert len(report["rows"]) == 4
     assert "--resume" in rest
+    assert again.returncode == 1
+    assert f"{4 - len(finished)} not run" in again.stdout
+    assert json.loads((tmp_path / "again" / "report.json").read_text())["summary"] == report["summary"]
 
 
 def test_resume_takes_over_what_is_finished(tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_bf16_is_rounded_once(matrix_run: Ran) -> None:
     assert metrics["dtype_changes"] == 0
 
 
+@pytest.mark.parametrize("cell", PASSING)
+def test_a_kept_adapter_finds_its_base(matrix_run: Ran, cell: str) -> None:
+    work = matrix_run.work(cell)
+    configs = [json.loads(path.read_text()) for path in work.glob("*/adapter_config.json")]
+
+    assert configs
+    for config in configs:
+        assert config["base_model_name_or_path"] == str(work / "base")
+    assert (work / "base" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_nothing_of_the_machine_stays_in_a_result(matrix_run: Ran, cell: str) -> None:
     text = json.dumps(matrix_run.result(cell))

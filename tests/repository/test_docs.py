@@ -222,6 +222,7 @@ def test_the_page_of_the_command_line_is_up_to_date(tmp_path: Path) -> None:
         ("run", "--engine", "harness/engines", "^ENGINE"),
         ("run", "--fault", "harness/faults", "^FAULT"),
         ("matrix", "--executor", "harness/execution/executors", "^(def )?runner"),
+        ("bench", "--only", "harness/bench/cases", "^ORDER"),
     ],
 )
 def test_the_terminal_names_a_folder_s_files_and_the_page_the_folder(
@@ -241,7 +242,7 @@ def test_the_terminal_names_a_folder_s_files_and_the_page_the_folder(
 
     assert shown is not None
     assert {name.replace("-", "_") for name in shown[1].split(", ")} == files
-    assert said.endswith(f"One of {folder}.")
+    assert said.endswith(f"One of the names of the files in `{folder}`, which `--help` lists.")
 
 
 def sessions() -> set[str]:

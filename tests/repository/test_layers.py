@@ -27,13 +27,17 @@ IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults", "def
 ALLOWED: Mapping[str, frozenset[str]] = {
     "contract": frozenset({"contract"}),
     "errors": frozenset(),
+    "counting": frozenset(),
     "matrix.cell": frozenset({"contract"}),
     "result": frozenset({"contract", "matrix.cell", "faults"}),
     "evidence": frozenset({"contract", "result", "faults", "definitions"}),
-    "matrix": frozenset({"contract", "matrix", "matrix.cell", "errors", "evidence", "result"}),
+    "planted": frozenset({"contract", "result", "faults"}),
+    "matrix": frozenset({"contract", "matrix", "matrix.cell", "counting", "errors", "evidence", "planted", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
-    "execution": frozenset({"contract", "execution", "envs", "matrix.cell", "errors", "evidence", "result"}),
-    "report": frozenset({"contract", "report", "matrix.cell", "result", "faults"}),
+    "execution": frozenset(
+        {"contract", "execution", "envs", "matrix.cell", "counting", "errors", "evidence", "result"}
+    ),
+    "report": frozenset({"contract", "report", "matrix.cell", "counting", "faults", "planted", "result"}),
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),
@@ -51,6 +55,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
             "envs",
             "execution",
             "report",
+            "counting",
             "errors",
             "result",
         }

@@ -11,6 +11,7 @@ process of its own, so that a cell which kills its worker ends as what it is.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shlex
 import shutil
@@ -123,7 +124,7 @@ class LocalRunner:
             ParentLostError: its warm worker has died or was spoilt, so that there is nothing to say of the cell.
         """
         started = utc_now()
-        work = self._make_work()
+        work = self._make_work(job.cell)
         try:
             ended, home = self._run_in(work, job, warm=warm)
             if ended.ending == "cancelled":
@@ -133,23 +134,40 @@ class LocalRunner:
                 raise ParentLostError(ended.detail)
             return self._result(job, work, home, ended, started)
         finally:
-            if self._context.keep:
-                _keep(work, self._context.scratch / job.cell.family / job.cell.file_stem)
-            else:
+            shutil.rmtree(self._temporary(work), ignore_errors=True)
+            if not self._context.keep:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _make_work(self) -> Path:
-        """Make a work directory.
+    def _make_work(self, cell: Cell) -> Path:
+        """Make a work directory; one that is kept has from the start the name that its cell has everywhere else.
+
+        What is written there names it (an adapter names its base), so it cannot be moved afterwards. One from an
+        earlier run, or from a warm worker that was lost, is removed.
 
         Raises:
             EnvironmentFailedError: it cannot be made.
         """
-        with writing("a cell's work directory", self._context.scratch):
-            self._context.scratch.mkdir(parents=True, exist_ok=True)
-            # Short names: libraries make sockets below it, and the path of a socket has at most 107 characters.
-            work = Path(tempfile.mkdtemp(prefix="cell-", dir=self._context.scratch))
-            (work / "tmp").mkdir()
+        scratch = self._context.scratch
+        with writing("a cell's work directory", scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            if self._context.keep:
+                work = scratch / cell.family / cell.file_stem
+                for old in filter(Path.exists, (work, self._temporary(work))):
+                    shutil.rmtree(old)
+                work.mkdir(parents=True)
+            else:
+                work = Path(tempfile.mkdtemp(prefix="cell-", dir=scratch))
+            self._temporary(work).mkdir()
         return work
+
+    def _temporary(self, work: Path) -> Path:
+        """Return where a cell's temporary files go.
+
+        Its path is short: libraries make sockets below it, and the path of a socket has at most 107 characters.
+        """
+        if not self._context.keep:
+            return work / "tmp"
+        return self._context.scratch / f"tmp-{hashlib.sha256(str(work).encode()).hexdigest()[:8]}"
 
     def _run_in(self, work: Path, job: _Job, *, warm: bool) -> tuple[SupervisedExit, Path | None]:
         """Run the cell in one process, forked by a warm worker where there is one; return that worker's home too."""
@@ -224,7 +242,7 @@ class LocalRunner:
 
     def _variables(self, job: _Job, work: Path) -> dict[str, str]:
         """All variables of the cell's process."""
-        return {**self._environment(job, work / "tmp"), TOKEN: job.token}
+        return {**self._environment(job, self._temporary(work)), TOKEN: job.token}
 
     def _environment(self, job: _Job, scratch: Path) -> dict[str, str]:
         return self._context.child_environment(
@@ -264,19 +282,6 @@ runner = LocalRunner
 def _write(request: WorkerRequest) -> Path:
     with writing("a cell's request", request.work):
         return request.write()
-
-
-def _keep(work: Path, place: Path) -> None:
-    """Give a work directory the name that its cell has everywhere else, in place of one from an earlier run.
-
-    One that the cell itself has removed is not there to be kept.
-    """
-    if not work.is_dir():
-        return
-    if place.exists():
-        shutil.rmtree(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    work.rename(place)
 
 
 def _stack_record(environment: PreparedEnvironment) -> StackRecord:

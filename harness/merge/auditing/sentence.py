@@ -14,6 +14,7 @@ from harness.merge.auditing.tensor_verdict import (
     count_untargeted,
 )
 from harness.merge.base.names import Kind
+from harness.merge.errors import counted
 
 PLURALS: Mapping[Kind, str] = {
     "attention": "attention",
@@ -86,7 +87,7 @@ def _about_the_other_tensors(rows: Sequence[TensorVerdict]) -> Iterator[str]:
     changed = count_untargeted(rows)["changed"]
     if changed:
         absent = sum(row.detail == "absent" for row in rows if row.verdict == "changed")
-        told = f"{changed} tensors that the adapter does not cover are"
+        told = f"{counted(changed, 'tensor')} that the adapter does not cover {'is' if changed == 1 else 'are'}"
         yield (
             f"{told} absent"
             if absent == changed
@@ -129,9 +130,9 @@ def _about(every: Sequence[TensorVerdict], kind: Kind, counts: Counter[Verdict],
 def _how_many(rows: list[TensorVerdict], verdict: Verdict, name: str) -> str:
     found = [row for row in rows if row.verdict == verdict]
     faulty, held = sum(len(row.at_fault) for row in found), sum(sum(row.slices.values()) for row in found)
-    tensors = f"{len(found)} {name} tensor{'s' if len(found) > 1 else ''}"
+    tensors = counted(len(found), f"{name} tensor")
     if faulty < held:
-        tensors += f" ({faulty} of their {held} experts)"
+        tensors += f" ({faulty} of their {counted(held, 'expert')})"
     return f"{tensors} {'were' if len(found) > 1 else 'was'}"
 
 

@@ -21,7 +21,7 @@ from harness.merge.auditing.merged_checkpoint import open_merged
 from harness.merge.auditing.missing_files import missing_files
 from harness.merge.auditing.report import AuditReport
 from harness.merge.auditing.tensor_verdict import TensorVerdict
-from harness.merge.errors import listed
+from harness.merge.errors import counted, listed
 from harness.merge.files.any_path import AnyPath
 from harness.merge.plan.estimate import default_threads
 from harness.merge.plan.output_shards import Output, output_shard
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 def _counted(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{value} ({count} tensors)" for value, count in sorted(Counter(values).items()))
+    return tuple(f"{value} ({counted(count, 'tensor')})" for value, count in sorted(Counter(values).items()))
 
 
 def _jobs(wanted: Mapping[str, Output]) -> Iterator[tuple[list[str], int]]:

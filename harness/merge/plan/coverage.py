@@ -16,7 +16,7 @@ from harness.merge.adapter.adapter import Adapter
 from harness.merge.adapter.patterns import ALL_LINEAR, names_suffix, targets_module
 from harness.merge.base.index import Index
 from harness.merge.base.names import PARAMETER_OF, kind_of, layer_of, split
-from harness.merge.errors import UncoveredTargetsError, UnsafePatternError, listed
+from harness.merge.errors import UncoveredTargetsError, UnsafePatternError, counted, listed
 
 NO_LINEARS = frozenset({"lm_head", "embed_tokens"})
 """What ``all-linear`` leaves out: the output layer, and an embedding is no Linear."""
@@ -115,8 +115,8 @@ def check_coverage(index: Index, adapter: Adapter, reached: frozenset[str]) -> t
             missing += stems[False]
     if missing:
         raise UncoveredTargetsError(
-            f"the adapter's configuration targets {len(set(missing))} tensors that none of its lora pairs reach:"
-            f" {listed(set(missing))}.",
+            f"the adapter's configuration targets {counted(len(set(missing)), 'tensor')} that none of its"
+            f" lora pairs reach: {listed(set(missing))}.",
             "The adapter is incomplete, or was made for another model; save or download it again.",
         )
     return tuple(notes)

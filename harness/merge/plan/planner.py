@@ -18,11 +18,12 @@ from harness.merge.adapter.adapter import Adapter, open_adapter
 from harness.merge.adapter.layout import BPacking, Decision, IoLayout, decide_b_packing, decide_io_layout
 from harness.merge.adapter.patterns import names_within
 from harness.merge.base.checkpoint import open_checkpoint
+from harness.merge.base.codecs import codecs
 from harness.merge.base.expert_parameters import Place
 from harness.merge.base.index import Index
 from harness.merge.base.names import expert_module, kind_of, layer_of
 from harness.merge.base.weight import QuantisedSource, Weight
-from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, listed
+from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, counted, listed
 from harness.merge.files.any_path import AnyPath, as_paths
 from harness.merge.plan.ancestry import ancestry_notes
 from harness.merge.plan.coverage import check_coverage
@@ -167,8 +168,7 @@ def _weights_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) ->
         return [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise UsageError(
-            f"{len(adapters)} {'adapter was' if len(adapters) == 1 else 'adapters were'} given, and {len(weights)}"
-            f" {'weight' if len(weights) == 1 else 'weights'}.",
+            f"{counted(len(adapters), 'adapter was', 'adapters were')} given, and {counted(len(weights), 'weight')}.",
             "Give a weight for each adapter, in the same order, or none.",
         )
     # The comparison holds for integers of any size, and NaN and infinity fail it.
@@ -192,6 +192,9 @@ def _check_base(index: Index, base_as: BaseAs | None, quantization: str | None) 
     Raises:
         UsageError: the base is not what was said.
     """
+    known = {name for codec in codecs().values() for name in codec.FORMATS} | codecs().keys()
+    if quantization is not None and quantization not in known:
+        raise UsageError(f"unknown quantization {str(quantization)[:80]!r}.", f"Known: {', '.join(sorted(known))}.")
     quantised = [
         weight.source for weight in index.weights.by_key.values() if isinstance(weight.source, QuantisedSource)
     ]

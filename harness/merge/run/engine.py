@@ -97,7 +97,8 @@ def prepared(plan: MergePlan, compute: ComputeOptions) -> Iterator[Prepared]:
         device = torch.empty(0, device=compute.device).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"torch cannot use the device {compute.device!r} here: {str(error).splitlines()[0]}"
+            f"torch cannot use the device {compute.device!r} here: {str(error).splitlines()[0]}",
+            "Leave out --device, which means cpu, or run it where a CUDA build of torch sees a GPU.",
         ) from error
     threads = compute.threads or default_threads()
     with InputFiles() as files, one_thread_per_operation():

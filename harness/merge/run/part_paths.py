@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.merge.errors import SHOWN, UsageError, listed
+from harness.merge.errors import SHOWN, UsageError, counted, listed
 from harness.merge.plan.output_shards import OutputShard
 from harness.merge.publish.publish import glob_escape
 from harness.merge.publish.target import Target, check_apart, check_target, real_path
@@ -38,7 +38,7 @@ def shards_of_part(shards: Sequence[OutputShard], part: int, parts: int) -> list
         raise UsageError(f"there is no part {part} of {parts}.", "Count parts from 1: --shard 1/4 to --shard 4/4.")
     if parts > len(shards):
         raise UsageError(
-            f"the base has {len(shards)} shards, which cannot be shared out to {parts}.", "Use fewer parts."
+            f"the base has {counted(len(shards), 'shard')}, which cannot be shared out to {parts}.", "Use fewer parts."
         )
     return list(range(part - 1, len(shards), parts))
 
@@ -64,7 +64,7 @@ def find_parts(out: Path, shards: int) -> list[Path]:
         )
     parts = divisions[0]
     if parts > shards:
-        raise UsageError(f"the base has {shards} shards, which cannot have been shared out to {parts}.")
+        raise UsageError(f"the base has {counted(shards, 'shard')}, which cannot have been shared out to {parts}.")
     if missing := [part for part in range(1, parts + 1) if (parts, part) not in numbers]:
         raise UsageError(
             f"of {parts} parts of {out.name}, these are missing: {listed(str(part) for part in missing)}.",

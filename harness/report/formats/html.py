@@ -24,7 +24,7 @@ from harness.contract.outcomes import OUTCOMES
 from harness.report import details, figures, quantized, shims
 from harness.report.format import Format
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
-from harness.report.summary import counted, summarise
+from harness.report.summary import count_of, summarise
 from harness.report.table import COLUMNS, STANDINGS, Row, ordered, stack_title
 from harness.report.text import clean, one_line
 
@@ -180,7 +180,7 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
         generated=None if generated is None else one_line(generated),
         summary=summary,
         tallies=[
-            {"standing": name, "text": counted(count, name), "look": look(next(r for r in rows if r.standing == name))}
+            {"standing": name, "text": count_of(name, count), "look": look(next(r for r in rows if r.standing == name))}
             for name, count in summary.standings.items()
         ],
         overview=overview(rows),

@@ -39,7 +39,7 @@ def _verdict(row: Row) -> Error | Failure | Skipped | None:
         return None
     if row.as_expected:
         verdict = Skipped(message, kind)
-    elif row.standing == "unexpected-pass" or (row.standing == "regression" and row.result.outcome in _REJECTED):
+    elif row.standing == "unexpected-pass" or (row.status == "regression" and row.result.outcome in _REJECTED):
         verdict = Failure(message, kind)
     else:
         verdict = Error(message, kind)

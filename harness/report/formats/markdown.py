@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report import quantized
-from harness.report.details import failed_checks, reason, verdict, web_link
+from harness.report.details import failed_checks, reason, told_by_checks, verdict, web_link
 from harness.report.format import Format
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
 from harness.report.pipe_table import pipe_table
@@ -116,7 +116,7 @@ def _entry(rows: Sequence[Row]) -> Iterator[str]:
         yield code_span(sentence)
     if checks := failed_checks(first):
         yield "\n".join(f"- {code_span(check)}" for check in checks)
-    if words := reason(first):
+    if (words := reason(first)) and not told_by_checks(first):
         yield code_block(words)
     if first.expectation_reason:
         link = web_link(first)

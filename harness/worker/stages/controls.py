@@ -41,9 +41,9 @@ def _judged(
     model = load_model(broken, request)
     logits, samples = logits_of(model, request, vocab), samples_of(model, request, vocab)
     save_view(request.work, broken.name, {"logits": logits}, samples)
-    scratch = Observation(request.work / f"{broken.name}-observation.json")
+    scratch = Observation(request.work / f"{broken.name}-observation.json", broken=True)
     scratch.data["base_sha256"] = observation.data["base_sha256"]
-    print(f"    {broken.name}: each FAILED below is a fault that was noticed", flush=True)
+    print(f"    {broken.name}: broken on purpose, must be noticed", flush=True)
     judge(scratch, request, checkpoint, merged=broken, view=broken.name)
     return scratch
 

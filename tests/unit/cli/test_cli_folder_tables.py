@@ -57,7 +57,7 @@ def test_a_codec_is_named_by_its_file_unless_it_has_names_of_its_own(tmp_path: P
     (tmp_path / "int8_row.py").write_text(
         '"""A scale for each row: ``weight`` (I8).\n\nMore."""\nimport absent_library\n'
     )
-    (tmp_path / "pair.py").write_text('"""Two codes."""\n\nNAMES = ("one", "two")\n')
+    (tmp_path / "pair.py").write_text('"""Two codes."""\n\nFORMATS = ("one", "two")\n')
 
     table = codec_table(tmp_path)
     assert "\n| `int8_row` | A scale for each row: `weight` (I8) |\n" in table

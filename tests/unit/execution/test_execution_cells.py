@@ -69,6 +69,19 @@ def test_work_directories_are_removed_unless_kept(tmp_path: Path, processes: Pro
     assert request["bands"] == {"kl_max": 1e-9}
 
 
+def test_a_work_directory_is_kept_where_it_was_written(tmp_path: Path, processes: ProcessOrigin) -> None:
+    """What is in it names it: an adapter names its base."""
+    for _ in range(2):
+        run_cells([cell("passes")], services(tmp_path), Recorder(), keep=True, processes=processes)
+    stem = cell("passes").file_stem
+    work = tmp_path / "scratch" / "qwen3_moe" / stem
+    log = (tmp_path / "out" / "cells" / "qwen3_moe" / f"{stem}.log").read_text()
+
+    assert log.splitlines()[1] == f"cwd {work}"
+    assert work.is_dir()
+    assert list((tmp_path / "scratch").iterdir()) == [tmp_path / "scratch" / "qwen3_moe"]
+
+
 def test_a_hang_is_a_timeout_of_the_stage_it_hangs_in(tmp_path: Path, processes: ProcessOrigin) -> None:
     began = time.monotonic()
     result = run_one(tmp_path, "hangs", processes, limits=Limits(seconds=1.0, grace=0.3, interval=0.05))

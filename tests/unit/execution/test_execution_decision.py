@@ -88,7 +88,7 @@ def test_any_one_failed_check_is_no_pass(name: str, stage: StageName) -> None:
     expected = "blind" if name == "signal" or stage == "controls" else "fail"
 
     assert (result.outcome, result.stage) == (expected, stage)
-    assert result.reason == f"{name} is 1.0, the band is any"
+    assert result.reason == f"{name} is 1, the band is any"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from harness.contract.checks import TABLE
 from harness.contract.outcomes import Ended
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.execution.finalise import StackRecord, finalise
+from harness.execution.loading import load_result
 from harness.execution.observation import parse_observation
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore, load_result
+from harness.execution.store import ResultStore
 from harness.execution.supervise import SupervisedExit
 from harness.result import CellResult
 

@@ -18,8 +18,8 @@ from harness.envs.indexes import IndexSettings
 from harness.envs.uv_command import uv_environment
 from harness.execution.deadman import TOKEN, Deadman, carriers, kill_carriers
 from harness.execution.interrupt import signals_set
+from harness.execution.loading import load_results
 from harness.execution.runner import ProcessOrigin
-from harness.execution.store import load_results
 
 DRIVER = """
 import subprocess, sys
@@ -134,7 +134,7 @@ def test_a_signal_ends_children_keeps_results_and_exits_130(
     _, errors = driver.communicate(timeout=20)
 
     assert driver.returncode == 130
-    assert errors == "Interrupted: 1 of 3 cells have a result, which is kept.\n"
+    assert errors == "Interrupted: 1 of 3 cells has a result, which is kept.\n"
     assert not any(alive(pid) for pid in noted(folder))
     assert running_from(folder) == []
     assert (folder / "partial").read_text() == "pass"

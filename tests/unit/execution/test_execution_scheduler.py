@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.envs import Unresolvable
 from harness.errors import ConfigurationError, EnvironmentFailedError, NothingSelectedError, VersionNotFoundError
 from harness.execution.agenda import Agenda, stack_key
+from harness.execution.loading import load_found
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.store import load_result
 from harness.matrix.cell import Cell, Stack
@@ -168,9 +169,33 @@ def test_a_run_can_be_cancelled_from_elsewhere(tmp_path: Path) -> None:
     assert [result.cell_id for result in report.results] == [plan[0].id]
     assert list(report.unfinished) == plan[1:]
     assert sorted(path.name for path in (tmp_path / "out" / "cells" / "qwen3_moe").iterdir()) == [
+        f"{plan[1].file_stem}.planned",
+        f"{plan[2].file_stem}.planned",
         f"{plan[0].file_stem}.json",
         f"{plan[0].file_stem}.log",
     ]
+
+
+def test_a_folder_knows_what_is_missing_until_a_later_run_has_it(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+
+    class Canceller(Recorder):
+        def cell_finished(self, result: CellResult, *, reused: bool) -> None:
+            super().cell_finished(result, reused=reused)
+            cancelled.set()
+
+    plan = [cell(), cell(seed=1)]
+    run_cells(plan, services(tmp_path), Recorder())
+    with pytest.raises(RunInterruptedError):
+        run_cells(plan, services(tmp_path), Canceller(), cancelled=cancelled)
+    interrupted = load_found([tmp_path / "out"])
+    run_cells(plan, services(tmp_path), Recorder(), resume=True)
+    whole = load_found([tmp_path / "out"])
+
+    assert [result.cell_id for result in interrupted.results] == [plan[0].id]
+    assert list(interrupted.planned.values()) == plan[1:]
+    assert {result.cell_id for result in whole.results} == {one.id for one in plan}
+    assert whole.planned == {}
 
 
 def test_a_cancellation_after_the_last_cell_interrupts_nothing(tmp_path: Path) -> None:
@@ -183,7 +208,7 @@ def test_a_cancellation_after_the_last_cell_interrupts_nothing(tmp_path: Path) -
 
     assert not run_cells([cell()], services(tmp_path), Late(), cancelled=cancelled).interrupted
     cancelled.clear()
-    with pytest.raises(RunInterruptedError, match="1 of 2 cells have a result"):
+    with pytest.raises(RunInterruptedError, match="1 of 2 cells has a result, which is kept"):
         run_cells([cell(), cell("slow")], services(tmp_path), Late(), cancelled=cancelled)
 
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, InputRefusedError
-from harness.execution.files import tail, write_atomically
+from harness.execution.files import stage_tail, tail, write_atomically
+from harness.execution.loading import load_found, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore, load_result, load_results, result_files
+from harness.execution.store import ResultStore, alone_in
 from harness.result import CellResult
 
 
@@ -103,6 +104,64 @@ def test_a_path_without_results_is_an_error(tmp_path: Path, name: str) -> None:
         result_files([tmp_path / name])
 
 
+def test_a_planned_cell_without_a_result_is_found_and_an_older_result_is_not_its(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "out")
+    done, again, never = result(0), result(1), result(2)
+    store.save(again)
+    store.plan([done.cell, again.cell, never.cell])
+    store.save(done)
+    store.finish(done.cell)
+    found = load_found([tmp_path])
+
+    assert found.results == [done]
+    assert list(found.planned.values()) == [again.cell, never.cell]
+    assert load_results([tmp_path]) == [again, done]
+
+
+def test_a_folder_that_only_has_a_plan_is_one_in_which_nothing_was_run(tmp_path: Path) -> None:
+    ResultStore(tmp_path).plan([cell()])
+
+    assert list(load_found([tmp_path / "cells"]).planned.values()) == [cell()]
+
+
+def test_a_cell_that_was_run_elsewhere_is_not_missing(tmp_path: Path) -> None:
+    one, two = (ResultStore(tmp_path / name) for name in ("one", "two"))
+    one.plan([cell(), result().cell])
+    two.plan([cell()])
+    two.save(result())
+
+    assert load_found([tmp_path]).results == [result()]
+    assert list(load_found([tmp_path]).planned.values()) == [cell()]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "not a planned cell"),
+        (b'{"family": "\\ud800"}', "surrogates not allowed"),
+        (b'{"family": "[red]", "recipe": "../x"}', "not a planned cell"),
+        (cell("other").model_dump_json().encode(), "but qwen3_moe/other@"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    ResultStore(tmp_path).plan([cell()])
+    [path] = (tmp_path / "cells").rglob("*.planned")
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError, match=re.escape(words)) as caught:
+        load_found([tmp_path])
+
+    assert str(path) in caught.value.message
+
+
+def test_a_plan_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells" / "qwen3_moe" / "lora.planned"
+    path.mkdir(parents=True)
+    with pytest.raises(InputRefusedError, match="Is a directory"):
+        load_found([tmp_path])
+
+
 def test_a_log_gets_its_name_with_its_result(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     one = result()
@@ -121,6 +180,45 @@ def test_the_tail_of_a_file(tmp_path: Path) -> None:
     assert tail(path, lines=2) == "last but one\nlast \N{REPLACEMENT CHARACTER}"
     assert len(tail(path)) < 17_000
     assert tail(tmp_path / "none") == ""
+
+
+def test_the_tail_of_a_stage_leaves_out_the_stages_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("=== stage train\nTypeError: x\n=== stage train: raised in 1 s\n=== stage merge\nok\n")
+
+    assert stage_tail(path, "train", lines=2) == "TypeError: x\n=== stage train: raised in 1 s"
+    assert stage_tail(path, "merge", lines=1) == stage_tail(path, None, lines=1) == "ok"
+    assert stage_tail(tmp_path / "none", "train") == ""
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from harness.execution.store import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_into_a_directory_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ConfigurationError, match="Another `harness matrix` is writing to") as caught, alone_in(out):
+            pass
+        first.kill()
+    with alone_in(out):
+        pass
+
+    assert caught.value.exit_code == 2
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_it_is_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="Not a directory"), alone_in(tmp_path / "file" / "out"):
+        pass
 
 
 PLACES = {

@@ -452,7 +452,8 @@ def test_a_kept_work_directory_is_that_of_the_run_that_counts(tmp_path: Path) ->
     kept = tmp_path / "scratch" / "qwen3_moe" / cell("kills-its-parent-once").file_stem
 
     assert json.loads((kept / "observation.json").read_text())["done"] is True
-    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["killed", "qwen3_moe"]
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["qwen3_moe"]
+    assert {path.name for path in kept.parent.iterdir()} == {"killed", kept.name}
 
 
 def test_variables_that_imports_set_are_those_of_a_process_of_its_own(tmp_path: Path) -> None:

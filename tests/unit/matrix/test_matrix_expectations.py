@@ -422,14 +422,30 @@ def test_a_cell_with_a_planted_fault_is_never_green_whatever_is_declared(stage: 
         assert (verdict.status, verdict.expectation) == ("regression", None)
 
 
-def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
-    seen = judge(result({"compare": "noop: all dropped"}, cell=FAULTY), [])
-    lost = judge(result({"load": "unsupported: no such family", **after("load", "not_run")}, cell=FAULTY), [])
-    passed = judge(result(cell=FAULTY), [])
+def rejected(*names: str) -> tuple[Check, ...]:
+    return tuple(Check(name=name, stage="compare", value=9, band="<= 1", passed=False) for name in names)
 
-    assert seen.sentence == "base-copied was planted and noticed: compare ended in noop: all dropped"
-    assert lost.sentence == "base-copied was planted, and no gate has noticed it: the cell ended in unsupported"
-    assert passed.sentence.startswith("base-copied was planted, and no gate has noticed it: the result says pass, but")
+
+def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
+    names = ("applied", "kl", "logprob")
+    seen = judge(result({"compare": "noop: all dropped"}, cell=FAULTY, checks=rejected(*names)), [])
+    worse = {"compare": "noop: all dropped", "reload-adapter": "error: no such argument"}
+    both = judge(result(worse, cell=FAULTY, checks=rejected(*names)), [])
+    lost = judge(result({"load": "unsupported: no such family", **after("load", "not_run")}, cell=FAULTY), [])
+
+    assert seen.sentence == "base-copied was planted and noticed, as it must be: rejected by applied, kl, logprob"
+    assert both.sentence == f"{seen.sentence}; reload-adapter ended in error: no such argument"
+    assert lost.sentence == "base-copied was planted, and no gate has judged it: the cell ended in unsupported"
+
+
+def test_a_planted_fault_that_a_check_let_through_is_said_to_be_missed() -> None:
+    passed = judge(result(cell=FAULTY), [])
+    half = judge(result({"compare": "fail: kl", "controls": "blind: x"}, cell=FAULTY, checks=rejected("kl")), [])
+
+    assert passed.sentence.startswith("base-copied was planted and NOT noticed: let through by applied, kl, logprob")
+    assert half.sentence.startswith(
+        "base-copied was planted and NOT noticed: let through by applied, logprob, rejected by kl"
+    )
 
 
 @pytest.mark.parametrize("stage", ["reload-merged", "merge", "train", "compare"])

@@ -249,8 +249,8 @@ def test_a_cell_can_be_named_by_its_parts(config: MatrixConfig, catalogue: Catal
         ({"engine": "refrence"}, "Did you mean 'reference'?"),
         ({"fault": "base-copeid"}, "Did you mean 'base-copied'?"),
         ({"variant": "fused"}, "unknown variant of alpha 'fused'."),
-        ({"dtype": "bfloat16"}, "options: dtype: unknown value 'bfloat16'. Did you mean 'bf16'?"),
-        ({"seed": -1}, "options: seed: -1: "),
+        ({"dtype": "bfloat16"}, "--dtype: unknown value 'bfloat16'. Did you mean 'bf16'?"),
+        ({"seed": -1}, "--seed: -1: "),
     ],
 )
 def test_a_cell_of_unknown_parts_is_refused(

@@ -468,6 +468,7 @@ def test_a_base_that_is_not_what_was_said(tmp_path: Path) -> None:
         (quantised, {"quantization": "fp4"}, "quantised as nf4, not as fp4"),
         (plain, {"base_as": "quantized"}, "not quantised"),
         (plain, {"quantization": "nf4"}, "not quantised"),
+        (plain, {"quantization": "nf5"}, "unknown quantization 'nf5'"),
     ):
         with pytest.raises(errors.UsageError) as caught:
             plan_merge(base, tmp_path / "a", **options)  # type: ignore[arg-type]  # options by name

@@ -195,7 +195,7 @@ def test_nothing_follows_a_merge_that_failed(sample: Sample, tmp_path: Path) -> 
         (("--then", "true", "--shard", "1/2"), "goes with neither"),
         (("--shard", "half"), "Write I/N with 1 <= I <= N"),
         (("--shard", "2"), "Write I/N with 1 <= I <= N"),
-        (("--quantization", "nf5"), "the base is not quantised"),
+        (("--quantization", "nf5"), "unknown quantization 'nf5'"),
         (("--weight", "0.5", "--weight", "1"), "1 adapter was given, and 2 weights"),
         (("--weight", "nan"), "has to be a finite number"),
         (("--base", "x" * 300), "does not exist"),

@@ -328,7 +328,7 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
         (main, "glm4_moe/lora by reference"): ("failure", "noop"),
         (main, "qwen3_5_moe/lora by reference"): ("error", "timeout"),
         (main, "qwen3_moe/lora by reference"): "passed",
-        (main, "qwen3_moe/lora +fault=b-packing by reference"): ("failure", "fail"),
+        (main, "qwen3_moe/lora +seed=3 by reference"): ("failure", "fail"),
         (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down by reference"): "passed",
         (main, "qwen3_moe/qlora8 by reference"): ("skipped", "skipped"),
         (old, "deepseek_v3/lora by reference"): ("error", "not-run"),
@@ -387,18 +387,32 @@ def test_a_failure_is_told_with_its_log_and_the_line_that_reproduces_it() -> Non
     )
 
     assert _written(console).splitlines() == [
-        "✗ fail  qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+fault=b-packing",
+        "✗ fail  qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+seed=3",
         "  phase     compare",
         "  check     kl: 0.55, must be <= 1e-09",
         "  check     applied: 140, must be == 148 (layers.1.mlp.experts.3.up_proj)",
         "  reason    2 of 156 tensors are wrong, 6 were dropped",
-        "  log       its last lines",
+        "  log       up to the end of compare",
         "    │ step 1",
         "    │ boom [red]x[/red] :smile:",
         "  log at    out/cells/qwen3_moe/a b.log",
         f"  reproduce {row.result.cell.reproduce}",
         "",
     ]
+
+
+def test_a_failure_is_told_once() -> None:
+    """The reason of a stage that its checks failed is made of them."""
+    row = next(row for row in sample_rows() if row.result.outcome == "fail")
+    again = row.result.model_copy(update={"reason": "kl is 0.55, the band is <= 1e-09; applied is 140, …"})
+    row = dataclasses.replace(row, result=again)
+    console = _console(60, terminal=False)
+    print_failure(console, row, "check kl: FAILED", Path("a.log"))
+
+    assert _written(console).count("1e-09") == 1
+    assert "FAILED" not in _written(console)
+    assert "log at    a.log" in _written(console)
+    assert render_markdown([row]).count("1e-09") == 1
 
 
 @settings(max_examples=50)

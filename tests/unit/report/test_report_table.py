@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import NEWEST, OLDEST, STACK, cell, measured, sample_rows, stopped
+from report_samples import NEWEST, OLDEST, STACK, cell, measured, rejected, sample_rows, stopped
 
 from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome, Status
 from harness.report.formats.csv_table import frame, render_csv
 from harness.report.look import look, outcome_text, overview
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, not_run, ordered
+from harness.result import Check, StageResult
 
 
 def test_rows_are_sorted_newest_stack_first_whatever_order_they_come_in() -> None:
@@ -48,7 +49,7 @@ def test_texts_of_a_rejected_merge() -> None:
     row = next(row for row in sample_rows() if row.result.outcome == "fail")
 
     assert [column.text(row) for column in COLUMNS] == [
-        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +fault=b-packing", "reference", "cpu",
+        "5.5.0", "0.19.1", "0.25.1", "qwen3_moe", "lora +seed=3", "reference", "cpu",
         "140/156 (8 without effect)", "0.55", "1/3", "0.081", "0.63",
     ]  # fmt: skip
     assert outcome_text(row) == "✗ fail in compare"
@@ -132,6 +133,43 @@ def test_sentences() -> None:
     assert summarise([]).sentence == "No cells: nothing was run."
 
 
+def _planted(*, unnoticed_by: str | None = None) -> Row:
+    """A cell whose fault every check rejected, or every check but one."""
+    names = ("kl", "logprob", "applied")
+    result = rejected(cell("qwen3_moe", fault="b-packing", seed=0 if unnoticed_by is None else 1))
+    result.checks = [
+        Check(name=name, stage="compare", value=int(name != unnoticed_by), band="<= 0", passed=name == unnoticed_by)
+        for name in names
+    ]
+    return Row(result=result, status="regression")
+
+
+def test_a_planted_fault_that_was_noticed_is_said_to_be_and_never_passes() -> None:
+    summary = summarise([_planted()])
+
+    assert summary.sentence == ("0 of 1 cell ok; 1 planted fault noticed, as it must be; such a cell never passes.")
+    assert summary.colour == "red"
+    assert str(look(_planted())) == "◎ fault noticed"
+    assert not _planted().as_expected
+
+
+@pytest.mark.parametrize("name", ["kl", "logprob", "applied"])
+def test_a_planted_fault_that_a_check_let_through_is_loud(name: str) -> None:
+    row = _planted(unnoticed_by=name)
+
+    assert summarise([row, _planted()]).sentence.startswith("0 of 2 cells ok; 1 planted fault NOT NOTICED, 1 planted")
+    assert look(row).word == "FAULT NOT NOTICED"
+    assert look(row).tone == "bad"
+
+
+def test_a_planted_fault_hides_no_other_failure() -> None:
+    row = _planted()
+    stages = row.result.stages | {"reload-adapter": StageResult(result="error", reason="no such argument")}
+    worse = Row(result=row.result.model_copy(update={"stages": stages, "outcome": "error"}), status="regression")
+
+    assert worse.standing == "regression"
+
+
 def test_counts_leave_out_what_did_not_run() -> None:
     summary = summarise(sample_rows())
 
@@ -162,7 +200,7 @@ def test_overview_shows_the_worst_recipe() -> None:
 
 def test_frame_has_raw_numbers_and_their_counts() -> None:
     table = frame(sample_rows())
-    failed = table.loc["qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+fault=b-packing"]
+    failed = table.loc["qwen3_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1+seed=3"]
     crashed = table.loc["deepseek_v3/lora@tf5.23.0-peft0.21.2-trl1.16.0"]
     noop = table.loc["glm4_moe/lora@tf5.5.0-peft0.19.1-trl0.25.1"]
 

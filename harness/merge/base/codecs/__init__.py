@@ -1,13 +1,13 @@
 """Quantised formats, one file each, found by itself: which tensors make up a weight, and its values in plain torch.
 
-A codec is a module with two functions. ``find(base)`` returns the quantised weights among a checkpoint's tensors, by
-the key that the weight has in the output. It reads headers alone (and the few bytes of JSON that a format hides in a
-tensor). ``rows(quantised, read, first, last)`` returns rows ``first:last`` of the weight, taken as a matrix of its last
-dimension, in float32. ``read(key, start, stop)`` gives bytes of a tensor of the base.
+A codec is a module with ``FORMATS``, the names that ``--quantization`` takes, and two functions. ``find(base)``
+returns the quantised weights among a checkpoint's tensors, by the key that the weight has in the output. It reads
+headers alone (and the few bytes of JSON that a format hides in a tensor). ``rows(quantised, read, first, last)``
+returns rows ``first:last`` of the weight, taken as a matrix of its last dimension, in float32.
+``read(key, start, stop)`` gives bytes of a tensor of the base.
 
-``--quantization`` calls a format by the name of its file. Where its values have names of their own, such as ``nf4``,
-each weight has one in ``options["codes"]``, and the module lists them as ``NAMES``. The first line of the module's
-docstring is what the documentation says of it.
+A format is called by the name of its file. Where ``FORMATS`` has other names, such as ``nf4``, each weight has one of
+them in ``options["codes"]``. The first line of the module's docstring is what the documentation says of it.
 
 torch is imported where values are made, so that planning needs none. A new format is a new file, and nothing else
 changes.
@@ -33,6 +33,9 @@ ReadBytes = Callable[[str, int, int], bytearray]
 
 class Codec(Protocol):
     """What a module of this package offers; see the package's own description."""
+
+    FORMATS: tuple[str, ...]
+    """What users call the formats that it reads, as ``nf4``."""
 
     def find(self, base: Checkpoint) -> dict[str, QuantisedSource]:
         """Return the weights of this format by their key in the output.

@@ -31,8 +31,8 @@ NF4 = (
 )  # fmt: skip
 FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3))
 CODES = {"nf4": NF4, "fp4": FP4}
-NAMES = ("nf4", "fp4")
-STATES = {f"quant_state.bitsandbytes__{name}": name for name in NAMES}
+FORMATS = ("nf4", "fp4")
+STATES = {f"quant_state.bitsandbytes__{name}": name for name in FORMATS}
 DTYPES = ("float32", "bfloat16", "float16")
 NESTED = ("nested_absmax", "nested_quant_map")
 MAX_STATE = 65536

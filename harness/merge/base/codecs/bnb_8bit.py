@@ -18,7 +18,7 @@ from harness.merge.files.safetensors_file import read_range
 if TYPE_CHECKING:
     import torch
 
-NAMES = ("int8",)
+FORMATS = ("int8",)
 RECIPROCAL = 7.874015718698502e-3
 """1 / 127, as bitsandbytes writes it."""
 
@@ -57,7 +57,7 @@ def find(base: Checkpoint) -> dict[str, QuantisedSource]:
                     f"{form} names an arrangement of {key} that is not decoded; 0, row by row, is."
                 )
             parts["format"] = form
-        found[key] = QuantisedSource(codec="bnb_8bit", parts=parts, shape=weight.shape, options={"codes": NAMES[0]})
+        found[key] = QuantisedSource(codec="bnb_8bit", parts=parts, shape=weight.shape, options={"codes": FORMATS[0]})
     return found
 
 

@@ -18,6 +18,7 @@ from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseErr
 if TYPE_CHECKING:
     import torch
 
+FORMATS = ("fp8_block",)
 SUFFIX = "_scale_inv"
 SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}

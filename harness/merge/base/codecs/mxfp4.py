@@ -17,6 +17,7 @@ from harness.merge.errors import InconsistentCheckpointError, UnsupportedBaseErr
 if TYPE_CHECKING:
     import torch
 
+FORMATS = ("mxfp4",)
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """What the sixteen codes mean: sign, two bits of exponent, one of mantissa (OCP Microscaling Formats 1.0, E2M1)."""
 GROUP_BYTES = 16
