@@ -12,6 +12,7 @@ import re
 from harness.contract import checks
 from harness.contract.readings import is_all, lies_within
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
+from harness.definitions import is_defined
 from harness.faults import Facts, applicable_controls
 from harness.result import CellResult
 
@@ -143,6 +144,9 @@ def _missing_facts(result: CellResult) -> str | None:
     if result.facts.quantized != (result.quantization is not None):
         said = "quantised" if result.facts.quantized else "not quantised"
         return f"its facts say that the base is {said}, and its quantisation says otherwise"
+    if result.facts.defined != is_defined(result.cell.family):
+        said = "has" if result.facts.defined else "has no"
+        return f"its facts say that {result.cell.family} {said} definition here, which is not so"
     return None
 
 

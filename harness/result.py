@@ -247,11 +247,11 @@ class Training(_Model):
 
 
 class PathDifference(_Model):
-    """How far one forward is from another."""
+    """How far one forward is from another; None is what is no number."""
 
-    logits: float
+    logits: float | None = None
     """Largest difference, in standard deviations of the logits."""
-    gradients: float
+    gradients: float | None = None
     """Largest difference of a LoRA tensor's gradient, relative to its norm."""
 
 

@@ -14,7 +14,7 @@ from harness.contract.stages import WORKER_STAGES
 from harness.faults import Facts, applicable_controls, fault
 from harness.matrix.cell import Cell
 
-FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
+FACTS = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 ADAPTER = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8, "rank": 3}
 CONTROLS = applicable_controls(Facts.of(ADAPTER, dtype="float32", quantized=False))
 """What applies to such an adapter."""

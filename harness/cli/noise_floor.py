@@ -38,7 +38,8 @@ def _gated_kl(result: CellResult) -> float | None:
 
 
 def _paths(result: CellResult) -> float | None:
-    return max((max(path.logits, path.gradients) for path in result.forward_paths.values()), default=None)
+    measured = (value for path in result.forward_paths.values() for value in (path.logits, path.gradients))
+    return max((value for value in measured if value is not None), default=None)
 
 
 QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (

@@ -62,6 +62,12 @@ class Bands:
         above=0,
         most=1,
     )
+    definition_max: float = _band(
+        "Largest |Δ log p| between a base, or a base with its adapter, and what its files mean by the architecture's "
+        "definition in float64, over all positions and tokens that are not near a tie.",
+        above=0,
+        of_merge=False,
+    )
     paths_max: float = _band(
         "Largest difference between two experts forwards of the trained model: of logits, in their standard "
         "deviations, or of a LoRA tensor's gradient, relative to its norm.",

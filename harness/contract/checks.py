@@ -34,6 +34,14 @@ def _quantized(facts: CellFacts) -> bool:
     return facts.quantized
 
 
+def _plain(facts: CellFacts) -> bool:
+    return not facts.quantized
+
+
+def _defined(facts: CellFacts) -> bool:
+    return facts.defined
+
+
 def _has_paths(facts: CellFacts) -> bool:
     """Whether several experts forwards can be compared.
 
@@ -79,6 +87,14 @@ TABLE: tuple[Check, ...] = (
         counts_all=True,
     ),
     Check(
+        name="definition",
+        stage="load",
+        gate="training",
+        passes_when="the base says what its files mean by the architecture's definition, computed in numpy and float64 "
+        "(QLoRA: what its codes mean)",
+        applies=_defined,
+    ),
+    Check(
         name="attached",
         stage="attach",
         gate="training",
@@ -86,10 +102,28 @@ TABLE: tuple[Check, ...] = (
         counts_all=True,
     ),
     Check(
+        name="unchanged",
+        stage="attach",
+        gate="training",
+        passes_when="right after the LoRA is attached the model says what the base says",
+    ),
+    Check(
         name="gradients",
         stage="train",
         gate="training",
         passes_when="every LoRA tensor of every targeted kind had a non-zero gradient in some step",
+    ),
+    Check(
+        name="steps",
+        stage="train",
+        gate="training",
+        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label",
+    ),
+    Check(
+        name="update",
+        stage="train",
+        gate="training",
+        passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own gradients",
     ),
     Check(name="loss", stage="train", gate="training", passes_when="the loss on one fixed batch fell"),
     Check(
@@ -97,6 +131,21 @@ TABLE: tuple[Check, ...] = (
         stage="train",
         gate="training",
         passes_when="every expert of every layer saw tokens in training and in evaluation",
+    ),
+    Check(
+        name="modes",
+        stage="train",
+        gate="training",
+        passes_when="the trained model says the same in training mode and in evaluation mode (not of QLoRA, whose "
+        "models are compared in training mode alone)",
+        applies=_plain,
+    ),
+    Check(
+        name="generation",
+        stage="train",
+        gate="training",
+        passes_when="every greedy token is the likeliest by a forward without a cache, or short of it by no more than "
+        "`logprob_max`",
     ),
     Check(
         name="forward_paths",
@@ -112,6 +161,29 @@ TABLE: tuple[Check, ...] = (
         gate="adapter",
         passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
         counts_all=True,
+    ),
+    Check(
+        name="definition",
+        stage="save",
+        gate="training",
+        passes_when="the trained model says what the base and the saved adapter mean by definition, the LoRA computed "
+        "in float32",
+        applies=_defined,
+    ),
+    Check(
+        name="derivative",
+        stage="save",
+        gate="training",
+        passes_when="autograd's gradient of every LoRA tensor is the slope of the loss by definition, by central "
+        "differences in float64",
+        applies=_defined,
+    ),
+    Check(
+        name="definition",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="so does the base with the adapter loaded again",
+        applies=_defined,
     ),
     Check(
         name="adapter_reload",
@@ -146,6 +218,14 @@ TABLE: tuple[Check, ...] = (
         "with",
         measured_on="reload-merged",
         metrics=("max_logprob_diff",),
+    ),
+    Check(
+        name="definition",
+        stage="compare",
+        gate="functional",
+        passes_when="the reloaded merge says what a right merge means by definition, within `logprob_max`",
+        applies=_defined,
+        measured_on="reload-merged",
     ),
     Check(
         name="samples",

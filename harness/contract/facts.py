@@ -15,8 +15,10 @@ class CellFacts:
         kinds: what of the model gets a LoRA.
         quantized: whether the base is quantised while it is trained on.
         fused_experts: whether the model in memory holds its experts as 3D parameters.
+        defined: whether ``harness.definitions`` describes the family's architecture.
     """
 
     kinds: tuple[Kind, ...]
     quantized: bool
     fused_experts: bool
+    defined: bool = False

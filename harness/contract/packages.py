@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-WORKER_PACKAGES = ("contract", "worker", "merge", "experts", "engines", "faults")
+WORKER_PACKAGES = ("contract", "worker", "merge", "experts", "engines", "faults", "definitions")
 """Subpackages of ``harness`` that run inside a cell. None of them imports anything of the host's."""

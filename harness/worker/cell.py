@@ -33,12 +33,13 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
-    from harness.worker.stages.deltas import check_saved, save_deltas
-    from harness.worker.stages.evaluate import logits_of, near_ties, samples_of, save_view
+    from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
+    from harness.worker.stages.definition import check_definition
+    from harness.worker.stages.evaluate import near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.load import load_base, load_tokenizer
-    from harness.worker.stages.quantized import check_quantized, save_dequantized, save_lora_dtypes
+    from harness.worker.stages.quantized import check_quantized, save_dequantized
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
@@ -49,30 +50,58 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             check_quantized(observation, model)
             save_dequantized(model, request, checkpoint)
         tokenizer = load_tokenizer(request.base)
-        base_logits = logits_of(model, request, vocab)
+        watch = ExpertWatch(model, checkpoint)
+        base_logits, gaps = near_ties(watch, model, request, vocab)
+        watch.remove()
+        clear = gaps >= request.bands.near_tie_epsilon
+        check_definition(observation, "load", request, name="base", logits=base_logits, clear=clear)
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
+        check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
     with observation.stage("train"):
         watch = ExpertWatch(peft_model, checkpoint)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
+        check_generation(observation, peft_model, request, samples, vocab)
+        if plan.quantization is None:
+            clear = gaps >= request.bands.near_tie_epsilon
+            check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
+    _save(observation, request, peft_model, vocab)
+
+
+def _save(observation: Observation, request: Request, peft_model: Any, vocab: int) -> None:
+    from harness.worker.stages.compare import Truth
+    from harness.worker.stages.definition import check_definition
+    from harness.worker.stages.deltas import check_saved, save_deltas
+    from harness.worker.stages.derivative import check_derivative
+    from harness.worker.stages.evaluate import logits_of
+    from harness.worker.stages.forward_paths import lora_in_float32
+    from harness.worker.stages.quantized import save_lora_dtypes
+
     with observation.stage("save"):
         save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
         check_saved(observation, peft_model, request)
-        save_deltas(peft_model, request.work)
+        clear = Truth(request).clear
+        with lora_in_float32(peft_model):
+            logits = logits_of(peft_model, request, vocab)
+            check_derivative(observation, peft_model, request, clear=clear, vocab=vocab)
+        check_definition(observation, "save", request, name="adapted", logits=logits, clear=clear)
+        save_deltas(peft_model, request.work)  # last: the model is float64 after it
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.shims import shimmed
     from harness.worker.stages.compare import Truth
+    from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import logits_of
+    from harness.worker.stages.forward_paths import lora_in_float32
     from harness.worker.stages.functional import distance
     from harness.worker.stages.quantized import cast_lora
 
@@ -89,6 +118,9 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         observation.data["metrics"]["kl_trained_adapter"] = seen.kl
         band = request.bands.adapter_reload_kl_max
         observation.check("adapter_reload", "reload-adapter", seen.kl, f"<= {band:g}", passed=seen.kl <= band)
+        with lora_in_float32(model):
+            logits = logits_of(model, request, _vocab(checkpoint))
+        check_definition(observation, "reload-adapter", request, name="adapted", logits=logits, clear=truth.clear)
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

@@ -22,7 +22,7 @@ UNDER_TEST = frozenset({
 })  # fmt: skip
 """What a cell's environment holds and the host's does not."""
 
-IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults")
+IN_A_CELL = ("contract", "worker", "merge", "experts", "engines", "faults", "definitions")
 
 ALLOWED: Mapping[str, frozenset[str]] = {
     "contract": frozenset({"contract"}),
@@ -30,7 +30,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "counting": frozenset(),
     "matrix.cell": frozenset({"contract"}),
     "result": frozenset({"contract", "matrix.cell", "faults"}),
-    "evidence": frozenset({"contract", "result", "faults"}),
+    "evidence": frozenset({"contract", "result", "faults", "definitions"}),
     "planted": frozenset({"contract", "result", "faults"}),
     "matrix": frozenset({"contract", "matrix", "matrix.cell", "counting", "errors", "evidence", "planted", "result"}),
     "envs": frozenset({"contract", "envs", "matrix.cell", "errors"}),
@@ -42,7 +42,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),
     "faults": frozenset({"faults"}),
-    "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults"}),
+    "definitions": frozenset({"definitions"}),
+    "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults", "definitions"}),
     "bench": frozenset({"contract", "bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
     "cli": frozenset(
         {

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.contract.facts import CellFacts
 from harness.contract.tensors import KINDS
+from harness.definitions import is_defined
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import Recipe
@@ -160,6 +161,7 @@ def attach_and_check(
         kinds=tuple(kind for kind in KINDS if kind in targets),
         quantized=recipe.quantization is not None,
         fused_experts=fused,
+        defined=is_defined(request.family),
     )
     observation.data["facts"] = asdict(facts)
     peft_model = attach(model, targets, recipe, rank, request.seed)

@@ -13,6 +13,7 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.writer import sha256_of_directory
 from harness.worker.observation import Observation
 from harness.worker.request import Request
+from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, distance, match_samples
 from harness.worker.stages.merge import EDITED
@@ -145,6 +146,7 @@ def functional_checks(
         "logprob", "compare", difference, f"<= {bands.logprob_max:g}", passed=difference <= bands.logprob_max
     )
     share = (matches.matched + matches.tied) / len(samples)
+    check_definition(observation, "compare", request, name="merged", logits=logits, clear=truth.clear)
     observation.check(
         "samples",
         "compare",

@@ -45,7 +45,6 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
 
 def check_saved(observation: Observation, peft_model: Any, request: Request) -> None:
     """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is."""
-    import torch
     from safetensors.torch import load_file
 
     saved = load_file(request.adapter / "adapter_model.safetensors")
@@ -63,7 +62,7 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     different = sorted(
         name
         for name in memory.keys() | saved.keys()
-        if name not in memory or name not in saved or not torch.equal(memory[name], saved[name])
+        if name not in memory or name not in saved or not _same_bits(memory[name], saved[name])
     )
     observation.check(
         "attached",
@@ -82,6 +81,15 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    """Whether two tensors are the same bit for bit: NaN is like itself here, and 0 unlike -0."""
+    import torch
+
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )
 
 
 def _io_layout(layer: Any) -> str:

@@ -57,6 +57,8 @@ def compare_paths(reference: Seen, other: Seen) -> dict[str, float]:
 
     The first is relative to the spread of logits, the second to the gradient's norm.
     """
+    if not reference.logits.numel():  # no position is clear, as when logits are NaN
+        return {"logits": math.inf, "gradients": math.inf}
     logits = _share(float((other.logits - reference.logits).abs().max()), float(reference.logits.std()))
     gradients = [
         _share(float((other.gradients[name] - wanted).norm()), float(wanted.norm()))

@@ -19,8 +19,11 @@ from harness.worker.stages.attach import Target, lora_tensors, trainable_outside
 from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
 from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.optimizer_watch import OptimizerWatch
 
 BATCH = 8
+IGNORED = -100
+"""A label that the loss leaves out (``torch.nn.CrossEntropyLoss``)."""
 
 OPTIONAL = {"average_tokens_across_devices", "use_cpu", "include_num_input_tokens_seen"}
 """Options that some supported release lacks, and without which training means the same."""
@@ -115,18 +118,33 @@ def train(
     tensors = lora_tensors(peft_model, targets)
     largest = dict.fromkeys(tensors, 0.0)
     per_tensor = {name: 0.0 for members in tensors.values() for name in members}
+    everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
+    optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
+    seen = {"tokens": 0, "labels": 0}
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
         """Keeps the largest gradient norm per kind and per tensor, just before each optimizer step."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            optimizer.before_step()
             for kind, members in tensors.items():
                 norms = {name: float(t.grad.float().norm()) for name, t in members.items() if t.grad is not None}
                 per_tensor.update({name: max(per_tensor[name], norm) for name, norm in norms.items()})
                 largest[kind] = max(largest[kind], sum(norm**2 for norm in norms.values()) ** 0.5)
 
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            optimizer.after_step()
+
+    class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # as above
+        """Counts what the loss is computed of."""
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            seen["tokens"] += inputs["input_ids"].numel()
+            seen["labels"] += int((inputs["labels"] != IGNORED).sum())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
     before = fixed_batch_loss(peft_model, batch)
-    trainer = SFTTrainer(
+    trainer = CountingTrainer(
         model=peft_model,
         args=SFTConfig(**trainer_options(SFTConfig, request, recipe, request.work / "trainer")),
         train_dataset=Dataset.from_dict({"input_ids": sequences}),
@@ -150,5 +168,22 @@ def train(
         f"== 0 of {len(per_tensor)} LoRA tensors without a gradient",
         passed=not idle,
         detail=f"no gradient reached {', '.join(silent) or 'some of a kind'}: {', '.join(idle[:4])}",
+    )
+    wanted = recipe.steps * BATCH * TRAINING_LENGTH
+    observation.check(
+        "steps",
+        "train",
+        optimizer.steps,
+        f"== {recipe.steps} optimizer steps, {wanted} tokens and as many labels",
+        passed=(optimizer.steps, seen["tokens"], seen["labels"]) == (recipe.steps, wanted, wanted),
+        detail=f"the loss was computed of {seen['tokens']} tokens, {seen['labels']} of which had a label",
+    )
+    observation.check(
+        "update",
+        "train",
+        optimizer.worst,
+        "<= 1, a share of what rounding allows",
+        passed=optimizer.worst <= 1,
+        detail=f"a weight did not move as AdamW moves it: {optimizer.where}",
     )
     observation.check("loss", "train", after - before, "< 0", passed=after < before, detail="the loss did not fall")

@@ -19,31 +19,38 @@ from harness.matrix.expectations import Expectation
 from harness.report import contract_tables
 from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 
-PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True)
+PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("gradients", "train"), ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("attached", "attach"), ("unchanged", "attach"), ("generation", "train"), ("steps", "train"),
+    ("update", "train"), ("gradients", "train"),
+    ("loss", "train"), ("coverage", "train"), ("attached", "save"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
 }  # fmt: skip
 WITH_PATHS = {("forward_paths", "train")}
+PLAINLY = {("modes", "train")}
+DEFINED = {
+    *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
+}  # fmt: skip
 QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
 
 
 def test_the_checks_are_these() -> None:
-    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | WITH_PATHS | QUANTIZED
-    assert len(TABLE) == len(ALWAYS | WITH_PATHS | QUANTIZED)
+    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED
+    assert len(TABLE) == len(ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (PLAIN, ALWAYS | WITH_PATHS),
-        (replace(PLAIN, quantized=True), ALWAYS | WITH_PATHS | QUANTIZED),
-        (replace(PLAIN, kinds=("attention",)), ALWAYS | WITH_PATHS),
-        (replace(PLAIN, fused_experts=False), ALWAYS | WITH_PATHS),
-        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS),
+        (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
+        (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
+        (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, fused_experts=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS | PLAINLY | DEFINED),
     ],
 )
 def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
@@ -55,7 +62,7 @@ def names_of_gate(gate: Gate) -> set[str]:
 
 
 def test_the_gates_are_these() -> None:
-    assert names_of_gate("functional") == {"kl", "logprob", "samples", "kl_dequantized"}
+    assert names_of_gate("functional") == {"definition", "kl", "logprob", "samples", "kl_dequantized"}
     assert names_of_gate("tensor") == {
         "applied", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
     }  # fmt: skip
@@ -168,9 +175,9 @@ def test_a_check_that_gets_a_control_leaves_the_table_of_those_without() -> None
     without = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob"})).splitlines()
     fewer = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob", "samples"})).splitlines()
 
-    assert "| functional | `samples`, `kl_dequantized` |" in without
-    assert "| functional | `kl_dequantized` |" in fewer
-    assert "| adapter | `attached`, `adapter_reload` |" in fewer
+    assert "| functional | `definition`, `samples`, `kl_dequantized` |" in without
+    assert "| functional | `definition`, `kl_dequantized` |" in fewer
+    assert "| adapter | `attached`, `definition`, `adapter_reload` |" in fewer
 
 
 def test_what_a_control_must_be_noticed_by_are_checks() -> None:

@@ -20,6 +20,7 @@ ulp_max = 2.0
 signal_min = 0.1
 near_tie_epsilon = 1e-5
 clear_min = 0.5
+definition_max = 1e-3
 paths_max = 1e-4
 """
 

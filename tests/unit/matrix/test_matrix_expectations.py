@@ -36,7 +36,7 @@ from harness.result import (
 )
 
 STACK = Stack(transformers="5.6.2", peft="0.19.1", trl="1.4.0", pins={"torch": "2.13.0"})
-CELL = Cell(family="alpha", recipe="lora", stack=STACK)
+CELL = Cell(family="qwen3_moe", recipe="lora", stack=STACK)
 
 RELOAD = Expectation(
     when="transformers>=5.6.2, peft==0.19.1",
@@ -46,7 +46,7 @@ RELOAD = Expectation(
     reason="the converter takes no such argument",
     since="transformers 5.6.2",
 )
-TRAIN = Expectation(cells=("alpha/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
+TRAIN = Expectation(cells=("qwen3_moe/*",), stage="train", outcome="error", reason="no forward", since="2026-11-01")
 FAILURES: tuple[FailingOutcome, ...] = get_args(FailingOutcome)
 TYPE_ERROR = "TypeError: unexpected keyword argument 'distributed_operation'"
 
@@ -348,7 +348,7 @@ def test_an_expectation_must_be_about_some_cell(
 
 
 def test_an_exclusion_covers_what_is_added_later() -> None:
-    but_attention = TRAIN.model_copy(update={"cells": ("alpha/*", "!*/lora-attention@*", "!*+seed=7")})
+    but_attention = TRAIN.model_copy(update={"cells": ("qwen3_moe/*", "!*/lora-attention@*", "!*+seed=7")})
 
     def applies(**changes: object) -> bool:
         return but_attention.applies(CELL.model_copy(update=changes))
@@ -361,12 +361,12 @@ def test_an_exclusion_covers_what_is_added_later() -> None:
 
 
 def test_exclusions_alone_leave_all_other_cells_of_the_versions() -> None:
-    but_alpha = RELOAD.model_copy(update={"cells": ("!alpha/*",)})
+    but_qwen = RELOAD.model_copy(update={"cells": ("!qwen3_moe/*",)})
 
-    assert not but_alpha.applies(CELL)
-    assert but_alpha.applies(CELL.model_copy(update={"family": "beta"}))
+    assert not but_qwen.applies(CELL)
+    assert but_qwen.applies(CELL.model_copy(update={"family": "beta"}))
     older = STACK.model_copy(update={"peft": "0.18.1"})
-    assert not but_alpha.applies(CELL.model_copy(update={"family": "beta", "stack": older}))
+    assert not but_qwen.applies(CELL.model_copy(update={"family": "beta", "stack": older}))
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,14 @@ CHECKPOINT = Checkpoint(
 ADAPTER = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": E, "rank": R}
 BANDS = Bands(
     kl_max=1e-9, logprob_max=1e-3, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
-    adapter_reload_kl_max=1e-9, near_tie_epsilon=1e-5, clear_min=0.5, paths_max=1e-4,
+    adapter_reload_kl_max=1e-9, near_tie_epsilon=1e-5, clear_min=0.5, definition_max=1e-3, paths_max=1e-4,
 )  # fmt: skip
 
 
 def request_in(work: Path, **changes: Any) -> Request:
     """A cell's request; ``changes`` are fields of it."""
     fields: dict[str, Any] = {
-        "family": "qwen3_moe", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",
+        "family": "linear_map", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",
         "device": "cpu", "seed": 0, "engine": "reference", "fault": None, "work": work,
         "observation": work / "observation.json", "threads": 1, "bands": BANDS,
     }  # fmt: skip

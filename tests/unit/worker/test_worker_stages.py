@@ -37,7 +37,7 @@ RECIPES = read_catalogue().recipes
 def _request(work: Path, **changes: Any) -> Request:
     bands = Bands(
         kl_max=1.0, logprob_max=1.0, samples_min=1.0, signal_min=0.1, exact_min=0.5, ulp_max=1.0,
-        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0, clear_min=0.5, paths_max=1.0,
+        adapter_reload_kl_max=1.0, near_tie_epsilon=0.0, clear_min=0.5, definition_max=1.0, paths_max=1.0,
     )  # fmt: skip
     fields: dict[str, Any] = {
         "family": "qwen3_moe", "recipe": "lora", "geometry": "distinct", "variant": "published", "dtype": "float32",

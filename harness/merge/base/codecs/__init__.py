@@ -2,9 +2,9 @@
 
 A codec is a module with ``FORMATS``, the names that ``--quantization`` takes, and two functions. ``find(base)``
 returns the quantised weights among a checkpoint's tensors, by the key that the weight has in the output. It reads
-headers alone (and the few bytes of JSON that a format hides in a tensor). ``rows(quantised, read, first, last)`` returns rows
-``first:last`` of the weight, taken as a matrix of its last dimension, in float32. ``read(key, start, stop)`` gives
-bytes of a tensor of the base.
+headers alone (and the few bytes of JSON that a format hides in a tensor). ``rows(quantised, read, first, last)``
+returns rows ``first:last`` of the weight, taken as a matrix of its last dimension, in float32.
+``read(key, start, stop)`` gives bytes of a tensor of the base.
 
 A format is called by the name of its file. Where ``FORMATS`` has other names, such as ``nf4``, each weight has one of
 them in ``options["codes"]``. The first line of the module's docstring is what the documentation says of it.

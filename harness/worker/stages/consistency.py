@@ -1,0 +1,82 @@
+"""What a model must say however it is asked: untrained as its base does, in either mode, with or without a cache.
+
+Nothing is compared with another model's files here. A fault that is in every model alike still shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.worker.observation import Observation
+from harness.worker.request import Request
+from harness.worker.stages.data import SAMPLE_PROMPT_LENGTH, evaluation_prompts
+from harness.worker.stages.evaluate import Sample, logits_of, set_mode
+from harness.worker.stages.functional import distance
+
+
+def check_unchanged(
+    observation: Observation, peft_model: Any, request: Request, *, base_logits: Any, clear: Any, vocab: int
+) -> None:
+    """Record how far a model with an untrained LoRA is from its base: lora_B starts at zero."""
+    difference = distance(base_logits, logits_of(peft_model, request, vocab), clear).max_logprob_diff
+    band = request.bands.definition_max
+    observation.check(
+        "unchanged",
+        "attach",
+        difference,
+        f"<= {band:g}",
+        passed=difference <= band,
+        detail="the LoRA changes what the model says before it is trained",
+    )
+
+
+def check_modes(
+    observation: Observation, peft_model: Any, request: Request, *, logits: Any, clear: Any, vocab: int
+) -> None:
+    """Record how far the trained model in training mode is from itself in evaluation mode: nothing here has dropout."""
+    import torch
+
+    peft_model.train()
+    prompts = evaluation_prompts(vocab, request.seed).to(request.device)
+    with torch.no_grad():
+        training = peft_model(input_ids=prompts).logits.float().cpu()
+    set_mode(peft_model)
+    difference = distance(logits, training, clear).max_logprob_diff
+    band = request.bands.definition_max
+    observation.check(
+        "modes",
+        "train",
+        difference,
+        f"<= {band:g}",
+        passed=difference <= band,
+        detail="the model says something else in training mode than in evaluation mode",
+    )
+
+
+def check_generation(observation: Observation, model: Any, request: Request, samples: list[Sample], vocab: int) -> None:
+    """Record the shortfall of the worst greedy token: how much less likely it is than the likeliest one, in nats.
+
+    The likelihood is that of one forward over the whole sequence, without a cache.
+    """
+    import torch
+
+    prompts = evaluation_prompts(vocab, request.seed)[: len(samples), :SAMPLE_PROMPT_LENGTH]
+    worst, where = 0.0, "no token"
+    for number, (prompt, sample) in enumerate(zip(prompts.tolist(), samples, strict=True)):
+        sequence = torch.tensor([prompt + sample.tokens], device=request.device)
+        with torch.no_grad():
+            said = model(input_ids=sequence, use_cache=False).logits[0].double().log_softmax(-1)
+        for at, token in enumerate(sample.tokens):
+            before = said[len(prompt) + at - 1]
+            shortfall = float(before.max() - before[token])
+            if not shortfall <= worst:
+                worst, where = shortfall, f"sample {number}, token {at}"
+    band = request.bands.logprob_max
+    observation.check(
+        "generation",
+        "train",
+        worst,
+        f"<= {band:g}",
+        passed=worst <= band,
+        detail=f"generate did not choose the likeliest token: {where}",
+    )

@@ -1,0 +1,66 @@
+"""Each optimizer step against AdamW's own formula, in float64, from the gradients and weights that training had.
+
+m and v are running means of g and g^2, corrected for their start at zero. A weight moves by
+``-lr m / (sqrt(v) + eps)`` (arXiv 1711.05101 without decay, as ``torch.optim.AdamW`` has it). So a step that was left
+out, taken twice or taken with another learning rate shows, and so does a weight that moved by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+"""Defaults of transformers' TrainingArguments (adam_beta1, adam_beta2, adam_epsilon)."""
+SHARE = 1e-3
+"""Of a learning rate: how far from the formula a weight may be, besides the rounding of its dtype."""
+
+
+@dataclass(kw_only=True)
+class OptimizerWatch:
+    """What the weights should be after each step.
+
+    Attributes:
+        tensors: the trained tensors by name.
+        learning_rate: constant.
+        steps: how many steps were seen.
+        worst: the largest distance from the formula, as a multiple of what it may be; at most 1 is right.
+        where: which tensor and step that was.
+    """
+
+    tensors: Mapping[str, Any]
+    learning_rate: float
+    steps: int = 0
+    worst: float = 0.0
+    where: str = "no step"
+    _moments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _expected: dict[str, Any] = field(default_factory=dict)
+
+    def before_step(self) -> None:
+        """Note what each weight should become; called when gradients are clipped and nothing has moved."""
+        first, second = BETAS
+        count = self.steps + 1
+        for name, tensor in self.tensors.items():
+            weight = tensor.detach().double()
+            gradient = (tensor.grad if tensor.grad is not None else 0 * tensor).detach().double()
+            m, v = self._moments.get(name, (0.0, 0.0))
+            m, v = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2
+            self._moments[name] = m, v
+            root = (v / (1 - second**count)).sqrt()
+            self._expected[name] = weight - self.learning_rate * (m / (1 - first**count)) / (root + EPS)
+
+    def after_step(self) -> None:
+        """Hold each weight against what it should have become."""
+        import torch
+
+        self.steps += 1
+        for name, tensor in self.tensors.items():
+            expected = self._expected[name]
+            # A weight is stored in its dtype, half of whose last digit may be lost. So are the moments of it.
+            digit = torch.finfo(tensor.dtype).eps
+            room = SHARE * self.learning_rate + digit * expected.abs() + 8 * digit * self.learning_rate
+            off = float(((tensor.detach().double() - expected).abs() / room).max())
+            if not off <= self.worst:
+                self.worst, self.where = off, f"{name}, step {self.steps}"

@@ -1,0 +1,122 @@
+"""What an adapter adds, from files written by hand, in the layouts that PEFT has had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from harness.definitions.adapter import UnreadableAdapterError, read_deltas
+from harness.definitions.weights import Weights
+
+EXPERTS = "layers.0.mlp.experts"
+KEY = f"base_model.model.model.{EXPERTS}"
+# Two experts of rank 2 on gate_up_proj (2, 2, 1). Column k * 2 + e of B is rank k of expert e.
+A = [[1.0], [10.0], [100.0], [1000.0]]
+B = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
+# Expert 0: ranks (1, 10) and columns 0 and 2. Expert 1: ranks (100, 1000) and columns 1 and 3.
+DELTA = [[[1 + 30.0], [5 + 70.0]], [[200 + 4000.0], [600 + 8000.0]]]
+BASE = Weights(
+    stored={
+        f"{EXPERTS}.gate_up_proj": np.zeros((2, 2, 1)),
+        f"{EXPERTS}.down_proj": np.zeros((2, 1, 1)),
+        "layers.0.self_attn.q_proj.weight": np.zeros((2, 1)),
+    }
+)
+
+
+def write(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
+    """An adapter of these tensors; alpha is twice the rank unless the config says otherwise."""
+    folder.mkdir()
+    save_file({name: np.array(value) for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_parameters": ["mlp.experts.gate_up_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.mark.parametrize("release", ["0.19.1", "0.21.2"])
+def test_a_fused_parameter(tmp_path: Path, release: str) -> None:
+    tensors = {f"{KEY}.lora_A.weight": A, f"{KEY}.lora_B.weight": B}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, peft_version=release), BASE)
+
+    assert found.fused[EXPERTS, "gate_up_proj"] == pytest.approx(2 * np.array(DELTA))
+
+
+@pytest.mark.parametrize("release", ["0.18.1", "0.19.0", None])
+def test_the_roles_were_swapped_before_the_flip(tmp_path: Path, release: str | None) -> None:
+    """A faces out, (E r, out), and B faces in, (in, E r): the same delta from factors that changed places."""
+    a = [[1.0, 5.0], [3.0, 7.0], [2.0, 6.0], [4.0, 8.0]]
+    b = [[1.0, 100.0, 10.0, 1000.0]]
+    tensors = {f"{KEY}.lora_A.weight": a, f"{KEY}.lora_B.weight": b}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, peft_version=release), BASE)
+
+    assert found.fused[EXPERTS, "gate_up_proj"] == pytest.approx(2 * np.array(DELTA))
+
+
+def test_nested_pairs_are_told_apart_by_what_they_face(tmp_path: Path) -> None:
+    """One expert, hidden 2, inner 2: gate_up_proj is 4 x 2, down_proj 2 x 2. Which is nested does not matter."""
+    base = Weights(stored={f"{EXPERTS}.gate_up_proj": np.zeros((1, 4, 2)), f"{EXPERTS}.down_proj": np.zeros((1, 2, 2))})
+    row = [[1.0, 0.0]]
+    tensors = {
+        f"{KEY}.lora_A.weight": row, f"{KEY}.lora_B.weight": [[3.0], [0.0], [0.0], [0.0]],
+        f"{KEY}.base_layer.lora_A.weight": row, f"{KEY}.base_layer.lora_B.weight": [[7.0], [0.0]],
+    }  # fmt: skip
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, peft_version="0.21.2", r=1, lora_alpha=1), base)
+
+    assert found.fused[EXPERTS, "gate_up_proj"][0, 0].tolist() == [3.0, 0.0]
+    assert found.fused[EXPERTS, "down_proj"][0, 0].tolist() == [7.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "scaling"),
+    [({}, 2.0), ({"use_rslora": True}, 4 / 2**0.5), ({"alpha_pattern": {"q_proj": 1}}, 0.5), ({"r": 9}, 2.0)],
+)
+def test_a_linear_and_its_scaling(tmp_path: Path, config: dict[str, Any], scaling: float) -> None:
+    """The rank is the factors' own."""
+    key = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{key}.lora_A.weight": [[1.0], [10.0]], f"{key}.lora_B.weight": [[1.0, 2.0], [3.0, 4.0]]}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, **config), BASE)
+
+    assert found.linears["layers.0.self_attn.q_proj"] == pytest.approx(scaling * np.array([[21.0], [43.0]]))
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "LOHA"}, {"bias": "all"}])
+def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableAdapterError):
+        read_deltas(write(tmp_path / "adapter", {}, **config), BASE)
+
+
+def test_a_pair_that_fits_nothing_is_refused(tmp_path: Path) -> None:
+    tensors = {f"{KEY}.lora_A.weight": [[1.0, 2.0, 3.0]], f"{KEY}.lora_B.weight": [[1.0], [2.0]]}
+
+    with pytest.raises(UnreadableAdapterError, match=r"no parameter of layers\.0\.mlp\.experts is 2 x 3"):
+        read_deltas(write(tmp_path / "adapter", tensors, peft_version="0.21.2"), BASE)
+
+
+def test_bfloat16_is_read_by_its_bits(tmp_path: Path) -> None:
+    """0x3FC0 is 1.5 and 0xC0A0 is -5; a file of one such tensor, written byte for byte."""
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}, "__metadata__": {}}).encode()
+    folder = tmp_path / "base"
+    folder.mkdir()
+    embed = header.replace(b'"x"', b'"model.embed_tokens.weight"')
+    (folder / "model.safetensors").write_bytes(len(embed).to_bytes(8, "little") + embed + b"\xc0\x3f\xa0\xc0")
+
+    assert Weights.read(folder)["embed_tokens.weight"].tolist() == [[1.5], [-5.0]]
+
+
+def test_experts_that_lie_apart_are_put_together() -> None:
+    names = {"gate": [[1.0]], "up": [[2.0]], "down": [[3.0]]}
+    stored = {
+        f"{EXPERTS}.{e}.{name}_proj.weight": 10**e * np.array(value) for e in range(2) for name, value in names.items()
+    }
+    weights = Weights(stored=stored)
+
+    assert [part[:, 0, 0].tolist() for part in weights.experts(EXPERTS)] == [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]

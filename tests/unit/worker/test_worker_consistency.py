@@ -1,0 +1,98 @@
+"""What a model must say however it is asked, tried on models that are a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from control_cells import request_in
+
+from harness.worker.observation import Observation
+from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
+from harness.worker.stages.data import (
+    PROMPT_LENGTH,
+    PROMPTS,
+    SAMPLE_PROMPT_LENGTH,
+    SAMPLES,
+    evaluation_prompts,
+)
+from harness.worker.stages.evaluate import Sample, logits_of
+
+VOCAB = 12
+CLEAR = torch.ones(PROMPTS, PROMPT_LENGTH, dtype=torch.bool)
+
+
+class Table(torch.nn.Module):
+    """Says after each token what the table has for it, and something more in training mode."""
+
+    def __init__(self, *, training_adds: float = 0.0) -> None:
+        super().__init__()
+        self.table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(5))
+        self.training_adds = training_adds
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        """Return what stands in the table for each token."""
+        said = self.table[input_ids].clone()
+        if self.training:
+            said[..., 3] += self.training_adds
+        return SimpleNamespace(logits=said)
+
+
+def checked(tmp_path: Path) -> Observation:
+    return Observation(tmp_path / "observation.json")
+
+
+def passed(observation: Observation) -> bool:
+    (check,) = observation.data["checks"]
+    return bool(check["passed"])
+
+
+def greedy(model: Table, count: int) -> list[Sample]:
+    """What greedy decoding gives after the last token of each prompt's beginning."""
+    samples = []
+    for prompt in evaluation_prompts(VOCAB, 0)[:SAMPLES, :SAMPLE_PROMPT_LENGTH].tolist():
+        tokens: list[int] = []
+        for _ in range(count):
+            tokens.append(int(model.table[(prompt + tokens)[-1]].argmax()))
+        samples.append(Sample(tokens=tokens, margins=[1.0] * count))
+    return samples
+
+
+def test_greedy_tokens_are_the_likeliest(tmp_path: Path) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+
+    check_generation(observation, model, request_in(tmp_path), greedy(model, 6), VOCAB)
+    assert passed(observation)
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_token_that_is_not_the_likeliest_is_seen(tmp_path: Path, at: int) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+    samples = greedy(model, 6)
+    samples[1].tokens[at] = int(model.table.sum(0).argmin())
+
+    check_generation(observation, model, request_in(tmp_path), samples, VOCAB)
+    assert not passed(observation)
+    assert "sample 1" in observation.data["checks"][0]["detail"]
+
+
+@pytest.mark.parametrize(("adds", "fine"), [(0.0, True), (0.01, False), (float("nan"), False)])
+def test_training_mode_says_the_same(tmp_path: Path, adds: float, fine: bool) -> None:
+    model, observation = Table(training_adds=adds), checked(tmp_path)
+    request = request_in(tmp_path)
+    logits = logits_of(model, request, VOCAB)
+    check_modes(observation, model, request, logits=logits, clear=CLEAR, vocab=VOCAB)
+    assert passed(observation) is fine
+    assert not model.training
+
+
+@pytest.mark.parametrize(("adds", "fine"), [(0.0, True), (0.01, False)])
+def test_an_untrained_lora_changes_nothing(tmp_path: Path, adds: float, fine: bool) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+    base = logits_of(model, request_in(tmp_path), VOCAB)
+    model.table[:, 2] += adds
+    check_unchanged(observation, model, request_in(tmp_path), base_logits=base, clear=CLEAR, vocab=VOCAB)
+    assert passed(observation) is fine

@@ -1,0 +1,81 @@
+"""Each optimizer step against AdamW's formula: torch's own is right, and whatever else moves a weight shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from harness.worker.stages.optimizer_watch import OptimizerWatch
+
+RATE = 2e-2
+Step = Callable[[torch.optim.Optimizer, torch.Tensor, int], None]
+
+
+def worst_after(step: Step, *, dtype: torch.dtype = torch.float32, rate: float = RATE, steps: int = 5) -> float:
+    """Train one tensor for some steps as ``step`` takes them, with random gradients, one of them zero."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.nn.Parameter(torch.randn(3, 5, generator=generator).to(dtype))
+    optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.0)
+    watch = OptimizerWatch(tensors={"lora_A": weight}, learning_rate=RATE)
+    for number in range(steps):
+        weight.grad = torch.randn(3, 5, generator=generator).to(dtype)
+        weight.grad[0, 0] = 0
+        watch.before_step()
+        with torch.no_grad():
+            step(optimizer, weight, number)
+        watch.after_step()
+    assert watch.steps == steps
+    return watch.worst
+
+
+def plain(optimizer: torch.optim.Optimizer, _weight: torch.Tensor, _number: int) -> None:
+    optimizer.step()
+
+
+def skipped(optimizer: torch.optim.Optimizer, _weight: torch.Tensor, number: int) -> None:
+    if number != 1:
+        optimizer.step()
+
+
+def twice(optimizer: torch.optim.Optimizer, _weight: torch.Tensor, number: int) -> None:
+    optimizer.step()
+    if number == 2:
+        optimizer.step()
+
+
+def one_weight_moved(optimizer: torch.optim.Optimizer, weight: torch.Tensor, _number: int) -> None:
+    optimizer.step()
+    weight[2, 4] += 1e-3
+
+
+def negated(optimizer: torch.optim.Optimizer, weight: torch.Tensor, _number: int) -> None:
+    assert weight.grad is not None
+    weight.grad[1, 1] *= -1
+    optimizer.step()
+
+
+def test_adamw_follows_its_formula() -> None:
+    assert worst_after(plain) < 0.1
+
+
+def test_so_it_does_in_bfloat16_to_the_last_digit() -> None:
+    assert worst_after(plain, dtype=torch.bfloat16) <= 1
+
+
+@pytest.mark.parametrize("step", [skipped, twice, one_weight_moved, negated])
+def test_anything_else_that_moves_a_weight_is_seen(step: Step) -> None:
+    assert worst_after(step) > 1
+
+
+def test_another_learning_rate_is_seen() -> None:
+    assert worst_after(plain, rate=1.01 * RATE) > 1
+
+
+def test_what_is_no_number_is_seen() -> None:
+    def spoiled(optimizer: torch.optim.Optimizer, weight: torch.Tensor, _number: int) -> None:
+        optimizer.step()
+        weight[0, 1] = float("nan")
+
+    assert not worst_after(spoiled, steps=1) <= 1
