@@ -42,6 +42,12 @@ def _paths(result: CellResult) -> float | None:
     return max((value for value in measured if value is not None), default=None)
 
 
+def _definition(result: CellResult) -> float | None:
+    """The largest difference from the architecture's definition that ``definition_max`` is held against."""
+    checks = (check for check in result.checks if check.name == "definition" and check.stage != "compare")
+    return max((check.value for check in checks if isinstance(check.value, float)), default=None)
+
+
 QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[CellResult], float | None]], ...] = (
     ("kl_max", "KL(trained or reference ‖ merged), largest", max, _gated_kl),
     (
@@ -54,6 +60,7 @@ QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[
     ("samples_min", "share of samples matched, smallest", min, _share),
     ("exact_min", "share of exact elements, smallest", min, lambda result: result.metrics.tensors_exact_fraction),
     ("ulp_max", "ulps beyond accumulation, largest", max, lambda result: result.metrics.max_ulp),
+    ("definition_max", "difference from the definition, largest", max, _definition),
     ("paths_max", "difference of two forward paths, largest", max, _paths),
     ("signal_min", "KL(trained ‖ base), smallest", min, lambda result: result.metrics.kl_trained_base),
 )

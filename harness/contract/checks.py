@@ -103,9 +103,9 @@ TABLE: tuple[Check, ...] = (
     ),
     Check(
         name="unchanged",
-        stage="attach",
+        stage="train",
         gate="training",
-        passes_when="right after the LoRA is attached the model says what the base says",
+        passes_when="before the first step the model with its LoRA says what the base says",
     ),
     Check(
         name="gradients",

@@ -58,8 +58,8 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
-        check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
     with observation.stage("train"):
+        check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
         watch = ExpertWatch(peft_model, checkpoint)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
         logits, gaps = near_ties(watch, peft_model, request, vocab)

@@ -22,7 +22,7 @@ def check_unchanged(
     band = request.bands.definition_max
     observation.check(
         "unchanged",
-        "attach",
+        "train",
         difference,
         f"<= {band:g}",
         passed=difference <= band,
