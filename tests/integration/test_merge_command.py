@@ -29,7 +29,7 @@ def _refused(base: Path, adapter: Path, place: Path, *words: str, code: int = 5)
     done = harness("merge", "--base", base, "--adapter", adapter, "--out", place / "merged")
 
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("error: ")
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
