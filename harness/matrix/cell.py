@@ -40,8 +40,8 @@ VersionText = Annotated[str, AfterValidator(canonical_version)]
 MAIN_PACKAGES = ("transformers", "peft", "trl")
 """The three packages whose versions name a stack."""
 
-RESERVED = frozenset({*MEANINGS, "python", "unmanaged"})
-"""What an id names beside pins: a package of such a name would hide it."""
+RESERVED = frozenset(name.replace("_", "-") for name in (*MEANINGS, "python", "unmanaged"))
+"""What an id names beside pins, as it writes it: a package of such a name would hide it."""
 
 PYTHON_PATTERN = r"^3\.[0-9]+$"
 """A ``major.minor`` version of Python."""

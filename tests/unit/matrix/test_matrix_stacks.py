@@ -37,7 +37,7 @@ def test_what_is_no_stack_is_refused(changes: dict[str, Any], words: str) -> Non
         Stack.model_validate(VERSIONS | changes)
 
 
-@pytest.mark.parametrize("name", [*MEANINGS, "python", "unmanaged"])
+@pytest.mark.parametrize("name", [*(name.replace("_", "-") for name in MEANINGS), "python", "unmanaged"])
 def test_no_package_hides_what_an_id_says_of_a_cell(name: str) -> None:
     with pytest.raises(ValidationError, match="is what a cell's id calls something else"):
         Stack.model_validate(VERSIONS | {"pins": {name: "1"}, "extra_pins": [name]})
