@@ -10,11 +10,12 @@ import pytest
 from control_cells import request_in
 from safetensors.numpy import save_file
 
+from harness.definitions.coding import NF4
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.observation import Observation
 from harness.worker.recipes.quantization import Quantization
-from harness.worker.stages.coding import NF4, check_coding
+from harness.worker.stages.coding import check_coding
 
 NF4_TWICE = Quantization(code="nf4", double_quant=True)
 INT8 = Quantization(code="int8")
