@@ -87,6 +87,21 @@ TABLE: tuple[Check, ...] = (
         counts_all=True,
     ),
     Check(
+        name="census",
+        stage="load",
+        gate="quantization",
+        passes_when="QLoRA: exactly the Linears and the routed experts are quantised, in the code that was asked for",
+        applies=_quantized,
+    ),
+    Check(
+        name="coding",
+        stage="load",
+        gate="quantization",
+        passes_when="QLoRA: every quantised weight lies as near to the original's as the nearest code, but for the "
+        "rounding of its scale",
+        applies=_quantized,
+    ),
+    Check(
         name="definition",
         stage="load",
         gate="training",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["is_defined"]
 
-SHARED = ("__init__", "adapter", "files", "parts", "said", "weights")
+SHARED = ("__init__", "adapter", "coding", "files", "parts", "said", "weights")
 """Files here that are no family's."""
 
 

@@ -33,13 +33,14 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
+    from harness.worker.stages.coding import check_coding
     from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.load import load_base, load_tokenizer
-    from harness.worker.stages.quantized import check_quantized, save_dequantized
+    from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
@@ -49,6 +50,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         if plan.quantization is not None:
             check_quantized(observation, model)
             save_dequantized(model, request, checkpoint)
+            check_coding(observation, request, checkpoint, plan.quantization, schemes_of(model))
         tokenizer = load_tokenizer(request.base)
         watch = ExpertWatch(model, checkpoint)
         base_logits, gaps = near_ties(watch, model, request, vocab)

@@ -31,6 +31,15 @@ def decode_linear(module: Any) -> torch.Tensor:
     return decode_by_definition(scheme, parts, shape).to(dtype)
 
 
+def scheme_of(module: Any) -> Scheme:
+    """Return how a bitsandbytes ``Linear4bit`` or ``Linear8bitLt`` is packed.
+
+    Raises:
+        UnsupportedStackError: see ``decode_linear``.
+    """
+    return _read(module)[0]
+
+
 def check_linears(model: torch.nn.Module) -> None:
     """Decode every Linear that bitsandbytes packed by its kernels and by definition, and compare.
 

@@ -117,6 +117,15 @@ def check_quantized(observation: Observation, model: Any) -> None:
     )
 
 
+def schemes_of(model: Any) -> set[str]:
+    """Return the codes that the model's quantised weights are in, in words, as ``nf4, double quantised``."""
+    from harness.experts import QuantizedExperts
+    from harness.experts.quantization.linears import packed_linears, scheme_of
+
+    experts = [p.packed.scheme for p in model.parameters() if isinstance(p, QuantizedExperts)]
+    return {str(scheme) for scheme in (*experts, *(scheme_of(module) for module in packed_linears(model).values()))}
+
+
 def save_dequantized(model: Any, request: Request, checkpoint: Checkpoint) -> None:
     """Write the checkpoint that the codes mean.
 

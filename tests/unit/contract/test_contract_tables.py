@@ -34,7 +34,13 @@ PLAINLY = {("modes", "train")}
 DEFINED = {
     *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
 }  # fmt: skip
-QUANTIZED = {("quantized", "load"), ("kl_dequantized", "compare"), ("applied_dequantized", "compare")}
+QUANTIZED = {
+    ("quantized", "load"),
+    ("census", "load"),
+    ("coding", "load"),
+    ("kl_dequantized", "compare"),
+    ("applied_dequantized", "compare"),
+}
 
 
 def test_the_checks_are_these() -> None:
