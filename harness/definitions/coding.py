@@ -34,6 +34,8 @@ def share_of_room(original: Array, coded: Array, code: str) -> float:
         coded: what their codes mean, in the same shape.
         code: ``nf4``, ``fp4`` or ``int8``.
     """
+    if not np.isfinite(coded).all():
+        return float("inf")
     if code == "int8":
         largest = np.abs(original).max(axis=-1, keepdims=True)
         return float((np.abs(coded - original) / (largest / STEPS / 2)).max() / ROOM_OF_INT8)

@@ -60,6 +60,7 @@ def both(values: Any) -> dict[str, Any]:
         (-3.0 * CODES, False),
         (3.0 * CODES[::-1], False),
         (np.where(np.arange(64) == 9, 3.0 * NF4[8], 3.0 * CODES), False),  # one weight, one code off
+        (np.where(np.arange(64) == 9, np.nan, 3.0 * CODES), False),
     ],
 )
 def test_four_bits_lie_at_the_nearest_code(tmp_path: Path, coded: Any, *, fine: bool) -> None:
@@ -79,6 +80,12 @@ def test_four_bits_lie_at_the_nearest_code(tmp_path: Path, coded: Any, *, fine: 
 )
 def test_eight_bits_lie_within_half_a_step(tmp_path: Path, coded: Any, *, fine: bool) -> None:
     assert checks(tmp_path, both(ROW), both(coded), INT8, {"int8"})["coding"]["passed"] is fine
+
+
+def test_one_tensor_that_holds_no_number_is_the_worst(tmp_path: Path) -> None:
+    coded = {"q.weight": 3.0 * CODES, "k.weight": np.full(64, np.nan)}
+
+    assert not checks(tmp_path, both(BLOCK), coded, NF4_TWICE, {"nf4, double quantised"})["coding"]["passed"]
 
 
 def test_a_tensor_that_was_left_out_is_named(tmp_path: Path) -> None:
