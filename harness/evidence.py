@@ -88,7 +88,12 @@ def _missing_checks(result: CellResult, name: StageName) -> str | None:
 def _contradicted_check(result: CellResult, name: StageName) -> str | None:
     """Say which check of a stage is said to have passed although its own numbers do not show it."""
     for check in result.checks:
-        if check.stage != name or not check.passed or check.name.startswith(checks.CONTROL):
+        if check.stage != name or not check.passed:
+            continue
+        if check.name.startswith(checks.CONTROL):
+            # What decides is not always the value alone, where that is a count.
+            if isinstance(check.value, float) and lies_within(check.value, check.band.removeprefix("not ")):
+                return f"{check.name} ({name}) is said to be rejected with {check.value}, the band being {check.band}"
             continue
         row = checks.find(check.name, check.stage)
         within = is_all(check.value) if row.counts_all else lies_within(check.value, check.band)

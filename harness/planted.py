@@ -1,6 +1,6 @@
-"""What became of a fault that was planted in a cell's own merge: to be rejected is its success; pure.
+"""What became of a fault that was planted in a cell: to be noticed is its success; pure.
 
-Such a cell never passes. So what a reader must see is whether the gates noticed, and by which checks.
+Such a cell never passes. So what a reader must see is whether it was noticed, and by which checks.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.contract.outcomes import Outcome
-from harness.faults import fault, fault_names
+from harness.faults import MergeFault, fault, fault_names
 from harness.result import CellResult
 
 _JUDGED: frozenset[Outcome] = frozenset({"pass", "fail", "noop", "blind"})
-"""What the compare stage ends in when the gates have judged the merge."""
+"""What a stage ends in whose checks were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,15 @@ class PlantedFault:
     """A planted fault.
 
     Attributes:
-        state: ``noticed`` by all checks that its fault names, ``missed`` by one of them, or ``unjudged`` because the
-            cell came to grief before the gates.
-        sentence: the same in words, with the checks.
-        alone: whether nothing else went wrong in the cell.
+        state: ``noticed`` by all that its fault names, ``missed`` by one of them, or ``unjudged`` because the cell came
+            to grief before.
+        by: what has noticed it: ``stage/check`` is a check that failed, ``stage`` a stage that ended in an error.
+        sentence: the same in words.
+        alone: whether nothing went wrong that the fault does not account for.
     """
 
     state: Literal["noticed", "missed", "unjudged"]
+    by: tuple[str, ...]
     sentence: str
     alone: bool
 
@@ -37,19 +39,34 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     name = result.cell.fault
     if name is None:
         return None
-    compare = result.stages.get("compare")
-    others = [stage for key, stage in result.stages.items() if key != "compare" and stage.result != "pass"]
-    if compare is None or compare.result not in _JUDGED:
-        sentence = f"{name} was planted, and no gate has judged it: the cell ended in {result.outcome}"
-        return PlantedFault(state="unjudged", sentence=sentence, alone=False)
-    checks = [check for check in result.checks if check.stage == "compare"]
-    by = list(dict.fromkeys(check.name for check in checks if not check.passed))
-    needed = fault(name).noticed_by if name in fault_names() else frozenset[str]()
+    by = _noticed_by(result)
+    planted = fault(name) if name in fault_names() else None
+    needed = planted.noticed_by if planted is not None else frozenset[str]()
     overlooked = sorted(needed - set(by))
     if not by or overlooked:
+        stages = sorted({name.split("/")[0] for name in overlooked} or {"compare"})
+        if unjudged := [stage for stage in stages if not _was_judged(result, stage)]:
+            words = f"{', '.join(unjudged)} judged nothing: the cell ended in {result.outcome} in {result.stage}"
+            sentence = f"{name} was planted, and {words}"
+            return PlantedFault(state="unjudged", by=by, sentence=sentence, alone=False)
         words = f"let through by {', '.join(overlooked) or 'every check'}"
-        noticed = f", rejected by {', '.join(by)}" if by else ""
+        noticed = f", noticed by {', '.join(by)}" if by else ""
         sentence = f"{name} was planted and NOT noticed: {words}{noticed}"
-        return PlantedFault(state="missed", sentence=sentence, alone=False)
-    sentence = f"{name} was planted and noticed, as it must be: rejected by {', '.join(by)}"
-    return PlantedFault(state="noticed", sentence=sentence, alone=not others)
+        return PlantedFault(state="missed", by=by, sentence=sentence, alone=False)
+    sentence = f"{name} was planted and noticed, as it must be: by {', '.join(by)}"
+    # A fault of a merge shows in the compare stage alone. One of code may show anywhere.
+    others = [stage for stage, found in result.stages.items() if stage != "compare" and found.result != "pass"]
+    alone = not isinstance(planted, MergeFault) or not others
+    return PlantedFault(state="noticed", by=by, sentence=sentence, alone=alone)
+
+
+def _noticed_by(result: CellResult) -> tuple[str, ...]:
+    """Return every check that failed and every stage that ended in an error, in order."""
+    failed = [f"{check.stage}/{check.name}" for check in result.checks if not check.passed]
+    ended = [name for name, stage in result.stages.items() if stage.result not in {*_JUDGED, "not_run"}]
+    return tuple(dict.fromkeys([*ended, *(name for name in failed if not name.startswith("controls/"))]))
+
+
+def _was_judged(result: CellResult, stage: str) -> bool:
+    found = next((it for name, it in result.stages.items() if name == stage), None)
+    return found is not None and found.result in _JUDGED

@@ -266,7 +266,8 @@ class ControlResult(_Model):
     @model_validator(mode="after")
     def _rejected_by_all_that_must(self) -> Self:
         """A name that no fault has is no control of any cell, so nothing follows from it."""
-        overlooked = fault(self.name).noticed_by - set(self.by) if self.name in fault_names() else frozenset()
+        known = self.name in fault_names()
+        overlooked = fault(self.name).checks_of("compare") - set(self.by) if known else frozenset[str]()
         if self.rejected and overlooked:
             raise ValueError(f"{self.name} is said to be rejected, but let through by {', '.join(sorted(overlooked))}")
         return self

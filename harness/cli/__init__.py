@@ -20,6 +20,7 @@ from harness.cli.audit import audit
 from harness.cli.bench import bench
 from harness.cli.doctor import doctor
 from harness.cli.env import app as env_app
+from harness.cli.faults import faults
 from harness.cli.matrix import matrix
 from harness.cli.merge import merge
 from harness.cli.noise_floor import noise_floor
@@ -58,7 +59,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, matrix, plan, report, merge, audit, bench, noise_floor, doctor):
+for command in (run, matrix, plan, report, merge, audit, faults, bench, noise_floor, doctor):
     app.command(command.__name__.replace("_", "-"), epilog=EPILOG)(command)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(env_app, name="env")

@@ -55,6 +55,7 @@ def execute(
     report: bool,
     after_interruption: str,
     make_runner: MakeRunner = local.runner,
+    show: bool = True,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -70,6 +71,7 @@ def execute(
         fresh_processes: start a new process for each cell.
         console: where to print.
         report: whether to write the report's files.
+        show: whether to print the table and the failures; else the caller shows what came of the cells.
         after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
 
@@ -104,11 +106,13 @@ def execute(
             )
         except RunInterruptedError as interruption:
             rows = rows_of(setup, interruption.report)
-            _say(console, rows, out, report=report)
+            if show:
+                _say(console, rows, out, report=report)
             interruption.remedy = after_interruption
             raise
     rows = rows_of(setup, ran)
-    _say(console, rows, out, report=report)
+    if show:
+        _say(console, rows, out, report=report)
     for stack, error in ran.environment_failures:
         _say_environment(console, stack, error)
     if ran.environment_failures:

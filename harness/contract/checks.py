@@ -2,14 +2,15 @@
 
 Adding a check is a row here and its measurement in ``harness/worker/stages``. A worker fails at once when it records a
 check that the table does not have for that stage. A pass lacks evidence as long as a check that applies to its cell is
-not there.
+not there. So it is with a check's control: the same judgement of the same measurement, altered, which it must reject.
+Checks of a merged directory have theirs in ``harness/faults`` too, where the directory itself is broken.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.contract.facts import CellFacts
@@ -23,7 +24,7 @@ A control is part of ``both``. The others judge what comes before the merge.
 """
 
 CONTROL = "control:"
-"""What the name of a control's check begins with; the fault's name follows."""
+"""What the name of a control begins with. The check's name follows; in stage ``controls`` it is the fault's."""
 
 
 def _always(_facts: CellFacts) -> bool:
@@ -59,6 +60,7 @@ class Check:
         stage: where it is measured.
         gate: what it is part of.
         passes_when: for the reader of a table.
+        control: how the measurement is altered that the check must reject; None where only faults guard it.
         failing: what a stage ends in when only checks like this one fail.
         applies: whether a pass of a cell with these facts needs it.
         measured_on: the stage whose model it is measured on; where that did not pass it cannot be there.
@@ -70,6 +72,7 @@ class Check:
     stage: StageName
     gate: Gate
     passes_when: str
+    control: str | None = None
     failing: Outcome = "fail"
     applies: Callable[[CellFacts], bool] = _always
     measured_on: StageName | None = None
@@ -83,6 +86,7 @@ TABLE: tuple[Check, ...] = (
         stage="load",
         gate="quantization",
         passes_when="QLoRA: every weight of the routed experts is quantised",
+        control="one weight is counted as not quantised",
         applies=_quantized,
         counts_all=True,
     ),
@@ -91,6 +95,7 @@ TABLE: tuple[Check, ...] = (
         stage="load",
         gate="quantization",
         passes_when="QLoRA: exactly the Linears and the routed experts are quantised, in the code that was asked for",
+        control="one quantised tensor is left out",
         applies=_quantized,
     ),
     Check(
@@ -99,6 +104,7 @@ TABLE: tuple[Check, ...] = (
         gate="quantization",
         passes_when="QLoRA: every quantised weight lies as near to the original's as the nearest code, but for the "
         "rounding of its scale",
+        control="one tensor's decoded values are a tenth larger",
         applies=_quantized,
     ),
     Check(
@@ -107,6 +113,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="the base says what its files mean by the architecture's definition, computed in numpy and float64 "
         "(QLoRA: what its codes mean)",
+        control="one logit is moved, by three times the band",
         applies=_defined,
     ),
     Check(
@@ -114,6 +121,7 @@ TABLE: tuple[Check, ...] = (
         stage="attach",
         gate="training",
         passes_when="exactly what the recipe targets got a LoRA, counted from the checkpoint's own description",
+        control="one target is left out",
         counts_all=True,
     ),
     Check(
@@ -121,31 +129,42 @@ TABLE: tuple[Check, ...] = (
         stage="train",
         gate="training",
         passes_when="before the first step the model with its LoRA says what the base says",
+        control="one logit is moved, by three times the band",
     ),
     Check(
         name="gradients",
         stage="train",
         gate="training",
         passes_when="every LoRA tensor of every targeted kind had a non-zero gradient in some step",
+        control="one tensor's gradient is zero",
     ),
     Check(
         name="steps",
         stage="train",
         gate="training",
         passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label",
+        control="one label is masked",
     ),
     Check(
         name="update",
         stage="train",
         gate="training",
         passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own gradients",
+        control="in the first step the weights have moved a tenth further",
     ),
-    Check(name="loss", stage="train", gate="training", passes_when="the loss on one fixed batch fell"),
+    Check(
+        name="loss",
+        stage="train",
+        gate="training",
+        passes_when="the loss on one fixed batch fell",
+        control="the losses change places",
+    ),
     Check(
         name="coverage",
         stage="train",
         gate="training",
         passes_when="every expert of every layer saw tokens in training and in evaluation",
+        control="one expert saw no token",
     ),
     Check(
         name="modes",
@@ -153,6 +172,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="the trained model says the same in training mode and in evaluation mode (not of QLoRA, whose "
         "models are compared in training mode alone)",
+        control="one logit is moved, by three times the band",
         applies=_plain,
     ),
     Check(
@@ -161,6 +181,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="every greedy token is the likeliest by a forward without a cache, or short of it by no more than "
         "`logprob_max`",
+        control="the last token of a sample is the least likely one",
     ),
     Check(
         name="forward_paths",
@@ -168,6 +189,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="every experts forward of the trained model gives the same logits and the same LoRA gradients; "
         "the worst is named",
+        control="one tensor's gradient is a thousandth larger",
         applies=_has_paths,
     ),
     Check(
@@ -175,6 +197,7 @@ TABLE: tuple[Check, ...] = (
         stage="save",
         gate="adapter",
         passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
+        control="one saved number is another",
         counts_all=True,
     ),
     Check(
@@ -183,6 +206,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="the trained model says what the base and the saved adapter mean by definition, the LoRA computed "
         "in float32",
+        control="one logit is moved, by three times the band",
         applies=_defined,
     ),
     Check(
@@ -191,6 +215,7 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="autograd's gradient of every LoRA tensor is the slope of the loss by definition, by central "
         "differences in float64",
+        control="the steepest tensor's gradient is negated",
         applies=_defined,
     ),
     Check(
@@ -198,6 +223,7 @@ TABLE: tuple[Check, ...] = (
         stage="reload-adapter",
         gate="adapter",
         passes_when="so does the base with the adapter loaded again",
+        control="one logit is moved, by three times the band",
         applies=_defined,
     ),
     Check(
@@ -205,6 +231,7 @@ TABLE: tuple[Check, ...] = (
         stage="reload-adapter",
         gate="adapter",
         passes_when="KL(trained ‖ base + reloaded adapter) is within its band",
+        control="the logits of the likeliest tokens are 0.1 lower",
         metrics=("kl_trained_adapter",),
     ),
     Check(
@@ -212,6 +239,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="training",
         passes_when="KL(trained ‖ base) is large enough to see anything (for QLoRA both are quantised)",
+        control="the trained model is held against itself",
         failing="blind",
         measured_on="reload-merged",
         metrics=("kl_trained_base",),
@@ -239,6 +267,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="functional",
         passes_when="the reloaded merge says what a right merge means by definition, within `logprob_max`",
+        control="one logit is moved, by three times the band",
         applies=_defined,
         measured_on="reload-merged",
     ),
@@ -247,6 +276,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="functional",
         passes_when="greedy samples of the reloaded merge are those of what `kl` compares with, ties apart",
+        control="the surest token of the samples is another",
         measured_on="reload-merged",
     ),
     Check(
@@ -270,6 +300,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="training",
         passes_when="no tensor, and no expert inside a fused tensor, was left without a delta",
+        control="one expert, or one tensor, has no delta",
     ),
     Check(
         name="untouched_bytes",
@@ -304,6 +335,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="functional",
         passes_when="QLoRA: the merge onto the dequantised base says what that base with the adapter says",
+        control="the logits of the likeliest tokens are 0.1 lower",
         applies=_quantized,
         measured_on="reload-merged",
         metrics=("kl_dequantized_merged",),
@@ -313,21 +345,22 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="tensor",
         passes_when="QLoRA: the merge onto the dequantised base has every attempted tensor",
+        control="the base stands in the merge's place",
         applies=_quantized,
         counts_all=True,
     ),
 )
 
 NAME_PATTERN = (
-    "^("
-    + "|".join([*dict.fromkeys(re.escape(check.name) for check in TABLE), f"{CONTROL}[a-z0-9]+(-[a-z0-9]+)*"])
-    + ")$"
+    f"^(({CONTROL})?("
+    + "|".join(dict.fromkeys(re.escape(check.name) for check in TABLE))
+    + f")|{CONTROL}[a-z0-9]+(-[a-z0-9]+)*)$"
 )
 """What the name of a check in a result matches."""
 
 
 def find(name: str, stage: StageName) -> Check:
-    """Return the row of a check; a control has one of its own.
+    """Return the row of a check, or of a control.
 
     Raises:
         KeyError: the table has no such check in that stage.
@@ -341,11 +374,34 @@ def find(name: str, stage: StageName) -> Check:
             failing="blind",
         )
     for check in TABLE:
-        if (check.name, check.stage) == (name, stage):
-            return check
+        if (check.name, check.stage) == (name.removeprefix(CONTROL), stage):
+            if name == check.name:
+                return check
+            if check.control is not None:
+                return control_of(check)
     raise KeyError(f"there is no check {name!r} in stage {stage!r}: harness/contract/checks.py has the table")
 
 
+def control_of(check: Check) -> Check:
+    """Return the row of a check's own control, which is measured where and when the check is."""
+    return replace(
+        check,
+        name=f"{CONTROL}{check.name}",
+        passes_when=f"it rejects this: {check.control}",
+        control=None,
+        failing="blind",
+        counts_all=False,
+        metrics=(),
+    )
+
+
 def needed(facts: CellFacts) -> tuple[Check, ...]:
-    """Return the checks that a pass of a cell with these facts must show; its controls come on top."""
-    return tuple(check for check in TABLE if check.applies(facts))
+    """Return the checks that a pass of a cell with these facts must show, and their own controls.
+
+    Controls that break a merge come on top (``harness.faults``).
+    """
+    found: list[Check] = []
+    for check in TABLE:
+        if check.applies(facts):
+            found += [check] if check.control is None else [check, control_of(check)]
+    return tuple(found)

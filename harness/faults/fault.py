@@ -1,7 +1,7 @@
 """What a fault is, what it may know of a cell, and what it is given to break.
 
-A fault is never made by the engine under test, nor by ``harness.merge``: what is broken must be known to be broken for
-a reason of its own. It works on the saved adapter and on PEFT's own deltas, by plain arithmetic.
+A fault of a merge is never made by the engine under test, nor by ``harness.merge``: what is broken must be known to be
+broken for a reason of its own. It works on the saved adapter and on PEFT's own deltas, by plain arithmetic.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-Where = Literal["adapter", "merged", "library", "engine"]
+from harness.contract.stages import StageName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What a fault finds when it is planted.
+    """What a fault of a merge finds when it is planted.
 
     Attributes:
         facts: of the cell.
@@ -61,8 +61,6 @@ class Site:
         deltas: PEFT's own, float64: ``module`` → (out, in), ``module:parameter`` → (E, …).
         write: writes ``merged`` as the base plus the deltas it is given, each added in float64 and rounded once,
             whatever file they go to. A delta that is left out is dropped.
-        patches: is closed when the engine has merged. A fault of a library or an engine enters its
-            ``unittest.mock.patch.object`` here.
     """
 
     facts: Facts
@@ -72,39 +70,62 @@ class Site:
     pairs: Mapping[str, str]
     deltas: Mapping[str, Any]
     write: Callable[[Mapping[str, Any]], None]
-    patches: ExitStack = field(default_factory=ExitStack)
 
 
-class Fault(Protocol):
-    """Something that goes wrong in a merge.
+def _always(_facts: Facts) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong in a cell.
 
     Attributes:
         breaks: what it breaks, in a sentence that names no subject.
-        where: ``merged``: the fault makes the merged directory itself, no engine runs. ``adapter``: it changes the
-            adapter that the engine merges. ``library``, ``engine``: it changes code of one, in this process, while the
-            engine merges.
-        noticed_by: checks of the compare stage, all of which must reject it.
-        control: whether every cell that it applies to tries it.
+        noticed_by: what must notice it, all of it: ``stage/check`` is a check that fails, ``stage`` alone is a stage
+            that ends in an error.
+        cell: fields of the cell in which ``harness faults`` plants it, where they are not the usual ones.
+        reference: where it happened, as a link or the name of an issue; None: nowhere that is known of.
     """
 
-    @property
-    def breaks(self) -> str:
-        """What it breaks."""
+    breaks: str
+    noticed_by: frozenset[str]
+    cell: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
 
-    @property
-    def where(self) -> Where:
-        """Where it is planted."""
+    def checks_of(self, stage: StageName) -> frozenset[str]:
+        """Return the names of the checks of a stage that must notice it."""
+        return frozenset(name.split("/")[1] for name in self.noticed_by if name.startswith(f"{stage}/"))
 
-    @property
-    def noticed_by(self) -> frozenset[str]:
-        """Names of the checks that must reject it."""
 
-    @property
-    def control(self) -> bool:
-        """Whether it is tried in every cell that it applies to."""
+@dataclass(frozen=True, kw_only=True)
+class MergeFault(Fault):
+    """A fault of the merge: of what it is made from, or of what it leaves behind.
 
-    def applies(self, facts: Facts) -> bool:
-        """Say whether it is a fault in a cell with these facts, and not a right merge by another way. Pure."""
+    Attributes:
+        where: ``merged``: the fault makes the merged directory itself, no engine runs. ``adapter``: it changes the
+            adapter that the engine merges.
+        control: whether every cell that it applies to tries it beside its own merge.
+        applies: whether it is a fault in a cell with these facts, and not a right merge by another way. Pure.
+        plant: breaks what there is to break.
+    """
 
-    def plant(self, site: Site) -> None:
-        """Break what there is to break."""
+    where: Literal["merged", "adapter"]
+    plant: Callable[[Site], None]
+    control: bool = False
+    applies: Callable[[Facts], bool] = _always
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryFault(Fault):
+    """A fault of code: of a library under test, of the engine, or of the harness itself.
+
+    Attributes:
+        plant: breaks code of this process, by what it enters into the stack it is given, such as
+            ``unittest.mock.patch.object``. All is mended again when the stages of the process have run.
+        during: stages whose process it is planted in, before the first of them; empty: all after the imports. A process
+            may have several stages (``harness.worker.cell``).
+    """
+
+    plant: Callable[[ExitStack], None]
+    during: frozenset[StageName] = frozenset()

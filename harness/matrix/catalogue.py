@@ -72,7 +72,7 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
     A family is a module under ``worker/checkpoints/families`` that defines ``build``. It offers the variants of its own
     ``VARIANTS``, written there or imported from ``checkpoints/variants.py``. A recipe is a module under
     ``worker/recipes`` that defines ``RECIPE``. An engine is one under ``engines`` that defines ``ENGINE``, a fault one
-    under ``faults`` that defines ``FAULT``. In their names underscores become dashes.
+    in a folder of ``faults`` that defines ``FAULT``. In their names underscores become dashes.
 
     Args:
         package: the package's folder; None for the one this module belongs to.
@@ -93,8 +93,13 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
         geometries=_literal_names(checkpoints / "geometry.py", "PRESETS"),
         variants=variants,
         engines=tuple(sorted(_dashed(root / "engines", "ENGINE"))),
-        faults=tuple(sorted(_dashed(root / "faults", "FAULT"))),
+        faults=tuple(sorted(name for folder in _folders(root / "faults") for name in _dashed(folder, "FAULT"))),
     )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the packages in a folder."""
+    return sorted(path.parent for path in folder.glob("*/__init__.py"))
 
 
 def _dashed(folder: Path, defining: str) -> dict[str, ast.Module]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.contract import checks, outcomes, stages
 from harness.contract.cell_fields import DEFAULTS, MEANINGS
-from harness.faults import fault, fault_names
+from harness.faults import MergeFault, fault, fault_names
 from harness.report.pipe_table import pipe_table
 
 PAGES = (Path("docs/explanation/verdicts.md"), Path("docs/reference/result.md"))
@@ -39,30 +39,22 @@ def stage_table() -> str:
 
 
 def check_table() -> str:
-    """Return the checks by stage, with the gate that each belongs to."""
+    """Return the checks by stage, with the gate that each belongs to and what shows that it sees anything."""
     rows: list[tuple[str, ...]] = [
-        (f"`{check.name}`", check.stage, check.gate, check.passes_when) for check in checks.TABLE
+        (f"`{check.name}`", check.stage, check.gate, check.passes_when, "; ".join(guards_of(check)))
+        for check in checks.TABLE
     ]
     control = checks.find(f"{checks.CONTROL}x", "controls")
-    rows.append((f"`{checks.CONTROL}<name>`", control.stage, control.gate, control.passes_when))
-    return pipe_table(("name", "stage", "part of", "passes when"), rows)
+    rows.append((f"`{checks.CONTROL}<fault>`", control.stage, control.gate, control.passes_when, ""))
+    return pipe_table(("name", "stage", "part of", "passes when", "its control, which it must reject"), rows)
 
 
-def controlled_checks() -> frozenset[str]:
-    """Return the checks that some control must be noticed by."""
-    controls = (found for found in map(fault, fault_names()) if found.control)
-    return frozenset().union(*(found.noticed_by for found in controls))
-
-
-def uncontrolled_table(controlled: Callable[[], frozenset[str]] = controlled_checks) -> str:
-    """Return the checks that no control must be noticed by, by gate, each name once."""
-    noticed, by_gate = controlled(), dict[str, list[str]]()
-    for check in checks.TABLE:
-        if check.name not in {*noticed, *by_gate.get(check.gate, [])}:
-            by_gate.setdefault(check.gate, []).append(check.name)
-    return pipe_table(
-        ("gate", "checks that no control must be noticed by"), [(gate, _code(names)) for gate, names in by_gate.items()]
-    )
+def guards_of(check: checks.Check) -> tuple[str, ...]:
+    """Return what a check must reject in every cell that it applies to: its own control, and faults that are ones."""
+    own = () if check.control is None else (check.control,)
+    faults = ((name, fault(name)) for name in fault_names())
+    controls = ((name, it) for name, it in faults if isinstance(it, MergeFault) and it.control)
+    return (*own, *(f"`{name}`" for name, it in controls if f"{check.stage}/{check.name}" in it.noticed_by))
 
 
 def cell_field_table() -> str:
@@ -77,7 +69,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "outcomes": outcome_table,
     "stages": stage_table,
     "checks": check_table,
-    "uncontrolled": uncontrolled_table,
     "cell fields": cell_field_table,
 }
 """By the name between the marks ``<!-- name -->`` and ``<!-- /name -->``."""

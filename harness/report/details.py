@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from harness.contract.checks import CONTROL
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
 from harness.report import figures, quantized
 from harness.report.table import Row
 from harness.report.text import fold, one_line
-from harness.result import CellResult, StageResult, TensorCounts
+from harness.result import CellResult, Check, StageResult, TensorCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,28 @@ def _pairs(title: str, head: tuple[str, str], pairs: Iterable[tuple[str, str | f
 
 
 def _checks(result: CellResult) -> Section:
+    controls = {(check.name, check.stage): check for check in result.checks if check.name.startswith(CONTROL)}
+
+    def altered(check: Check) -> str:
+        """Say what the check measured of its control, which stands in its line as long as it was rejected."""
+        control = controls.get((f"{CONTROL}{check.name}", check.stage))
+        return figures.number(control.value) if control is not None else ""
+
     lines = tuple(
         Line(
             cells=(
                 *_plain((check.name, check.stage, check.value, check.band)),
                 "✓ passed" if check.passed else "✗ not passed",
+                altered(check),
                 one_line(check.detail or "", 400),
             ),
             bad=not check.passed,
         )
         for check in sorted(result.checks, key=lambda check: check.passed)
+        if check.stage == "controls" or not check.passed or not check.name.startswith(CONTROL)
     )
-    return Section(title="Checks", head=("check", "stage", "value", "band", "verdict", "what was off"), lines=lines)
+    head = ("check", "stage", "value", "band", "verdict", "its control", "what was off")
+    return Section(title="Checks", head=head, lines=lines)
 
 
 def _stage_word(stage: StageResult) -> str:

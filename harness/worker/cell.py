@@ -12,7 +12,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.steps import Step
@@ -104,7 +104,7 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import logits_of
     from harness.worker.stages.forward_paths import lora_in_float32
-    from harness.worker.stages.functional import distance
+    from harness.worker.stages.functional import judge_kl
     from harness.worker.stages.quantized import cast_lora
 
     with observation.stage("reload-adapter"):
@@ -116,10 +116,11 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         observation.data["shims"] = applied
         cast_lora(model, request.work)
         truth = Truth(request)
-        seen = distance(truth.logits, logits_of(model, request, _vocab(checkpoint)), truth.clear)
-        observation.data["metrics"]["kl_trained_adapter"] = seen.kl
+        said = logits_of(model, request, _vocab(checkpoint))
         band = request.bands.adapter_reload_kl_max
-        observation.check("adapter_reload", "reload-adapter", seen.kl, f"<= {band:g}", passed=seen.kl <= band)
+        judgement, control = judge_kl(truth.logits, said, truth.clear, band=band)
+        observation.data["metrics"]["kl_trained_adapter"] = judgement.value
+        observation.judge("adapter_reload", "reload-adapter", judgement, control=control)
         with lora_in_float32(model):
             logits = logits_of(model, request, _vocab(checkpoint))
         check_definition(observation, "reload-adapter", request, name="adapted", logits=logits, clear=truth.clear)
@@ -194,7 +195,11 @@ def _check_coverage(observation: Observation, watch: Any) -> None:
     fewest = {phase: watch.fewest(phase) for phase in ("training", "evaluation")}
     observation.data["training"]["tokens_per_expert_min"] = {phase: count for phase, (count, _) in fewest.items()}
     worst, where = min(fewest.values())
-    observation.check("coverage", "train", worst, ">= 1", passed=worst >= 1, detail=f"no token reached {where}")
+
+    def judged(count: int) -> Judgement:
+        return Judgement(value=count, band=">= 1", passed=count >= 1, detail=f"no token reached {where}")
+
+    observation.judge("coverage", "train", judged(worst), control=judged(0))
 
 
 def _vocab(checkpoint: Checkpoint) -> int:

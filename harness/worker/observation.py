@@ -10,15 +10,17 @@ it ended. What that amounts to is the host's to decide.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.contract.checks import find
+from harness.contract.checks import CONTROL, find
 from harness.contract.outcomes import Ended
 from harness.contract.stages import StageName
 
@@ -35,6 +37,23 @@ class TornRecordError(Exception):
 
 class UnsupportedError(Exception):
     """The stack itself says that it has no such family or feature; the message is the library's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a check says of a measurement.
+
+    Attributes:
+        value: what was measured.
+        band: what it is held against, as a person reads it.
+        passed: whether it lies within.
+        detail: what is off, by name, where it does not.
+    """
+
+    value: float | str | None
+    band: str
+    passed: bool
+    detail: str | None = None
 
 
 class Observation:
@@ -111,6 +130,29 @@ class Observation:
             print(f"        {name}: {value} ({band}) {'in its band' if passed else 'noticed'}", flush=True)
         else:
             print(f"    check {name}: {value} ({band}) {'ok' if passed else 'FAILED'}", flush=True)
+
+    def judge(self, name: str, stage: StageName, judgement: Judgement, *, control: Judgement) -> None:
+        """Record a check, and its control: the same judgement of an altered measurement, which must not pass.
+
+        In a merge that is broken on purpose the check is recorded alone.
+
+        Raises:
+            KeyError: the contract has no such check in that stage, or no control of it.
+        """
+        self.check(name, stage, judgement.value, judgement.band, passed=judgement.passed, detail=judgement.detail)
+        if self._broken:
+            return
+        value = control.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None  # it lies in no band, which is what a control is for
+        self.check(
+            f"{CONTROL}{name}",
+            stage,
+            value,
+            f"not {control.band}",
+            passed=not control.passed,
+            detail=f"{name} is blind to it: {find(name, stage).control}",
+        )
 
     def close(
         self,

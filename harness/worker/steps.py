@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.contract.stages import TABLE, StageName
+from harness.faults import LibraryFault, fault
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
@@ -37,10 +39,24 @@ def run_step(step: Step, observation: Observation, request: Request, checkpoint:
         StageStoppedError: a stage of it ended without a usable result.
     """
     try:
-        step.run(observation, request, checkpoint)
+        with ExitStack() as patches:
+            if request.fault is not None and step.stages[0] != "import":
+                _plant(request.fault, step, observation, patches)
+            step.run(observation, request, checkpoint)
     finally:
         if request.device == "cuda":
             _record_gpu(observation)
+
+
+def _plant(name: str, step: Step, observation: Observation, patches: ExitStack) -> None:
+    """Plant a fault of code in this process, where the step has a stage of it. What cannot be planted is an error."""
+    planted = fault(name)
+    if isinstance(planted, LibraryFault) and (not planted.during or planted.during & set(step.stages)):
+        try:
+            planted.plant(patches)
+        except Exception:
+            with observation.stage(step.stages[0]):
+                raise
 
 
 def _record_gpu(observation: Observation) -> None:

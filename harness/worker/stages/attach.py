@@ -16,7 +16,7 @@ from harness.contract.facts import CellFacts
 from harness.contract.tensors import KINDS
 from harness.definitions import is_defined
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.releases import release
 from harness.worker.request import Request
@@ -122,16 +122,17 @@ def check_attached(observation: Observation, peft_model: Any, targets: dict[str,
         kind: f"{len(found & wanted_of_kind)}/{len(wanted_of_kind)}" for kind, wanted_of_kind in targets.items()
     }
     observation.data.setdefault("training", {})["attached"] = per_kind
-    missing, surplus = sorted(map(str, wanted - found)), sorted(map(str, found - wanted))
-    detail = f"without a LoRA: {missing[:4]}; with one that was not asked for: {surplus[:4]}"
-    observation.check(
-        "attached",
-        "attach",
-        f"{len(found & wanted)}/{len(wanted)}",
-        f"== {len(wanted)}/{len(wanted)}",
-        passed=found == wanted,
-        detail=detail,
-    )
+
+    def judged(found: set[Target]) -> Judgement:
+        missing, surplus = sorted(map(str, wanted - found)), sorted(map(str, found - wanted))
+        return Judgement(
+            value=f"{len(found & wanted)}/{len(wanted)}",
+            band=f"== {len(wanted)}/{len(wanted)}",
+            passed=found == wanted,
+            detail=f"without a LoRA: {missing[:4]}; with one that was not asked for: {surplus[:4]}",
+        )
+
+    observation.judge("attached", "attach", judged(found), control=judged(found - set(list(wanted)[:1])))
 
 
 def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, dict[str, Any]]:

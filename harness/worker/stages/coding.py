@@ -5,13 +5,18 @@ The codes' meaning and the original's blocks are all that is used: no kernel pac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.quantization import Quantization
 from harness.worker.request import Request
+from harness.worker.stages.consistency import worst_of
 from harness.worker.stages.quantized import DEQUANTIZED
+
+LARGER = 1.1
+"""How much larger the decoded values of a control are, as ``harness.contract.checks`` says."""
 
 
 def check_coding(
@@ -32,22 +37,28 @@ def check_coding(
     asked = {spec.key for spec in checkpoint.tensors if spec.module is not None and not spec.extra}
     found = {key for key, values in stored.items() if (values != meant[key]).any()}
     scheme = f"{quantization.code}, double quantised" if quantization.double_quant else quantization.code
-    missing, surplus = sorted(asked - found), sorted(found - asked)
-    observation.check(
-        "census",
-        "load",
-        f"{len(found & asked)}/{len(asked)}",
-        f"== {len(asked)}/{len(asked)} tensors of Linears and experts, in {scheme}",
-        passed=found == asked and schemes == {scheme},
-        detail=f"not quantised: {missing[:4]}; not asked for: {surplus[:4]}; codes: {sorted(schemes)}",
-    )
+
+    def census(found: set[str]) -> Judgement:
+        missing, surplus = sorted(asked - found), sorted(found - asked)
+        return Judgement(
+            value=f"{len(found & asked)}/{len(asked)}",
+            band=f"== {len(asked)}/{len(asked)} tensors of Linears and experts, in {scheme}",
+            passed=found == asked and schemes == {scheme},
+            detail=f"not quantised: {missing[:4]}; not asked for: {surplus[:4]}; codes: {sorted(schemes)}",
+        )
+
+    first = min(asked)
+    observation.judge("census", "load", census(found), control=census(found - {first}))
     shares = {key: share_of_room(stored[key], meant[key], quantization.code) for key in sorted(found)}
-    worst = max(shares, key=lambda key: shares[key], default="nothing")
-    observation.check(
-        "coding",
-        "load",
-        shares.get(worst),
-        "<= 1, a share of what coding may cost",
+    altered = share_of_room(stored[first], LARGER * meant[first], quantization.code)
+    observation.judge("coding", "load", _coding(shares), control=_coding({**shares, first: altered}))
+
+
+def _coding(shares: Mapping[str, float]) -> Judgement:
+    worst = worst_of(shares) if shares else "nothing"
+    return Judgement(
+        value=shares.get(worst),
+        band="<= 1, a share of what coding may cost",
         passed=bool(shares) and shares[worst] <= 1,
         detail=f"weights of {worst} are further from the original than the nearest code",
     )

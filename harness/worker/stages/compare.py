@@ -11,11 +11,11 @@ from harness.contract.tensors import COUNTS, RIGHT
 from harness.engines.engine import engine
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.writer import sha256_of_directory
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
-from harness.worker.stages.functional import Distance, distance, match_samples
+from harness.worker.stages.functional import Distance, Matches, distance, match_samples, surest_replaced
 from harness.worker.stages.merge import EDITED
 from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 
@@ -132,29 +132,35 @@ def functional_checks(
         "positions_near_tie": int((~truth.clear).sum()),
     }
     clear = float(truth.clear.double().mean())
-    observation.check(
-        "signal",
-        "compare",
-        truth.signal.kl,
-        f">= {bands.signal_min:g}, on at least {bands.clear_min:.0%} of the positions",
-        passed=truth.signal.kl >= bands.signal_min and clear >= bands.clear_min,
-        detail=f"{clear:.0%} of the positions lie clear of router ties",
-    )
+
+    def signal(kl: float) -> Judgement:
+        return Judgement(
+            value=kl,
+            band=f">= {bands.signal_min:g}, on at least {bands.clear_min:.0%} of the positions",
+            passed=kl >= bands.signal_min and clear >= bands.clear_min,
+            detail=f"{clear:.0%} of the positions lie clear of router ties",
+        )
+
+    itself = distance(truth.trained, truth.trained, truth.clear)
+    observation.judge("signal", "compare", signal(truth.signal.kl), control=signal(itself.kl))
     observation.check("kl", "compare", merged.kl, f"<= {bands.kl_max:g}", passed=merged.kl <= bands.kl_max)
     difference = merged.max_logprob_diff
     observation.check(
         "logprob", "compare", difference, f"<= {bands.logprob_max:g}", passed=difference <= bands.logprob_max
     )
-    share = (matches.matched + matches.tied) / len(samples)
     check_definition(observation, "compare", request, name="merged", logits=logits, clear=truth.clear)
-    observation.check(
-        "samples",
-        "compare",
-        share,
-        f">= {bands.samples_min:g} matched, ties apart",
-        passed=share >= bands.samples_min,
-        detail=matches.first_divergence,
-    )
+
+    def judged(matches: Matches) -> Judgement:
+        share = (matches.matched + matches.tied) / len(samples)
+        return Judgement(
+            value=share,
+            band=f">= {bands.samples_min:g} matched, ties apart",
+            passed=share >= bands.samples_min,
+            detail=matches.first_divergence,
+        )
+
+    altered = match_samples(truth.samples, surest_replaced(truth.samples), tie=2 * bands.logprob_max)
+    observation.judge("samples", "compare", judged(matches), control=judged(altered))
 
 
 def tensor_checks(observation: Observation, request: Request, report: TensorReport, edited: Sequence[str] = ()) -> None:
@@ -179,16 +185,17 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         passed=exact is not None and exact >= bands.exact_min and report.max_ulp <= bands.ulp_max,
         detail=f"largest distance {report.max_ulp:.3g} ulp, at most {bands.ulp_max:g} allowed",
     )
+
     # Every expert saw tokens, or the check of that name has failed: a delta that is still zero was lost in training.
-    idle = report.idle
-    observation.check(
-        "coverage",
-        "compare",
-        len(idle),
-        "== 0 tensors or experts without a delta",
-        passed=not idle,
-        detail=_names(idle),
-    )
+    def coverage(idle: list[str]) -> Judgement:
+        return Judgement(
+            value=len(idle),
+            band="== 0 tensors or experts without a delta",
+            passed=not idle,
+            detail=_names(idle),
+        )
+
+    observation.judge("coverage", "compare", coverage(report.idle), control=coverage(report.idle_altered))
     different = report.untouched_changed
     observation.check(
         "untouched_bytes", "compare", len(different), "== 0", passed=not different, detail=_names(different)

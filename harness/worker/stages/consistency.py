@@ -5,29 +5,29 @@ Nothing is compared with another model's files here. A fault that is in every mo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_PROMPT_LENGTH, evaluation_prompts
 from harness.worker.stages.evaluate import Sample, logits_of, set_mode
-from harness.worker.stages.functional import distance
+from harness.worker.stages.functional import judge_logprobs
 
 
 def check_unchanged(
     observation: Observation, peft_model: Any, request: Request, *, base_logits: Any, clear: Any, vocab: int
 ) -> None:
     """Record how far a model with an untrained LoRA is from its base: lora_B starts at zero."""
-    difference = distance(base_logits, logits_of(peft_model, request, vocab), clear).max_logprob_diff
-    band = request.bands.definition_max
-    observation.check(
-        "unchanged",
-        "train",
-        difference,
-        f"<= {band:g}",
-        passed=difference <= band,
+    judgement, control = judge_logprobs(
+        base_logits,
+        logits_of(peft_model, request, vocab),
+        clear,
+        band=request.bands.definition_max,
         detail="the LoRA changes what the model says before it is trained",
     )
+    observation.judge("unchanged", "train", judgement, control=control)
 
 
 def check_modes(
@@ -41,16 +41,14 @@ def check_modes(
     with torch.no_grad():
         training = peft_model(input_ids=prompts).logits.float().cpu()
     set_mode(peft_model)
-    difference = distance(logits, training, clear).max_logprob_diff
-    band = request.bands.definition_max
-    observation.check(
-        "modes",
-        "train",
-        difference,
-        f"<= {band:g}",
-        passed=difference <= band,
+    judgement, control = judge_logprobs(
+        logits,
+        training,
+        clear,
+        band=request.bands.definition_max,
         detail="the model says something else in training mode than in evaluation mode",
     )
+    observation.judge("modes", "train", judgement, control=control)
 
 
 def check_generation(observation: Observation, model: Any, request: Request, samples: list[Sample], vocab: int) -> None:
@@ -61,22 +59,29 @@ def check_generation(observation: Observation, model: Any, request: Request, sam
     import torch
 
     prompts = evaluation_prompts(vocab, request.seed)[: len(samples), :SAMPLE_PROMPT_LENGTH]
-    worst, where = 0.0, "no token"
+    shortfalls: dict[str, float] = {}
+    altered = 0.0
     for number, (prompt, sample) in enumerate(zip(prompts.tolist(), samples, strict=True)):
         sequence = torch.tensor([prompt + sample.tokens], device=request.device)
         with torch.no_grad():
             said = model(input_ids=sequence, use_cache=False).logits[0].double().log_softmax(-1)
         for at, token in enumerate(sample.tokens):
             before = said[len(prompt) + at - 1]
-            shortfall = float(before.max() - before[token])
-            if not shortfall <= worst:
-                worst, where = shortfall, f"sample {number}, token {at}"
-    band = request.bands.logprob_max
-    observation.check(
-        "generation",
-        "train",
-        worst,
-        f"<= {band:g}",
-        passed=worst <= band,
-        detail=f"generate did not choose the likeliest token: {where}",
-    )
+            shortfalls[f"sample {number}, token {at}"] = float(before.max() - before[token])
+            altered = float(before.max() - before.min())
+
+    def judged(found: dict[str, float]) -> Judgement:
+        band, where = request.bands.logprob_max, worst_of(found)
+        return Judgement(
+            value=found[where],
+            band=f"<= {band:g}",
+            passed=found[where] <= band,
+            detail=f"generate did not choose the likeliest token: {where}",
+        )
+
+    observation.judge("generation", "train", judged(shortfalls), control=judged({**shortfalls, "altered": altered}))
+
+
+def worst_of(found: Mapping[str, float]) -> str:
+    """Return the key of the largest value; what is no number is worse than any."""
+    return max(found, key=lambda name: math.inf if math.isnan(found[name]) else found[name])

@@ -15,7 +15,7 @@ from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.stages.data import evaluation_prompts
-from harness.worker.stages.functional import distance
+from harness.worker.stages.functional import judge_logprobs
 from harness.worker.stages.quantized import DEQUANTIZED
 
 KEPT = "definition.safetensors"
@@ -70,12 +70,11 @@ def check_definition(
         return
     bands = request.bands
     band = bands.logprob_max if name == "merged" else bands.definition_max
-    difference = distance(meant(request, logits.shape[-1], name), logits, clear).max_logprob_diff
-    observation.check(
-        "definition",
-        stage,
-        difference,
-        f"<= {band:g}",
-        passed=difference <= band,
+    judgement, control = judge_logprobs(
+        meant(request, logits.shape[-1], name),
+        logits,
+        clear,
+        band=band,
         detail="the model does not say what its files mean by the architecture's definition",
     )
+    observation.judge("definition", stage, judgement, control=control)

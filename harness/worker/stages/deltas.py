@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.attach import lora_layers
 
@@ -59,19 +59,10 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         if parameter is not None:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
-    different = sorted(
-        name
-        for name in memory.keys() | saved.keys()
-        if name not in memory or name not in saved or not _same_bits(memory[name], saved[name])
-    )
-    observation.check(
-        "attached",
-        "save",
-        f"{len(memory) - len([n for n in different if n in memory])}/{len(memory)}",
-        f"== {len(memory)}/{len(memory)}",
-        passed=not different,
-        detail=f"not saved as in memory: {different[:4]}",
-    )
+    altered = {name: tensor.clone() for name, tensor in list(saved.items())[:1]}
+    for tensor in altered.values():
+        tensor.flatten()[:1] += 1
+    observation.judge("attached", "save", _as_in(memory, saved), control=_as_in(memory, {**saved, **altered}))
     config = json.loads((request.adapter / "adapter_config.json").read_text())
     observation.data["adapter"] = {
         "io_layout": min(layouts, default=None),
@@ -81,6 +72,20 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }
+
+
+def _as_in(memory: dict[str, Any], saved: dict[str, Any]) -> Judgement:
+    different = sorted(
+        name
+        for name in memory.keys() | saved.keys()
+        if name not in memory or name not in saved or not _same_bits(memory[name], saved[name])
+    )
+    return Judgement(
+        value=f"{len(memory) - len([n for n in different if n in memory])}/{len(memory)}",
+        band=f"== {len(memory)}/{len(memory)}",
+        passed=not different,
+        detail=f"not saved as in memory: {different[:4]}",
+    )
 
 
 def _same_bits(a: Any, b: Any) -> bool:

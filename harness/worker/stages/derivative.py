@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.definitions import is_defined
 from harness.worker.checkpoints.random_bits import random_integers
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.definition import trained_on
@@ -50,26 +51,33 @@ def check_derivative(observation: Observation, peft_model: Any, request: Request
     slopes = {name: float((gradients[name] * move).sum()) for name, move in moves.items()}
     whole = sum(slopes.values())
 
-    def deviation(signs: Mapping[str, int]) -> float:
+    def rise(signs: Mapping[str, int]) -> float:
         ahead, behind = (
             loss({name: tensors[name] + side * STEP * signs.get(name, 0) * moves[name] for name in tensors})
             for side in (1, -1)
         )
+        return (ahead - behind) / (2 * STEP)
+
+    def deviation(rise: float, signs: Mapping[str, int], slopes: Mapping[str, float]) -> float:
         told = sum(sign * slopes[name] for name, sign in signs.items())
-        found = abs((ahead - behind) / (2 * STEP) - told) / whole if whole else math.inf
+        found = abs(rise - told) / whole if whole else math.inf
         return found if math.isfinite(found) else math.inf  # max would pass over what is no number
 
-    worst = max(deviation(_signs(list(moves), request.seed, number)) for number in range(DIRECTIONS))
-    passed = worst <= BAND
-    name = "" if passed else max(moves, key=lambda name: deviation({name: 1}))
-    observation.check(
-        "derivative",
-        "save",
-        worst,
-        f"<= {BAND:g}",
-        passed=passed,
-        detail=f"autograd's gradient is not the loss's slope, most of all for {name}",
-    )
+    directions = [_signs(list(moves), request.seed, number) for number in range(DIRECTIONS)]
+    rises = [rise(signs) for signs in directions]
+
+    def judged(slopes: Mapping[str, float]) -> Judgement:
+        worst = max(deviation(*found, slopes) for found in zip(rises, directions, strict=True))
+        return Judgement(value=worst, band=f"<= {BAND:g}", passed=worst <= BAND)
+
+    judgement = judged(slopes)
+    if not judgement.passed:
+        name = max(moves, key=lambda name: deviation(rise({name: 1}), {name: 1}, slopes))
+        detail = f"autograd's gradient is not the loss's slope, most of all for {name}"
+        judgement = replace(judgement, detail=detail)
+    steepest = max(slopes, key=lambda name: slopes[name])
+    control = judged({**slopes, steepest: -slopes[steepest]})
+    observation.judge("derivative", "save", judgement, control=control)
 
 
 def _saved(name: str) -> str:

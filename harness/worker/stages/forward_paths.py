@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.experts import enable_grouped_forward
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.evaluate import set_mode
@@ -23,6 +23,9 @@ PATHS = ("batched_mm", "grouped_mm")
 """transformers' other forwards (``ALL_EXPERTS_FUNCTIONS``, 5.0 to 5.23) that need nothing installed."""
 OURS = "grouped_forward"
 """``harness.experts.enable_grouped_forward``, enabled for this comparison alone."""
+
+LARGER = 1.001
+"""How much larger a gradient of a control is, as ``harness.contract.checks`` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +123,27 @@ def check_forward_paths(
     if not found:
         return
     observation.data["forward_paths"] = found
-    worst = max(found, key=lambda path: max(found[path].values()))
-    value, band = max(found[worst].values()), request.bands.paths_max
-    what = max(found[worst], key=lambda name: found[worst][name])
-    detail = f"{worst} differs from {REFERENCE_PATH} in its {what}"
-    observation.check(
-        "forward_paths",
-        "train",
-        value,
-        f"<= {band:g}, on all of {', '.join(found)}",
-        passed=value <= band and not refusals,
-        detail=f"{OURS} is not possible here: {refusals[0]}" if refusals else detail,
-    )
+
+    def judged(found: dict[str, dict[str, float]]) -> Judgement:
+        worst = max(found, key=lambda path: max(found[path].values()))
+        value, band = max(found[worst].values()), request.bands.paths_max
+        what = max(found[worst], key=lambda name: found[worst][name])
+        detail = f"{worst} differs from {REFERENCE_PATH} in its {what}"
+        return Judgement(
+            value=value,
+            band=f"<= {band:g}, on all of {', '.join(found)}",
+            passed=value <= band and not refusals,
+            detail=f"{OURS} is not possible here: {refusals[0]}" if refusals else detail,
+        )
+
+    altered = compare_paths(reference, _with_larger_gradient(reference))
+    observation.judge("forward_paths", "train", judged(found), control=judged({REFERENCE_PATH: altered}))
+
+
+def _with_larger_gradient(seen: Seen) -> Seen:
+    """Return what a path would have given that scales the gradient of one tensor."""
+    name = next(name for name, value in seen.gradients.items() if value.any())
+    return Seen(logits=seen.logits, gradients={**seen.gradients, name: LARGER * seen.gradients[name]})
 
 
 @contextmanager

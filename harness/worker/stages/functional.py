@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.worker.observation import Judgement
 from harness.worker.stages.evaluate import Sample
 
 
@@ -59,6 +60,73 @@ def distance(reference: Any, other: Any, clear: Any) -> Distance:
     )
 
 
+def one_moved(logits: Any, clear: Any, by: float) -> Any:
+    """Return a copy in which one logit is moved: of the least likely token, at the first clear position.
+
+    That token's log-probability moves by nearly as much. A control is made of it.
+
+    Args:
+        logits: (P, T, V) float32.
+        clear: (P, T) bool.
+        by: how far.
+    """
+    moved = logits.clone()
+    places = clear.nonzero()
+    if len(places):
+        prompt, at = places[0].tolist()
+        moved[prompt, at, int(logits[prompt, at].argmin())] += by
+    return moved
+
+
+LOWERED = 0.1
+"""How much lower the logits of the likeliest tokens are in a control, as ``harness.contract.checks`` says."""
+
+
+def likeliest_lowered(logits: Any) -> Any:
+    """Return a copy in which the likeliest token of every position is a little less likely: a KL of about 1e-3 nats."""
+    best = logits.argmax(-1, keepdim=True)
+    return logits.scatter_add(-1, best, logits.new_full(best.shape, -LOWERED))
+
+
+MOVED = 3
+"""By how many times the band the logit of a control is moved, as ``harness.contract.checks`` says."""
+
+
+def judge_logprobs(reference: Any, logits: Any, clear: Any, *, band: float, detail: str) -> tuple[Judgement, Judgement]:
+    """Judge the largest difference of a log-probability, of these logits and of altered ones, the control.
+
+    Args:
+        reference: what should be said, (P, T, V).
+        logits: what is said, (P, T, V) float32.
+        clear: (P, T) bool.
+        band: the largest difference allowed, in nats.
+        detail: what it means where it is larger.
+    """
+
+    def judged(said: Any) -> Judgement:
+        difference = distance(reference, said, clear).max_logprob_diff
+        return Judgement(value=difference, band=f"<= {band:g}", passed=difference <= band, detail=detail)
+
+    return judged(logits), judged(one_moved(logits, clear, MOVED * band))
+
+
+def judge_kl(reference: Any, logits: Any, clear: Any, *, band: float) -> tuple[Judgement, Judgement]:
+    """Judge KL(reference ‖ these logits), and that of altered ones, the control.
+
+    Args:
+        reference: what should be said, (P, T, V) float32.
+        logits: what is said, (P, T, V) float32.
+        clear: (P, T) bool.
+        band: the largest KL allowed, in nats.
+    """
+
+    def judged(said: Any) -> Judgement:
+        kl = distance(reference, said, clear).kl
+        return Judgement(value=kl, band=f"<= {band:g}", passed=kl <= band)
+
+    return judged(logits), judged(likeliest_lowered(logits))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matches:
     """How greedy samples compare.
@@ -95,6 +163,17 @@ def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -
             words = "none (the reference had stopped)" if margin is None else f"{margin:.3g}"
             first = f"sample {number}, token {at}, margin {words}"
     return Matches(matched=matched, tied=tied, first_divergence=first)
+
+
+def surest_replaced(samples: list[Sample]) -> list[Sample]:
+    """Return the samples with one token replaced: the one that was chosen by the largest margin."""
+    number, at = max(
+        ((number, at) for number, sample in enumerate(samples) for at in range(len(sample.tokens))),
+        key=lambda place: samples[place[0]].margins[place[1]],
+    )
+    tokens = list(samples[number].tokens)
+    tokens[at] += 1
+    return [replace(sample, tokens=tokens) if n == number else sample for n, sample in enumerate(samples)]
 
 
 def _first_difference(a: list[int], b: list[int]) -> int:

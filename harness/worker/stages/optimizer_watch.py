@@ -17,6 +17,9 @@ EPS = 1e-8
 SHARE = 1e-3
 """Of a learning rate: how far from the formula a weight may be, besides the rounding of its dtype."""
 
+FURTHER = 0.1
+"""How much further weights have moved in a control, as ``harness.contract.checks`` says."""
+
 
 @dataclass(kw_only=True)
 class OptimizerWatch:
@@ -28,6 +31,7 @@ class OptimizerWatch:
         steps: how many steps were seen.
         worst: the largest distance from the formula, as a multiple of what it may be; at most 1 is right.
         where: which tensor and step that was.
+        altered: that distance, had the weights moved a tenth further in the first step.
     """
 
     tensors: Mapping[str, Any]
@@ -35,8 +39,10 @@ class OptimizerWatch:
     steps: int = 0
     worst: float = 0.0
     where: str = "no step"
+    altered: float = 0.0
     _moments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     _expected: dict[str, Any] = field(default_factory=dict)
+    _before: dict[str, Any] = field(default_factory=dict)
 
     def before_step(self) -> None:
         """Note what each weight should become; called when gradients are clipped and nothing has moved."""
@@ -44,6 +50,8 @@ class OptimizerWatch:
         count = self.steps + 1
         for name, tensor in self.tensors.items():
             weight = tensor.detach().double()
+            if self.steps == 0:
+                self._before[name] = weight
             gradient = (tensor.grad if tensor.grad is not None else 0 * tensor).detach().double()
             m, v = self._moments.get(name, (0.0, 0.0))
             m, v = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2
@@ -53,14 +61,23 @@ class OptimizerWatch:
 
     def after_step(self) -> None:
         """Hold each weight against what it should have become."""
-        import torch
-
         self.steps += 1
         for name, tensor in self.tensors.items():
-            expected = self._expected[name]
-            # A weight is stored in its dtype, half of whose last digit may be lost. So are the moments of it.
-            digit = torch.finfo(tensor.dtype).eps
-            room = SHARE * self.learning_rate + digit * expected.abs() + 8 * digit * self.learning_rate
-            off = float(((tensor.detach().double() - expected).abs() / room).max())
+            weight, expected = tensor.detach().double(), self._expected[name]
+            room = self._room(tensor, expected)
+            off = float(((weight - expected).abs() / room).max())
             if not off <= self.worst:
                 self.worst, self.where = off, f"{name}, step {self.steps}"
+            if self.steps == 1:
+                further = weight + FURTHER * (weight - self._before.pop(name))
+                self.altered = max(self.altered, float(((further - expected).abs() / room).max()))
+
+    def _room(self, tensor: Any, expected: Any) -> Any:
+        """Return how far a weight may be from the formula.
+
+        It is stored in its dtype, half of whose last digit may be lost. So are the moments of it.
+        """
+        import torch
+
+        digit = torch.finfo(tensor.dtype).eps
+        return SHARE * self.learning_rate + digit * expected.abs() + 8 * digit * self.learning_rate

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.faults import Facts, fault
+from harness.faults import Facts, MergeFault, fault
 from harness.faults.fault import Site
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.recipes.recipe import recipe
@@ -41,9 +41,10 @@ def merge_as_asked(
     A fault of the merged directory takes the place of what the engine left, whose claims stay. An engine which is wrong
     and does not know it looks like that.
     """
-    if request.fault is None:
+    planted = fault(request.fault) if request.fault is not None else None
+    if request.fault is None or not isinstance(planted, MergeFault):
         return merge_with_engine(request, out=out, base=base)
-    if fault(request.fault).where != "merged":
+    if planted.where != "merged":
         return merge_with_fault(request.fault, request, checkpoint, adapter, out=out, base=base)
     said = merge_with_engine(request, out=out, base=base)
     shutil.rmtree(out)
@@ -76,7 +77,7 @@ def merge_with_fault(
     from safetensors.torch import load_file
 
     planted, facts, source = fault(name), facts_of(adapter, request), base or request.base
-    if not planted.applies(facts):
+    if not isinstance(planted, MergeFault) or not planted.applies(facts):
         raise FaultDoesNotApplyError(f"fault {name} breaks nothing here: {facts}")
     copy = out.with_name(f"{out.name}-adapter")
     shutil.copytree(request.adapter, copy)
@@ -93,9 +94,8 @@ def merge_with_fault(
         deltas=load_file(request.work / DELTAS),
         write=write,
     )
-    with site.patches:
-        planted.plant(site)
-        said = {} if planted.where == "merged" else merge_with_engine(request, out=out, base=base, adapter=copy)
+    planted.plant(site)
+    said = {} if planted.where == "merged" else merge_with_engine(request, out=out, base=base, adapter=copy)
     shutil.rmtree(copy)
     return said
 

@@ -7,13 +7,15 @@ functional gate measures it (``compare``), for the dequantised one this module.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.engines.engine import engine
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.compare import Truth
 from harness.worker.stages.evaluate import REFERENCE, has_view, load_view
-from harness.worker.stages.functional import distance
+from harness.worker.stages.functional import distance, judge_kl
 from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 from harness.worker.stages.reference import save_reference
 from harness.worker.stages.tensor_gate import inspect
@@ -38,29 +40,36 @@ def compare_quantized(observation: Observation, request: Request, checkpoint: Ch
     if not has_view(request.work, MERGED_DEQUANTIZED):
         return
     merged, _ = load_view(request.work, MERGED_DEQUANTIZED)
-    error, band = distance(reference["logits"], merged["logits"], clear).kl, request.bands.kl_max
-    observation.data["metrics"]["kl_dequantized_merged"] = error
-    observation.check("kl_dequantized", "compare", error, f"<= {band:g}", passed=error <= band)
+    judgement, control = judge_kl(reference["logits"], merged["logits"], clear, band=request.bands.kl_max)
+    observation.data["metrics"]["kl_dequantized_merged"] = judgement.value
+    observation.judge("kl_dequantized", "compare", judgement, control=control)
 
 
 def _check_tensors(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     """Hold the merge onto the dequantised base against base + delta, from the bytes."""
-    report = inspect(
-        checkpoint,
-        work=request.work,
-        base=request.work / DEQUANTIZED,
-        adapter=request.adapter,
-        merged=request.work / MERGED_DEQUANTIZED,
-        ulp_max=request.bands.ulp_max,
-        keeps_bytes=engine(request.engine).keeps_bytes,
-    )
-    counts = report.counts
-    rightly, attempted = counts["attempted"] - counts["dropped"] - counts["wrong"], counts["attempted"]
-    observation.check(
+
+    def judged(merged: Path) -> Judgement:
+        report = inspect(
+            checkpoint,
+            work=request.work,
+            base=request.work / DEQUANTIZED,
+            adapter=request.adapter,
+            merged=merged,
+            ulp_max=request.bands.ulp_max,
+            keeps_bytes=engine(request.engine).keeps_bytes,
+        )
+        counts = report.counts
+        rightly, attempted = counts["attempted"] - counts["dropped"] - counts["wrong"], counts["attempted"]
+        return Judgement(
+            value=f"{rightly}/{attempted}",
+            band="all attempted, at least one",
+            passed=rightly == attempted > 0 and not report.unpaired,
+            detail=", ".join(report.not_applied[:4]),
+        )
+
+    observation.judge(
         "applied_dequantized",
         "compare",
-        f"{rightly}/{attempted}",
-        "all attempted, at least one",
-        passed=rightly == attempted > 0 and not report.unpaired,
-        detail=", ".join(report.not_applied[:4]),
+        judged(request.work / MERGED_DEQUANTIZED),
+        control=judged(request.work / DEQUANTIZED),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.quantization import Quantization
 from harness.worker.releases import release
 from harness.worker.request import Request
@@ -107,14 +107,16 @@ def check_quantized(observation: Observation, model: Any) -> None:
     }
     experts = report["experts"]
     total = experts.quantized + experts.plain
-    observation.check(
-        "quantized",
-        "load",
-        f"{experts.quantized}/{total}",
-        f"== {total}/{total} weights of experts",
-        passed=total > 0 and experts.plain == 0,
-        detail=f"{experts.plain} weights of routed experts stayed as they were",
-    )
+
+    def judged(plain: int) -> Judgement:
+        return Judgement(
+            value=f"{total - plain}/{total}",
+            band=f"== {total}/{total} weights of experts",
+            passed=total > 0 and plain == 0,
+            detail=f"{plain} weights of routed experts stayed as they were",
+        )
+
+    observation.judge("quantized", "load", judged(experts.plain), control=judged(experts.plain + 1))
 
 
 def schemes_of(model: Any) -> set[str]:

@@ -43,6 +43,7 @@ class TensorReport:
         not_applied: names of dropped and wrong tensors.
         unpaired: lora pairs of the saved adapter that cover no tensor on disk.
         idle: tensors, or experts inside a fused tensor, whose delta is zero.
+        idle_altered: the same of one tensor, had it no delta for its first expert, or none at all: a control.
         untouched_changed: names of tensors without a delta whose bytes differ.
         keys_missing, keys_unexpected, dtype_changes, files_missing: differences of the directories.
         extras_missing: those of the missing keys that the model does not load (multi-token prediction).
@@ -63,6 +64,7 @@ class TensorReport:
     untouched_total: int = 0
     untouched_changed: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
+    idle_altered: list[str] = field(default_factory=list)
     keys_missing: list[str] = field(default_factory=list)
     extras_missing: list[str] = field(default_factory=list)
     renamed: Counter[str] = field(default_factory=Counter)
@@ -174,6 +176,10 @@ def inspect(
             continue
         delta = deltas[spec.key]
         report.idle += _idle(spec, delta)
+        if not report.idle_altered:
+            altered = delta.clone()
+            altered[0 if spec.role is not None and spec.expert is None else slice(None)] = 0
+            report.idle_altered = _idle(spec, altered)
         if new is None or new.shape != old.shape or new.dtype not in _judged_dtypes():
             verdict = "wrong"
         else:

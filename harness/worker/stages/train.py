@@ -9,10 +9,11 @@ ignored.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.worker.observation import Observation
+from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.request import Request
 from harness.worker.stages.attach import Target, lora_tensors, trainable_outside_lora
@@ -158,32 +159,54 @@ def train(
     record["loss"] = [before, after]
     record["steps"] = int(outcome.global_step)
     record["grad_norm"] = {kind: float(norm) for kind, norm in largest.items()}
-    # lora_A's gradient is zero in the first step, while lora_B still is; over all steps every tensor must have had one.
     silent = sorted(kind for kind, norm in largest.items() if not norm > 0.0)
-    idle = sorted(name for name, norm in per_tensor.items() if not norm > 0.0)
-    observation.check(
-        "gradients",
+    altered = {**per_tensor, next(iter(per_tensor), ""): 0.0}
+    observation.judge("gradients", "train", _gradients(per_tensor, silent), control=_gradients(altered, []))
+    steps, tokens, labels = optimizer.steps, seen["tokens"], seen["labels"]
+    observation.judge(
+        "steps", "train", _steps(recipe, steps, tokens, labels), control=_steps(recipe, steps, tokens, labels - 1)
+    )
+    observation.judge(
+        "update",
         "train",
-        len(idle),
-        f"== 0 of {len(per_tensor)} LoRA tensors without a gradient",
+        _update(optimizer.worst, optimizer.where),
+        control=_update(optimizer.altered, "one that has moved further"),
+    )
+    observation.judge("loss", "train", _loss(before, after), control=_loss(after, before))
+
+
+def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:
+    """Judge the largest gradient norm of each tensor over all steps.
+
+    That of lora_A is zero in the first step, while lora_B still is.
+    """
+    idle = sorted(name for name, norm in norms.items() if not norm > 0.0)
+    return Judgement(
+        value=len(idle),
+        band=f"== 0 of {len(norms)} LoRA tensors without a gradient",
         passed=not idle,
         detail=f"no gradient reached {', '.join(silent) or 'some of a kind'}: {', '.join(idle[:4])}",
     )
+
+
+def _steps(recipe: Recipe, steps: int, tokens: int, labels: int) -> Judgement:
     wanted = recipe.steps * BATCH * TRAINING_LENGTH
-    observation.check(
-        "steps",
-        "train",
-        optimizer.steps,
-        f"== {recipe.steps} optimizer steps, {wanted} tokens and as many labels",
-        passed=(optimizer.steps, seen["tokens"], seen["labels"]) == (recipe.steps, wanted, wanted),
-        detail=f"the loss was computed of {seen['tokens']} tokens, {seen['labels']} of which had a label",
+    return Judgement(
+        value=steps,
+        band=f"== {recipe.steps} optimizer steps, {wanted} tokens and as many labels",
+        passed=(steps, tokens, labels) == (recipe.steps, wanted, wanted),
+        detail=f"the loss was computed of {tokens} tokens, {labels} of which had a label",
     )
-    observation.check(
-        "update",
-        "train",
-        optimizer.worst,
-        "<= 1, a share of what rounding allows",
-        passed=optimizer.worst <= 1,
-        detail=f"a weight did not move as AdamW moves it: {optimizer.where}",
+
+
+def _update(worst: float, where: str) -> Judgement:
+    return Judgement(
+        value=worst,
+        band="<= 1, a share of what rounding allows",
+        passed=worst <= 1,
+        detail=f"a weight did not move as AdamW moves it: {where}",
     )
-    observation.check("loss", "train", after - before, "< 0", passed=after < before, detail="the loss did not fall")
+
+
+def _loss(before: float, after: float) -> Judgement:
+    return Judgement(value=after - before, band="< 0", passed=after < before, detail="the loss did not fall")

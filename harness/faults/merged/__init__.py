@@ -1,0 +1,1 @@
+"""Merged directories that are wrong, as an engine would leave them that does not know it."""

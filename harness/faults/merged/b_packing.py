@@ -1,0 +1,89 @@
+"""lora_B's flat axis read the other way round: same shapes, same norms, the wrong experts.
+
+PEFT packs ``rank_major``: column j belongs to expert ``j % E`` (``ParamWrapper.get_delta_weight``, 0.18.0 to 0.21.2).
+unsloth-zoo read ``j // r`` up to 2026.9.5 (unsloth-zoo#1269). No shape tells the two apart.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness.faults.fault import Facts, Fault, MergeFault, Site
+
+RELATIVE_TOLERANCE = 1e-9
+"""How near its own right reading must come to PEFT's delta, relative to the largest element: both are float64 sums."""
+
+
+class MisreadError(RuntimeError):
+    """Read with the right packing, the adapter does not give PEFT's own delta.
+
+    Then its wrong reading would prove nothing.
+    """
+
+
+def applies(facts: Facts) -> bool:
+    """With one expert, or rank 1, both readings are the same bytes."""
+    return facts.b_packing is not None and facts.num_experts is not None and facts.num_experts > 1 and facts.rank > 1
+
+
+def plant(site: Site) -> None:
+    """Write a merge whose fused experts are misread and whose other tensors are right.
+
+    Raises:
+        MisreadError: the adapter, read rightly, does not give PEFT's own delta.
+    """
+    from safetensors.torch import load_file
+
+    saved = load_file(site.adapter / "adapter_model.safetensors")
+    config = json.loads((site.adapter / "adapter_config.json").read_text())
+    other = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}[str(site.facts.b_packing)]
+    deltas = dict(site.deltas)
+    for pair, name in site.pairs.items():
+        if ":" not in name:
+            continue
+        a, b = (saved[f"{pair}.lora_{part}.weight"].double() for part in "AB")
+        scaling = config["lora_alpha"] / config["r"]
+        right = expert_deltas(a, b, scaling, site.deltas[name].shape, str(site.facts.b_packing), site.facts.io_layout)
+        distance = float((right - site.deltas[name]).abs().max())
+        if not distance <= RELATIVE_TOLERANCE * float(site.deltas[name].abs().max()):
+            raise MisreadError(f"{name}: {distance:.3g} away from PEFT's own delta when read as {site.facts.b_packing}")
+        deltas[name] = expert_deltas(a, b, scaling, right.shape, other, site.facts.io_layout)
+    site.write(deltas)
+
+
+def expert_deltas(
+    lora_a: Any, lora_b: Any, scaling: float, shape: tuple[int, ...], packing: str, io_layout: str | None
+) -> Any:
+    """Return the delta of a fused parameter, expert by expert: (E, out, in) float64.
+
+    Args:
+        lora_a: (E * r, a); row e * r + k is rank k of expert e, in both packings.
+        lora_b: (b, E * r); rank k of expert e is column k * E + e (``rank_major``) or e * r + k
+            (``grouped_by_expert``).
+        scaling: lora_alpha / r.
+        shape: (E, out, in).
+        packing: how to read lora_b.
+        io_layout: ``standard``: a = in, b = out; ``swapped``: a = out, b = in.
+    """
+    import torch
+
+    experts = shape[0]
+    rank = lora_a.shape[0] // experts
+    found = torch.empty(shape, dtype=torch.float64)
+    for e in range(experts):
+        columns = [k * experts + e if packing == "rank_major" else e * rank + k for k in range(rank)]
+        product = scaling * lora_b[:, columns] @ lora_a[e * rank : (e + 1) * rank]
+        found[e] = product if io_layout == "standard" else product.T
+    return found
+
+
+FAULT: Fault = MergeFault(
+    breaks="reads lora_B of fused experts in the other packing",
+    where="merged",
+    noticed_by=frozenset({"compare/applied", "compare/kl", "compare/logprob"}),
+    control=True,
+    applies=applies,
+    plant=plant,
+    reference="unsloth-zoo#1269",
+)
