@@ -156,8 +156,8 @@ def _show(screen: Console, report: FaultReport) -> None:
 def _commit() -> str:
     """Return of which commit a run is, where this is a checkout of one."""
     root = Path(__file__).resolve().parents[2]
-    said = subprocess.run(  # noqa: S603 - nothing of it comes from outside
-        ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"],  # noqa: S607 - whichever git there is
+    said = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"],
         capture_output=True,
         text=True,
         check=False,

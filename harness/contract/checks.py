@@ -142,7 +142,8 @@ TABLE: tuple[Check, ...] = (
         name="steps",
         stage="train",
         gate="training",
-        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label",
+        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label, "
+        "and every sequence was seen equally often",
         control="one label is masked",
     ),
     Check(
@@ -151,6 +152,14 @@ TABLE: tuple[Check, ...] = (
         gate="training",
         passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own gradients",
         control="in the first step the weights have moved a tenth further",
+    ),
+    Check(
+        name="objective",
+        stage="train",
+        gate="training",
+        passes_when="the first loss that was trained on is the next-token cross entropy of its batch, over predictions "
+        "or labels, with the load-balancing loss of the routers where the trainer adds it",
+        control="the loss is that of the token after next",
     ),
     Check(
         name="loss",
@@ -180,15 +189,15 @@ TABLE: tuple[Check, ...] = (
         stage="train",
         gate="training",
         passes_when="every greedy token is the likeliest by a forward without a cache, or short of it by no more than "
-        "`logprob_max`",
+        "`logprob_max`, and a sample ends at a stop token or at the length that was asked for",
         control="the last token of a sample is the least likely one",
     ),
     Check(
         name="forward_paths",
         stage="train",
         gate="training",
-        passes_when="every experts forward of the trained model gives the same logits and the same LoRA gradients; "
-        "the worst is named",
+        passes_when="every experts forward of the trained model was taken, and gives the same logits and the same LoRA "
+        "gradients; the worst is named",
         control="one tensor's gradient is a thousandth larger",
         applies=_has_paths,
     ),
@@ -288,6 +297,14 @@ TABLE: tuple[Check, ...] = (
         counts_all=True,
     ),
     Check(
+        name="claims",
+        stage="compare",
+        gate="tensor",
+        passes_when="what the engine says that it set out to change and has changed, where it says so, is what was "
+        "measured",
+        control="it claims one tensor fewer",
+    ),
+    Check(
         name="exact",
         stage="compare",
         gate="tensor",
@@ -327,7 +344,7 @@ TABLE: tuple[Check, ...] = (
         stage="compare",
         gate="tensor",
         passes_when="no file of the base is missing or changed, none of weights was added, and base and adapter are "
-        "as they were before the engine had them",
+        "as they were before the engine had them; shards say that they are torch's",
         metrics=("files_missing",),
     ),
     Check(

@@ -50,7 +50,28 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     loaded = observation.completed("reload-merged")
     view = "merged" if loaded else None
     judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
+    measured = observation.data["merge"]
+    rightly, attempted = sum(measured[name] for name in RIGHT), measured["attempted"]
+    claimed = said.get("engine_applied"), said.get("engine_attempted")
+    observation.judge(
+        "claims",
+        "compare",
+        _claims(claimed, rightly, attempted),
+        control=_claims((rightly - 1, attempted), rightly, attempted),
+    )
     observation.data["merge"] |= {name: value for name, value in said.items() if name != EDITED}
+
+
+def _claims(claimed: tuple[int | None, int | None], rightly: int, attempted: int) -> Judgement:
+    """Judge what an engine says: (applied, attempted), either None where it says nothing."""
+    pairs = zip(claimed, (rightly, attempted), strict=True)
+    off = max((abs(claim - measured) for claim, measured in pairs if claim is not None), default=0)
+    return Judgement(
+        value=off,
+        band="== 0 tensors more or fewer than were measured",
+        passed=off == 0,
+        detail=f"the engine claims {claimed[0]} of {claimed[1]}, and {rightly} of {attempted} were measured",
+    )
 
 
 def judge(

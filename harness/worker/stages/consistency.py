@@ -5,13 +5,14 @@ Nothing is compared with another model's files here. A fault that is in every mo
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
-from harness.worker.stages.data import SAMPLE_PROMPT_LENGTH, evaluation_prompts
+from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, evaluation_prompts
 from harness.worker.stages.evaluate import Sample, logits_of, set_mode
 from harness.worker.stages.functional import judge_logprobs
 
@@ -70,16 +71,33 @@ def check_generation(observation: Observation, model: Any, request: Request, sam
             shortfalls[f"sample {number}, token {at}"] = float(before.max() - before[token])
             altered = float(before.max() - before.min())
 
+    unended = [
+        f"sample {number}" for number, sample in enumerate(samples) if not _ends(sample.tokens, stop_tokens(request))
+    ]
+
     def judged(found: dict[str, float]) -> Judgement:
         band, where = request.bands.logprob_max, worst_of(found)
+        ending = f"; {', '.join(unended)} did not end where it should" if unended else ""
         return Judgement(
             value=found[where],
             band=f"<= {band:g}",
-            passed=found[where] <= band,
-            detail=f"generate did not choose the likeliest token: {where}",
+            passed=found[where] <= band and not unended,
+            detail=f"the token that is furthest from the likeliest: {where}{ending}",
         )
 
     observation.judge("generation", "train", judged(shortfalls), control=judged({**shortfalls, "altered": altered}))
+
+
+def stop_tokens(request: Request) -> set[int]:
+    """Return the tokens that end a sample, by the base's own generation_config.json."""
+    found = json.loads((request.base / "generation_config.json").read_text())["eos_token_id"]
+    return set(found) if isinstance(found, list) else {found}
+
+
+def _ends(tokens: list[int], stops: set[int]) -> bool:
+    """Say whether a sample ends at its first stop token, or has none and is as long as asked."""
+    first = next((at for at, token in enumerate(tokens) if token in stops), None)
+    return len(tokens) == (SAMPLE_NEW_TOKENS if first is None else first + 1)
 
 
 def worst_of(found: Mapping[str, float]) -> str:

@@ -30,6 +30,7 @@ class ExpertWatch:
         counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
         gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order. A list
             with one (tokens,) float32 tensor per layer.
+        router_logits: layer → (tokens, E) float32 of the same pass, before any bias.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
@@ -38,6 +39,7 @@ class ExpertWatch:
         self._routing = checkpoint.routing
         self.counts: dict[str, dict[int, Any]] = {}
         self.gaps: dict[int, Any] = {}
+        self.router_logits: dict[int, Any] = {}
         self._num_experts = checkpoint.num_experts
         self._hooks: list[Any] = []
         layers = set()
@@ -75,10 +77,19 @@ class ExpertWatch:
             self._phase = None
 
     @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Count nothing while the block runs, whatever phase it is in."""
+        phase, self._phase = self._phase, None
+        try:
+            yield
+        finally:
+            self._phase = phase
+
+    @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep router gaps of one forward pass."""
         self._recording = True
-        self.gaps = {}
+        self.gaps, self.router_logits = {}, {}
         try:
             yield
         finally:
@@ -119,6 +130,8 @@ class ExpertWatch:
     def _measure_gap(self, layer: int, router: Any) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
             if self._recording:
+                hidden = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+                self.router_logits[layer] = hidden @ router.weight.detach().float().T
                 self.gaps[layer] = router_gap(args[0].detach(), router, self._routing).cpu()
 
         return hook

@@ -107,16 +107,18 @@ def check_forward_paths(
     found: dict[str, dict[str, float]] = {}
     with lora_in_float32(peft_model), _path_set(peft_model, REFERENCE_PATH) as choosable:
         reference = look(peft_model, prompts, clear)
-        for path in PATHS if choosable else ():
-            with _path_set(peft_model, path):
-                found[path] = compare_paths(reference, look(peft_model, prompts, clear))
         refusals = []
+        for path in PATHS if choosable else ():
+            with _path_set(peft_model, path), _counted(path) as calls:
+                found[path] = compare_paths(reference, look(peft_model, prompts, clear))
+            if not calls:
+                refusals.append(f"{path} was chosen and not taken")
         if on_experts:
             with enable_grouped_forward(peft_model) as grouped:
                 found[OURS] = compare_paths(reference, look(peft_model, prompts, clear))
                 # What ran, not what would: a call can be refused for its arguments.
-                refusals = [
-                    f"{block.name}: {block.reason}"
+                refusals += [
+                    f"{OURS} is not possible in {block.name}: {block.reason}"
                     for block in grouped.blocks
                     if not block.grouped_calls or block.library_calls
                 ]
@@ -133,7 +135,7 @@ def check_forward_paths(
             value=value,
             band=f"<= {band:g}, on all of {', '.join(found)}",
             passed=value <= band and not refusals,
-            detail=f"{OURS} is not possible here: {refusals[0]}" if refusals else detail,
+            detail=refusals[0] if refusals else detail,
         )
 
     altered = compare_paths(reference, _with_larger_gradient(reference))
@@ -144,6 +146,25 @@ def _with_larger_gradient(seen: Seen) -> Seen:
     """Return what a path would have given that scales the gradient of one tensor."""
     name = next(name for name, value in seen.gradients.items() if value.any())
     return Seen(logits=seen.logits, gradients={**seen.gradients, name: LARGER * seen.gradients[name]})
+
+
+@contextmanager
+def _counted(path: str) -> Iterator[list[str]]:
+    """Count the calls of one of transformers' experts forwards within the block: one entry each."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    calls: list[str] = []
+    forward = ALL_EXPERTS_FUNCTIONS[path]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(path)
+        return forward(*args, **kwargs)
+
+    ALL_EXPERTS_FUNCTIONS[path] = counted
+    try:
+        yield calls
+    finally:
+        ALL_EXPERTS_FUNCTIONS[path] = forward
 
 
 @contextmanager

@@ -26,12 +26,14 @@ class Weights:
         shards: key → name of its shard, of those keys.
         repeated: keys that more than one shard holds.
         unreadable: shards that could not be read, or tensors of one, with the reason.
+        metadata: shard → what its header says beside the tensors; empty where it has nothing.
     """
 
     tensors: dict[str, Any] = field(default_factory=dict)
     shards: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def read_weights(directory: Path) -> Weights:
@@ -43,6 +45,7 @@ def read_weights(directory: Path) -> Weights:
         try:
             with safe_open(path, framework="pt") as shard:
                 found = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118 — not a dict
+                weights.metadata[path.name] = shard.metadata() or {}
         except (SafetensorError, OSError) as error:
             weights.unreadable.append(f"{path.name} (unreadable: {error})")
             continue

@@ -19,7 +19,7 @@ from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
-from harness.worker.stages.shards import INDEX, read_weights, wrong_in_index
+from harness.worker.stages.shards import INDEX, Weights, read_weights, wrong_in_index
 
 OWN_FILES = {"merge_manifest.json"}
 """What an engine may add beside the checkpoint's own files."""
@@ -153,8 +153,8 @@ def inspect(
             ``naming`` and other words by those of ``meaning`` are no fault. Every tensor is judged all the same.
     """
     report = TensorReport()
-    before, weights = read_weights(base).tensors, read_weights(merged)
-    after = weights.tensors
+    originals, weights = read_weights(base), read_weights(merged)
+    before, after = originals.tensors, weights.tensors
     deltas, report.unpaired = covered(checkpoint, work, adapter)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
@@ -164,6 +164,7 @@ def inspect(
     report.keys_unexpected += [f"{key} (in two shards)" for key in sorted(weights.repeated)]
     _compare_files(report, base, merged, keeps_bytes=keeps_bytes)
     report.index_wrong = weights.unreadable + wrong_in_index(merged, weights)
+    report.files_changed += _wrong_metadata(originals, weights, keeps_bytes=keeps_bytes)
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], found[spec.key].tensor
@@ -226,7 +227,35 @@ def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_byte
     report.files_rewritten = sorted(same)
     report.files_missing = sorted(missing - same)
     report.files_unexpected = sorted(unexpected - same)
-    report.files_changed = sorted(changed - same)
+    report.files_changed = sorted(changed - same) + _own_in_disorder(merged)
+
+
+def _own_in_disorder(merged: Path) -> list[str]:
+    """Return the files of the engine's own that are no JSON object, or an empty one."""
+    found = []
+    for name in sorted(OWN_FILES):
+        try:
+            said = json.loads((merged / name).read_bytes())
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError, RecursionError):
+            said = None
+        if not isinstance(said, dict) or not said:
+            found.append(f"{name} (says nothing)")
+    return found
+
+
+def _wrong_metadata(base: Weights, merged: Weights, *, keeps_bytes: bool) -> list[str]:
+    """Return the shards whose header does not say what the base's do: whose tensors they are, at least.
+
+    Loaders refuse a shard whose format they do not know (transformers 4), or guess.
+    """
+    formats = {said.get("format") for said in base.metadata.values()}
+    return [
+        f"{name} (says {said or 'nothing'} of itself)"
+        for name, said in merged.metadata.items()
+        if said.get("format") not in formats or (keeps_bytes and said != base.metadata.get(name, said))
+    ]
 
 
 def _judged_dtypes() -> frozenset[Any]:

@@ -9,6 +9,7 @@ ignored.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harness.worker.stages.attach import Target, lora_tensors, trainable_outside
 from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
 from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.objective import judge_objective, load_balancing_loss, next_token_loss
 from harness.worker.stages.optimizer_watch import OptimizerWatch
 
 BATCH = 8
@@ -86,8 +88,7 @@ def fixed_batch_loss(model: Any, batch: Any) -> float:
 
     set_mode(model)
     with torch.no_grad():
-        logits = model(input_ids=batch).logits.float()
-    return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()))
+        return next_token_loss(model(input_ids=batch).logits.float(), batch)
 
 
 def train(
@@ -122,6 +123,8 @@ def train(
     everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
     optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
     seen = {"tokens": 0, "labels": 0}
+    sequences_seen: Counter[tuple[int, ...]] = Counter()
+    objective: list[tuple[Judgement, Judgement]] = []
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
         """Keeps the largest gradient norm per kind and per tensor, just before each optimizer step."""
@@ -137,12 +140,18 @@ def train(
             optimizer.after_step()
 
     class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # as above
-        """Counts what the loss is computed of."""
+        """Counts what the loss is computed of, and computes the first one again."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             seen["tokens"] += inputs["input_ids"].numel()
             seen["labels"] += int((inputs["labels"] != IGNORED).sum())
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            sequences_seen.update(map(tuple, inputs["input_ids"].tolist()))
+            ids = inputs["input_ids"]
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            if not objective:
+                told = float((loss[0] if isinstance(loss, tuple) else loss).detach())
+                objective.append(_first_loss(self, model, ids, told, watch))
+            return loss
 
     before = fixed_batch_loss(peft_model, batch)
     trainer = CountingTrainer(
@@ -163,9 +172,15 @@ def train(
     altered = {**per_tensor, next(iter(per_tensor), ""): 0.0}
     observation.judge("gradients", "train", _gradients(per_tensor, silent), control=_gradients(altered, []))
     steps, tokens, labels = optimizer.steps, seen["tokens"], seen["labels"]
+    times = {sequences_seen[tuple(sequence)] for sequence in sequences}
     observation.judge(
-        "steps", "train", _steps(recipe, steps, tokens, labels), control=_steps(recipe, steps, tokens, labels - 1)
+        "steps",
+        "train",
+        _steps(recipe, steps, tokens, labels, times),
+        control=_steps(recipe, steps, tokens, labels - 1, times),
     )
+    (judgement, control), *_ = objective
+    observation.judge("objective", "train", judgement, control=control)
     observation.judge(
         "update",
         "train",
@@ -189,14 +204,32 @@ def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:
     )
 
 
-def _steps(recipe: Recipe, steps: int, tokens: int, labels: int) -> Judgement:
+def _steps(recipe: Recipe, steps: int, tokens: int, labels: int, times: set[int]) -> Judgement:
+    """Judge how much was trained on; ``times`` are how often the sequences were seen."""
     wanted = recipe.steps * BATCH * TRAINING_LENGTH
     return Judgement(
         value=steps,
         band=f"== {recipe.steps} optimizer steps, {wanted} tokens and as many labels",
-        passed=(steps, tokens, labels) == (recipe.steps, wanted, wanted),
-        detail=f"the loss was computed of {tokens} tokens, {labels} of which had a label",
+        passed=(steps, tokens, labels) == (recipe.steps, wanted, wanted) and len(times) == 1,
+        detail=f"the loss was computed of {tokens} tokens, {labels} of which had a label; a sequence was seen "
+        f"{min(times)} to {max(times)} times",
     )
+
+
+def _first_loss(trainer: Any, model: Any, tokens: Any, told: float, watch: ExpertWatch) -> tuple[Judgement, Judgement]:
+    """Judge the loss of a batch, and that of the token after next, the control."""
+    import torch
+
+    with watch.pausing(), watch.recording(), torch.no_grad():
+        logits = model(input_ids=tokens).logits.float()
+    balance = 0.0
+    if getattr(trainer, "aux_loss_enabled", False):
+        config = trainer.model.config.get_text_config()
+        balance = config.router_aux_loss_coef * load_balancing_loss(watch.router_logits, config.num_experts_per_tok)
+    cross_entropy, after_next = (next_token_loss(logits, tokens, ahead=ahead) for ahead in (1, 2))
+    length = int(tokens.shape[1])
+    judged = judge_objective(told, cross_entropy, balance, length)
+    return judged, judge_objective(after_next + balance, cross_entropy, balance, length)
 
 
 def _update(worst: float, where: str) -> Judgement:

@@ -1,0 +1,1 @@
+"""Adapters that are not what was saved, when an engine merges them."""

@@ -1,0 +1,1 @@
+"""A LoRA that is not where, or not what, it should be."""

@@ -1,0 +1,1 @@
+"""Forward passes that compute something else than the architecture."""

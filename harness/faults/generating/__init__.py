@@ -1,0 +1,1 @@
+"""Generation that chooses something else than the model says."""

@@ -1,0 +1,1 @@
+"""Models that are not what their files say, once they are loaded."""

@@ -1,0 +1,1 @@
+"""Merges that go wrong in the code of an engine."""

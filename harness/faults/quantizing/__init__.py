@@ -1,0 +1,1 @@
+"""Codes that are not what was asked for, or mean something else."""

@@ -1,0 +1,1 @@
+"""Saved adapters that are something else once they are loaded again."""

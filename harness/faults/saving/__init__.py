@@ -1,0 +1,1 @@
+"""Adapters that are saved other than they are in memory."""

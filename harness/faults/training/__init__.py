@@ -1,0 +1,1 @@
+"""Training that does something else than was asked for."""
