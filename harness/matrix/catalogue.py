@@ -98,8 +98,8 @@ def read_catalogue(package: Path | None = None) -> Catalogue:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the packages in a folder."""
-    return sorted(path.parent for path in folder.glob("*/__init__.py"))
+    """Return the packages in a folder that have something in them."""
+    return sorted({path.parent for path in folder.glob("*/*.py") if path.name != "__init__.py"})
 
 
 def _dashed(folder: Path, defining: str) -> dict[str, ast.Module]:
