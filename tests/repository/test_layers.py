@@ -41,7 +41,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "merge": frozenset({"merge"}),
     "experts": frozenset({"experts", "merge"}),
     "engines": frozenset({"engines", "merge"}),
-    "faults": frozenset({"faults"}),
+    "faults": frozenset({"contract", "faults", "merge", "experts"}),
     "definitions": frozenset({"definitions"}),
     "worker": frozenset({"contract", "worker", "merge", "experts", "engines", "faults", "definitions"}),
     "bench": frozenset({"contract", "bench", "merge", "experts", "worker", "envs", "matrix", "matrix.cell", "errors"}),
@@ -57,6 +57,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
             "report",
             "counting",
             "errors",
+            "faults",
             "result",
         }
     ),

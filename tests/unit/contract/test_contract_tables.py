@@ -15,6 +15,7 @@ from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome, worst
 from harness.contract.stages import STAGES, WORKER_STAGES, StageName
 from harness.contract.tensors import COUNTS
+from harness.faults import fault, fault_names
 from harness.matrix.expectations import Expectation
 from harness.report import contract_tables
 from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
@@ -28,7 +29,12 @@ ALWAYS = {
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
+    ("claims", "compare"), ("objective", "train"),
 }  # fmt: skip
+BROKEN_MERGES = {
+    (name, "compare") for name in ("kl", "logprob", "applied", "exact", "untouched_bytes", "keys", "dtypes", "files")
+}
+"""Checks whose controls are merges that are broken on purpose."""
 WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
 DEFINED = {
@@ -60,7 +66,11 @@ def test_the_checks_are_these() -> None:
     ],
 )
 def test_a_pass_needs_what_applies_to_its_cell(facts: CellFacts, expected: set[tuple[str, str]]) -> None:
-    assert {(check.name, check.stage) for check in needed(facts)} == expected
+    checks = {(check.name, check.stage) for check in needed(facts) if not check.name.startswith("control:")}
+    controls = {(check.name, check.stage) for check in needed(facts)} - checks
+
+    assert checks == expected
+    assert controls == {(f"control:{name}", stage) for name, stage in expected if (name, stage) not in BROKEN_MERGES}
 
 
 def names_of_gate(gate: Gate) -> set[str]:
@@ -70,16 +80,23 @@ def names_of_gate(gate: Gate) -> set[str]:
 def test_the_gates_are_these() -> None:
     assert names_of_gate("functional") == {"definition", "kl", "logprob", "samples", "kl_dequantized"}
     assert names_of_gate("tensor") == {
-        "applied", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
+        "applied", "claims", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
     }  # fmt: skip
 
 
 def test_only_the_signal_and_controls_blind_a_cell() -> None:
     assert {check.name for check in TABLE if check.failing != "fail"} == {"signal"}
     assert find("signal", "compare").failing == find("control:base-copied", "controls").failing == "blind"
+    assert find("control:loss", "train").failing == "blind"
+    with pytest.raises(KeyError):
+        find("control:loss", "compare")
+    with pytest.raises(KeyError):
+        find("control:applied", "compare")
 
 
-@pytest.mark.parametrize("name", ["attached", "kl_dequantized", "control:base-copied", "control:b-packing"])
+@pytest.mark.parametrize(
+    "name", ["attached", "kl_dequantized", "control:base-copied", "control:b-packing", "control:adapter_reload"]
+)
 def test_names_of_checks_fit_the_pattern(name: str) -> None:
     assert re.match(NAME_PATTERN, name)
 
@@ -174,17 +191,19 @@ def test_the_check_fails_for_a_page_without_its_mark(
 def test_a_control_is_part_of_both_gates() -> None:
     row = next(line for line in contract_tables.check_table().splitlines() if "control:" in line)
 
-    assert row.startswith("| `control:<name>` | controls | both |")
+    assert row.startswith("| `control:<fault>` | controls | both |")
 
 
-def test_a_check_that_gets_a_control_leaves_the_table_of_those_without() -> None:
-    without = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob"})).splitlines()
-    fewer = contract_tables.uncontrolled_table(lambda: frozenset({"kl", "logprob", "samples"})).splitlines()
-
-    assert "| functional | `definition`, `samples`, `kl_dequantized` |" in without
-    assert "| functional | `definition`, `kl_dequantized` |" in fewer
-    assert "| adapter | `attached`, `definition`, `adapter_reload` |" in fewer
+def test_every_check_has_a_control() -> None:
+    assert [f"{check.stage}/{check.name}" for check in TABLE if not contract_tables.guards_of(check)] == []
+    assert contract_tables.guards_of(find("exact", "compare")) == ("`one-delta-off`",)
+    assert contract_tables.guards_of(find("loss", "train")) == ("the losses change places",)
 
 
-def test_what_a_control_must_be_noticed_by_are_checks() -> None:
-    assert {"applied", "kl", "logprob"} <= contract_tables.controlled_checks() <= {check.name for check in TABLE}
+def test_what_a_fault_must_be_noticed_by_are_checks_or_stages() -> None:
+    known = {f"{check.stage}/{check.name}" for check in TABLE} | set(WORKER_STAGES)
+
+    assert {
+        name: sorted(fault(name).noticed_by - known) for name in fault_names() if fault(name).noticed_by - known
+    } == {}
+    assert [name for name in fault_names() if not fault(name).noticed_by or not fault(name).breaks] == []

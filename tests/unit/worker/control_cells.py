@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.worker.checkpoints.family import Checkpoint, Routing
-from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.checkpoints.tensors import TensorSpec, norm
 from harness.worker.checkpoints.writer import sha256_of_directory
 from harness.worker.observation import Observation
 from harness.worker.request import Bands, Request
@@ -32,7 +32,10 @@ SPECS = (
         for role in ("gate_proj", "up_proj")
     ),
     TensorSpec(key=f"{Q}.weight", shape=(4, H), kind="attention", module=Q),
+    norm("model.layers.0.input_layernorm.weight", H),
+    norm("model.norm.weight", H),
 )
+MATRICES = tuple(spec for spec in SPECS if len(spec.shape) == 2)
 CHECKPOINT = Checkpoint(
     config={}, tensors=SPECS, routing=Routing(top_k=1, scores="softmax"), layers_with_experts=(0,), num_experts=E
 )
@@ -56,7 +59,7 @@ def request_in(work: Path, **changes: Any) -> Request:
 def logits_in(directory: Path) -> torch.Tensor:
     """What the "model" in a directory says to fixed prompts: (2, 3, 12) float32."""
     weights = load_file(directory / "model.safetensors")
-    rows = torch.cat([weights[spec.key] for spec in SPECS]).float()
+    rows = torch.cat([weights[spec.key] for spec in MATRICES]).float()
     prompts = torch.randn(2, 3, H, generator=torch.Generator().manual_seed(7))
     return prompts @ rows.T
 
@@ -84,6 +87,7 @@ def make_cell(work: Path) -> Observation:
     for name in ("base", "adapter"):
         (work / name).mkdir()
     save_file(base, work / "base" / "model.safetensors", metadata={"format": "pt"})
+    (work / "base" / "tokenizer_config.json").write_text("{}")
     save_file(deltas, work / "deltas.safetensors")
     save_file(
         {
@@ -99,13 +103,14 @@ def make_cell(work: Path) -> Observation:
     )
     (work / "adapter" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2 * R, "r": R}))
     (work / "pairs.json").write_text(json.dumps({"p.experts": f"{EXPERTS}:gate_up_proj", "p.q": Q}))
-    right = {}
-    for spec in SPECS:
+    right = {spec.key: base[spec.key] for spec in SPECS}
+    for spec in MATRICES:
         delta = deltas[Q] if spec.expert is None else deltas[f"{EXPERTS}:gate_up_proj"][spec.expert]
         rows = {None: slice(None), "gate_proj": slice(0, 2), "up_proj": slice(2, 4)}[spec.role]
         right[spec.key] = (base[spec.key].double() + delta[rows]).float()
     (work / "merged").mkdir()
     save_file(right, work / "merged" / "model.safetensors", metadata={"format": "pt"})
+    (work / "merged" / "tokenizer_config.json").write_text("{}")
     trained = {
         "logits": logits_in(work / "merged"), "base_logits": logits_in(work / "base"), "gaps": torch.full((2, 3), 1.0),
     }  # fmt: skip

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from contract_samples import FACTS, plain_cell
-from control_cells import ADAPTER, CHECKPOINT, I2, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
+from control_cells import ADAPTER, CHECKPOINT, I2, MATRICES, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
 from safetensors.torch import load_file
 
+from harness.contract.stages import StageName
 from harness.execution.decision import EndedStage, decide
 from harness.faults import Facts, applicable_controls, fault, fault_names
-from harness.faults.b_packing import MisreadError
-from harness.faults.fault import Site, Where
+from harness.faults.fault import LibraryFault, MergeFault, Site
+from harness.faults.merged.b_packing import MisreadError
+from harness.faults.patching import replace
 from harness.result import AdapterInfo, CellResult, Check, ControlResult, StageResult
+from harness.worker import steps
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.stages import compare, controls, planting
 from harness.worker.stages.controls import run_controls
 from harness.worker.stages.planting import FaultDoesNotApplyError, merge_as_asked, merge_with_fault
 from harness.worker.stages.tensor_gate import inspect
+from harness.worker.steps import Step, run_step
 
 TENSOR_CHECKS = {"applied", "exact"}
+LOADED = ("b-packing", "base-copied")
+"""Controls that the functional gate must notice too."""
 FUNCTIONAL_CHECKS = {"kl", "logprob", "samples"}
 NAMES = applicable_controls(Facts.of(ADAPTER, dtype="float32", quantized=False))
 """The controls that the sample must try. A fault that is no control is planted only where it is asked for."""
@@ -66,10 +72,12 @@ def test_every_control_is_rejected_by_both_gates_when_they_work(cell: Observatio
 
     assert stage_result(cell).result == "pass"
     assert set(seen) == set(NAMES)
-    for control in seen.values():
-        assert control["rejected"]
-        assert set(control["by"]) & TENSOR_CHECKS
-        assert set(control["by"]) & FUNCTIONAL_CHECKS
+    assert all(control["rejected"] for control in seen.values())
+    for name in LOADED:
+        assert set(seen[name]["by"]) & TENSOR_CHECKS
+        assert set(seen[name]["by"]) & FUNCTIONAL_CHECKS
+    assert seen["one-delta-off"]["by"] == ["applied", "exact"]
+    assert seen["untidy"]["by"] == ["untouched_bytes", "keys", "dtypes", "files"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,11 +96,13 @@ def test_a_tensor_gate_that_lets_a_control_through_blinds_the_cell(
     assert stage_result(cell).result == "blind"
     assert {control: entry["rejected"] for control, entry in seen.items()} == {other: other != name for other in NAMES}
     assert not set(seen[name]["by"]) & TENSOR_CHECKS
-    assert set(seen[name]["by"]) >= {"kl", "logprob"}, "the other gate did notice, and that is not enough"
-    assert "let through by applied" in str(stage_result(cell).reason)
+    if name in LOADED:
+        assert set(seen[name]["by"]) >= {"kl", "logprob"}, "the other gate did notice, and that is not enough"
+    first = min(fault(name).checks_of("compare"))
+    assert f"let through by {first}" in str(stage_result(cell).reason)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADED)
 def test_a_functional_gate_that_lets_a_control_through_blinds_the_cell(
     cell: Observation, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -111,15 +121,37 @@ def test_a_functional_gate_that_lets_a_control_through_blinds_the_cell(
     assert "let through by kl, logprob" in str(stage_result(cell).reason)
 
 
-def test_what_must_notice_a_control_is_of_both_gates() -> None:
-    assert set(NAMES) >= {"b-packing", "base-copied"}
-    for name in (name for name in fault_names() if fault(name).control):
-        assert fault(name).noticed_by & TENSOR_CHECKS
-        assert fault(name).noticed_by & FUNCTIONAL_CHECKS
-        assert fault(name).breaks
+@pytest.mark.parametrize(
+    ("name", "check"), [(name, check) for name in NAMES for check in fault(name).checks_of("compare")]
+)
+def test_with_any_of_its_checks_asleep_a_control_blinds_the_cell(
+    cell: Observation, monkeypatch: pytest.MonkeyPatch, name: str, check: str
+) -> None:
+    awake = Observation.check
+
+    def asleep(self: Observation, told: str, *args: Any, passed: bool, **more: Any) -> None:
+        awake(self, told, *args, passed=passed or told == check, **more)
+
+    monkeypatch.setattr(Observation, "check", asleep)
+    seen = controls_stage(cell)
+
+    assert not seen[name]["rejected"]
+    assert stage_result(cell).result == "blind"
+    assert f"let through by {check}" in str(stage_result(cell).reason)
+
+
+def test_both_gates_must_notice_what_a_user_would_publish() -> None:
+    assert set(NAMES) >= {"b-packing", "base-copied", "one-delta-off", "untidy"}
+    for name in LOADED:
+        assert fault(name).checks_of("compare") & TENSOR_CHECKS
+        assert fault(name).checks_of("compare") & FUNCTIONAL_CHECKS
+    assert all(fault(name).breaks for name in fault_names())
 
 
 # Which controls a cell has
+
+
+EVERYWHERE = ("base-copied", "one-delta-off", "untidy")
 
 
 def facts(**changes: Any) -> Facts:
@@ -129,21 +161,21 @@ def facts(**changes: Any) -> Facts:
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, ("b-packing", "base-copied")),
-        ({"num_experts": 1}, ("base-copied",)),
-        ({"rank": 1}, ("base-copied",)),
-        ({"io_layout": None, "b_packing": None, "num_experts": None}, ("base-copied",)),
-        ({"b_packing": "grouped_by_expert", "io_layout": "swapped"}, ("b-packing", "base-copied")),
+        ({}, ("b-packing", *EVERYWHERE)),
+        ({"num_experts": 1}, EVERYWHERE),
+        ({"rank": 1}, EVERYWHERE),
+        ({"io_layout": None, "b_packing": None, "num_experts": None}, EVERYWHERE),
+        ({"b_packing": "grouped_by_expert", "io_layout": "swapped"}, ("b-packing", *EVERYWHERE)),
     ],
 )
 def test_controls_are_those_faults_that_break_something(changes: dict[str, Any], names: tuple[str, ...]) -> None:
     assert applicable_controls(facts(**changes)) == names
 
 
-def test_with_one_expert_only_the_other_control_is_tried(cell: Observation) -> None:
+def test_with_one_expert_only_the_other_controls_are_tried(cell: Observation) -> None:
     cell.data["adapter"]["num_experts"] = 1
 
-    assert set(controls_stage(cell)) == {"base-copied"}
+    assert set(controls_stage(cell)) == set(EVERYWHERE)
 
 
 # What is planted
@@ -169,7 +201,7 @@ def test_b_packing_gives_every_expert_the_columns_of_the_other_reading(cell: Obs
     base, right, broken = (load_file(work / name / "model.safetensors") for name in ("base", "merged", "broken"))
 
     for spec in SPECS:
-        if spec.expert is None:
+        if spec.expert is None or spec.role is None:
             assert torch.equal(broken[spec.key], right[spec.key]), "what no packing concerns is merged rightly"
             continue
         rows = slice(0, 2) if spec.role == "gate_proj" else slice(2, 4)
@@ -226,19 +258,12 @@ def test_a_fault_of_the_merged_directory_takes_the_place_of_what_the_engine_left
     assert (work / "out" / "model.safetensors").read_bytes() == (work / "base" / "model.safetensors").read_bytes()
 
 
-class _Doubled:
-    """A fault of the adapter, as one of the catalogue will be."""
+def _mark(site: Site) -> None:
+    (site.adapter / "planted").touch()
 
-    breaks = "doubles lora_B of q_proj"
-    where: Where = "adapter"
-    noticed_by = frozenset({"applied"})
-    control = False
 
-    def applies(self, facts: Facts) -> bool:  # noqa: ARG002
-        return True
-
-    def plant(self, site: Site) -> None:
-        (site.adapter / "planted").touch()
+MARKED = MergeFault(breaks="leaves a mark", where="adapter", noticed_by=frozenset({"compare/applied"}), plant=_mark)
+"""A fault of the adapter."""
 
 
 def test_a_fault_of_the_adapter_is_merged_by_the_engine_and_the_adapter_itself_stays(
@@ -248,7 +273,7 @@ def test_a_fault_of_the_adapter_is_merged_by_the_engine_and_the_adapter_itself_s
     given = _engine(monkeypatch, work)
     planted: list[bool] = []
     real = planting.merge_with_engine
-    monkeypatch.setattr(planting, "fault", lambda _name: _Doubled())
+    monkeypatch.setattr(planting, "fault", lambda _name: MARKED)
     monkeypatch.setattr(
         planting,
         "merge_with_engine",
@@ -262,31 +287,59 @@ def test_a_fault_of_the_adapter_is_merged_by_the_engine_and_the_adapter_itself_s
     assert not (work / "adapter" / "planted").exists()
 
 
-class _Patched:
-    """A fault of a library, as one of the catalogue will be."""
-
-    breaks = "makes the engine claim nothing"
-    where: Where = "library"
-    noticed_by = frozenset({"applied"})
-    control = False
-
-    def applies(self, facts: Facts) -> bool:  # noqa: ARG002
-        return True
-
-    def plant(self, site: Site) -> None:
-        site.patches.enter_context(mock.patch.object(planting, "merge_with_engine", return_value={"patched": 1}))
+def _patched(*during: StageName) -> LibraryFault:
+    """A fault of code: JSON is read as ``patched``."""
+    return LibraryFault(
+        breaks="reads JSON as something else",
+        noticed_by=frozenset({"compare/applied"}),
+        plant=lambda patches: replace(patches, json, "loads", lambda _original: lambda _text: "patched"),
+        during=frozenset(during),
+    )
 
 
-def test_a_fault_of_a_library_is_there_while_the_engine_merges_and_not_afterwards(
+@pytest.mark.parametrize(
+    ("during", "stages", "expected"),
+    [
+        ((), ("merge",), "patched"),
+        (("merge",), ("merge",), "patched"),
+        (("train",), ("load", "attach", "train", "save"), "patched"),
+        (("train",), ("merge",), {}),
+        ((), ("import",), {}),
+    ],
+)
+def test_a_fault_of_code_is_there_while_its_stages_run_and_not_afterwards(
+    cell: Observation,
+    monkeypatch: pytest.MonkeyPatch,
+    during: tuple[StageName, ...],
+    stages: tuple[StageName, ...],
+    expected: object,
+) -> None:
+    seen: list[object] = []
+    step = Step(stages=stages, run=lambda *_args: seen.append(json.loads("{}")))
+    monkeypatch.setattr(steps, "fault", lambda _name: _patched(*during))
+    run_step(step, cell, request_in(cell.path.parent, fault="patched"), CHECKPOINT)
+
+    assert seen == [expected]
+    assert json.loads("{}") == {}
+
+
+def test_code_that_a_release_lacks_cannot_be_broken_and_its_stage_says_so(
     cell: Observation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = cell.path.parent
-    _engine(monkeypatch, work)
-    before = planting.merge_with_engine
-    monkeypatch.setattr(planting, "fault", lambda _name: _Patched())
+    absent = LibraryFault(
+        breaks="patches what is not there",
+        noticed_by=frozenset({"load/definition"}),
+        plant=lambda patches: replace(patches, json, "no_such_function", lambda original: original),
+    )
+    monkeypatch.setattr(steps, "fault", lambda _name: absent)
+    ran: list[object] = []
+    step = Step(stages=("load", "attach"), run=lambda *args: ran.append(args))
 
-    assert merge_as_asked(request_in(work, fault="patched"), CHECKPOINT, ADAPTER, out=work / "out") == {"patched": 1}
-    assert planting.merge_with_engine is before
+    with pytest.raises(StageStoppedError):
+        run_step(step, cell, request_in(cell.path.parent, fault="absent"), CHECKPOINT)
+    assert not ran
+    assert cell.data["stages"]["load"]["ended"] == "raised"
+    assert "no_such_function" in cell.data["stages"]["load"]["reason"]
 
 
 def test_the_planted_merge_is_the_control_of_its_name_and_the_others_are_tried(cell: Observation) -> None:
@@ -331,6 +384,6 @@ def test_an_input_that_the_engine_edited_fails_the_files_by_name(cell: Observati
 
     assert not files["passed"]
     assert files["detail"] == "adapter/adapter_model.safetensors (changed by the engine, and not its own)"
-    assert cell.data["merge"]["attempted"] == len(SPECS)
+    assert cell.data["merge"]["attempted"] == len(MATRICES)
     assert cell.data["merge"]["engine_applied"] == 1
     assert "edited_inputs" not in cell.data["merge"], "the result has no such field"
