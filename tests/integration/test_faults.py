@@ -1,4 +1,4 @@
-"""Whether anything gets past the checks: the whole catalogue of faults planted, and each check put to sleep in a cell."""
+"""Whether anything gets past the checks: every fault planted, and each check put to sleep in a cell."""
 
 from __future__ import annotations
 

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 from contract_samples import FACTS, plain_cell
-from control_cells import ADAPTER, CHECKPOINT, I2, MATRICES, SPECS, E, H, R, logits_in, make_cell, request_in, samples_in
+from control_cells import (
+    ADAPTER,
+    CHECKPOINT,
+    I2,
+    MATRICES,
+    SPECS,
+    E,
+    H,
+    R,
+    logits_in,
+    make_cell,
+    request_in,
+    samples_in,
+)
 from safetensors.torch import load_file
 
 from harness.contract.stages import StageName
