@@ -46,7 +46,8 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     if not by or overlooked:
         stages = sorted({name.split("/")[0] for name in overlooked} or {"compare"})
         if unjudged := [stage for stage in stages if not _was_judged(result, stage)]:
-            words = f"{', '.join(unjudged)} judged nothing: the cell ended in {result.outcome} in {result.stage}"
+            where = f" in {result.stage}" if result.stage else ""
+            words = f"{', '.join(unjudged)} judged nothing: the cell ended in {result.outcome}{where}"
             sentence = f"{name} was planted, and {words}"
             return PlantedFault(state="unjudged", by=by, sentence=sentence, alone=False)
         words = f"let through by {', '.join(overlooked) or 'every check'}"

@@ -27,7 +27,7 @@ MEANINGS: Mapping[Outcome, str] = {
 }
 
 HARMLESS: tuple[Outcome, ...] = ("unsupported", "skipped", "pass")
-"""Outcomes that are no failure."""
+"""Outcomes that are no failure. All but a pass must be declared all the same: a family may not get lost unnoticed."""
 
 Status = Literal["ok", "regression", "known-failure", "unexpected-pass", "flaky"]
 """What an outcome means in the light of what was declared (``harness.matrix.verdict``)."""

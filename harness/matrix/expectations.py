@@ -16,7 +16,7 @@ from typing import Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.contract.cell_fields import Device
-from harness.contract.stages import StageName
+from harness.contract.stages import TABLE, StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, Cell
@@ -26,8 +26,10 @@ from harness.matrix.plan import all_cells
 from harness.matrix.reading import read_model
 from harness.result import StageResult
 
-FailingOutcome = Literal["crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable"]
-
+DeclaredOutcome = Literal[
+    "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped"
+]
+"""Whatever is no pass."""
 
 EXCLUDES = "!"
 """What a glob that excludes cells begins with; no id has that character."""
@@ -47,8 +49,8 @@ class Expectation(_Table):
     not match."""
     stage: StageName
     """The stage that fails."""
-    outcome: FailingOutcome
-    """How it fails."""
+    outcome: DeclaredOutcome
+    """How it fails. ``unsupported``: the library says that it has no such family or feature; it is no failure then."""
     match: str | None = Field(default=None, min_length=1)
     """Words that the stage's reason must contain; absent: any reason."""
     checks: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class Expectation(_Table):
     def _narrow(self) -> Self:
         if self.when is None and not self._included:
             raise ValueError("say when it applies: give 'when', 'cells' that are not all exclusions, or both")
+        if self.outcome == "unsupported" and not TABLE[self.stage].may_lack:
+            raise ValueError(f"a stack cannot lack in {self.stage} what was there before: that is an error")
         return self
 
     @property

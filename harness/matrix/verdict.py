@@ -81,7 +81,10 @@ def judge(
             return Verdict(status="unexpected-pass", expectation=expectation, sentence=sentence)
     if decided:
         # A failure that is certain says more about the cell than one that comes and goes.
-        expectation = min(decided.values(), key=lambda item: item.flaky)
+        expectation = min(decided.values(), key=lambda item: (item.outcome in HARMLESS, item.flaky))
+        if expectation.outcome in HARMLESS:
+            sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
+            return Verdict(status="ok", expectation=expectation, sentence=sentence)
         sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
         status: Status = "flaky" if expectation.flaky else "known-failure"
         return Verdict(status=status, expectation=expectation, sentence=sentence)
@@ -103,8 +106,7 @@ def _undeclared(
         outcome = _stage_result(result, stage)
         if outcome.result == "not_run" and not _explained(result, stage):
             return Verdict(status="regression", sentence=f"{stage} was not run, although all it needs passed")
-        misplaced = outcome.result == "unsupported" and not TABLE[stage].may_lack
-        if (misplaced or outcome.result not in {*HARMLESS, "not_run"}) and stage not in decided:
+        if outcome.result not in {"pass", "not_run"} and stage not in decided:
             declared = next((item for item in applicable if item.stage == stage), None)
             words = f" with {declared.match!r}" if declared and declared.match else ""
             instead = f" (declared: {declared.outcome}{words})" if declared else ""

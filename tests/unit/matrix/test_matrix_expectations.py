@@ -102,7 +102,7 @@ def test_every_stage_passed_is_ok() -> None:
     assert (verdict.status, verdict.expectation) == ("ok", None)
 
 
-@pytest.mark.parametrize("outcome", [name for name in OUTCOMES if name not in {"pass", "unsupported", "skipped"}])
+@pytest.mark.parametrize("outcome", [name for name in OUTCOMES if name != "pass"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_any_failure_that_nobody_declared_is_a_regression(stage: StageName, outcome: str) -> None:
     verdict = judge(result({stage: f"{outcome}: because"}), [])
@@ -111,11 +111,31 @@ def test_any_failure_that_nobody_declared_is_a_regression(stage: StageName, outc
     assert verdict.sentence == f"{stage} ended in {outcome}: because"
 
 
-@pytest.mark.parametrize("outcome", ["unsupported", "skipped"])
-def test_what_the_library_lacks_needs_no_expectation(outcome: str) -> None:
-    verdict = judge(result({"load": f"{outcome}: Unrecognized model", **after("load", "not_run")}), [RELOAD])
+LACKING = RELOAD.model_copy(
+    update={"stage": "load", "outcome": "unsupported", "match": "does not recognize", "reason": "no such family"}
+)
 
-    assert verdict.status == "ok"
+
+def test_what_the_library_lacks_is_ok_where_it_is_declared_and_a_regression_elsewhere() -> None:
+    seen = result({"load": "unsupported: it does not recognize this", **after("load", "not_run")})
+    known, other = judge(seen, [LACKING, RELOAD]), judge(seen, [RELOAD])
+
+    assert (known.status, known.expectation) == ("ok", LACKING)
+    assert known.sentence == "load ended in unsupported, as declared: no such family"
+    assert other.status == "regression"
+    assert other.sentence == "load ended in unsupported: it does not recognize this"
+    assert judge(result(), [LACKING]).status == "unexpected-pass"
+
+
+def test_a_failure_weighs_more_than_what_is_lacking() -> None:
+    both = {"load": "unsupported: it does not recognize this", "reload-adapter": f"error: {TYPE_ERROR}"}
+
+    assert judge(result(both), [LACKING, RELOAD]).status == "known-failure"
+
+
+def test_a_stage_after_the_family_was_there_cannot_lack_it() -> None:
+    with pytest.raises(ValueError, match="cannot lack in merge"):
+        Expectation.model_validate({**LACKING.model_dump(), "stage": "merge"})
 
 
 def test_a_declared_failure_is_known() -> None:
@@ -260,15 +280,17 @@ SCENES: tuple[dict[str, str], ...] = (
     {"train": "error", **after("train", "not_run")},
 )
 """What is right, lacking or declared: from here one or two stages further is where a verdict can go wrong."""
+LACKS = LACKING.model_copy(update={"match": None})
 
 
 @given(
     scene=st.sampled_from(SCENES),
     changes=st.dictionaries(st.sampled_from(STAGES), st.sampled_from([*OUTCOMES, "not_run", "absent"]), max_size=2),
-    expected=st.lists(st.sampled_from([RELOAD, TRAIN, TRAIN_ELSEWHERE]), max_size=3),
+    expected=st.lists(st.sampled_from([RELOAD, TRAIN, TRAIN_ELSEWHERE, LACKS]), max_size=3),
 )
 @example(scene=SCENES[0], changes={}, expected=[])
 @example(scene=SCENES[1], changes={}, expected=[RELOAD])
+@example(scene=SCENES[1], changes={}, expected=[LACKS])
 @example(scene=SCENES[2], changes={}, expected=[RELOAD])
 @example(scene=SCENES[3], changes={}, expected=[RELOAD, TRAIN])
 def test_green_means_that_nothing_failed_and_nothing_is_missing(
@@ -279,9 +301,10 @@ def test_green_means_that_nothing_failed_and_nothing_is_missing(
 
     results = set(kinds.values())
     if verdict.status == "ok":
-        assert results <= {"pass", "unsupported", "skipped", "not_run", "absent"}
-        if {"not_run", "absent"} & results:
-            assert {"unsupported", "skipped"} & results
+        assert results <= {"pass", "unsupported", "not_run", "absent"}
+        if {"not_run", "absent", "unsupported"} & results:
+            assert kinds["load"] == "unsupported"
+            assert LACKS in expected
     if verdict.status == "known-failure":
         assert verdict.expectation is not None
         assert verdict.expectation.outcome in results
@@ -433,18 +456,22 @@ def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
     both = judge(result(worse, cell=FAULTY, checks=rejected(*names)), [])
     lost = judge(result({"load": "unsupported: no such family", **after("load", "not_run")}, cell=FAULTY), [])
 
-    assert seen.sentence == "base-copied was planted and noticed, as it must be: rejected by applied, kl, logprob"
+    assert seen.sentence == (
+        "base-copied was planted and noticed, as it must be: by compare/applied, compare/kl, compare/logprob"
+    )
     assert both.sentence == f"{seen.sentence}; reload-adapter ended in error: no such argument"
-    assert lost.sentence == "base-copied was planted, and no gate has judged it: the cell ended in unsupported"
+    assert lost.sentence == ("base-copied was planted, and compare judged nothing: the cell ended in unsupported")
 
 
 def test_a_planted_fault_that_a_check_let_through_is_said_to_be_missed() -> None:
     passed = judge(result(cell=FAULTY), [])
     half = judge(result({"compare": "fail: kl", "controls": "blind: x"}, cell=FAULTY, checks=rejected("kl")), [])
 
-    assert passed.sentence.startswith("base-copied was planted and NOT noticed: let through by applied, kl, logprob")
+    assert passed.sentence.startswith(
+        "base-copied was planted and NOT noticed: let through by compare/applied, compare/kl, compare/logprob"
+    )
     assert half.sentence.startswith(
-        "base-copied was planted and NOT noticed: let through by applied, logprob, rejected by kl"
+        "base-copied was planted and NOT noticed: let through by compare/applied, compare/logprob, noticed by compare/kl"
     )
 
 
