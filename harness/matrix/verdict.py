@@ -8,7 +8,7 @@ A stage that a result does not mention was not run, and one that was not run nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -80,15 +80,21 @@ def judge(
             sentence = f"{expectation.stage} passed; it was expected to end in {wanted}"
             return Verdict(status="unexpected-pass", expectation=expectation, sentence=sentence)
     if decided:
-        # A failure that is certain says more about the cell than one that comes and goes.
-        expectation = min(decided.values(), key=lambda item: (item.outcome in HARMLESS, item.flaky))
-        if expectation.outcome in HARMLESS:
-            sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
-            return Verdict(status="ok", expectation=expectation, sentence=sentence)
-        sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
-        status: Status = "flaky" if expectation.flaky else "known-failure"
-        return Verdict(status=status, expectation=expectation, sentence=sentence)
+        return _as_declared(decided.values())
     return Verdict(status="ok", sentence=result.reason or "every stage passed")
+
+
+def _as_declared(decided: Iterable[Expectation]) -> Verdict:
+    """Return the verdict of a cell in which all that went wrong was declared, by what says most about it.
+
+    A failure says more than what a stack lacks, and one that is certain more than one that comes and goes.
+    """
+    expectation = min(decided, key=lambda item: (item.outcome in HARMLESS, item.flaky))
+    status: Status = "flaky" if expectation.flaky else "known-failure"
+    if expectation.outcome in HARMLESS:
+        status = "ok"
+    sentence = f"{expectation.stage} ended in {expectation.outcome}, as declared: {expectation.reason}"
+    return Verdict(status=status, expectation=expectation, sentence=sentence)
 
 
 def _of_planted(planted: PlantedFault, result: CellResult) -> str:

@@ -471,7 +471,8 @@ def test_a_planted_fault_that_a_check_let_through_is_said_to_be_missed() -> None
         "base-copied was planted and NOT noticed: let through by compare/applied, compare/kl, compare/logprob"
     )
     assert half.sentence.startswith(
-        "base-copied was planted and NOT noticed: let through by compare/applied, compare/logprob, noticed by compare/kl"
+        "base-copied was planted and NOT noticed: let through by compare/applied, compare/logprob, "
+        "noticed by compare/kl"
     )
 
 
