@@ -97,11 +97,16 @@ class Block(_Table):
     """Globs over storage dtypes."""
     engines: Globs = (CellFields.engine,)
     """Globs over merge engines."""
+    seeds: Globs = (str(CellFields.seed),)
+    """Globs over the seeds 0 to 99; ``?`` are the first ten. ``harness run --seed`` takes any."""
 
+
+SEEDS = tuple(map(str, range(100)))
+"""Seeds that a profile can name."""
 
 AXES: Mapping[str, str] = {
     "stacks": "stack", "families": "family", "recipes": "recipe", "geometries": "geometry", "variants": "variant",
-    "dtypes": "dtype", "engines": "engine",
+    "dtypes": "dtype", "engines": "engine", "seeds": "seed",
 }  # fmt: skip
 """The field of a cell that each key of a block varies, in the order in which cells are sorted."""
 
@@ -316,4 +321,5 @@ def known_names(config: MatrixConfig, catalogue: Catalogue) -> dict[str, tuple[s
         "variants": catalogue.all_variants,
         "dtypes": DTYPES,
         "engines": catalogue.engines,
+        "seeds": SEEDS,
     }

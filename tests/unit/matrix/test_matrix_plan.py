@@ -91,7 +91,7 @@ def test_a_key_of_a_block_that_is_left_out_is_the_default() -> None:
 
     assert {AXES[key]: getattr(block, key) for key in Block.model_fields} == {
         "stack": ("*",), "family": ("*",), "recipe": ("lora",),
-        **{field: (DEFAULTS[field],) for field in AXES.values() if field in DEFAULTS},
+        **{field: (str(DEFAULTS[field]),) for field in AXES.values() if field in DEFAULTS},
     }  # fmt: skip
 
 
