@@ -8,7 +8,7 @@ Adding a family is adding that file and its test.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.worker.checkpoints.geometry import Geometry
@@ -49,6 +49,7 @@ class Checkpoint:
         num_experts: routed experts of each of them.
         prefixes: prefixes of keys under which the family's repositories are found. Every release that knows the family
             loads them alike. Empty where there is one.
+        shards: files that the weights lie in, dealt out one by one. One lies without an index.
     """
 
     config: dict[str, Any]
@@ -58,6 +59,7 @@ class Checkpoint:
     num_experts: int
     generation_config: dict[str, Any] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
+    shards: int = 4
 
 
 def build(family: str, geometry: Geometry, variant: str) -> Checkpoint:
@@ -69,4 +71,4 @@ def build(family: str, geometry: Geometry, variant: str) -> Checkpoint:
     """
     module = importlib.import_module(f"harness.worker.checkpoints.families.{family}")
     checkpoint: Checkpoint = module.build(geometry, variant)
-    return checkpoint
+    return replace(checkpoint, shards=geometry.shards)

@@ -3,6 +3,7 @@
 A preset is a statement about shapes, not about one family. What it fixes (hidden size, expert size, expert count, rank)
 is the same for all. A family adds its own sizes on top. ``distinct`` makes every size differ from every other, so that
 a transposed or mislabelled tensor cannot fit by accident. The square presets exist because published models are square.
+``many`` has so many layers and experts that their numbers sort otherwise as text, and lies in one file without an index.
 
 Sizes are multiples of 8, because torch's grouped matmul wants rows whose bytes are a multiple of 16.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-PRESETS = ("distinct", "square-gate-up", "square-down", "narrow", "single", "blocks")
+PRESETS = ("distinct", "square-gate-up", "square-down", "narrow", "single", "blocks", "many")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Geometry:
         head_dim: width of a head.
         vocab: tokens.
         rank: r of every LoRA.
+        layers: decoder layers; None: as few as show all that a family has.
+        shards: files that the weights lie in. Four are coprime to the three projections of an expert: with three, every
+            gate_proj would lie in one.
     """
 
     hidden: int = 48
@@ -45,6 +49,8 @@ class Geometry:
     head_dim: int = 28
     vocab: int = 104
     rank: int = 3
+    layers: int | None = None
+    shards: int = 4
 
 
 _DISTINCT = Geometry()
@@ -58,6 +64,7 @@ _PRESETS = {
     "blocks": replace(
         _DISTINCT, hidden=128, moe_intermediate=192, dense_intermediate=256, heads=4, kv_heads=2, head_dim=16, rank=4
     ),
+    "many": replace(_DISTINCT, num_experts=12, layers=12, shards=1),
 }
 
 

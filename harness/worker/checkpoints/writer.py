@@ -1,7 +1,7 @@
 """Writing a checkpoint to disk (shards, index, config, tokenizer), and its SHA-256.
 
 Tensors are dealt to the shards one by one in turn. So the experts of every layer lie in different shards. A merge
-engine must not assume that one shard holds all experts of a layer: here that is false in every checkpoint.
+engine must not assume that one shard holds all experts of a layer: here that is false in every checkpoint of several.
 
 The safetensors format is written by hand: eight bytes of header length, a JSON header padded to eight bytes, data. The
 library's own writer changed its interface and may change its header. The bytes here must not depend on its version.
@@ -20,9 +20,6 @@ from harness.worker.checkpoints.random_bits import random_float32, to_bfloat16_b
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.checkpoints.tokenizer import tokenizer_files
 
-SHARDS = 4
-"""Coprime to the three projections of an expert: with three shards every gate_proj would lie in one."""
-
 SAFETENSORS_DTYPE = {"float32": "F32", "bf16": "BF16"}
 
 
@@ -39,25 +36,26 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, seed: int, dtyp
         SHA-256 over all files, sorted by name: hex.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    shards: list[list[tuple[TensorSpec, str, bytes]]] = [[] for _ in range(SHARDS)]
+    shards: list[list[tuple[TensorSpec, str, bytes]]] = [[] for _ in range(checkpoint.shards)]
     weight_map: dict[str, str] = {}
     total = 0
     for position, spec in enumerate(checkpoint.tensors):
-        shard = position % SHARDS
+        shard = position % checkpoint.shards
         stored = "float32" if spec.always_float32 else dtype
         data = tensor_bytes(spec, seed=seed, dtype=stored)
         shards[shard].append((spec, SAFETENSORS_DTYPE[stored], data))
-        weight_map[spec.key] = _shard_name(shard)
+        weight_map[spec.key] = _shard_name(shard, checkpoint.shards)
         total += len(data)
     for number, tensors in enumerate(shards):
-        (directory / _shard_name(number)).write_bytes(_safetensors(tensors))
+        (directory / _shard_name(number, checkpoint.shards)).write_bytes(_safetensors(tensors))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     files = {
         "config.json": _json(_with_dtype(checkpoint.config, dtype)),
         "generation_config.json": _json(checkpoint.generation_config),
-        "model.safetensors.index.json": _json(index),
         **tokenizer_files(_vocab_size(checkpoint.config)),
     }
+    if checkpoint.shards > 1:
+        files["model.safetensors.index.json"] = _json(index)
     for name, content in files.items():
         (directory / name).write_bytes(content)
     return sha256_of_directory(directory)
@@ -95,8 +93,8 @@ def sha256_of_directory(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _shard_name(number: int) -> str:
-    return f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+def _shard_name(number: int, shards: int) -> str:
+    return "model.safetensors" if shards == 1 else f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
 
 
 def _vocab_size(config: dict[str, Any]) -> int:

@@ -74,6 +74,19 @@ def test_experts_of_one_layer_lie_in_different_shards(family: str, tmp_path: Pat
         assert len(shards) == 4
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_has_numbers_that_sort_otherwise_as_text_and_lies_in_one_file(family: str, tmp_path: Path) -> None:
+    checkpoint, _ = _written(family, tmp_path / "base", preset="many")
+    files = sorted(path.name for path in (tmp_path / "base").iterdir())
+    layers = {int(spec.key.split("layers.")[1].split(".")[0]) for spec in checkpoint.tensors if ".layers." in spec.key}
+
+    assert [name for name in files if "safetensors" in name] == ["model.safetensors"]
+    assert len(checkpoint.layers_with_experts) >= 11
+    assert layers >= set(range(12))
+    assert checkpoint.num_experts == 12
+    assert _read(tmp_path / "base").keys() == {spec.key for spec in checkpoint.tensors}
+
+
 def test_what_each_family_is_about_is_there() -> None:
     keys = {
         family: {spec.key for spec in build(family, geometry("distinct"), "published").tensors} for family in FAMILIES

@@ -34,13 +34,14 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     """Return the checkpoint; see ``harness.worker.checkpoints.family``."""
     if variant != "published":
         raise VariantNotOfferedError(f"deepseek_v3 is published in one layout only, not {variant!r}")
+    layers = g.layers or LAYERS
     tensors = [TensorSpec(key="model.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
-    for layer in range(LAYERS):
+    for layer in range(layers):
         tensors += _layer(layer, g, extra=False)
     tensors += [
         norm("model.norm.weight", g.hidden),
         TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
-        *prediction_layer(LAYERS, g, _layer(LAYERS, g, extra=True)),
+        *prediction_layer(layers, g, _layer(layers, g, extra=True)),
     ]
     latent = _latent(g)
     config = {
@@ -66,7 +67,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         "norm_topk_prob": True,
         "num_attention_heads": g.heads,
         "num_experts_per_tok": g.top_k,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_key_value_heads": g.heads,
         "num_nextn_predict_layers": 1,
         "q_lora_rank": latent["q_rank"],
@@ -98,7 +99,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         config=config,
         tensors=tuple(tensors),
         routing=Routing(top_k=g.top_k, scores="sigmoid", n_group=g.n_group, topk_group=g.topk_group),
-        layers_with_experts=tuple(range(DENSE_LAYERS, LAYERS)),
+        layers_with_experts=tuple(range(DENSE_LAYERS, layers)),
         num_experts=g.num_experts,
         generation_config={
             "_from_model_config": True,

@@ -27,13 +27,14 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     """Return the checkpoint; see ``harness.worker.checkpoints.family``."""
     if variant != "published":
         raise VariantNotOfferedError(f"glm4_moe is published in one layout only, not {variant!r}")
+    layers = g.layers or LAYERS
     tensors = [TensorSpec(key="model.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
-    for layer in range(LAYERS):
+    for layer in range(layers):
         tensors += _layer(layer, g, extra=False)
     tensors += [
         norm("model.norm.weight", g.hidden),
         TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
-        *prediction_layer(LAYERS, g, _layer(LAYERS, g, extra=True)),
+        *prediction_layer(layers, g, _layer(layers, g, extra=True)),
     ]
     config = {
         "architectures": ["Glm4MoeForCausalLM"],
@@ -55,7 +56,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         "norm_topk_prob": True,
         "num_attention_heads": g.heads,
         "num_experts_per_tok": g.top_k,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_key_value_heads": g.kv_heads,
         "num_nextn_predict_layers": 1,
         "pad_token_id": 0,
@@ -76,7 +77,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         config=config,
         tensors=tuple(tensors),
         routing=Routing(top_k=g.top_k, scores="sigmoid"),
-        layers_with_experts=tuple(range(DENSE_LAYERS, LAYERS)),
+        layers_with_experts=tuple(range(DENSE_LAYERS, layers)),
         num_experts=g.num_experts,
         generation_config={
             "_from_model_config": True,

@@ -42,7 +42,8 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     disk = "model." if variant == "text-prefix" else "model.language_model."
     fused = variant != "per-expert"
     tensors = [TensorSpec(key=f"{disk}embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
-    for layer, layer_type in enumerate(LAYER_TYPES):
+    types = _layer_types(g)
+    for layer, layer_type in enumerate(types):
         tensors += _layer(layer, layer_type, g, disk=disk, fused=fused)
     tensors += [
         norm(f"{disk}norm.weight", g.hidden, init="zeros"),
@@ -54,7 +55,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         config=_nested_config(text) if variant == "nested-config" else text,
         tensors=tuple(tensors),
         routing=Routing(top_k=g.top_k, scores="softmax"),
-        layers_with_experts=tuple(range(len(LAYER_TYPES))),
+        layers_with_experts=tuple(range(len(types))),
         num_experts=g.num_experts,
         prefixes=PREFIXES,
         generation_config={
@@ -68,6 +69,12 @@ def build(g: Geometry, variant: str) -> Checkpoint:
             "transformers_version": "5.2.0",
         },
     )
+
+
+def _layer_types(g: Geometry) -> tuple[str, ...]:
+    """Return the kind of each layer: as many as asked for, in turn."""
+    count = g.layers or len(LAYER_TYPES)
+    return tuple(LAYER_TYPES[layer % len(LAYER_TYPES)] for layer in range(count))
 
 
 def _text_config(g: Geometry) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _text_config(g: Geometry) -> dict[str, Any]:
         "hidden_act": "silu",
         "hidden_size": g.hidden,
         "initializer_range": 0.02,
-        "layer_types": list(LAYER_TYPES),
+        "layer_types": list(_layer_types(g)),
         "linear_conv_kernel_dim": CONV_KERNEL,
         "linear_key_head_dim": linear_sizes["key_dim"],
         "linear_num_key_heads": KEY_HEADS,
@@ -99,7 +106,7 @@ def _text_config(g: Geometry) -> dict[str, Any]:
         "num_attention_heads": g.heads,
         "num_experts": g.num_experts,
         "num_experts_per_tok": g.top_k,
-        "num_hidden_layers": len(LAYER_TYPES),
+        "num_hidden_layers": len(_layer_types(g)),
         "num_key_value_heads": g.kv_heads,
         "output_router_logits": False,
         "rms_norm_eps": 1e-06,

@@ -19,8 +19,9 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     """Return the checkpoint; see ``harness.worker.checkpoints.family``."""
     if variant != "published":
         raise VariantNotOfferedError(f"qwen3_moe is published in one layout only, not {variant!r}")
+    layers = g.layers or LAYERS
     tensors = [TensorSpec(key="model.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
-    for layer in range(LAYERS):
+    for layer in range(layers):
         tensors += _layer(layer, g)
     tensors += [
         norm("model.norm.weight", g.hidden),
@@ -39,7 +40,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         "initializer_range": 0.02,
         "intermediate_size": g.dense_intermediate,
         "max_position_embeddings": 512,
-        "max_window_layers": LAYERS,
+        "max_window_layers": layers,
         "mlp_only_layers": [],
         "model_type": "qwen3_moe",
         "moe_intermediate_size": g.moe_intermediate,
@@ -47,7 +48,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         "num_attention_heads": g.heads,
         "num_experts": g.num_experts,
         "num_experts_per_tok": g.top_k,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_key_value_heads": g.kv_heads,
         "output_router_logits": False,
         "rms_norm_eps": 1e-06,
@@ -66,7 +67,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         config=config,
         tensors=tuple(tensors),
         routing=Routing(top_k=g.top_k, scores="softmax"),
-        layers_with_experts=tuple(range(LAYERS)),
+        layers_with_experts=tuple(range(layers)),
         num_experts=g.num_experts,
         generation_config={
             "bos_token_id": 2,
