@@ -3,7 +3,7 @@
 A preset is a statement about shapes, not about one family. What it fixes (hidden size, expert size, expert count, rank)
 is the same for all. A family adds its own sizes on top. ``distinct`` makes every size differ from every other, so that
 a transposed or mislabelled tensor cannot fit by accident. The square presets exist because published models are square.
-``many`` has so many layers and experts that their numbers sort otherwise as text, and lies in one file without an index.
+``many`` has so many layers and experts that their numbers sort otherwise as text. It lies in one file without an index.
 
 Sizes are multiples of 8, because torch's grouped matmul wants rows whose bytes are a multiple of 16.
 """
