@@ -131,6 +131,7 @@ def test_presets_hold_what_their_names_say(preset: str) -> None:
         "narrow": 2 * g.moe_intermediate < g.hidden,
         "single": g.num_experts == 1,
         "blocks": g.hidden % 64 == 0 == g.moe_intermediate % 64 and g.hidden != g.moe_intermediate,
+        "many": g.layers is not None and min(g.layers, g.num_experts) > 10 and g.shards == 1,
     }
 
     assert claims[preset]
