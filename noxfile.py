@@ -142,6 +142,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Plant every known fault and see that it is noticed: some ten minutes; ``-- --publish reports/faults``."""
+    _install(session)
+    _harness(session, "faults", *session.posargs)
+
+
+@nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """The report's page in a real Chromium, which must be installed."""
     _install(session, "tests", "browser")

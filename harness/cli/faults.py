@@ -19,9 +19,9 @@ from rich.text import Text
 from harness.cli.execute import execute
 from harness.cli.options import ConfigOption, FreshOption, JobsOption, KeepOption
 from harness.cli.setup import Setup, check_writable, console, load_setup
-from harness.errors import NothingSelectedError
+from harness.errors import ConfigurationError, NothingSelectedError
 from harness.execution.store import alone_in
-from harness.faults import fault, place_of
+from harness.faults import fault, last_run, place_of
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.names import match_names
 from harness.matrix.plan import one_cell
@@ -45,6 +45,12 @@ def faults(
     out: Annotated[Path, typer.Option("--out", help="Where results, logs and the table are written.")] = OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table here, as JSON.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep results that this run would make again.")] = False,
+    publish: Annotated[
+        Path | None,
+        typer.Option(
+            "--publish", help="Also write the table here, and its sentence into the package, for the head of reports."
+        ),
+    ] = None,
     keep: KeepOption = False,
     fresh_processes: FreshOption = False,
     config: ConfigOption = None,
@@ -65,6 +71,8 @@ def faults(
         return
     if json_file is not None:
         check_writable(json_file, "--json")
+    if publish is not None and (select or stack):
+        raise ConfigurationError("--publish is for the whole catalogue.", remedy="Leave --select and --stack out.")
     cells = planned(setup, names, _stack(setup, stack))
     with alone_in(out):
         _, rows = execute(
@@ -84,9 +92,13 @@ def faults(
         )
     report = fault_report([row.result for row in rows])
     _show(screen, report)
-    ran = f"Run on {datetime.now(UTC):%Y-%m-%d}{_commit()}."
-    for path, text in ((out / "faults.md", fault_markdown), (out / "faults.json", fault_json)):
-        path.write_text(text(report, ran=ran), encoding="utf-8")
+    ran = f"run on {datetime.now(UTC):%Y-%m-%d}{_commit()}"
+    for folder in filter(None, (out, publish)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("faults.md", fault_markdown), ("faults.json", fault_json)):
+            (folder / name).write_text(text(report, ran=ran), encoding="utf-8")
+    if publish is not None:
+        last_run.publish(report.sentence, ran)
     if json_file is not None:
         json_file.write_text(fault_json(report, ran=ran), encoding="utf-8")
     screen.print(f"table: {out / 'faults.md'}", markup=False, soft_wrap=True)

@@ -134,7 +134,7 @@ def fault_markdown(report: FaultReport, *, ran: str) -> str:
     )
     alarms = "".join(f"- `{cell}`: {reason}\n" for cell, reason in report.false_alarms.items())
     return (
-        f"# Planted faults\n\n{report.sentence}\n\n{ran}\n\n"
+        f"# Planted faults\n\n{report.sentence} ({ran})\n\n"
         "Each fault is planted in a cell of its own, which must not pass and whose named checks must fail. The same "
         f"cells with nothing planted must pass.\n\n{table}\n" + (f"\n## False alarms\n\n{alarms}" if alarms else "")
     )

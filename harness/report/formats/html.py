@@ -21,6 +21,7 @@ from markupsafe import Markup
 from packaging.version import Version
 
 from harness.contract.outcomes import OUTCOMES
+from harness.faults.last_run import last_run
 from harness.report import details, figures, quantized, shims
 from harness.report.format import Format
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
@@ -179,6 +180,7 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
         data=embedded_json([_details(row) for row in rows]),
         generated=None if generated is None else one_line(generated),
         summary=summary,
+        worth=last_run(),
         tallies=[
             {"standing": name, "text": count_of(name, count), "look": look(next(r for r in rows if r.standing == name))}
             for name, count in summary.standings.items()

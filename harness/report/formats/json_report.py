@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.faults.last_run import last_run
 from harness.report.format import Format
 from harness.report.look import look
 from harness.report.summary import summarise
@@ -48,7 +49,9 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def render_json(rows: Iterable[Row]) -> str:
-    """Return the report as JSON: ``schema_version``, ``summary``, ``rows`` and ``started``.
+    """Return the report as JSON: ``schema_version``, ``summary``, ``faults``, ``rows`` and ``started``.
+
+    ``faults`` is what the last published run of ``harness faults`` has shown, or null.
 
     ``rows[].result`` is a ``CellResult`` without its start; ``rows[].standing`` is the status, or ``not-run`` for a
     cell that did not run (``status`` is null then).
@@ -68,6 +71,7 @@ def render_json(rows: Iterable[Row]) -> str:
             "sentence": summary.sentence,
             "standings": summary.standings,
         },
+        "faults": last_run(),
         "rows": [_row(row) for row in rows],
         "started": {row.result.cell_id: row.result.started for row in rows if row.result.started is not None},
     }

@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.contract.outcomes import Outcome
+from harness.faults.last_run import last_run
 from harness.report.details import failed_checks, reason
 from harness.report.format import Format
 from harness.report.look import outcome_text
@@ -64,7 +65,8 @@ def render_junit(rows: Iterable[Row]) -> str:
     Raises:
         ValueError: when two rows are of the same cell.
     """
-    report = JUnitXml("moe-lora-harness")
+    said = last_run()
+    report = JUnitXml("moe-lora-harness" if said is None else f"moe-lora-harness: {said}")
     suites: dict[str, TestSuite] = {}
     for row in ordered(rows):
         stack = row.result.cell.stack.id

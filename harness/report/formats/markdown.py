@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.faults.last_run import last_run
 from harness.report import quantized
 from harness.report.details import failed_checks, reason, told_by_checks, verdict, web_link
 from harness.report.format import Format
@@ -150,6 +151,8 @@ def render_markdown(rows: Iterable[Row]) -> str:
     rows = ordered(rows)
     summary = summarise(rows)
     parts = ["# LoRA on Mixture-of-Experts: compatibility", f"**{summary.headline}.** {summary.sentence}"]
+    if (said := last_run()) is not None:
+        parts.append(f"What these checks are worth: {said}.")
     if rows:
         shown = {str(look(row))[0] for row in rows}
         legend = "\n".join(f"- {symbol} {text}" for symbol, text in LEGEND if symbol in shown)
