@@ -21,10 +21,11 @@ from harness.cli.options import ConfigOption, FreshOption, JobsOption, KeepOptio
 from harness.cli.setup import Setup, check_writable, console, load_setup
 from harness.errors import ConfigurationError, NothingSelectedError
 from harness.execution.store import alone_in
-from harness.faults import fault, last_run, place_of
+from harness.faults import fault, place_of
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.names import match_names
 from harness.matrix.plan import one_cell
+from harness.report import last_run
 from harness.report.fault_table import FaultReport, fault_json, fault_markdown, fault_report
 
 USUAL = {"family": "qwen3_moe", "recipe": "lora"}

@@ -21,9 +21,9 @@ from markupsafe import Markup
 from packaging.version import Version
 
 from harness.contract.outcomes import OUTCOMES
-from harness.faults.last_run import last_run
 from harness.report import details, figures, quantized, shims
 from harness.report.format import Format
+from harness.report.last_run import last_run
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
 from harness.report.summary import count_of, summarise
 from harness.report.table import COLUMNS, STANDINGS, Row, ordered, stack_title

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.faults.last_run import last_run
 from harness.report.format import Format
+from harness.report.last_run import last_run
 from harness.report.look import look
 from harness.report.summary import summarise
 from harness.report.table import Row, ordered

@@ -15,9 +15,9 @@ from xml.etree import ElementTree as ET
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.contract.outcomes import Outcome
-from harness.faults.last_run import last_run
 from harness.report.details import failed_checks, reason
 from harness.report.format import Format
+from harness.report.last_run import last_run
 from harness.report.look import outcome_text
 from harness.report.table import Row, ordered, recipe_with_options
 from harness.report.text import clean, one_line
@@ -65,8 +65,7 @@ def render_junit(rows: Iterable[Row]) -> str:
     Raises:
         ValueError: when two rows are of the same cell.
     """
-    said = last_run()
-    report = JUnitXml("moe-lora-harness" if said is None else f"moe-lora-harness: {said}")
+    report = JUnitXml("moe-lora-harness")
     suites: dict[str, TestSuite] = {}
     for row in ordered(rows):
         stack = row.result.cell.stack.id
@@ -74,6 +73,8 @@ def render_junit(rows: Iterable[Row]) -> str:
             suites[stack] = TestSuite(stack)
         suites[stack].add_testcase(_case(row))
     for suite in suites.values():
+        if (said := last_run()) is not None:
+            suite.add_property("faults", said)
         report.add_testsuite(suite)
     # Canonical XML: the same bytes whichever XML library junitparser found to write with.
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.canonicalize(report.tostring())}\n'

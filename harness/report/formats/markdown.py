@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.faults.last_run import last_run
 from harness.report import quantized
 from harness.report.details import failed_checks, reason, told_by_checks, verdict, web_link
 from harness.report.format import Format
+from harness.report.last_run import last_run
 from harness.report.look import LEGEND, TITLES, look, outcome_text, overview, severity
 from harness.report.pipe_table import pipe_table
 from harness.report.summary import summarise
