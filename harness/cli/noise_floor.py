@@ -66,6 +66,11 @@ QUANTITIES: tuple[tuple[str, str, Callable[[Iterable[float]], float], Callable[[
 )
 
 
+HALVES = ("of even seeds", "of odd seeds")
+"""A band that is set on the one half is checked on the other."""
+SEEDS_FOR_HALVES = 10
+
+
 def noise_floor(
     results: Annotated[list[Path], typer.Argument(help="Result files, or directories that hold them.")],
 ) -> None:
@@ -83,19 +88,33 @@ def noise_floor(
     for (engine, dtype, device), members in groups:
         chosen = list(members)
         typer.echo(f"{engine}, {dtype} on {device}: {counted(len(chosen), 'cell')}\n")
-        typer.echo(tabulate(_floor(chosen), headers=("band", "quantity", "floor", "in cell"), tablefmt="pipe") + "\n")
+        halves = HALVES if len({result.seed for result in chosen}) >= SEEDS_FOR_HALVES else ()
+        headers = ("band", "quantity", "floor", *halves, "in cell")
+        typer.echo(tabulate(_floor(chosen, halves=bool(halves)), headers=headers, tablefmt="pipe") + "\n")
 
 
-def _floor(results: list[CellResult]) -> list[tuple[str, str, str, str]]:
-    """Return a line per banded quantity: its worst value and the cell it was measured in."""
+def _floor(results: list[CellResult], *, halves: bool) -> list[tuple[str, ...]]:
+    """Return a line per banded quantity: its worst value, on request that of each half, and the cell of the worst."""
     lines = []
     for band, words, worst, value in QUANTITIES:
         measured = {result.cell_id: found for result in results if (found := value(result)) is not None}
         if measured:
             floor = worst(measured.values())
             cell = next(cell for cell, found in measured.items() if found == floor)
-            lines.append((band, words, f"{floor:.5g}", f"`{cell}`"))
+            parts = [_of_half(results, half, worst, value) for half in (0, 1)] if halves else []
+            lines.append((band, words, f"{floor:.5g}", *parts, f"`{cell}`"))
     return lines
+
+
+def _of_half(
+    results: list[CellResult],
+    half: int,
+    worst: Callable[[Iterable[float]], float],
+    value: Callable[[CellResult], float | None],
+) -> str:
+    """Return the worst value of the runs with even seeds (0) or odd ones (1)."""
+    found = [it for result in results if result.seed % 2 == half and (it := value(result)) is not None]
+    return f"{worst(found):.5g}" if found else ""
 
 
 def _group(result: CellResult) -> tuple[str, str, str]:
