@@ -1,8 +1,8 @@
 """What a batch's loss should be, from the model's logits and its routers' by the formulas themselves.
 
 The libraries differ in two ways, and each is right by its own account. transformers divides the sum of cross entropies
-by the number of labels, which is one more for each sequence than there are predictions (4.57.6, 5.5.0). Or it divides by
-the number of predictions (5.23.0). TRL adds the load-balancing loss of the routers by the coefficient of the model's
+by the number of labels, which is one more for each sequence than there are predictions (4.57.6, 5.5.0). Or it divides
+by the number of predictions (5.23.0). TRL adds the load-balancing loss of the routers by the coefficient of the model's
 configuration: where the configuration asks for it (0.25.1), or always (1.16.0).
 """
 
