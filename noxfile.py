@@ -149,6 +149,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Mutants of PEFT's and the engine's code, each run through a cell: some ten minutes on two cores."""
+    _install(session, "mutants")
+    session.run("python", "tests/mutation/run_mutants.py", *session.posargs)
+
+
+@nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """The report's page in a real Chromium, which must be installed."""
     _install(session, "tests", "browser")
@@ -232,6 +239,6 @@ def lock(session: nox.Session) -> None:
     compile_ = ["uv", "pip", "compile", *common, *INDEXES.options, "pyproject.toml", "--group", "build"]
     LOCKS.mkdir(exist_ok=True)
     session.run(*compile_, "-o", str(LOCKS / "host.txt"), silent=True)
-    for group in ("tests", "lint", "bench", "browser"):
+    for group in ("tests", "lint", "bench", "browser", "mutants"):
         constraint = ["--constraints", str(LOCKS / "host.txt")]
         session.run(*compile_, *constraint, "--group", group, "-o", str(LOCKS / f"{group}.txt"), silent=True)

@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-NAMES = {"bench", "browser", "host", "lint", "tests"}
+NAMES = {"bench", "browser", "host", "lint", "mutants", "tests"}
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 

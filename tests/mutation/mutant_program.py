@@ -1,0 +1,129 @@
+"""Run in a stack's environment: one cell for each case, with one function's code replaced, or with its lines noted.
+
+Arguments: the project's root. A case is ``{"request": FILE, "seconds": …}`` and ``"module", "function", "source"``, or
+``"trace": [FILES]``. What is said is the observation, null where the time was not enough, or file → lines that ran.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+sys.path.insert(0, sys.argv[1])
+
+from harness.worker import run as worker_run
+from harness.worker.libraries import import_libraries, preload
+from harness.worker.request import Request, read_request
+from harness.worker.run import run_cell
+
+_TICK = 0.02
+
+
+def replace_code(module: str, function: str, source: str) -> None:
+    """Give a function the code that it has in another source of its module."""
+    owner: Any = importlib.import_module(module)
+    *path, name = function.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    target: Any = inspect.getattr_static(owner, name)
+    target = getattr(target, "__func__", getattr(target, "fget", target))
+    target = inspect.unwrap(target)
+    target.__code__ = _find(compile(source, target.__code__.co_filename, "exec"), function)
+
+
+def _find(code: CodeType, function: str) -> CodeType:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_qualname == function:
+                return constant
+            if function.startswith(f"{constant.co_qualname}."):
+                return _find(constant, function)
+    raise LookupError(f"the changed source has no {function}")
+
+
+def trace(files: list[str], into: Path) -> None:
+    """Note which lines of some files this process and those forked from it run, from now on."""
+    wanted, seen = set(files), defaultdict[str, set[int]](set)
+
+    def local(frame: FrameType, event: str, _argument: object) -> Any:
+        if event == "line":
+            seen[frame.f_code.co_filename].add(frame.f_lineno)
+        return local
+
+    def enter(frame: FrameType, _event: str, _argument: object) -> Any:
+        return local if frame.f_code.co_filename in wanted else None
+
+    run_step = worker_run.run_step
+
+    def noted(*args: Any) -> None:
+        sys.settrace(enter)
+        try:
+            run_step(*args)
+        finally:
+            sys.settrace(None)
+            found = {name: sorted(lines) for name, lines in seen.items()}
+            (into / f"lines-{os.getpid()}.json").write_text(json.dumps(found))
+
+    worker_run.run_step = noted
+
+
+def run(case: dict[str, Any], request: Request) -> None:
+    """Be the cell."""
+    os.setsid()
+    os.chdir(request.work)
+    log = os.open(request.work / "log", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if "trace" in case:
+        trace(case["trace"], request.work)
+    else:
+        replace_code(case["module"], case["function"], case["source"])
+    run_cell(request)
+
+
+def wait(child: int, seconds: float) -> bool:
+    """Wait for a cell, and kill it with all that it started when its time is over; say whether it ended by itself."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(_TICK)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def main() -> None:
+    """Fork for each case: the imports are made once, and what is changed stays in its own process."""
+    said = os.dup(1)
+    os.dup2(2, 1)
+    import_libraries(threads=1, device="cpu")
+    preload()
+    for line in sys.stdin:
+        case = json.loads(line)
+        request = read_request(Path(case["request"]))
+        child = os.fork()
+        if not child:
+            try:
+                run(case, request)
+            finally:
+                os._exit(0)
+        ended = wait(child, case["seconds"])
+        if "trace" in case:
+            answer: Any = [json.loads(path.read_text()) for path in request.work.glob("lines-*.json")]
+        else:
+            answer = json.loads(request.observation.read_text()) if ended and request.observation.exists() else None
+        os.write(said, json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
