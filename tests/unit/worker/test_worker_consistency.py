@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from harness.worker.stages.consistency import check_generation, check_modes, che
 from harness.worker.stages.data import (
     PROMPT_LENGTH,
     PROMPTS,
+    SAMPLE_NEW_TOKENS,
     SAMPLE_PROMPT_LENGTH,
     SAMPLES,
     evaluation_prompts,
@@ -41,12 +44,18 @@ class Table(torch.nn.Module):
         return SimpleNamespace(logits=said)
 
 
-def checked(tmp_path: Path) -> Observation:
+def checked(tmp_path: Path, *, stops: object = 999) -> Observation:
+    """The record of a cell whose base ends samples at these tokens."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     return Observation(tmp_path / "observation.json")
 
 
 def passed(observation: Observation) -> bool:
-    (check,) = observation.data["checks"]
+    """Whether the check passed; its control must be rejected in any case."""
+    check, control = observation.data["checks"]
+    assert control["name"] == f"control:{check['name']}"
+    assert control["passed"]
     return bool(check["passed"])
 
 
@@ -64,19 +73,41 @@ def greedy(model: Table, count: int) -> list[Sample]:
 def test_greedy_tokens_are_the_likeliest(tmp_path: Path) -> None:
     model, observation = Table().eval(), checked(tmp_path)
 
-    check_generation(observation, model, request_in(tmp_path), greedy(model, 6), VOCAB)
+    check_generation(observation, model, request_in(tmp_path), greedy(model, SAMPLE_NEW_TOKENS), VOCAB)
     assert passed(observation)
 
 
-@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("at", [0, SAMPLE_NEW_TOKENS - 1])
 def test_a_token_that_is_not_the_likeliest_is_seen(tmp_path: Path, at: int) -> None:
     model, observation = Table().eval(), checked(tmp_path)
-    samples = greedy(model, 6)
+    samples = greedy(model, SAMPLE_NEW_TOKENS)
     samples[1].tokens[at] = int(model.table.sum(0).argmin())
 
     check_generation(observation, model, request_in(tmp_path), samples, VOCAB)
     assert not passed(observation)
     assert "sample 1" in observation.data["checks"][0]["detail"]
+
+
+@pytest.mark.parametrize("count", [1, SAMPLE_NEW_TOKENS - 1, SAMPLE_NEW_TOKENS + 1])
+def test_a_sample_that_stops_early_or_goes_on_is_seen(tmp_path: Path, count: int) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+
+    check_generation(observation, model, request_in(tmp_path), greedy(model, count), VOCAB)
+    assert not passed(observation)
+    assert "sample 0, sample 1, sample 2 did not end where it should" in observation.data["checks"][0]["detail"]
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_sample_ends_at_its_first_stop_token(tmp_path: Path, kept: int) -> None:
+    model = Table().eval()
+    whole = greedy(model, SAMPLE_NEW_TOKENS)
+    stops = [sample.tokens[3] for sample in whole]
+    firsts = [next(at for at, token in enumerate(sample.tokens) if token in stops) for sample in whole]
+    cut = [replace(sample, tokens=sample.tokens[: first + kept]) for sample, first in zip(whole, firsts, strict=True)]
+    observation = checked(tmp_path, stops=stops)
+
+    check_generation(observation, model, request_in(tmp_path), cut, VOCAB)
+    assert passed(observation) is (kept == 1)
 
 
 @pytest.mark.parametrize(("adds", "fine"), [(0.0, True), (0.01, False), (float("nan"), False)])

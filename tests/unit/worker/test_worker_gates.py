@@ -15,7 +15,14 @@ from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.evaluate import Sample
 from harness.worker.stages.experts_watch import router_gap
-from harness.worker.stages.functional import distance, match_samples
+from harness.worker.stages.functional import (
+    distance,
+    judge_logprobs,
+    likeliest_lowered,
+    match_samples,
+    one_moved,
+    surest_replaced,
+)
 from harness.worker.stages.tensor_gate import TensorReport, inspect
 
 
@@ -44,6 +51,50 @@ def test_no_clear_position_is_not_a_number_and_passes_no_band() -> None:
 
     assert math.isnan(seen.kl)
     assert not seen.kl <= 1e-9
+
+
+# Altered measurements, which are what controls are made of
+
+
+def test_one_logit_moves_its_log_probability_by_nearly_as_much_and_no_other_position() -> None:
+    logits = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(1)) * 3
+    clear = torch.tensor([[False, False, True], [True, True, True]])
+    moved = one_moved(logits, clear, 0.003)
+    seen = distance(logits, moved, clear)
+
+    assert 0.0025 < seen.max_logprob_diff <= 0.003
+    assert torch.equal(moved != logits, (moved - logits).abs() > 0.002)
+    assert (moved != logits).nonzero().tolist() == [[0, 2, int(logits[0, 2].argmin())]]
+
+
+def test_without_a_clear_position_nothing_is_moved() -> None:
+    logits = torch.zeros(1, 2, 3)
+
+    assert torch.equal(one_moved(logits, torch.zeros(1, 2, dtype=torch.bool), 1.0), logits)
+
+
+def test_likeliest_tokens_lowered_have_a_kl_of_about_a_thousandth() -> None:
+    logits = torch.randn(2, 8, 30, generator=torch.Generator().manual_seed(1))
+    seen = distance(logits, likeliest_lowered(logits), torch.ones(2, 8, dtype=torch.bool))
+
+    assert 1e-4 < seen.kl < 5e-3
+
+
+def test_the_surest_token_is_the_one_that_is_replaced() -> None:
+    samples = [_sample(1, 2, margin=0.5), Sample(tokens=[3, 4, 5], margins=[0.1, 2.0, 0.3])]
+
+    assert [sample.tokens for sample in surest_replaced(samples)] == [[1, 2], [3, 5, 5]]
+    assert match_samples(samples, surest_replaced(samples), tie=1.9).tied == 0
+
+
+def test_a_judgement_s_control_is_three_bands_off() -> None:
+    logits = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(1)) * 3
+    clear = torch.ones(2, 3, dtype=torch.bool)
+    judgement, control = judge_logprobs(logits, logits, clear, band=1e-3, detail="why")
+
+    assert (judgement.passed, judgement.value) == (True, 0.0)
+    assert not control.passed
+    assert control.value == pytest.approx(3e-3, rel=0.1)
 
 
 def _sample(*tokens: int, margin: float = 1.0) -> Sample:
@@ -176,6 +227,7 @@ SPECS = (
     TensorSpec(key="model.norm.weight", shape=(3,)),
 )
 Q = "model.layers.0.self_attn.q_proj.weight"
+PT = {"format": "pt"}
 CHECKPOINT = Checkpoint(
     config={}, tensors=SPECS, routing=Routing(top_k=1, scores="softmax"), layers_with_experts=(0,), num_experts=2
 )
@@ -193,7 +245,7 @@ def work(tmp_path: Path) -> Path:
         "model.layers.0.self_attn.q_proj": torch.randn(4, 3, generator=generator).double(),
     }
     pairs = {"p.mlp.experts": "model.layers.0.mlp.experts:gate_up_proj", "p.q_proj": "model.layers.0.self_attn.q_proj"}
-    save_file(base, tmp_path / "base" / "model.safetensors")
+    save_file(base, tmp_path / "base" / "model.safetensors", metadata=PT)
     (tmp_path / "base" / "config.json").write_text("{}")
     save_file(deltas, tmp_path / "deltas.safetensors")
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
@@ -218,7 +270,8 @@ def _right(work: Path) -> dict[str, torch.Tensor]:
 
 
 def _judged(work: Path, merged: dict[str, torch.Tensor]) -> TensorReport:
-    save_file({key: tensor.contiguous() for key, tensor in merged.items()}, work / "merged" / "model.safetensors")
+    values = {key: tensor.contiguous() for key, tensor in merged.items()}
+    save_file(values, work / "merged" / "model.safetensors", metadata=PT)
     (work / "merged" / "config.json").write_text("{}")
     return inspect(
         CHECKPOINT, work=work, base=work / "base", adapter=work / "adapter", merged=work / "merged", ulp_max=1.0
@@ -296,6 +349,32 @@ def test_a_config_that_was_rewritten_is_named(work: Path) -> None:
     report = _judged(work, _right(work))
 
     assert report.files_changed == ["config.json"]
+
+
+@pytest.mark.parametrize("said", [None, {}, {"format": "tf"}, {"other": "pt"}])
+@pytest.mark.parametrize("keeps_bytes", [True, False])
+def test_a_shard_that_does_not_say_that_it_is_torch_s_is_named(
+    work: Path, said: dict[str, str] | None, keeps_bytes: bool
+) -> None:
+    _judged(work, _right(work))
+    path = work / "merged" / "model.safetensors"
+    save_file(load_file(path), path, metadata=said)
+    report = _inspected(work, keeps_bytes=keeps_bytes)
+
+    assert [name.split(" ")[0] for name in report.files_changed] == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"5", b"{", b"null"])
+def test_a_manifest_that_says_nothing_is_named(work: Path, content: bytes) -> None:
+    (work / "merged" / "merge_manifest.json").write_bytes(content)
+
+    assert _judged(work, _right(work)).files_changed == ["merge_manifest.json (says nothing)"]
+
+
+def test_a_manifest_that_says_something_is_the_engine_s_own(work: Path) -> None:
+    (work / "merged" / "merge_manifest.json").write_text('{"applied": 1}')
+
+    assert _judged(work, _right(work)).files_changed == []
 
 
 def test_an_expert_that_training_left_without_a_delta_is_named(work: Path) -> None:
@@ -407,7 +486,8 @@ def _cut(work: Path, *, shards: dict[str, list[str]] | None = None) -> None:
     """Cut the right merge into shards; by default ``Q`` lies in the second one, and all else in the first."""
     right = _right(work)
     for name, keys in (shards or {"a": [key for key in right if key != Q], "b": [Q]}).items():
-        save_file({key: right[key].contiguous() for key in keys}, work / "merged" / f"{name}.safetensors")
+        values = {key: right[key].contiguous() for key in keys}
+        save_file(values, work / "merged" / f"{name}.safetensors", metadata=PT)
 
 
 def _inspected(work: Path, *, keeps_bytes: bool) -> TensorReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ RATE = 2e-2
 Step = Callable[[torch.optim.Optimizer, torch.Tensor, int], None]
 
 
-def worst_after(step: Step, *, dtype: torch.dtype = torch.float32, rate: float = RATE, steps: int = 5) -> float:
+def watched(
+    step: Step, *, dtype: torch.dtype = torch.float32, rate: float = RATE, steps: int = 5, zero: bool = False
+) -> OptimizerWatch:
     """Train one tensor for some steps as ``step`` takes them, with random gradients, one of them zero."""
     generator = torch.Generator().manual_seed(1)
-    weight = torch.nn.Parameter(torch.randn(3, 5, generator=generator).to(dtype))
+    weight = torch.nn.Parameter(torch.randn(3, 5, generator=generator).to(dtype) * (0 if zero else 1))
     optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.0)
     watch = OptimizerWatch(tensors={"lora_A": weight}, learning_rate=RATE)
     for number in range(steps):
@@ -27,7 +30,12 @@ def worst_after(step: Step, *, dtype: torch.dtype = torch.float32, rate: float =
             step(optimizer, weight, number)
         watch.after_step()
     assert watch.steps == steps
-    return watch.worst
+    return watch
+
+
+def worst_after(step: Step, **options: Any) -> float:
+    """The largest distance from the formula."""
+    return watched(step, **options).worst
 
 
 def plain(optimizer: torch.optim.Optimizer, _weight: torch.Tensor, _number: int) -> None:
@@ -54,6 +62,14 @@ def negated(optimizer: torch.optim.Optimizer, weight: torch.Tensor, _number: int
     assert weight.grad is not None
     weight.grad[1, 1] *= -1
     optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_began_at_zero_and_moved_a_tenth_further_would_not_pass(dtype: torch.dtype) -> None:
+    """As lora_B does, in each dtype that it is trained in."""
+    watch = watched(plain, dtype=dtype, zero=True)
+
+    assert watch.worst <= 1 < watch.altered
 
 
 def test_adamw_follows_its_formula() -> None:
