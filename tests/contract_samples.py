@@ -19,7 +19,9 @@ ADAPTER = {"io_layout": "standard", "b_packing": "rank_major", "num_experts": 8,
 CONTROLS = applicable_controls(Facts.of(ADAPTER, dtype="float32", quantized=False))
 """What applies to such an adapter."""
 
-REJECTED = [{"name": name, "rejected": True, "by": sorted(fault(name).noticed_by), "value": 0.5} for name in CONTROLS]
+REJECTED = [
+    {"name": name, "rejected": True, "by": sorted(fault(name).checks_of("compare")), "value": 0.5} for name in CONTROLS
+]
 ALL_CHECKS = (
     *((check.name, check.stage) for check in needed(FACTS)),
     *((f"control:{name}", "controls") for name in CONTROLS),
@@ -27,7 +29,9 @@ ALL_CHECKS = (
 """Every check that a pass of such a cell needs, with the stage it belongs to."""
 
 PASSED = [
-    {
+    {"name": name, "stage": stage, "value": 0.5, "band": "not <= 1e-09", "passed": True}
+    if name.startswith("control:")
+    else {
         "name": name,
         "stage": stage,
         "value": "6/6" if name in {"quantized", "attached", "applied", "applied_dequantized"} else 0,
@@ -36,7 +40,7 @@ PASSED = [
     }
     for name, stage in ALL_CHECKS
 ]
-"""Each of them as a worker records it: six of six, or 0."""
+"""Each of them as a worker records it: six of six, or 0; of a control what was rejected."""
 METRICS: dict[str, Any] = dict.fromkeys(
     (
         *("kl_trained_adapter", "kl_trained_base", "kl_trained_merged", "max_logprob_diff", "tensors_exact_fraction"),

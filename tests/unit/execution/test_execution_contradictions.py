@@ -17,7 +17,8 @@ from harness.matrix.verdict import judge
 from harness.result import CellResult
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0"}
-CONTROLLED = [pair for pair in ALL_CHECKS if pair[1] != "controls"]
+CONTROLLED = [pair for pair in ALL_CHECKS if not pair[0].startswith("control:")]
+CONTROLS = [pair for pair in ALL_CHECKS if pair[0].startswith("control:")]
 
 
 def finished(observation: dict[str, Any]) -> CellResult:
@@ -58,6 +59,20 @@ def test_a_check_that_passed_outside_its_band_is_no_pass(name: str, stage: str, 
     metric_too = {"adapter_reload", "signal", "kl", "logprob", "exact", "dtypes", "keys", "files"}
 
     assert is_green(observation) == (below and name not in metric_too)
+
+
+@pytest.mark.parametrize("change", [{"passed": False}, {"value": 0.0}, {"value": float("inf")}, None])
+@pytest.mark.parametrize(("name", "stage"), [pair for pair in CONTROLS if pair[1] != "controls"])
+def test_a_control_that_was_let_through_or_lies_in_its_band_or_is_not_there_is_no_pass(
+    name: str, stage: str, change: dict[str, Any] | None
+) -> None:
+    observation = complete_observation()
+    if change is None:
+        observation["checks"].remove(find(observation, name, stage))
+    else:
+        find(observation, name, stage).update(change)
+
+    assert not is_green(observation)
 
 
 @pytest.mark.parametrize("band", ["", "any", "<= ", "<= x", "~ 1", "<=1", "<= 1x", "<= nan", "<= inf"])

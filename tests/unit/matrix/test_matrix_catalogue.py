@@ -17,7 +17,11 @@ FILES = {
     "../engines/reference.py": "import absent_library\nENGINE = absent_library.Engine()\n",
     "../engines/unsloth_zoo.py": "ENGINE: object = 1\n",
     "../engines/engine.py": "class Engine: ...\n",
-    "../faults/base_copied.py": "import absent_library\nFAULT = 1\n",
+    "../faults/merged/__init__.py": '"""Faults."""\n',
+    "../faults/merged/base_copied.py": "import absent_library\nFAULT = 1\n",
+    "../faults/merged/helpers.py": "def plant(): ...\n",
+    "../faults/training/__init__.py": '"""Faults."""\n',
+    "../faults/training/steps_skipped.py": "FAULT: object = 1\n",
     "../faults/fault.py": "class Fault: ...\n",
     "checkpoints/families/__init__.py": '"""Families."""\n',
     "checkpoints/families/alpha.py": "import absent_library\ndef build(geometry, variant): ...\n",
@@ -50,7 +54,7 @@ def test_members_are_the_files_that_define_what_a_member_defines(package: Path) 
     assert catalogue.recipes == ("lora", "lora-experts", "qlora-shimmed", "qlora4")
     assert catalogue.geometries == ("distinct", "square")
     assert catalogue.engines == ("reference", "unsloth-zoo")
-    assert catalogue.faults == ("base-copied",)
+    assert catalogue.faults == ("base-copied", "steps-skipped")
 
 
 def test_what_a_recipe_says_of_its_cells_is_read_also_where_it_changes_another(package: Path) -> None:
