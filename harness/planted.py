@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.contract.outcomes import Outcome
+from harness.contract.stages import WORKER_STAGES, StageName
 from harness.faults import MergeFault, fault, fault_names
 from harness.result import CellResult
 
 _JUDGED: frozenset[Outcome] = frozenset({"pass", "fail", "noop", "blind"})
 """What a stage ends in whose checks were made."""
+_OF_MERGE: frozenset[StageName] = frozenset({"merge", "reload-merged", "compare"})
+"""Stages that a fault of the merge can show in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,8 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     name = result.cell.fault
     if name is None:
         return None
-    by = _noticed_by(result)
     planted = fault(name) if name in fault_names() else None
+    by = _noticed_by(result, of_merge=isinstance(planted, MergeFault))
     needed = planted.noticed_by if planted is not None else frozenset[str]()
     overlooked = sorted(needed - set(by))
     if not by or overlooked:
@@ -61,11 +64,12 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     return PlantedFault(state="noticed", by=by, sentence=sentence, alone=alone)
 
 
-def _noticed_by(result: CellResult) -> tuple[str, ...]:
-    """Return every check that failed and every stage that ended in an error, in order."""
+def _noticed_by(result: CellResult, *, of_merge: bool) -> tuple[str, ...]:
+    """Return every check that failed and every stage that ended in an error, in order; of a merge's fault from it on."""
     failed = [f"{check.stage}/{check.name}" for check in result.checks if not check.passed]
     ended = [name for name, stage in result.stages.items() if stage.result not in {*_JUDGED, "not_run"}]
-    return tuple(dict.fromkeys([*ended, *(name for name in failed if not name.startswith("controls/"))]))
+    found = dict.fromkeys([*ended, *failed])
+    return tuple(name for name in found if name.split("/")[0] in (_OF_MERGE if of_merge else WORKER_STAGES[:-1]))
 
 
 def _was_judged(result: CellResult, stage: str) -> bool:
