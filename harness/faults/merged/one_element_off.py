@@ -1,6 +1,6 @@
 """One element of one merged tensor is a few thousandths too large, all others are right to the last digit.
 
-The smallest thing that a damaged file can do. No model says anything else for it.
+The smallest thing that a damaged file can do. What the model says hardly moves.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="saves the merged model in bf16",
-    noticed_by=frozenset({"compare/dtypes", "compare/applied"}),
+    noticed_by=frozenset({"compare/dtypes", "compare/kl"}),
     cell={"engine": "peft"},
     during=frozenset({"merge"}),
     plant=plant,
