@@ -65,7 +65,12 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
 
 
 def _noticed_by(result: CellResult, *, of_merge: bool) -> tuple[str, ...]:
-    """Return every check that failed and every stage that ended in an error, in order; ``of_merge``: from the merge on."""
+    """Return every check that failed and every stage that ended in an error, in order.
+
+    Args:
+        result: the cell's.
+        of_merge: whether only the stages count that a fault of the merge can show in.
+    """
     failed = [f"{check.stage}/{check.name}" for check in result.checks if not check.passed]
     ended = [name for name, stage in result.stages.items() if stage.result not in {*_JUDGED, "not_run"}]
     found = dict.fromkeys([*ended, *failed])

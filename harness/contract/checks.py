@@ -205,7 +205,8 @@ TABLE: tuple[Check, ...] = (
         name="attached",
         stage="save",
         gate="adapter",
-        passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else",
+        passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else; its "
+        "configuration names the base",
         control="one saved number is another",
         counts_all=True,
     ),
@@ -300,8 +301,8 @@ TABLE: tuple[Check, ...] = (
         name="claims",
         stage="compare",
         gate="tensor",
-        passes_when="what the engine says that it set out to change and has changed, where it says so, is what was "
-        "measured",
+        passes_when="what the engine says that it set out to change and has changed, itself or in its manifest, is "
+        "what was measured",
         control="it claims one tensor fewer",
     ),
     Check(
@@ -365,6 +366,14 @@ TABLE: tuple[Check, ...] = (
         control="the base stands in the merge's place",
         applies=_quantized,
         counts_all=True,
+    ),
+    Check(
+        name="untouched_dequantized",
+        stage="compare",
+        gate="tensor",
+        passes_when="QLoRA: nothing but deltas is in the merge onto the dequantised base: bytes, names, dtypes, files",
+        control="one tensor is counted as changed",
+        applies=_quantized,
     ),
 )
 

@@ -209,6 +209,13 @@ def _with_all_stages(result: CellResult) -> CellResult:
     lacking = missing_evidence(result)
     if lacking is None:
         return result
+    unplanted = result.model_copy(update={"cell": result.cell.model_copy(update={"fault": None})})
+    if result.cell.fault is not None and missing_evidence(unplanted) is None:
+        seconds = result.stages["controls"].seconds
+        blind = StageResult(
+            result="blind", seconds=seconds, reason=f"{result.cell.fault} was planted, and nothing saw it"
+        )
+        return result.model_copy(update={"stages": {**result.stages, "controls": blind}})
     last: StageName = "compare"
     name = next((name for name in STAGES if result.stages[name].result == "not_run"), last)
     reason = f"the worker reports no failure, but {lacking}"

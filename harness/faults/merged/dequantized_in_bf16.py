@@ -19,7 +19,7 @@ def plant(site: Site) -> None:
 FAULT: Fault = MergeFault(
     breaks="writes the merge onto the dequantised base in another dtype",
     where="merged",
-    noticed_by=frozenset({"compare/applied_dequantized", "compare/kl_dequantized"}),
+    noticed_by=frozenset({"compare/untouched_dequantized", "compare/kl_dequantized"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     applies=quantized,
     plant=plant,

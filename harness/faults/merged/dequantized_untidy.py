@@ -27,7 +27,7 @@ def plant(site: Site) -> None:
 FAULT: Fault = MergeFault(
     breaks="changes norms and loses the tokenizer in the merge onto the dequantised base",
     where="merged",
-    noticed_by=frozenset({"compare/untouched_bytes", "compare/files"}),
+    noticed_by=frozenset({"compare/untouched_dequantized"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     applies=quantized,
     plant=plant,

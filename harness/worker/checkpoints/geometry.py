@@ -64,7 +64,7 @@ _PRESETS = {
     "blocks": replace(
         _DISTINCT, hidden=128, moe_intermediate=192, dense_intermediate=256, heads=4, kv_heads=2, head_dim=16, rank=4
     ),
-    "many": replace(_DISTINCT, num_experts=12, layers=12, shards=1),
+    "many": replace(_DISTINCT, num_experts=12, top_k=4, layers=12, shards=1),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, Matches, distance, match_samples, surest_replaced
 from harness.worker.stages.merge import EDITED
-from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
+from harness.worker.stages.tensor_gate import MANIFEST, NAMES_SHOWN, TensorReport, inspect
 
 
 class Truth:
@@ -52,26 +53,43 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
     measured = observation.data["merge"]
     rightly, attempted = sum(measured[name] for name in RIGHT), measured["attempted"]
-    claimed = said.get("engine_applied"), said.get("engine_attempted")
+    claimed: list[tuple[int | None, int]] = [
+        (said.get("engine_applied"), rightly),
+        (said.get("engine_attempted"), attempted),
+        *_of_manifest(request.merged, measured),
+    ]
     observation.judge(
         "claims",
         "compare",
-        _claims(claimed, rightly, attempted),
-        control=_claims((rightly - 1, attempted), rightly, attempted),
+        _claims(claimed),
+        control=_claims([*claimed, (rightly - 1, rightly)]),
     )
     observation.data["merge"] |= {name: value for name, value in said.items() if name != EDITED}
 
 
-def _claims(claimed: tuple[int | None, int | None], rightly: int, attempted: int) -> Judgement:
-    """Judge what an engine says: (applied, attempted), either None where it says nothing."""
-    pairs = zip(claimed, (rightly, attempted), strict=True)
-    off = max((abs(claim - measured) for claim, measured in pairs if claim is not None), default=0)
+def _claims(pairs: Sequence[tuple[int | None, int]]) -> Judgement:
+    """Judge what an engine says: (claimed, measured), None where it says nothing."""
+    off = [(claim, measured) for claim, measured in pairs if claim not in {None, measured}]
+    worst = max((abs(int(claim or 0) - measured) for claim, measured in off), default=0)
     return Judgement(
-        value=off,
+        value=worst,
         band="== 0 tensors more or fewer than were measured",
-        passed=off == 0,
-        detail=f"the engine claims {claimed[0]} of {claimed[1]}, and {rightly} of {attempted} were measured",
+        passed=not off,
+        detail=", ".join(f"{claim} are claimed where {measured} were measured" for claim, measured in off),
     )
+
+
+def _of_manifest(merged: Path, measured: Mapping[str, int]) -> list[tuple[int | None, int]]:
+    """Return what the engine's manifest counts of each status, where there is one that says so, and what was measured.
+
+    One that cannot be read is a finding of the check of files.
+    """
+    try:
+        rows = json.loads((merged / MANIFEST).read_bytes()).get("rows", [])
+        counts = Counter(str(row["status"]) for row in rows)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return []
+    return [(counts[name], measured[name]) for name in RIGHT] if rows else []
 
 
 def judge(

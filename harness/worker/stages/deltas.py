@@ -59,11 +59,15 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         if parameter is not None:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
+    config = json.loads((request.adapter / "adapter_config.json").read_text())
+    named = config.get("base_model_name_or_path")
+    misnamed = [] if named == str(request.base) else [f"the base, which is named {named}"]
     altered = {name: tensor.clone() for name, tensor in list(saved.items())[:1]}
     for tensor in altered.values():
         tensor.flatten()[:1] += 1
-    observation.judge("attached", "save", _as_in(memory, saved), control=_as_in(memory, {**saved, **altered}))
-    config = json.loads((request.adapter / "adapter_config.json").read_text())
+    observation.judge(
+        "attached", "save", _as_in(memory, saved, misnamed), control=_as_in(memory, {**saved, **altered}, [])
+    )
     observation.data["adapter"] = {
         "io_layout": min(layouts, default=None),
         "b_packing": config.get("lora_B_layout", "rank_major") if layouts else None,
@@ -74,8 +78,8 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     }
 
 
-def _as_in(memory: dict[str, Any], saved: dict[str, Any]) -> Judgement:
-    different = sorted(
+def _as_in(memory: dict[str, Any], saved: dict[str, Any], misnamed: list[str]) -> Judgement:
+    different = misnamed + sorted(
         name
         for name in memory.keys() | saved.keys()
         if name not in memory or name not in saved or not _same_bits(memory[name], saved[name])

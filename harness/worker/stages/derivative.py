@@ -47,6 +47,12 @@ def check_derivative(observation: Observation, peft_model: Any, request: Request
     loss, tensors = loss_of_adapter(
         request.family, trained_on(request), request.adapter, prompts.numpy(), clear[:, :-1].numpy()
     )
+    if unlike := _unlike(gradients, tensors):
+        lost = Judgement(
+            value=math.inf, band=f"<= {BAND:g}", passed=False, detail=f"not saved as trained: {unlike[:4]}"
+        )
+        observation.judge("derivative", "save", lost, control=lost)
+        return
     moves = {name: _move(tensors[name], gradient) for name, gradient in gradients.items()}
     slopes = {name: float((gradients[name] * move).sum()) for name, move in moves.items()}
     whole = sum(slopes.values())
@@ -78,6 +84,15 @@ def check_derivative(observation: Observation, peft_model: Any, request: Request
     steepest = max(slopes, key=lambda name: slopes[name])
     control = judged({**slopes, steepest: -slopes[steepest]})
     observation.judge("derivative", "save", judgement, control=control)
+
+
+def _unlike(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Return the tensors that are in one of the two alone, or there in another shape."""
+    return sorted(
+        name
+        for name in trained.keys() | saved.keys()
+        if name not in trained or name not in saved or trained[name].shape != saved[name].shape
+    )
 
 
 def _saved(name: str) -> str:

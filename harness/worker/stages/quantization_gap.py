@@ -18,7 +18,7 @@ from harness.worker.stages.evaluate import REFERENCE, has_view, load_view
 from harness.worker.stages.functional import distance, judge_kl
 from harness.worker.stages.quantized import DEQUANTIZED, MERGED_DEQUANTIZED
 from harness.worker.stages.reference import save_reference
-from harness.worker.stages.tensor_gate import inspect
+from harness.worker.stages.tensor_gate import TensorReport, inspect
 
 REFERENCE_DEQUANTIZED = f"{REFERENCE}-dequantized"
 
@@ -48,8 +48,8 @@ def compare_quantized(observation: Observation, request: Request, checkpoint: Ch
 def _check_tensors(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     """Hold the merge onto the dequantised base against base + delta, from the bytes."""
 
-    def judged(merged: Path) -> Judgement:
-        report = inspect(
+    def looked_at(merged: Path) -> TensorReport:
+        return inspect(
             checkpoint,
             work=request.work,
             base=request.work / DEQUANTIZED,
@@ -58,6 +58,8 @@ def _check_tensors(observation: Observation, request: Request, checkpoint: Check
             ulp_max=request.bands.ulp_max,
             keeps_bytes=engine(request.engine).keeps_bytes,
         )
+
+    def applied(report: TensorReport) -> Judgement:
         counts = report.counts
         rightly, attempted = counts["attempted"] - counts["dropped"] - counts["wrong"], counts["attempted"]
         return Judgement(
@@ -67,9 +69,19 @@ def _check_tensors(observation: Observation, request: Request, checkpoint: Check
             detail=", ".join(report.not_applied[:4]),
         )
 
-    observation.judge(
-        "applied_dequantized",
-        "compare",
-        judged(request.work / MERGED_DEQUANTIZED),
-        control=judged(request.work / DEQUANTIZED),
-    )
+    def untouched(wrong: list[str]) -> Judgement:
+        return Judgement(value=len(wrong), band="== 0", passed=not wrong, detail=", ".join(wrong[:4]))
+
+    report = looked_at(request.work / MERGED_DEQUANTIZED)
+    control = looked_at(request.work / DEQUANTIZED)
+    observation.judge("applied_dequantized", "compare", applied(report), control=applied(control))
+    wrong = _beside_deltas(report)
+    observation.judge("untouched_dequantized", "compare", untouched(wrong), control=untouched([*wrong, "altered"]))
+
+
+def _beside_deltas(report: TensorReport) -> list[str]:
+    """Return all that is wrong but the deltas; what the model does not load is the check of the first merge's keys."""
+    lost = [key for key in report.keys_missing if key not in report.extras_missing]
+    keys = [*lost, *report.keys_unexpected, *report.index_wrong]
+    files = [*report.files_missing, *report.files_changed, *report.files_unexpected]
+    return [*report.untouched_changed, *keys, *report.dtype_changes, *files]

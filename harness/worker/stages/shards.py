@@ -79,6 +79,22 @@ def read_index(directory: Path) -> tuple[dict[str, str], Any] | None:
     return weight_map, metadata.get("total_size")
 
 
+def moved_in_index(base: Path, directory: Path) -> list[str]:
+    """Return what the index says otherwise than the base's, where both can be read: keys in other shards, another size.
+
+    An engine that keeps bytes leaves every tensor in its shard.
+    """
+    try:
+        ours, theirs = read_index(base), read_index(directory)
+    except IndexUnreadableError:
+        return []
+    if ours is None or theirs is None:
+        return []
+    (before, size), (after, declared) = ours, theirs
+    moved = sorted(f"{key} (in {after[key]})" for key in before.keys() & after.keys() if before[key] != after[key])
+    return moved + ([] if size is None or declared is not None else ["total_size (the base's index has it)"])
+
+
 def wrong_in_index(directory: Path, weights: Weights) -> list[str]:
     """Return what the index says that the shards do not: some loaders believe it."""
     try:

@@ -19,9 +19,11 @@ from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
-from harness.worker.stages.shards import INDEX, Weights, read_weights, wrong_in_index
+from harness.worker.stages.shards import INDEX, Weights, moved_in_index, read_weights, wrong_in_index
 
-OWN_FILES = {"merge_manifest.json"}
+MANIFEST = "merge_manifest.json"
+"""What our engine writes beside the checkpoint: what it did to every tensor."""
+OWN_FILES = {MANIFEST}
 """What an engine may add beside the checkpoint's own files."""
 
 NAMES_SHOWN = 4
@@ -51,7 +53,7 @@ class TensorReport:
         files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
         index_wrong: keys that the index puts where they are not, or does not name, a wrong total size, and what of
-            index and shards cannot be read.
+            index and shards cannot be read. Of an engine that keeps bytes: keys that lie in another shard too.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
     """
 
@@ -164,6 +166,7 @@ def inspect(
     report.keys_unexpected += [f"{key} (in two shards)" for key in sorted(weights.repeated)]
     _compare_files(report, base, merged, keeps_bytes=keeps_bytes)
     report.index_wrong = weights.unreadable + wrong_in_index(merged, weights)
+    report.index_wrong += moved_in_index(base, merged) if keeps_bytes else []
     report.files_changed += _wrong_metadata(originals, weights, keeps_bytes=keeps_bytes)
     changed_elements = exact_elements = 0
     for spec in checkpoint.tensors:

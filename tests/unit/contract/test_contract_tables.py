@@ -46,6 +46,7 @@ QUANTIZED = {
     ("coding", "load"),
     ("kl_dequantized", "compare"),
     ("applied_dequantized", "compare"),
+    ("untouched_dequantized", "compare"),
 }
 
 
@@ -81,6 +82,7 @@ def test_the_gates_are_these() -> None:
     assert names_of_gate("functional") == {"definition", "kl", "logprob", "samples", "kl_dequantized"}
     assert names_of_gate("tensor") == {
         "applied", "claims", "exact", "untouched_bytes", "keys", "dtypes", "files", "applied_dequantized",
+        "untouched_dequantized",
     }  # fmt: skip
 
 

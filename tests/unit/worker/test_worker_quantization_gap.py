@@ -44,7 +44,9 @@ def test_a_merge_that_could_be_loaded_is_judged_by_both(cell: Observation) -> No
     work = cell.path.parent
     save_view(work, MERGED_DEQUANTIZED, {"logits": logits_in(work / "merged")}, [])
 
-    assert stage(cell) == {"applied_dequantized": True, "kl_dequantized": True}
+    assert stage(cell) == {
+        "applied_dequantized": True, "kl_dequantized": True, "untouched_dequantized": True,
+    }  # fmt: skip
     assert cell.data["metrics"]["kl_dequantized_merged"] == 0.0
 
 
@@ -54,6 +56,6 @@ def test_a_merge_that_could_not_be_loaded_is_judged_by_its_bytes(cell: Observati
     if not right:
         save_file(load_file(work / DEQUANTIZED / "model.safetensors"), work / MERGED_DEQUANTIZED / "model.safetensors")
 
-    assert stage(cell) == {"applied_dequantized": right}
+    assert stage(cell) == {"applied_dequantized": right, "untouched_dequantized": True}
     assert cell.data["stages"]["compare"]["ended"] == "completed"
     assert cell.data["metrics"]["kl_quantization_gap_dequantized"] == 0.0
