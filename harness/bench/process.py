@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.contract.packages import WORKER_PACKAGES
 
-PACKAGES = ("bench", "merge", "experts", "worker")
+PACKAGES = ("bench", *WORKER_PACKAGES)
 LAST_LINES = 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -136,3 +137,23 @@ def test_reads_of_tensors_are_counted_and_headers_are_not(tmp_path: Path, monkey
     assert reads.count == 200
     for item in (descriptor, other):
         os.close(item)
+
+
+def test_all_of_ours_that_a_measured_process_may_import_is_copied(tmp_path: Path) -> None:
+    """A package that a cell came to need was missing here, and a run of forty minutes ended over it."""
+    copy_code(tmp_path)
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")}
+    asked = {
+        node.module
+        for path in tmp_path.rglob("*.py")
+        if "bench" not in path.relative_to(tmp_path).parts or "programs" in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("harness.")
+    }
+
+    assert len(asked) > 50
+    assert [
+        module
+        for module in sorted(map(str, asked))
+        if f"{module.replace('.', '/')}.py" not in there and f"{module.replace('.', '/')}/__init__.py" not in there
+    ] == []
