@@ -70,7 +70,7 @@ def run(
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help=MEANINGS["seed"])] = CellFields.seed,
     fault: Annotated[
-        str | None, typer.Option(help=FolderHelp(MEANINGS["fault"], CATALOGUE.faults, folder="harness/faults"))
+        str | None, typer.Option(help=f"{MEANINGS['fault']} `harness faults --list` names them.")
     ] = CellFields.fault,
     pin: Annotated[
         list[str] | None, typer.Option(help="Another package's version, as torch==2.12.0. Can be repeated.")

@@ -460,7 +460,10 @@ def test_a_planted_fault_that_the_gates_saw_is_said_to_be_noticed() -> None:
         "base-copied was planted and noticed, as it must be: by compare/applied, compare/kl, compare/logprob"
     )
     assert both.sentence == f"{seen.sentence}; reload-adapter ended in error: no such argument"
-    assert lost.sentence == ("base-copied was planted, and compare judged nothing: the cell ended in unsupported")
+    assert lost.sentence == (
+        "base-copied was planted, and compare judged nothing: the cell ended in unsupported; "
+        "load ended in unsupported: no such family"
+    )
 
 
 def test_a_planted_fault_that_a_check_let_through_is_said_to_be_missed() -> None:
