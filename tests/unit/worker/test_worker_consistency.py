@@ -46,7 +46,10 @@ def checked(tmp_path: Path) -> Observation:
 
 
 def passed(observation: Observation) -> bool:
-    (check,) = (check for check in observation.data["checks"] if not check["name"].startswith("control:"))
+    """Whether the check passed; its control must be rejected in any case."""
+    check, control = observation.data["checks"]
+    assert control["name"] == f"control:{check['name']}"
+    assert control["passed"]
     return bool(check["passed"])
 
 
