@@ -120,7 +120,8 @@ TABLE: tuple[Check, ...] = (
         name="attached",
         stage="attach",
         gate="training",
-        passes_when="exactly what the recipe targets got a LoRA, counted from the checkpoint's own description",
+        passes_when="exactly what the recipe targets got a LoRA, of the rank and scale that it asks for, counted from "
+        "the checkpoint's own description",
         control="one target is left out",
         counts_all=True,
     ),
@@ -128,7 +129,8 @@ TABLE: tuple[Check, ...] = (
         name="unchanged",
         stage="train",
         gate="training",
-        passes_when="before the first step the model with its LoRA says what the base says",
+        passes_when="before the first step the model with its LoRA says what the base says, or the base with the "
+        "adapter that is not trained",
         control="one logit is moved, by three times the band",
     ),
     Check(
@@ -179,8 +181,8 @@ TABLE: tuple[Check, ...] = (
         name="modes",
         stage="train",
         gate="training",
-        passes_when="the trained model says the same in training mode and in evaluation mode (not of QLoRA, whose "
-        "models are compared in training mode alone)",
+        passes_when="the trained model says the same in training mode and in evaluation mode, dropout apart, which is "
+        "awake in training where it is asked for (not of QLoRA, whose models are compared in training mode alone)",
         control="one logit is moved, by three times the band",
         applies=_plain,
     ),
@@ -206,7 +208,7 @@ TABLE: tuple[Check, ...] = (
         stage="save",
         gate="adapter",
         passes_when="every LoRA weight in memory is in the saved adapter, bit for bit, and nothing else; its "
-        "configuration names the base",
+        "configuration names the base, and an adapter that was not trained is as it was",
         control="one saved number is another",
         counts_all=True,
     ),

@@ -1,8 +1,12 @@
 """What an adapter that PEFT saved adds to a base, by the definition of LoRA and of PEFT's file format.
 
-A pair is A (r, in) and B (out, r), and adds ``alpha / r * B A`` to a Linear. For a fused parameter (experts, out, in)
-both are flat. Row ``e * r + k`` of A and column ``k * experts + e`` of B are rank k of expert e. From PEFT 0.19.1 on A
-faces ``in`` and B faces ``out``. Before it was the other way round (peft#3165).
+A pair is A (r, in) and B (out, r), and adds ``alpha / r * B A`` to a Linear (arXiv 2106.09685), or rank-stabilised
+``alpha / sqrt(r) * B A`` (arXiv 2312.03732). For a fused parameter (experts, out, in) both are flat. Row ``e * r + k``
+of A and column ``k * experts + e`` of B are rank k of expert e. From PEFT 0.19.1 on A faces ``in`` and B faces ``out``.
+Before it was the other way round (peft#3165).
+
+DoRA gives a Linear another weight: each row of V = W + the pair's delta, divided by its norm, times a magnitude m
+(arXiv 2402.09353, equation 5). Training holds the norm constant (its section 4.3), and so must a slope.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from harness.definitions.weights import Deltas, Weights
 
 STANDARD_SINCE = (0, 19, 1)
 PREFIX = "base_model.model."
+MAGNITUDE = ".lora_magnitude_vector"
 
 
 class UnreadableAdapterError(ValueError):
@@ -28,12 +33,27 @@ class UnreadableAdapterError(ValueError):
 
 
 def read_deltas(directory: Path, base: Weights) -> Deltas:
-    """Return what an adapter adds to ``base``.
+    """Return what an adapter adds to ``base``, and those of other names that PEFT saves in folders below it.
 
     Raises:
-        UnreadableAdapterError: it holds something that is not understood here.
+        UnreadableAdapterError: one holds something that is not understood here.
     """
-    return deltas_of(read_tensors(directory / "adapter_model.safetensors"), read_config(directory), base)
+    own = deltas_of(read_tensors(directory / "adapter_model.safetensors"), read_config(directory), base)
+    return own.plus(read_named(directory, base))
+
+
+def read_named(directory: Path, base: Weights) -> Deltas:
+    """Return what the adapters in folders below a directory add to ``base``. A DoRA would hang on the others.
+
+    Raises:
+        UnreadableAdapterError: one holds something that is not understood here.
+    """
+    sums = Deltas()
+    for path in sorted(directory.glob("*/adapter_config.json")):
+        if read_config(path.parent).get("use_dora"):
+            raise UnreadableAdapterError(f"{path.parent.name}: DoRA beside another adapter is not understood here")
+        sums = sums.plus(read_deltas(path.parent, base))
+    return sums
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -43,37 +63,65 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnreadableAdapterError: it says something that is not understood here.
     """
     config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("use_dora") or config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise UnreadableAdapterError(f"{directory.name}: only plain LoRA is understood here")
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise UnreadableAdapterError(f"{directory.name}: only LoRA without biases is understood here")
     return config
 
 
-def deltas_of(saved: Mapping[str, Array], config: dict[str, Any], base: Weights) -> Deltas:
+def norms_of(saved: Mapping[str, Array], config: dict[str, Any], base: Weights) -> Mapping[str, Array]:
+    """Return the norms that DoRA divides rows by, (out,) each: Linear → norms. A plain LoRA has none."""
+    return _read(saved, config, base, None)[1]
+
+
+def deltas_of(
+    saved: Mapping[str, Array], config: dict[str, Any], base: Weights, *, norms: Mapping[str, Array] | None = None
+) -> Deltas:
     """Return what an adapter's tensors add to ``base``.
+
+    Args:
+        saved: the tensors by their saved names.
+        config: what the adapter says of itself.
+        base: what it was trained on.
+        norms: what DoRA's rows are divided by; None: by their own norms.
 
     Raises:
         UnreadableAdapterError: they are something that is not understood here.
     """
+    return _read(saved, config, base, norms)[0]
+
+
+def _read(
+    saved: Mapping[str, Array], config: dict[str, Any], base: Weights, norms: Mapping[str, Array] | None
+) -> tuple[Deltas, Mapping[str, Array]]:
+    """Return what an adapter adds, and the norms that rows were divided by."""
     linears: dict[str, Array] = {}
     fused: dict[tuple[str, str], Array] = {}
+    divided: dict[str, Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
-    if 2 * len(pairs) != len(saved):
-        raise UnreadableAdapterError("it holds something beside pairs of A and B")
+    if (3 if config.get("use_dora") else 2) * len(pairs) != len(saved):
+        raise UnreadableAdapterError("it holds something beside pairs of A and B, and with DoRA their magnitudes")
     for pair in pairs:
         a, b = saved[f"{pair}.lora_A.weight"], saved[f"{pair}.lora_B.weight"]
-        path = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))
-        path = path.removeprefix("model.language_model.").removeprefix("model.")
+        module = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))
+        path = module.removeprefix("model.language_model.").removeprefix("model.")
         weight = base.stored.get(f"{path}.weight")
         if weight is not None:
-            linears[path] = _scaling(config, path, len(a)) * b @ a
+            linears[path] = _scaling(config, _targeted(config, module), len(a)) * b @ a
+            if config.get("use_dora"):
+                directed = weight + linears[path]
+                own = np.sqrt((directed**2).sum(axis=1))
+                divided[path] = own if norms is None else norms[path]
+                linears[path] = (saved[f"{pair}{MAGNITUDE}"] / divided[path])[:, None] * directed - weight
             continue
+        if config.get("use_dora"):
+            raise UnreadableAdapterError(f"{module} is no Linear of the base, and has DoRA")
         standard = _release(config) >= STANDARD_SINCE
         faces = (a.shape[1], b.shape[0])
         role, shape = _role(path, base, faces if standard else (faces[1], faces[0]))
         rank = len(a) // shape[0]
-        scaling = _scaling(config, f"{path}.{role}", rank)
+        scaling = _scaling(config, f"{module}.{role}", rank)
         fused[path, role] = np.stack([_of_expert(a, b, e, shape[0], rank, standard) for e in range(shape[0])]) * scaling
-    return Deltas(linears=linears, fused=fused)
+    return Deltas(linears=linears, fused=fused), divided
 
 
 def _of_expert(a: Array, b: Array, e: int, experts: int, rank: int, standard: bool) -> Array:
@@ -95,10 +143,23 @@ def _role(path: str, base: Weights, faces: tuple[int, int]) -> tuple[str, tuple[
     raise UnreadableAdapterError(f"no parameter of {path} is {faces[1]} x {faces[0]}, as a pair of the adapter is")
 
 
-def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
+def _targeted(config: dict[str, Any], module: str) -> str:
+    """Return the name by which a Linear was targeted: its own, or its weight's among ``target_parameters``."""
+    weight = f"{module}.weight"
+    names = config.get("target_parameters") or ()
+    return weight if any(weight == name or weight.endswith(f".{name}") for name in names) else module
+
+
+def _scaling(config: dict[str, Any], name: str, rank: int) -> float:
+    """Return what a pair's product is multiplied with.
+
+    ``alpha_pattern`` is "the mapping from layer names or regexp expression to alphas which are different from the
+    default alpha" (PEFT's LoraConfig). The first that fits the name, or its end from a dot on, counts. The rank is the
+    factors' own, whatever ``rank_pattern`` says of it.
+    """
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
             alpha = value
             break
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))

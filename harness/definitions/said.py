@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.definitions.adapter import deltas_of, read_config, read_deltas
+from harness.definitions.adapter import deltas_of, norms_of, read_config, read_deltas, read_named
 from harness.definitions.files import read_tensors
 from harness.definitions.parts import Array
 from harness.definitions.weights import Weights
@@ -50,7 +50,8 @@ Loss = Callable[[Mapping[str, Array]], float]
 def loss_of_adapter(family: str, base: Path, adapter: Path, prompts: Array, counted: Array) -> tuple[Loss, Any]:
     """Return the loss as a function of an adapter's tensors, and the tensors as they are saved, by their saved names.
 
-    The loss is the mean next-token cross entropy, in nats.
+    The loss is the mean next-token cross entropy, in nats. The norms that DoRA divides by stay those of the adapter as
+    it is saved, and so do adapters in folders below it.
 
     Args:
         family: the file below here that describes it.
@@ -60,15 +61,18 @@ def loss_of_adapter(family: str, base: Path, adapter: Path, prompts: Array, coun
         counted: (prompts, tokens - 1) bool, which predictions count.
     """
     weights, said, config = Weights.read(base), read_config(adapter), _config(base)
+    saved = read_tensors(adapter / "adapter_model.safetensors")
+    norms, named = norms_of(saved, said, weights), read_named(adapter, weights)
 
     def loss(tensors: Mapping[str, Array]) -> float:
-        logits = _logits(family, config, weights.plus(deltas_of(tensors, said, weights)), prompts)[:, :-1]
+        adapted = weights.plus(deltas_of(tensors, said, weights, norms=norms).plus(named))
+        logits = _logits(family, config, adapted, prompts)[:, :-1]
         largest = logits.max(axis=-1, keepdims=True)
         whole = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
         right = np.take_along_axis(logits, prompts[:, 1:, None], axis=-1)[..., 0]
         return float((whole - right)[counted].mean())
 
-    return loss, read_tensors(adapter / "adapter_model.safetensors")
+    return loss, saved
 
 
 def _config(base: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,17 @@ class Deltas:
 
     linears: Mapping[str, Array] = field(default_factory=dict)
     fused: Mapping[tuple[str, str], Array] = field(default_factory=dict)
+
+    def plus(self, other: Deltas) -> Deltas:
+        """Return what both adapters add together."""
+        return Deltas(linears=_sums(self.linears, other.linears), fused=_sums(self.fused, other.fused))
+
+
+def _sums(first: Mapping[Any, Array], second: Mapping[Any, Array]) -> dict[Any, Array]:
+    sums = dict(first)
+    for name, delta in second.items():
+        sums[name] = sums[name] + delta if name in sums else delta
+    return sums
 
 
 @dataclass(frozen=True, kw_only=True)

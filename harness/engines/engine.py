@@ -26,7 +26,8 @@ class Job:
 
     Attributes:
         base: a copy of the checkpoint's directory; an engine that edits it fails.
-        adapter: a copy of the saved adapter's directory; an engine that edits it fails.
+        adapter: a copy of the saved adapter's directory; an engine that edits it fails. Adapters of other names lie in
+            folders below it, as PEFT saves them, and are to be merged too.
         out: the directory to make; it must not exist.
         dtype: how the base's weights are stored and the merged ones shall be: ``float32`` or ``bf16``.
         device: ``cpu`` or ``cuda``, for engines that compute on a device.
@@ -39,6 +40,11 @@ class Job:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int = 1
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """The directories of all adapters, that of the one without a name first."""
+        return (self.adapter, *sorted(path.parent for path in self.adapter.glob("*/adapter_config.json")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,13 @@ class Peft:
         def work() -> Claims:
             dtype = getattr(torch, TORCH_DTYPE[job.dtype])
             base = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype).to(job.device)
-            merged = PeftModel.from_pretrained(base, job.adapter).merge_and_unload()
-            merged.save_pretrained(job.out)
+            first, *others = job.adapters
+            model = PeftModel.from_pretrained(base, first)
+            for folder in others:
+                model.load_adapter(folder, folder.name)
+            names = ["default", *(folder.name for folder in others)]
+            model.base_model.set_adapter(names)
+            model.merge_and_unload().save_pretrained(job.out)
             # The class that the checkpoint's tokenizer_config.json names. Newer AutoTokenizers choose by model_type.
             PreTrainedTokenizerFast.from_pretrained(job.base).save_pretrained(job.out)
             return Claims()

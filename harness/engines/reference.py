@@ -19,7 +19,7 @@ class Reference:
         from harness.merge import merge, plan_merge
 
         def work() -> Claims:
-            report = merge(plan_merge(job.base, job.adapter), job.out)
+            report = merge(plan_merge(job.base, job.adapters), job.out)
             return Claims(attempted=report.attempted, applied=report.applied)
 
         return run_in_this_process(work)

@@ -58,6 +58,7 @@ class Site:
         adapter: a copy of the saved adapter's directory, for the engine to merge. A fault of the adapter changes it.
         merged: the directory that a fault of the merged checkpoint makes; absent.
         pairs: key prefix of a saved LoRA pair → the delta it is the factors of.
+        scalings: key prefix of a pair → what PEFT multiplies the product of its factors with.
         deltas: PEFT's own, float64: ``module`` → (out, in), ``module:parameter`` → (E, …).
         write: writes ``merged`` as the base plus the deltas it is given, each added in float64 and rounded once,
             whatever file they go to. A delta that is left out is dropped.
@@ -68,6 +69,7 @@ class Site:
     adapter: Path
     merged: Path
     pairs: Mapping[str, str]
+    scalings: Mapping[str, float]
     deltas: Mapping[str, Any]
     write: Callable[[Mapping[str, Any]], None]
 

@@ -42,6 +42,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
     from harness.worker.stages.train import train
+    from harness.worker.stages.two_adapters import frozen_alone
 
     plan = recipe(request.recipe)
     vocab = _vocab(checkpoint)
@@ -61,8 +62,14 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
     with observation.stage("train"):
-        check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
         watch = ExpertWatch(peft_model, checkpoint)
+        before = base_logits
+        if plan.frozen:
+            with frozen_alone(peft_model):
+                before, gaps = near_ties(watch, peft_model, request, vocab)
+            clear = gaps >= request.bands.near_tie_epsilon
+            watch.counts.clear()
+        check_unchanged(observation, peft_model, request, base_logits=before, clear=clear, vocab=vocab)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
@@ -70,7 +77,8 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         check_generation(observation, peft_model, request, samples, vocab)
         if plan.quantization is None:
             clear = gaps >= request.bands.near_tie_epsilon
-            check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab)
+            awake = plan.dropout > 0
+            check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab, dropout=awake)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
@@ -106,13 +114,12 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     from harness.worker.stages.forward_paths import lora_in_float32
     from harness.worker.stages.functional import judge_kl
     from harness.worker.stages.quantized import cast_lora
+    from harness.worker.stages.two_adapters import load_adapters
 
     with observation.stage("reload-adapter"):
-        from peft import PeftModel
-
         base = _load_for_training(request, checkpoint)
         with shimmed(recipe(request.recipe).shims) as applied:
-            model = PeftModel.from_pretrained(base, request.adapter)
+            model = load_adapters(base, request)
         observation.data["shims"] = applied
         cast_lora(model, request.work)
         truth = Truth(request)

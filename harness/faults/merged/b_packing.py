@@ -6,7 +6,6 @@ unsloth-zoo read ``j // r`` up to 2026.9.5 (unsloth-zoo#1269). No shape tells th
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from harness.faults.fault import Facts, Fault, MergeFault, Site
@@ -36,14 +35,13 @@ def plant(site: Site) -> None:
     from safetensors.torch import load_file
 
     saved = load_file(site.adapter / "adapter_model.safetensors")
-    config = json.loads((site.adapter / "adapter_config.json").read_text())
     other = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}[str(site.facts.b_packing)]
     deltas = dict(site.deltas)
     for pair, name in site.pairs.items():
         if ":" not in name:
             continue
         a, b = (saved[f"{pair}.lora_{part}.weight"].double() for part in "AB")
-        scaling = config["lora_alpha"] / config["r"]
+        scaling = site.scalings[pair]
         right = expert_deltas(a, b, scaling, site.deltas[name].shape, str(site.facts.b_packing), site.facts.io_layout)
         distance = float((right - site.deltas[name]).abs().max())
         if not distance <= RELATIVE_TOLERANCE * float(site.deltas[name].abs().max()):
@@ -61,7 +59,7 @@ def expert_deltas(
         lora_a: (E * r, a); row e * r + k is rank k of expert e, in both packings.
         lora_b: (b, E * r); rank k of expert e is column k * E + e (``rank_major``) or e * r + k
             (``grouped_by_expert``).
-        scaling: lora_alpha / r.
+        scaling: what their product is multiplied with.
         shape: (E, out, in).
         packing: how to read lora_b.
         io_layout: ``standard``: a = in, b = out; ``swapped``: a = out, b = in.

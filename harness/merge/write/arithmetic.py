@@ -3,7 +3,7 @@
 A delta follows PEFT (0.18.0 to 0.21.2): ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` for fused parameters,
 ``Linear.get_delta_weight`` for the rest. Unlike PEFT's it is never rounded to the weight's dtype before it is added.
 DoRA follows ``peft.tuners.lora.variants.DoraLinearVariant.merge_unsafe``: each output feature of base + delta is scaled
-to its magnitude.
+to its magnitude. It is computed in float64 always: sum, norm, quotient and product would each be rounded in float32.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def keep_negative_zeros(buffers: Buffers, result: torch.Tensor, before: torch.Te
 class Merger:
     """Values of regions: what a writer calls for each piece of a region, in any order and from any thread.
 
-    ``accumulate``: the dtype of the sum of base and deltas, float32 or float64.
+    ``accumulate``: the dtype of the sum of base and deltas, float32 or float64, DoRA apart.
     """
 
     def __init__(
@@ -132,6 +132,11 @@ class Merger:
         return region.replacement is None and all(
             isinstance(contribution, PairContribution) and not contribution.magnitude for contribution in contributions
         )
+
+    def _is_scaled(self, region: Region) -> bool:
+        """Return whether DoRA scales output features of a region."""
+        contributions = (self._plan.contributions[term.contribution] for term in region.terms)
+        return any(isinstance(one, PairContribution) and one.magnitude for one in contributions)
 
     def _rows(self, term: Term, first: int, last: int, columns: int) -> torch.Tensor:
         """Return rows ``first:last`` of a region as one tensor of an adapter has them, as stored."""
@@ -164,7 +169,8 @@ class Merger:
         self, buffers: Buffers, source: torch.Tensor, region: Region, first: int, last: int
     ) -> tuple[torch.Tensor, list[float]]:
         """Return the exact values of rows ``first:last``, and the squared norms known by then."""
-        total = buffers.work("sum", self._accumulate, *source.shape)
+        dtype = torch.float64 if self._is_scaled(region) else self._accumulate
+        total = buffers.work("sum", dtype, *source.shape)
         total.copy_(source)
         if self._is_pairs(region):
             self._deltas.add(total, region, first, last)

@@ -6,7 +6,8 @@ Adding a recipe is adding ``recipes/<name>.py`` (dashes become underscores) and 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from harness.worker.checkpoints.tensors import Kind
 from harness.worker.recipes.quantization import Quantization
@@ -24,7 +25,13 @@ class Recipe:
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
             merge that drops one of them must show.
-        alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
+        alpha_over_rank: lora_alpha / r, which is the scaling without rslora and patterns.
+        rank_pattern: PEFT's, pattern of a name → rank; the others have the geometry's.
+        alpha_pattern: PEFT's, pattern of a name → alpha; the others have ``alpha_over_rank`` times the geometry's rank.
+        use_rslora: whether alpha is divided by the root of the rank (arXiv 2312.03732), and not by the rank.
+        frozen: what has a LoRA of an earlier adapter too, which is active and not trained; some of ``kinds``.
+        use_dora: whether a magnitude for each output feature is trained beside each pair.
+        dropout: share of a pair's inputs that are left out while it is trained.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
@@ -37,6 +44,12 @@ class Recipe:
     steps: int = 8
     learning_rate: float = 2e-2
     alpha_over_rank: int = 2
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    use_rslora: bool = False
+    frozen: tuple[Kind, ...] = ()
+    use_dora: bool = False
+    dropout: float = 0.0
     geometry: str = "distinct"
     quantization: Quantization | None = None
     shims: tuple[str, ...] = ()
@@ -49,6 +62,15 @@ class Recipe:
         """
         if not self.kinds or ("expert" in self.kinds and not self.expert_roles):
             raise ValueError("a recipe names the kinds that get a LoRA, and for experts their roles")
+        if self.linears_only and ("expert" in self.kinds or self.quantization is not None):
+            raise ValueError("PEFT has no DoRA and no dropout on fused experts, and no cell measures them on codes")
+        if not set(self.frozen) <= set(self.kinds) - {"expert"}:
+            raise ValueError("an earlier adapter has some of the kinds that are trained, and no experts")
+
+    @property
+    def linears_only(self) -> bool:
+        """Whether PEFT refuses this on parameters (``lora.ParamWrapper``, 0.18.1 to 0.21.2)."""
+        return self.use_dora or self.dropout > 0
 
 
 def recipe(name: str) -> Recipe:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, evaluation_prompts
 from harness.worker.stages.evaluate import Sample, logits_of, set_mode
-from harness.worker.stages.functional import judge_logprobs
+from harness.worker.stages.functional import distance, judge_logprobs
 
 
 def check_unchanged(
@@ -32,23 +33,37 @@ def check_unchanged(
 
 
 def check_modes(
-    observation: Observation, peft_model: Any, request: Request, *, logits: Any, clear: Any, vocab: int
+    observation: Observation, peft_model: Any, request: Request, *, logits: Any, clear: Any, vocab: int, dropout: bool
 ) -> None:
-    """Record how far the trained model in training mode is from itself in evaluation mode: nothing here has dropout."""
+    """Record how far the trained model in training mode is from itself in evaluation mode, dropout apart.
+
+    Where there is ``dropout``, it must change what the model says in training mode.
+    """
     import torch
 
-    peft_model.train()
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
-    with torch.no_grad():
-        training = peft_model(input_ids=prompts).logits.float().cpu()
+    peft_model.train()
+
+    def said() -> Any:
+        with torch.no_grad():
+            return peft_model(input_ids=prompts).logits.float().cpu()
+
+    dropped = said() if dropout else None
+    for name, module in peft_model.named_modules():
+        if ".lora_dropout." in name:
+            module.eval()
+    training = said()
     set_mode(peft_model)
+    band = request.bands.definition_max
     judgement, control = judge_logprobs(
         logits,
         training,
         clear,
-        band=request.bands.definition_max,
+        band=band,
         detail="the model says something else in training mode than in evaluation mode",
     )
+    if dropped is not None and not distance(logits, dropped, clear).max_logprob_diff > band:
+        judgement = replace(judgement, passed=False, detail="the model says the same with dropout in training mode")
     observation.judge("modes", "train", judgement, control=control)
 
 

@@ -2,7 +2,7 @@
 
 What a merge should have added is taken in memory from the release of PEFT that made the adapter. It is never taken from
 a reading of the saved file. So neither the io layout nor the packing of lora_B can be misread here in the same way as
-in an engine.
+in an engine. Of DoRA it is what PEFT's own merge in float64 has changed, because there is no delta without the base.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
-from harness.worker.stages.attach import lora_layers
+from harness.worker.stages.attach import MAGNITUDE, adapters_of, lora_layers, magnitudes
+from harness.worker.stages.two_adapters import BEFORE, TRAINED
 
 DELTAS = "deltas.safetensors"
 PAIRS = "pairs.json"
+SCALINGS = "scalings.json"
 
 
 def save_deltas(peft_model: Any, directory: Path) -> None:
-    """Write every delta in float64, and which saved LoRA pair it belongs to. The model is float64 afterwards.
+    """Write every delta in float64, that of all adapters together, and which saved LoRA pair it belongs to.
+
+    The model is float64 afterwards.
 
     ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused
-    experts. ``pairs.json`` has the adapter's key prefix → that name.
+    experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what PEFT
+    multiplies the product of the trained adapter's pair with.
     """
     import torch
     from safetensors.torch import save_file
@@ -31,31 +36,44 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
     peft_model.double()
     deltas: dict[str, Any] = {}
     pairs: dict[str, str] = {}
+    scalings: dict[str, float] = {}
     with torch.no_grad():
         for key, ((module, parameter), layer) in lora_layers(peft_model).items():
             name = module if parameter is None else f"{module}:{parameter}"
             base = layer.get_base_layer()
             # Of a Linear by what it says of itself: the weight of a quantised one has the shape of its codes.
             shape = layer.get_param().shape if parameter is not None else (base.out_features, base.in_features)
-            deltas[name] = layer.get_delta_weight("default").reshape(shape).contiguous().cpu()
-            pairs[key] = name
+            plain = (layer.get_delta_weight(adapter) for adapter in adapters_of(layer))
+            delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
+            deltas[name] = delta.reshape(shape).contiguous().cpu()
+            pairs[key], scalings[key] = name, float(layer.scaling[TRAINED])
     save_file(deltas, directory / DELTAS)
-    (directory / PAIRS).write_text(json.dumps(pairs, indent=1, sort_keys=True))
+    for file, content in ((PAIRS, pairs), (SCALINGS, scalings)):
+        (directory / file).write_text(json.dumps(content, indent=1, sort_keys=True))
+
+
+def _merged_delta(layer: Any) -> Any:
+    """Return what PEFT's own merge adds to a Linear's weight. The layer is merged afterwards."""
+    before = layer.get_base_layer().weight.detach().clone()
+    layer.merge(adapter_names=[TRAINED])
+    return layer.get_base_layer().weight.detach() - before
 
 
 def check_saved(observation: Observation, peft_model: Any, request: Request) -> None:
-    """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is."""
-    from safetensors.torch import load_file
+    """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is.
 
-    saved = load_file(request.adapter / "adapter_model.safetensors")
-    memory: dict[str, Any] = {}
+    One that was not trained is held against what it was before.
+    """
+    saved, memory = _tensors(request.adapter), _named(request.work / BEFORE)
     layouts: set[str] = set()
     experts: set[int] = set()
     ranks: set[int] = set()
     for key, ((_, parameter), layer) in lora_layers(peft_model).items():
         for part in ("lora_A", "lora_B"):
-            memory[f"{key}.{part}.weight"] = getattr(layer, part)["default"].weight.detach().cpu()
-        ranks.add(int(layer.r["default"]))
+            memory[f"{key}.{part}.weight"] = getattr(layer, part)[TRAINED].weight.detach().cpu()
+        if magnitudes(layer):
+            memory[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[TRAINED].weight.detach().cpu()
+        ranks.add(int(layer.r[TRAINED]))
         if parameter is not None:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
@@ -76,6 +94,21 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }
+
+
+def _tensors(directory: Path) -> dict[str, Any]:
+    """Return the tensors of the adapter in a directory, and of those in folders below it."""
+    from safetensors.torch import load_file
+
+    return {**load_file(directory / "adapter_model.safetensors"), **_named(directory)}
+
+
+def _named(directory: Path) -> dict[str, Any]:
+    """Return the tensors of the adapters in folders below a directory: folder/key → tensor."""
+    from safetensors.torch import load_file
+
+    files = sorted(directory.glob("*/adapter_model.safetensors"))
+    return {f"{file.parent.name}/{key}": tensor for file in files for key, tensor in load_file(file).items()}
 
 
 def _as_in(memory: dict[str, Any], saved: dict[str, Any], misnamed: list[str]) -> Judgement:

@@ -16,6 +16,7 @@ from harness.definitions import is_defined
 from harness.worker.checkpoints.random_bits import random_integers
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
+from harness.worker.stages.attach import MAGNITUDE
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.definition import trained_on
 from harness.worker.stages.forward_paths import look
@@ -96,7 +97,8 @@ def _unlike(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
 
 
 def _saved(name: str) -> str:
-    return name.replace(".default.weight", ".weight")
+    """Return the name under which PEFT saves a tensor of the model; DoRA's magnitudes have no ``.weight`` there."""
+    return name.replace(".default.weight", "" if MAGNITUDE in name else ".weight")
 
 
 def _move(tensor: Any, gradient: Any) -> Any:

@@ -49,7 +49,7 @@ def look(peft_model: Any, prompts: Any, clear: Any) -> Seen:
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
         for name, p in peft_model.named_parameters()
-        if ".lora_" in name
+        if ".lora_" in name and p.requires_grad
     }
     peft_model.zero_grad(set_to_none=True)
     return Seen(logits=logits.detach()[clear], gradients=gradients)

@@ -18,7 +18,7 @@ from harness.faults.fault import Site
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
-from harness.worker.stages.deltas import DELTAS, PAIRS
+from harness.worker.stages.deltas import DELTAS, PAIRS, SCALINGS
 from harness.worker.stages.merge import merge_with_engine
 from harness.worker.stages.rewriting import write_like
 from harness.worker.stages.tensor_gate import slices_of
@@ -91,6 +91,7 @@ def merge_with_fault(
         adapter=copy,
         merged=out,
         pairs=json.loads((request.work / PAIRS).read_text()),
+        scalings=json.loads((request.work / SCALINGS).read_text()),
         deltas=load_file(request.work / DELTAS),
         write=write,
     )

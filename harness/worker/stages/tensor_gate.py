@@ -83,13 +83,13 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     """Return on-disk key → delta for all that a saved lora pair covers, and the unpaired pairs.
 
     A delta is float64 and has the tensor's shape.
-    Attempted is counted from here: from the pairs in the saved adapter's file and the base's own tensors.
+    Attempted is counted from here: from the pairs in the saved adapter's files and the base's own tensors.
     """
     from safetensors.torch import load_file
 
     deltas = load_file(work / DELTAS)
     names: dict[str, str] = json.loads((work / PAIRS).read_text())
-    saved = load_file(adapter / "adapter_model.safetensors")
+    saved = [key for file in sorted(adapter.rglob("adapter_model.safetensors")) for key in load_file(file)]
     pairs = {key.split(".lora_A.")[0] for key in saved if ".lora_A." in key}
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
     result: dict[str, Any] = {}

@@ -17,12 +17,13 @@ from typing import Any
 from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.request import Request
-from harness.worker.stages.attach import Target, lora_tensors, trainable_outside_lora
+from harness.worker.stages.attach import lora_tensors, trainable_outside_lora
 from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
 from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.objective import judge_objective, load_balancing_loss, next_token_loss
 from harness.worker.stages.optimizer_watch import OptimizerWatch
+from harness.worker.stages.peft_names import Target
 
 BATCH = 8
 IGNORED = -100
@@ -146,11 +147,13 @@ def train(
             seen["tokens"] += inputs["input_ids"].numel()
             seen["labels"] += int((inputs["labels"] != IGNORED).sum())
             sequences_seen.update(map(tuple, inputs["input_ids"].tolist()))
-            ids = inputs["input_ids"]
+            ids, drawn = inputs["input_ids"], torch.get_rng_state()
             loss = super().compute_loss(model, inputs, *args, **kwargs)
             if not objective:
                 told = float((loss[0] if isinstance(loss, tuple) else loss).detach())
-                objective.append(_first_loss(self, model, ids, told, watch))
+                with torch.random.fork_rng():
+                    torch.set_rng_state(drawn)  # where there is dropout, it leaves out the same
+                    objective.append(_first_loss(self, model, ids, told, watch))
             return loss
 
     before = fixed_batch_loss(peft_model, batch)

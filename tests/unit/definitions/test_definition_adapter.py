@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness.definitions.adapter import UnreadableAdapterError, read_deltas
+from harness.definitions.adapter import UnreadableAdapterError, deltas_of, norms_of, read_deltas, read_named
 from harness.definitions.weights import Weights
 
 EXPERTS = "layers.0.mlp.experts"
@@ -76,7 +76,17 @@ def test_nested_pairs_are_told_apart_by_what_they_face(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "scaling"),
-    [({}, 2.0), ({"use_rslora": True}, 4 / 2**0.5), ({"alpha_pattern": {"q_proj": 1}}, 0.5), ({"r": 9}, 2.0)],
+    [
+        ({}, 2.0),
+        ({"use_rslora": True}, 4 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 1}}, 0.5),
+        ({"r": 9}, 2.0),
+        ({"alpha_pattern": {"_proj": 1}}, 2.0),  # from a dot on
+        ({"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 1}}, 0.5),  # the whole name begins with "model."
+        ({"alpha_pattern": {"[qk]_proj": 1, "q_proj": 2}}, 0.5),  # the first counts
+        ({"alpha_pattern": {"q_proj": 1, r"q_proj\.weight": 2}, "target_parameters": ["self_attn.q_proj.weight"]}, 1.0),
+        ({"alpha_pattern": {"q_proj": 1}, "rank_pattern": {"q_proj": 2}, "use_rslora": True}, 0.5**0.5),
+    ],
 )
 def test_a_linear_and_its_scaling(tmp_path: Path, config: dict[str, Any], scaling: float) -> None:
     """The rank is the factors' own."""
@@ -88,10 +98,69 @@ def test_a_linear_and_its_scaling(tmp_path: Path, config: dict[str, Any], scalin
     assert found.linears["layers.0.self_attn.q_proj"] == pytest.approx(scaling * np.array([[21.0], [43.0]]))
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "LOHA"}, {"bias": "all"}])
+def test_dora_scales_each_row_to_its_magnitude(tmp_path: Path) -> None:
+    """W + 2 B A is (3, 4; 6, 8), of norms 5 and 10; magnitudes 10 and 5 make (6, 8; 3, 4) of it."""
+    key = "base_model.model.model.layers.0.self_attn.q_proj"
+    base = Weights(stored={"layers.0.self_attn.q_proj.weight": np.array([[1.0, 0.0], [2.0, 0.0]])})
+    tensors = {
+        f"{key}.lora_A.weight": [[1.0, 2.0], [0.0, 0.0]], f"{key}.lora_B.weight": [[1.0, 0.0], [2.0, 0.0]],
+        f"{key}.lora_magnitude_vector": [10.0, 5.0],
+    }  # fmt: skip
+    config = {"use_dora": True}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, **config), base)
+
+    assert found.linears["layers.0.self_attn.q_proj"] == pytest.approx(np.array([[5.0, 8.0], [1.0, 4.0]]))
+
+
+def test_dora_s_norms_can_be_held_constant() -> None:
+    """B is zero now, so W = (1, 0; 2, 0) stands alone: still divided by 5 and 10, and times 10 and 5."""
+    key, name = "base_model.model.model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj"
+    base = Weights(stored={f"{name}.weight": np.array([[1.0, 0.0], [2.0, 0.0]])})
+    saved = {
+        f"{key}.lora_A.weight": np.array([[1.0, 2.0]]), f"{key}.lora_B.weight": np.array([[2.0], [4.0]]),
+        f"{key}.lora_magnitude_vector": np.array([10.0, 5.0]),
+    }  # fmt: skip
+    config = {"use_dora": True, "lora_alpha": 1}
+    norms = norms_of(saved, config, base)
+    moved = saved | {f"{key}.lora_B.weight": np.zeros((2, 1))}
+
+    assert norms[name].tolist() == [5.0, 10.0]
+    assert deltas_of(moved, config, base, norms=norms).linears[name].tolist() == [[1.0, 0.0], [-1.0, 0.0]]
+
+
+def test_dora_without_magnitudes_is_refused(tmp_path: Path) -> None:
+    key = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{key}.lora_A.weight": [[1.0]], f"{key}.lora_B.weight": [[1.0], [2.0]]}
+
+    with pytest.raises(UnreadableAdapterError, match="magnitudes"):
+        read_deltas(write(tmp_path / "adapter", tensors, use_dora=True), BASE)
+
+
+@pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"bias": "all"}])
 def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UnreadableAdapterError):
         read_deltas(write(tmp_path / "adapter", {}, **config), BASE)
+
+
+def test_adapters_in_folders_below_are_added(tmp_path: Path) -> None:
+    """Each by its own config: 2 (1, 3) and 1 (10, 10)."""
+    key, name = "base_model.model.model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj"
+    own = {f"{key}.lora_A.weight": [[1.0]], f"{key}.lora_B.weight": [[1.0], [3.0]]}
+    other = {f"{key}.lora_A.weight": [[1.0]], f"{key}.lora_B.weight": [[10.0], [10.0]]}
+    folder = write(tmp_path / "adapter", own, lora_alpha=2)
+    write(folder / "frozen", other, lora_alpha=1)
+
+    assert read_deltas(folder, BASE).linears[name].tolist() == [[12.0], [16.0]]
+    assert read_named(folder, BASE).linears[name].tolist() == [[10.0], [10.0]]
+
+
+def test_dora_beside_another_adapter_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "adapter", {})
+    write(folder / "frozen", {}, use_dora=True)
+
+    with pytest.raises(UnreadableAdapterError, match="frozen: DoRA beside another adapter"):
+        read_deltas(folder, BASE)
 
 
 def test_a_pair_that_fits_nothing_is_refused(tmp_path: Path) -> None:

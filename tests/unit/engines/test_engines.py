@@ -129,6 +129,16 @@ def test_the_merge_stage_tells_the_engine_everything_and_keeps_what_it_says(
     }  # fmt: skip
 
 
+def test_adapters_of_other_names_come_after_the_one_without(work: Path) -> None:
+    job = Job(base=work / "base", adapter=work / "adapter", out=work / "merged")
+
+    assert job.adapters == (work / "adapter",)
+    for name in ("second", "frozen"):
+        (work / "adapter" / name).mkdir()
+        (work / "adapter" / name / "adapter_config.json").write_text("{}")
+    assert job.adapters == tuple(work / path for path in ("adapter", "adapter/frozen", "adapter/second"))
+
+
 EDITS: dict[str, tuple[Callable[[Job], object], list[str]]] = {
     "a weight": (lambda job: (job.base / "config.json").write_text("x"), ["base/config.json"]),
     "the adapter": (lambda job: (job.adapter / "adapter_config.json").write_text("x"), ["adapter/adapter_config.json"]),

@@ -101,8 +101,10 @@ def make_cell(work: Path) -> Observation:
         },
         work / "adapter" / "adapter_model.safetensors",
     )
-    (work / "adapter" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2 * R, "r": R}))
+    # Alpha and rank are those of other targets: what a pair is scaled by is PEFT's to say.
+    (work / "adapter" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 9, "r": R}))
     (work / "pairs.json").write_text(json.dumps({"p.experts": f"{EXPERTS}:gate_up_proj", "p.q": Q}))
+    (work / "scalings.json").write_text(json.dumps({"p.experts": 2.0, "p.q": 2.0}))
     right = {spec.key: base[spec.key] for spec in SPECS}
     for spec in MATRICES:
         delta = deltas[Q] if spec.expert is None else deltas[f"{EXPERTS}:gate_up_proj"][spec.expert]

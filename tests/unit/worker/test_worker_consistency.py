@@ -115,9 +115,38 @@ def test_training_mode_says_the_same(tmp_path: Path, adds: float, fine: bool) ->
     model, observation = Table(training_adds=adds), checked(tmp_path)
     request = request_in(tmp_path)
     logits = logits_of(model, request, VOCAB)
-    check_modes(observation, model, request, logits=logits, clear=CLEAR, vocab=VOCAB)
+    check_modes(observation, model, request, logits=logits, clear=CLEAR, vocab=VOCAB, dropout=False)
     assert passed(observation) is fine
     assert not model.training
+
+
+class Dropping(Table):
+    """A table whose LoRA has dropout, as PEFT names it."""
+
+    def __init__(self, share: float, *, training_adds: float = 0.0) -> None:
+        super().__init__(training_adds=training_adds)
+        dropout = torch.nn.ModuleDict({"default": torch.nn.Dropout(share)})
+        self.q_proj = torch.nn.ModuleDict({"lora_dropout": dropout})
+        self.dropout = dropout["default"]
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        """Return what stands in the table, some of it left out in training mode."""
+        said = super().forward(input_ids, **more)
+        return SimpleNamespace(logits=self.dropout(said.logits))
+
+
+@pytest.mark.parametrize(
+    ("share", "adds", "fine"), [(0.1, 0.0, True), (0.0, 0.0, False), (0.1, 0.01, False), (0.1, float("nan"), False)]
+)
+def test_dropout_is_awake_in_training_mode_and_all_else_says_the_same(
+    tmp_path: Path, share: float, adds: float, fine: bool
+) -> None:
+    model, observation = Dropping(share, training_adds=adds), checked(tmp_path)
+    request = request_in(tmp_path)
+    logits = logits_of(model, request, VOCAB)
+    check_modes(observation, model, request, logits=logits, clear=CLEAR, vocab=VOCAB, dropout=True)
+    assert passed(observation) is fine
+    assert not model.dropout.training
 
 
 @pytest.mark.parametrize(("adds", "fine"), [(0.0, True), (0.01, False)])

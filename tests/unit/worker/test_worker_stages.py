@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -27,6 +28,7 @@ from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request, read_request
 from harness.worker.stages.attach import expected_targets
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
+from harness.worker.stages.peft_names import rank_and_scaling
 from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
 from harness.worker.stages.train import trainer_options
 from harness.worker.steps import _gpu_versions
@@ -91,6 +93,73 @@ def test_targets_on_linears_by_hand(name: str, per_layer: int) -> None:
 
     assert {kind: len(members) for kind, members in targets.items()} == {"expert": 2 * per_layer}
     assert all(parameter is None for _, parameter in targets["expert"])
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"),
+    [
+        ("qwen3_moe", {"attention": 8}),
+        ("glm4_moe", {"attention": 12}),
+        ("deepseek_v3", {"attention": 15}),
+    ],
+)
+def test_dora_leaves_out_what_peft_would_take_for_experts(family: str, counts: dict[str, int]) -> None:
+    checkpoint, dora = build(family, geometry("distinct"), "published"), recipe("lora-dora")
+    everywhere = expected_targets(checkpoint, dora, fused=True)
+    rewritten = expected_targets(checkpoint, dora, fused=True, rewritten=True)
+
+    assert {kind: len(members) for kind, members in rewritten.items()} == counts
+    assert {kind for kind in everywhere if kind not in rewritten} == (
+        set() if family == "qwen3_moe" else {"shared_expert", "dense"}
+    )
+    assert expected_targets(checkpoint, recipe("lora"), fused=True, rewritten=True) == expected_targets(
+        checkpoint, recipe("lora"), fused=True
+    ), "a plain LoRA reaches all of them, through their parameters"
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "scaling"),
+    [
+        ("model.layers.0.self_attn.k_proj", 3, 6 / 3**0.5),
+        ("model.layers.0.self_attn.q_b_proj", 5, 6 / 5**0.5),
+        ("model.layers.0.self_attn.o_proj", 3, 9 / 3**0.5),
+        ("model.layers.0.mlp.experts.gate_up_proj", 2, 6 / 2**0.5),
+        ("model.layers.0.mlp.experts.down_proj", 3, 4 / 3**0.5),
+        ("model.layers.0.mlp.experts.7.up_proj", 2, 6 / 2**0.5),
+        ("model.layers.0.mlp.experts.7.down_proj", 3, 3 / 3**0.5),
+        ("model.layers.0.mlp.shared_experts.down_proj", 3, 2 / 3**0.5),
+        ("model.layers.0.mlp.down_proj.weight", 3, 6 / 3**0.5),
+    ],
+)
+def test_rank_and_scaling_by_name_by_hand(name: str, rank: int, scaling: float) -> None:
+    found = rank_and_scaling(name, recipe("lora-patterns"), 3)
+
+    assert found == (rank, pytest.approx(scaling))
+    assert rank_and_scaling(name, recipe("lora"), 3) == (3, 2.0)
+
+
+def test_no_two_patterns_fit_one_name() -> None:
+    """PEFT saves them in another order than they were given in."""
+    for fused in (True, False):
+        for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe"):
+            checkpoint, plan = build(family, geometry("distinct"), "published"), recipe("lora-patterns")
+            for members in expected_targets(checkpoint, plan, fused=fused).values():
+                for module, parameter in members:
+                    name = ".".join(filter(None, (module, parameter)))
+                    for patterns in (plan.rank_pattern, plan.alpha_pattern):
+                        assert sum(bool(re.search(rf"(^|\.)({pattern})$", name)) for pattern in patterns) <= 1
+
+
+def test_a_recipe_of_dora_on_experts_is_refused() -> None:
+    with pytest.raises(ValueError, match="no DoRA and no dropout on fused experts"):
+        dataclasses.replace(recipe("lora"), use_dora=True)
+    with pytest.raises(ValueError, match="no DoRA and no dropout on fused experts"):
+        dataclasses.replace(recipe("lora"), dropout=0.1)
+
+
+def test_a_recipe_whose_earlier_adapter_has_what_is_not_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="an earlier adapter"):
+        dataclasses.replace(recipe("lora-attention"), frozen=("dense",))
 
 
 def test_prediction_layers_are_never_targeted() -> None:
