@@ -1,0 +1,31 @@
+"""transformers' grouped forward of experts returns a hundredth too much in each product. It is the one by default."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from harness.faults.fault import Fault, LibraryFault
+from harness.faults.patching import replace
+
+OFF = 1.01
+
+
+def plant(patches: ExitStack) -> None:
+    """Scale what the grouped products return."""
+    from transformers.integrations import moe
+
+    def make(original: Any) -> Any:
+        def linear(*args: Any, **kwargs: Any) -> Any:
+            return OFF * original(*args, **kwargs)
+
+        return linear
+
+    replace(patches, moe, "_grouped_linear", make)
+
+
+FAULT: Fault = LibraryFault(
+    breaks="makes the experts' grouped products a hundredth larger",
+    noticed_by=frozenset({"load/definition", "train/forward_paths"}),
+    plant=plant,
+)
