@@ -154,13 +154,15 @@ def _show(screen: Console, report: FaultReport) -> None:
     for title in ("where", "fault", "became", "noticed by"):
         table.add_column(Text(title), overflow="fold")
     for row in report.rows:
-        style = "green" if row.state == "noticed" else "bold red"
-        table.add_row(Text(row.place), Text(row.name), Text(row.state, style=style), Text(", ".join(row.by)))
+        style = "green" if row.state == "noticed" else "yellow" if row.as_declared else "bold red"
+        state = f"{row.state} (known)" if row.blind else row.state
+        table.add_row(Text(row.place), Text(row.name), Text(state, style=style), Text(", ".join(row.by)))
     screen.print()
     screen.print(table)
     for row in report.rows:
-        if row.state != "noticed":
-            screen.print(f"{row.cell_id}: {row.sentence}", style="red", markup=False, soft_wrap=True)
+        if not row.as_declared:
+            surprise = " (it is said to be a blind spot)" if row.blind else ""
+            screen.print(f"{row.cell_id}: {row.sentence}{surprise}", style="red", markup=False, soft_wrap=True)
     for cell, reason in report.false_alarms.items():
         screen.print(f"false alarm: {cell}: {reason}", style="red", markup=False, soft_wrap=True)
     screen.print(report.sentence, style="bold green" if report.as_it_must_be else "bold red", markup=False)

@@ -88,10 +88,12 @@ class Fault:
             that ends in an error.
         cell: fields of the cell in which ``harness faults`` plants it, where they are not the usual ones.
         reference: where it happened, as a link or the name of an issue; None: nowhere that is known of.
+        blind: why no check sees it yet; None where it is noticed. Such a fault counts as missed in every report.
     """
 
     breaks: str
     noticed_by: frozenset[str]
+    blind: str | None = None
     cell: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
 

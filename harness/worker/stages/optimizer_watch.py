@@ -43,6 +43,7 @@ class OptimizerWatch:
     _moments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     _expected: dict[str, Any] = field(default_factory=dict)
     _before: dict[str, Any] = field(default_factory=dict)
+    _after: dict[str, Any] = field(default_factory=dict)
 
     def before_step(self) -> None:
         """Note what each weight should become; called when gradients are clipped and nothing has moved."""
@@ -50,6 +51,7 @@ class OptimizerWatch:
         count = self.steps + 1
         for name, tensor in self.tensors.items():
             weight = tensor.detach().double()
+            self._hold(name, weight, f"moved before step {count}")
             if self.steps == 0:
                 self._before[name] = weight
             gradient = (tensor.grad if tensor.grad is not None else 0 * tensor).detach().double()
@@ -66,11 +68,22 @@ class OptimizerWatch:
             weight, expected = tensor.detach().double(), self._expected[name]
             room = self._room(tensor, expected)
             off = float(((weight - expected).abs() / room).max())
+            self._after[name] = weight.clone()
             if not off <= self.worst:
                 self.worst, self.where = off, f"{name}, step {self.steps}"
             if self.steps == 1:
                 further = weight + FURTHER * (weight - self._before.pop(name))
                 self.altered = max(self.altered, float(((further - expected).abs() / room).max()))
+
+    def finish(self) -> None:
+        """Hold each weight against what it was after the last step; called when training has ended."""
+        for name, tensor in self.tensors.items():
+            self._hold(name, tensor.detach().double(), "moved after the last step")
+
+    def _hold(self, name: str, weight: Any, words: str) -> None:
+        """Nothing but a step moves a weight."""
+        if name in self._after and not bool((weight == self._after[name]).all()):
+            self.worst, self.where = float("inf"), f"{name} {words}"
 
     def _room(self, tensor: Any, expected: Any) -> Any:
         """Return how far a weight may be from the formula.

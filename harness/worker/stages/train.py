@@ -166,6 +166,7 @@ def train(
     )
     with watch.counting("training"):
         outcome = trainer.train()
+    optimizer.finish()
     after = fixed_batch_loss(peft_model, batch)
     record = observation.data.setdefault("training", {})
     record["loss"] = [before, after]
