@@ -141,10 +141,13 @@ def fault_markdown(report: FaultReport, *, ran: str) -> str:
     )
     blind = "".join(f"- `{row.name}`: {row.blind}\n" for row in report.rows if row.blind)
     alarms = "".join(f"- `{cell}`: {reason}\n" for cell, reason in report.false_alarms.items())
+    how = (
+        "Each fault is planted in a cell of its own, which must not pass and whose named checks must fail. The same "
+        "cells with nothing planted must pass."
+    )
     parts = [
         f"# Planted faults\n\n{report.sentence} ({ran})\n",
-        "Each fault is planted in a cell of its own, which must not pass and whose named checks must fail. The same cells "
-        f"with nothing planted must pass.\n\n{table}\n",
+        f"{how}\n\n{table}\n",
         f"## Known blind spots\n\nNo check sees these yet. They count as missed.\n\n{blind}" if blind else "",
         f"## False alarms\n\n{alarms}" if alarms else "",
     ]
