@@ -53,8 +53,10 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
     measured = observation.data["merge"]
     rightly, attempted = sum(measured[name] for name in RIGHT), measured["attempted"]
+    applied = said.get("engine_applied")
+    # An engine may count what it changed, or all that is as it should be: a delta of zero changes nothing.
     claimed: list[tuple[int | None, int]] = [
-        (said.get("engine_applied"), rightly),
+        (applied, measured["applied"] if applied == measured["applied"] else rightly),
         (said.get("engine_attempted"), attempted),
         *_of_manifest(request.merged, measured),
     ]

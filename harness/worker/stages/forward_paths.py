@@ -138,13 +138,16 @@ def check_forward_paths(
             detail=refusals[0] if refusals else detail,
         )
 
-    altered = compare_paths(reference, _with_larger_gradient(reference))
-    observation.judge("forward_paths", "train", judged(found), control=judged({REFERENCE_PATH: altered}))
+    altered = _with_larger_gradient(reference)
+    altered_by = compare_paths(reference, altered) if altered is not None else {"gradients": math.inf}
+    observation.judge("forward_paths", "train", judged(found), control=judged({REFERENCE_PATH: altered_by}))
 
 
-def _with_larger_gradient(seen: Seen) -> Seen:
-    """Return what a path would have given that scales the gradient of one tensor."""
-    name = next(name for name, value in seen.gradients.items() if value.any())
+def _with_larger_gradient(seen: Seen) -> Seen | None:
+    """Return what a path would have given that scales the gradient of one tensor; None where there is no gradient."""
+    name = next((name for name, value in seen.gradients.items() if value.any()), None)
+    if name is None:
+        return None
     return Seen(logits=seen.logits, gradients={**seen.gradients, name: LARGER * seen.gradients[name]})
 
 
