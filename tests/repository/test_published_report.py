@@ -26,7 +26,10 @@ FAMILIES = {"deepseek_v3", "glm4_moe", "qwen3_5_moe", "qwen3_moe"}
 COVERED = {
     "default": {
         "family": FAMILIES,
-        "recipe": {"lora", "lora-attention", "lora-down-only", "lora-experts", "lora-gate-up-only"},
+        "recipe": {
+            *("lora", "lora-attention", "lora-down-only", "lora-experts", "lora-gate-up-only"),
+            *("lora-patterns", "lora-dora", "lora-two-adapters", "lora-dropout"),
+        },
         "engine": {"reference", "peft"},
     },
     "qlora": {
