@@ -20,7 +20,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="attaches DoRA where LoRA was asked for",
-    noticed_by=frozenset({"save/attached"}),
+    noticed_by=frozenset({"attach/attached"}),
     cell={"recipe": "lora-attention"},
     plant=plant,
 )

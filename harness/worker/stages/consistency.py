@@ -50,7 +50,7 @@ def check_modes(
 
     dropped = said() if dropout else None
     for name, module in peft_model.named_modules():
-        if ".lora_dropout." in name:
+        if dropout and ".lora_dropout." in name:  # one that nobody asked for must show
             module.eval()
     training = said()
     set_mode(peft_model)
