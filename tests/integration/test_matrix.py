@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from real_stacks import CELLS, LINEARS, NEWEST, NO_RELOAD, STANDARD, SWAPPED, Ran, harness
 
+from harness.faults import fault
 from harness.report.format import all_formats
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
@@ -73,7 +74,7 @@ def test_every_tensor_that_a_lora_covers_is_counted(matrix_run: Ran, cell: str, 
 
 @pytest.mark.parametrize("cell", PASSING)
 def test_a_cell_would_have_noticed(matrix_run: Ran, cell: str) -> None:
-    """Signal is far above every band, and each control was rejected by both gates."""
+    """Signal is far above every band, and each control was rejected by all that must reject it."""
     result = matrix_run.result(cell)
     fused = LINEARS not in cell and "geometry=single" not in cell
 
@@ -83,7 +84,11 @@ def test_a_cell_would_have_noticed(matrix_run: Ran, cell: str) -> None:
     assert ("b-packing" in controls) == fused
     for control in result["controls"]:
         assert control["rejected"]
-        assert set(control["by"]) >= {"applied", "kl", "logprob"}
+        assert set(control["by"]) >= fault(control["name"]).checks_of("compare")
+    assert controls >= {"one-delta-off", "untidy"}
+    altered = [check for check in result["checks"] if check["name"].startswith("control:")]
+    assert len(altered) > 20
+    assert all(check["passed"] for check in altered)
 
 
 @pytest.mark.parametrize(

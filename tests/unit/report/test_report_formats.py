@@ -27,6 +27,7 @@ from harness.report.formats.html import render_html
 from harness.report.formats.json_report import render_json
 from harness.report.formats.junit import render_junit
 from harness.report.formats.markdown import code_block, code_span, render_markdown
+from harness.report.last_run import last_run
 from harness.report.table import Row
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
@@ -309,8 +310,11 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
     fates = {
         (suite.get("name"), case.get("name")): (case[0].tag, case[0].get("type")) if len(case) else "passed"
         for suite in root
-        for case in suite
+        for case in suite.iter("testcase")
     }
+    assert {said.get("value") for said in root.iter("property")} == {last_run()}, (
+        "each suite says what checks are worth"
+    )
     old, new, main, broken = (
         "tf4.57.6-peft0.19.1-trl0.25.1",
         "tf5.23.0-peft0.21.2-trl1.16.0",
@@ -345,8 +349,9 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
 def test_junit_from_hostile_results_is_one_failed_case(text: str) -> None:
     root = ET.fromstring(render_junit([hostile_row(text)]))  # noqa: S314 - our own bytes
 
-    assert [element.tag for element in root.iter()] == ["testsuites", "testsuite", "testcase", "failure"]
-    assert (root[0][0][0].text or "").endswith("--geometry distinct")
+    tags = [element.tag for element in root.iter() if not element.tag.startswith("propert")]
+    assert tags == ["testsuites", "testsuite", "testcase", "failure"]
+    assert ("".join(failure.text or "" for failure in root.iter("failure"))).endswith("--geometry distinct")
 
 
 def _console(width: int, *, terminal: bool) -> Console:
