@@ -1,4 +1,4 @@
-"""Whether anything gets past the checks: every fault planted, and each check put to sleep in a cell."""
+"""Whether anything gets past the checks: every fault planted, at night, and each check put to sleep in a cell."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def catalogue_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**ran, "table": json.loads((out / "faults.json").read_text())}
 
 
+@pytest.mark.nightly
 def test_every_fault_is_noticed_by_the_checks_that_it_names(catalogue_run: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in catalogue_run["table"]["rows"]}
 
@@ -51,6 +52,7 @@ def test_every_fault_is_noticed_by_the_checks_that_it_names(catalogue_run: dict[
     assert sorted(name for name in rows if fault(name).blind and name not in missed) == [], "they are noticed now"
 
 
+@pytest.mark.nightly
 def test_the_same_cells_with_nothing_planted_pass(catalogue_run: dict[str, Any]) -> None:
     table = catalogue_run["table"]
 
