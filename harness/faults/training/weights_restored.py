@@ -29,6 +29,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="ends training with the weights that it began with",
-    noticed_by=frozenset({"train/loss"}),
+    noticed_by=frozenset({"train/loss", "compare/signal"}),
     plant=plant,
 )
