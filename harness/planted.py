@@ -11,6 +11,7 @@ from typing import Literal
 from harness.contract.outcomes import Outcome
 from harness.contract.stages import WORKER_STAGES, StageName
 from harness.faults import MergeFault, fault, fault_names
+from harness.faults.fault import FaultNotPlantedError
 from harness.result import CellResult
 
 _JUDGED: frozenset[Outcome] = frozenset({"pass", "fail", "noop", "blind"})
@@ -46,6 +47,9 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     by = _noticed_by(result, of_merge=isinstance(planted, MergeFault))
     needed = planted.noticed_by if planted is not None else frozenset[str]()
     overlooked = sorted(needed - set(by))
+    reasons = (stage.reason or "" for stage in result.stages.values())
+    if failed := next((why for why in reasons if why.startswith(FaultNotPlantedError.__name__)), None):
+        return PlantedFault(state="unjudged", by=(), sentence=failed, alone=False)
     if not by or overlooked:
         stages = sorted({name.split("/")[0] for name in overlooked} or {"compare"})
         if unjudged := [stage for stage in stages if not _was_judged(result, stage)]:

@@ -6,13 +6,30 @@ broken for a reason of its own. It works on the saved adapter and on PEFT's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.contract.stages import StageName
+
+
+class FaultNotPlantedError(RuntimeError):
+    """A fault could not be planted. So an error that it must end in is not its doing."""
+
+
+@contextmanager
+def being_planted(name: str) -> Iterator[None]:
+    """Tell what planting raises from what the fault makes a library raise.
+
+    Raises:
+        FaultNotPlantedError: the block raised.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a patch of somebody's code meets
+        raise FaultNotPlantedError(f"{name} could not be planted: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.contract.stages import TABLE, StageName
 from harness.faults import LibraryFault, fault
+from harness.faults.fault import FaultNotPlantedError, being_planted
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
@@ -53,8 +54,9 @@ def _plant(name: str, step: Step, observation: Observation, patches: ExitStack) 
     planted = fault(name)
     if isinstance(planted, LibraryFault) and (not planted.during or planted.during & set(step.stages)):
         try:
-            planted.plant(patches)
-        except Exception:
+            with being_planted(name):
+                planted.plant(patches)
+        except FaultNotPlantedError:
             with observation.stage(step.stages[0]):
                 raise
 

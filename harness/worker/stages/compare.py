@@ -84,14 +84,16 @@ def _claims(pairs: Sequence[tuple[int | None, int]]) -> Judgement:
 def _of_manifest(merged: Path, measured: Mapping[str, int]) -> list[tuple[int | None, int]]:
     """Return what the engine's manifest counts of each status, where there is one that says so, and what was measured.
 
-    One that cannot be read is a finding of the check of files.
+    One that cannot be read is a finding of the check of files. One without rows counts nothing.
     """
     try:
-        rows = json.loads((merged / MANIFEST).read_bytes()).get("rows", [])
-        counts = Counter(str(row["status"]) for row in rows)
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        said = json.loads((merged / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return []
-    return [(counts[name], measured[name]) for name in RIGHT] if rows else []
+    rows = said.get("rows") if isinstance(said, dict) else None
+    found = rows if isinstance(rows, list) else []
+    counts = Counter(str(row.get("status")) for row in found if isinstance(row, dict))
+    return [(counts[name], measured[name]) for name in RIGHT]
 
 
 def judge(

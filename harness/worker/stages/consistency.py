@@ -91,12 +91,12 @@ def check_generation(observation: Observation, model: Any, request: Request, sam
     ]
 
     def judged(found: dict[str, float]) -> Judgement:
-        band, where = request.bands.logprob_max, worst_of(found)
+        band, where = request.bands.logprob_max, worst_of(found) if found else "no token"
         ending = f"; {', '.join(unended)} did not end where it should" if unended else ""
         return Judgement(
-            value=found[where],
+            value=found.get(where),
             band=f"<= {band:g}",
-            passed=found[where] <= band and not unended,
+            passed=bool(found) and found[where] <= band and not unended,
             detail=f"the token that is furthest from the likeliest: {where}{ending}",
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.faults import Facts, MergeFault, fault
-from harness.faults.fault import Site
+from harness.faults.fault import Site, being_planted
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
@@ -95,7 +95,8 @@ def merge_with_fault(
         deltas=load_file(request.work / DELTAS),
         write=write,
     )
-    planted.plant(site)
+    with being_planted(name):
+        planted.plant(site)
     said = {} if planted.where == "merged" else merge_with_engine(request, out=out, base=base, adapter=copy)
     shutil.rmtree(copy)
     return said

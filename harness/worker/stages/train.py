@@ -21,6 +21,7 @@ from harness.worker.stages.attach import lora_tensors, trainable_outside_lora
 from harness.worker.stages.data import TRAINING_LENGTH, training_sequences
 from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.objective import BAND as OBJECTIVE
 from harness.worker.stages.objective import judge_objective, load_balancing_loss, next_token_loss
 from harness.worker.stages.optimizer_watch import OptimizerWatch
 from harness.worker.stages.peft_names import Target
@@ -183,7 +184,8 @@ def train(
         _steps(recipe, steps, tokens, labels, times),
         control=_steps(recipe, steps, tokens, labels - 1, times),
     )
-    (judgement, control), *_ = objective
+    never = Judgement(value=None, band=f"<= {OBJECTIVE:g}", passed=False, detail="no loss was ever computed")
+    judgement, control = objective[0] if objective else (never, never)
     observation.judge("objective", "train", judgement, control=control)
     observation.judge(
         "update",

@@ -31,6 +31,7 @@ from harness.faults import Facts, applicable_controls, fault, fault_names
 from harness.faults.fault import LibraryFault, MergeFault, Site
 from harness.faults.merged.b_packing import MisreadError
 from harness.faults.patching import replace
+from harness.planted import planted_fault
 from harness.result import AdapterInfo, CellResult, Check, ControlResult, StageResult
 from harness.worker import steps
 from harness.worker.observation import Observation, StageStoppedError
@@ -351,8 +352,15 @@ def test_code_that_a_release_lacks_cannot_be_broken_and_its_stage_says_so(
     with pytest.raises(StageStoppedError):
         run_step(step, cell, request_in(cell.path.parent, fault="absent"), CHECKPOINT)
     assert not ran
-    assert cell.data["stages"]["load"]["ended"] == "raised"
-    assert "no_such_function" in cell.data["stages"]["load"]["reason"]
+    load = cell.data["stages"]["load"]
+    assert load["ended"] == "raised"
+    assert "no_such_function" in load["reason"]
+    subject = plain_cell(fault="lm-head-tied")
+    stages = {"load": StageResult(result="error", reason=load["reason"])}
+    became = planted_fault(CellResult(cell=subject, cell_id=subject.id, outcome="error", stages=stages))
+    assert became is not None
+    assert became.state == "unjudged", "an error of ours is not the one that a fault may have to end in"
+    assert became.by == ()
 
 
 def test_the_planted_merge_is_the_control_of_its_name_and_the_others_are_tried(cell: Observation) -> None:
