@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Literal
 
 from harness.worker.checkpoints.tensors import Kind
 from harness.worker.recipes.quantization import Quantization
@@ -27,6 +28,13 @@ class Recipe:
         alpha_over_rank: lora_alpha / r, which is the scaling without rslora.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
+        texts: what is trained on: sequences of one length; of several; or conversations, which the trainer renders by a
+            chat template and of which it trains on the answers.
+        packing: whether several sequences lie in a row (TRL's ``packing``, by its own strategy).
+        accumulation: in how many batches a step's sequences are taken.
+        checkpointing: whether layers are computed again in the backward pass (``gradient_checkpointing``).
+        resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
+            on its way, and must arrive at the same adapter.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
             underscores.
     """
@@ -39,7 +47,17 @@ class Recipe:
     alpha_over_rank: int = 2
     geometry: str = "distinct"
     quantization: Quantization | None = None
+    texts: Literal["equal", "unequal", "chats"] = "equal"
+    packing: bool = False
+    accumulation: int = 1
+    checkpointing: bool = False
+    resumed: bool = False
     shims: tuple[str, ...] = ()
+
+    @property
+    def plain_batches(self) -> bool:
+        """Whether a step is one batch of rows of one length, each a sequence, computed once."""
+        return self.texts == "equal" and not self.packing and self.accumulation == 1 and not self.checkpointing
 
     def __post_init__(self) -> None:
         """Refuse a recipe that trains nothing, before anything is built.

@@ -1,0 +1,95 @@
+"""The gradient of each optimizer step, held against that of its documents, each alone and all at once.
+
+A trainer adds up batches, packs rows, leaves out padding and computes layers again in the backward pass. None of it may
+be seen in what weights move by. With the optimizer's own formula, which ``optimizer_watch`` holds every step against,
+it follows that the adapter is that of plain training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.worker.observation import Judgement
+from harness.worker.stages.documents import Document
+from harness.worker.stages.evaluate import set_mode
+from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.forward_paths import LARGER, share
+from harness.worker.stages.objective import Balancing, said_of
+from harness.worker.stages.trainer_options import MAX_NORM
+
+EPS = 1e-6
+"""What ``torch.nn.utils.clip_grad_norm_`` adds to a norm."""
+
+
+@dataclass(kw_only=True)
+class GradientWatch:
+    """How far gradients were from ours.
+
+    Attributes:
+        tensors: the trained tensors by name.
+        watch: of the model's experts.
+        device: where the model is.
+        worst: the largest distance, relative to the gradient's norm.
+        where: which tensor and step that was.
+        altered: that distance, had one tensor's gradient been a thousandth larger.
+    """
+
+    tensors: Mapping[str, Any]
+    watch: ExpertWatch
+    device: str
+    worst: float = 0.0
+    where: str = "no step"
+    altered: float = 0.0
+    _steps: int = field(default=0)
+
+    def look(
+        self, model: Any, parts: Sequence[Sequence[Document]], *, balancing: Balancing | None, divisor: float
+    ) -> None:
+        """Compare, when gradients are clipped and nothing has moved.
+
+        Args:
+            model: as it is trained; it is in training mode afterwards.
+            parts: the documents of the step's batches.
+            balancing: the loss of routers that is added to a batch's own, its mean over batches to a step's.
+            divisor: what the sum of cross entropies is divided by.
+        """
+        import torch
+
+        self._steps += 1
+        names = list(self.tensors)
+        wanted = {name: torch.zeros_like(self.tensors[name]) for name in names}
+        set_mode(model)  # no layer is computed again in evaluation mode
+        for part in parts:
+            with torch.enable_grad():
+                said = said_of(model, part, watch=self.watch, balancing=balancing, device=self.device)
+                loss = said.losses / divisor + said.balance / len(parts)
+                found = torch.autograd.grad(loss, [self.tensors[name] for name in names], allow_unused=True)
+            for name, gradient in zip(names, found, strict=True):
+                if gradient is not None:
+                    wanted[name] += gradient
+        model.train()
+        norm = sum(float(gradient.double().norm()) ** 2 for gradient in wanted.values()) ** 0.5
+        clip = min(1.0, MAX_NORM / (norm + EPS))
+        for name in names:
+            expected = clip * wanted[name]
+            told = self.tensors[name].grad
+            told = torch.zeros_like(expected) if told is None else told.detach()
+            whole = float(expected.norm())
+            off = share(float((told - expected).norm()), whole)
+            if not off <= self.worst:
+                self.worst, self.where = off, f"{name}, step {self._steps}"
+            if whole:
+                self.altered = max(self.altered, share(float((LARGER * told - expected).norm()), whole))
+
+
+def judge_gradient(worst: float, where: str, *, band: float, runs: float, wanted_runs: int) -> Judgement:
+    """Judge the worst gradient, and that layers were computed as often as was asked for."""
+    return Judgement(
+        value=worst,
+        band=f"<= {band:g}, each layer computed {'twice' if wanted_runs > 1 else 'once'}",
+        passed=worst <= band and runs == wanted_runs,
+        detail=f"the gradient that is furthest from that of the sequences alone: {where}; each token went through its "
+        f"experts {runs:g} times",
+    )
