@@ -32,7 +32,7 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
 
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
-    from harness.worker.stages.attach import attach_and_check
+    from harness.worker.stages.attach import attach, attach_and_check
     from harness.worker.stages.coding import check_coding
     from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
     from harness.worker.stages.definition import check_definition
@@ -41,6 +41,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
+    from harness.worker.stages.resumed import check_resumed
     from harness.worker.stages.train import train
 
     plan = recipe(request.recipe)
@@ -64,6 +65,9 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         check_unchanged(observation, peft_model, request, base_logits=base_logits, clear=clear, vocab=vocab)
         watch = ExpertWatch(peft_model, checkpoint)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
+        if plan.resumed:
+            fresh = attach(_load_for_training(request, checkpoint), targets, plan, rank, request.seed + 1)
+            check_resumed(observation, peft_model, fresh, tokenizer, targets, recipe=plan, request=request, vocab=vocab)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)

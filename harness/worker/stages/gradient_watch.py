@@ -33,6 +33,8 @@ class GradientWatch:
         device: where the model is.
         worst: the largest distance, relative to the gradient's norm.
         where: which tensor and step that was.
+        factor: how much larger the whole gradient was than it should be in that step.
+        but_for_factors: the largest distance, were each step's whole gradient as large as it should be.
         altered: that distance, had one tensor's gradient been a thousandth larger.
     """
 
@@ -41,6 +43,8 @@ class GradientWatch:
     device: str
     worst: float = 0.0
     where: str = "no step"
+    factor: float = 1.0
+    but_for_factors: float = 0.0
     altered: float = 0.0
     _steps: int = field(default=0)
 
@@ -70,26 +74,41 @@ class GradientWatch:
                 if gradient is not None:
                     wanted[name] += gradient
         model.train()
-        norm = sum(float(gradient.double().norm()) ** 2 for gradient in wanted.values()) ** 0.5
-        clip = min(1.0, MAX_NORM / (norm + EPS))
+        clip = min(1.0, MAX_NORM / (_size(wanted) + EPS))
+        expected = {name: clip * gradient for name, gradient in wanted.items()}
+        told = {name: self._told(name) for name in names}
+        factor = _size(told) / _size(expected) if _size(expected) else 1.0
         for name in names:
-            expected = clip * wanted[name]
-            told = self.tensors[name].grad
-            told = torch.zeros_like(expected) if told is None else told.detach()
-            whole = float(expected.norm())
-            off = share(float((told - expected).norm()), whole)
+            whole = float(expected[name].norm())
+            off = share(float((told[name] - expected[name]).norm()), whole)
             if not off <= self.worst:
-                self.worst, self.where = off, f"{name}, step {self._steps}"
+                self.worst, self.factor, self.where = off, factor, f"{name}, step {self._steps}"
+            scaled = share(float((told[name] - factor * expected[name]).norm()), factor * whole)
+            self.but_for_factors = max(self.but_for_factors, scaled)
             if whole:
-                self.altered = max(self.altered, share(float((LARGER * told - expected).norm()), whole))
+                self.altered = max(self.altered, share(float((LARGER * told[name] - expected[name]).norm()), whole))
+
+    def _told(self, name: str) -> Any:
+        """Return the gradient that training has of a tensor."""
+        tensor = self.tensors[name]
+        return (0 * tensor if tensor.grad is None else tensor.grad).detach()
+
+    def describe(self, band: float) -> str:
+        """Return what is off, by name."""
+        if self.but_for_factors <= band < self.worst:
+            return f"right but for a factor, the same for all tensors of a step: {self.factor:.3g} in {self.where}"
+        return f"the one that is furthest from that of the sequences alone: {self.where}"
 
 
-def judge_gradient(worst: float, where: str, *, band: float, runs: float, wanted_runs: int) -> Judgement:
+def _size(tensors: Mapping[str, Any]) -> float:
+    return sum(float(tensor.double().norm()) ** 2 for tensor in tensors.values()) ** 0.5
+
+
+def judge_gradient(value: float, what: str, *, band: float, runs: float, wanted_runs: int) -> Judgement:
     """Judge the worst gradient, and that layers were computed as often as was asked for."""
     return Judgement(
-        value=worst,
+        value=value,
         band=f"<= {band:g}, each layer computed {'twice' if wanted_runs > 1 else 'once'}",
-        passed=worst <= band and runs == wanted_runs,
-        detail=f"the gradient that is furthest from that of the sequences alone: {where}; each token went through its "
-        f"experts {runs:g} times",
+        passed=value <= band and runs == wanted_runs,
+        detail=f"{what}; each token went through its experts {runs:g} times",
     )

@@ -6,7 +6,6 @@ Gradients per kind, the loss on one fixed batch and tokens per expert are record
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
@@ -17,10 +16,14 @@ from harness.worker.stages.chats import MARKED_TEMPLATE
 from harness.worker.stages.documents import Batches, Document, dataset, training_documents
 from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
-from harness.worker.stages.gradient_watch import GradientWatch, judge_gradient
-from harness.worker.stages.objective import Balancing, Objective, Said, said_of
+from harness.worker.stages.gradient_watch import GradientWatch
+from harness.worker.stages.objective import said_of
+from harness.worker.stages.objective_watch import ObjectiveWatch
 from harness.worker.stages.optimizer_watch import OptimizerWatch
 from harness.worker.stages.trainer_options import BATCH, TEMPLATE, trainer_options
+
+TRAINER = "trainer"
+"""The folder of the trainer, in the work directory."""
 
 
 class NotTrainableError(RuntimeError):
@@ -56,7 +59,6 @@ def train(
     Raises:
         NotTrainableError: a parameter beside the LoRA is trainable.
     """
-    import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -73,20 +75,14 @@ def train(
     everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
     optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
     gradients = GradientWatch(tensors=everything, watch=watch, device=request.device)
-    first: list[Said] = []
-    objective: list[Objective] = []
+    objective = ObjectiveWatch(recipe=recipe, request=request, batches=batches, gradients=gradients, watch=watch)
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
         """Keeps the largest gradient norm per kind and per tensor, just before each optimizer step."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             optimizer.before_step()
-            if not objective:
-                objective.append(Objective.of(first, told=batches.told, labels=batches.labels_of_step))
-            if not recipe.plain_batches:
-                of_step = batches.labels_of_step if objective[0].by_labels else batches.predictions_of_step
-                gradients.look(peft_model, batches.parts, balancing=_balancing(trainer), divisor=of_step)
-            batches.step_taken()
+            objective.before_step(trainer, peft_model)
             for kind, members in tensors.items():
                 norms = {name: float(t.grad.float().norm()) for name, t in members.items() if t.grad is not None}
                 per_tensor.update({name: max(per_tensor[name], norm) for name, norm in norms.items()})
@@ -99,12 +95,9 @@ def train(
         """Counts what losses are computed of, and computes those of the first step again."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            part = batches.take(inputs["input_ids"].tolist(), inputs["labels"].tolist())
+            objective.take(inputs)
             loss = super().compute_loss(model, inputs, *args, **kwargs)
-            if not objective:
-                with torch.no_grad():
-                    balancing = _balancing(self)
-                    first.append(said_of(model, part, watch=watch, balancing=balancing, device=request.device))
+            objective.say_again(self, model)
             return loss
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +108,7 @@ def train(
     before = fixed_batch_loss(peft_model, documents[:BATCH], watch, request.device)
     trainer = CountingTrainer(
         model=peft_model,
-        args=SFTConfig(**trainer_options(SFTConfig, request, recipe, request.work / "trainer")),
+        args=SFTConfig(**trainer_options(SFTConfig, request, recipe, request.work / TRAINER)),
         train_dataset=Dataset.from_dict(dataset(recipe, vocab, request.seed)),
         processing_class=tokenizer,
         callbacks=[GradientNorms()],
@@ -130,20 +123,7 @@ def train(
     silent = sorted(kind for kind, norm in largest.items() if not norm > 0.0)
     altered = {**per_tensor, next(iter(per_tensor), ""): 0.0}
     observation.judge("gradients", "train", _gradients(per_tensor, silent), control=_gradients(altered, []))
-    masked = replace(batches, labels=batches.labels - 1, wrong=batches.wrong + 1)
-    observation.judge(
-        "steps", "train", _steps(recipe, optimizer.steps, batches), control=_steps(recipe, optimizer.steps, masked)
-    )
-    observation.judge("objective", "train", objective[0].judged(), control=objective[0].judged_after_next())
-    if not recipe.plain_batches:
-        runs = watch.runs("training", batches.positions)
-
-        def judged(worst: float, where: str) -> Judgement:
-            band, wanted = request.bands.paths_max, 2 if recipe.checkpointing else 1
-            return judge_gradient(worst, where, band=band, runs=runs, wanted_runs=wanted)
-
-        altered_gradient = judged(gradients.altered, "one that is larger")
-        observation.judge("gradient", "train", judged(gradients.worst, gradients.where), control=altered_gradient)
+    objective.judge(observation, optimizer.steps)
     observation.judge(
         "update",
         "train",
@@ -165,30 +145,6 @@ def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:
         passed=not idle,
         detail=f"no gradient reached {', '.join(silent) or 'some of a kind'}: {', '.join(idle[:4])}",
     )
-
-
-def _steps(recipe: Recipe, steps: int, batches: Batches) -> Judgement:
-    """Judge how much was trained on, and how often each document was."""
-    tokens, labels = batches.wanted(recipe.steps * BATCH)
-    times = [batches.times[document] for document in batches.known]
-    wanted = "as many" if labels == tokens else f"{labels:g}"
-    return Judgement(
-        value=steps,
-        band=f"== {recipe.steps} optimizer steps, {tokens:g} tokens and {wanted} labels",
-        passed=(steps, batches.tokens, batches.labels) == (recipe.steps, tokens, labels)
-        and batches.wrong == 0
-        and len(set(times)) == 1,
-        detail=f"the loss was computed of {batches.tokens} tokens, {batches.labels} of which had a label; "
-        f"{batches.wrong} labels are not the sequences' own; a sequence was seen {min(times)} to {max(times)} times",
-    )
-
-
-def _balancing(trainer: Any) -> Balancing | None:
-    """Return the loss of routers that a trainer adds, or None."""
-    if not getattr(trainer, "aux_loss_enabled", False):
-        return None
-    config = trainer.model.config.get_text_config()
-    return Balancing(top_k=config.num_experts_per_tok, coefficient=config.router_aux_loss_coef)
 
 
 def _update(worst: float, where: str) -> Judgement:
