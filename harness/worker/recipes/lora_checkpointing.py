@@ -10,4 +10,5 @@ RECIPE: Recipe = replace(
     summary="as `lora`, with gradient checkpointing, each step in two batches",
     checkpointing=True,
     accumulation=2,
+    max_grad_norm=1e6,
 )

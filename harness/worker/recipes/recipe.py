@@ -33,6 +33,8 @@ class Recipe:
         packing: whether several sequences lie in a row (TRL's ``packing``, by its own strategy).
         accumulation: in how many batches a step's sequences are taken.
         checkpointing: whether layers are computed again in the backward pass (``gradient_checkpointing``).
+        max_grad_norm: what a step's gradient is clipped to, all tensors together. Where batches are added up it is out
+            of reach, because clipping would hide a wrong factor.
         resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
             on its way, and must arrive at the same adapter.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
@@ -51,6 +53,7 @@ class Recipe:
     packing: bool = False
     accumulation: int = 1
     checkpointing: bool = False
+    max_grad_norm: float = 1.0
     resumed: bool = False
     shims: tuple[str, ...] = ()
 

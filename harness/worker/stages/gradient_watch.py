@@ -7,6 +7,7 @@ it follows that the adapter is that of plain training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ from harness.worker.stages.evaluate import set_mode
 from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.forward_paths import LARGER, share
 from harness.worker.stages.objective import Balancing, said_of
-from harness.worker.stages.trainer_options import MAX_NORM
 
 EPS = 1e-6
 """What ``torch.nn.utils.clip_grad_norm_`` adds to a norm."""
@@ -31,6 +31,7 @@ class GradientWatch:
         tensors: the trained tensors by name.
         watch: of the model's experts.
         device: where the model is.
+        max_norm: what gradients are clipped to, all of them together.
         worst: the largest distance, relative to the gradient's norm.
         where: which tensor and step that was.
         factor: how much larger the whole gradient was than it should be in that step.
@@ -41,6 +42,7 @@ class GradientWatch:
     tensors: Mapping[str, Any]
     watch: ExpertWatch
     device: str
+    max_norm: float
     worst: float = 0.0
     where: str = "no step"
     factor: float = 1.0
@@ -74,7 +76,7 @@ class GradientWatch:
                 if gradient is not None:
                     wanted[name] += gradient
         model.train()
-        clip = min(1.0, MAX_NORM / (_size(wanted) + EPS))
+        clip = min(1.0, self.max_norm / (_size(wanted) + EPS))
         expected = {name: clip * gradient for name, gradient in wanted.items()}
         told = {name: self._told(name) for name in names}
         factor = _size(told) / _size(expected) if _size(expected) else 1.0
@@ -101,7 +103,7 @@ class GradientWatch:
 
 
 def _size(tensors: Mapping[str, Any]) -> float:
-    return sum(float(tensor.double().norm()) ** 2 for tensor in tensors.values()) ** 0.5
+    return math.sqrt(sum(float(tensor.double().norm()) ** 2 for tensor in tensors.values()))
 
 
 def judge_gradient(value: float, what: str, *, band: float, runs: float, wanted_runs: int) -> Judgement:

@@ -74,7 +74,7 @@ def train(
     per_tensor = {name: 0.0 for members in tensors.values() for name in members}
     everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
     optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
-    gradients = GradientWatch(tensors=everything, watch=watch, device=request.device)
+    gradients = GradientWatch(tensors=everything, watch=watch, device=request.device, max_norm=recipe.max_grad_norm)
     objective = ObjectiveWatch(recipe=recipe, request=request, batches=batches, gradients=gradients, watch=watch)
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host

@@ -16,8 +16,6 @@ from harness.worker.stages.data import TRAINING_LENGTH
 
 BATCH = 8
 """Rows of an optimizer step."""
-MAX_NORM = 1.0
-"""What gradients are clipped to, all of them together."""
 TEMPLATE = "marked.jinja"
 """The file of the chat template, in the work directory."""
 
@@ -43,7 +41,7 @@ def trainer_options(config_class: Any, request: Request, recipe: Recipe, output:
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "weight_decay": 0.0,
-        "max_grad_norm": MAX_NORM,
+        "max_grad_norm": recipe.max_grad_norm,
         "optim": "adamw_torch",
         "bf16": False,
         "fp16": False,

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from harness.worker.stages.documents import Document
-from harness.worker.stages.gradient_watch import MAX_NORM, GradientWatch, judge_gradient
+from harness.worker.stages.gradient_watch import GradientWatch, judge_gradient
 
 BAND = 1e-4
+MAX_NORM = 0.1
+"""Less than the gradient's, so that it is clipped."""
 DOCUMENTS = [Document.whole([1, 2, 3]), Document.whole([3, 1]), Document.whole([2, 2, 1, 3])]
 PREDICTIONS = 2 + 1 + 3
 
@@ -29,7 +31,7 @@ class Bigrams(torch.nn.Module):
         return SimpleNamespace(logits=self.table[input_ids] + self.bias)
 
 
-def trained(*, factor: float = 1.0, forgotten: int = 0) -> GradientWatch:
+def trained(*, factor: float = 1.0, forgotten: int = 0, max_norm: float = MAX_NORM) -> GradientWatch:
     """Look at one step whose gradients are made as a trainer should, but for what is asked."""
     model = Bigrams()
     losses = []
@@ -38,9 +40,9 @@ def trained(*, factor: float = 1.0, forgotten: int = 0) -> GradientWatch:
         logits = model(input_ids=ids, use_cache=False).logits
         losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
     (factor * sum(losses) / PREDICTIONS).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     watch: Any = SimpleNamespace(pausing=nullcontext, recording=nullcontext, router_logits={})
-    found = GradientWatch(tensors=dict(model.named_parameters()), watch=watch, device="cpu")
+    found = GradientWatch(tensors=dict(model.named_parameters()), watch=watch, device="cpu", max_norm=max_norm)
     found.look(model, [DOCUMENTS[:2], DOCUMENTS[2:]], balancing=None, divisor=PREDICTIONS)
     assert model.training
     return found
@@ -54,10 +56,15 @@ def test_the_gradient_of_all_documents_in_two_batches_is_right() -> None:
 
 
 def test_a_gradient_that_is_half_as_large_is_named_so() -> None:
-    found = trained(factor=0.5)
+    found = trained(factor=0.5, max_norm=1e6)
 
     assert found.worst == pytest.approx(0.5, rel=1e-3)
     assert "right but for a factor, the same for all tensors of a step: 0.5 in" in found.describe(BAND)
+
+
+def test_clipping_hides_a_factor() -> None:
+    """So a recipe that adds up batches does not clip."""
+    assert trained(factor=0.99).worst < 1e-6
 
 
 def test_a_document_that_is_left_out_is_no_factor() -> None:
