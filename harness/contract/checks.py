@@ -43,6 +43,14 @@ def _defined(facts: CellFacts) -> bool:
     return facts.defined
 
 
+def _gathered(facts: CellFacts) -> bool:
+    return not facts.plain_batches
+
+
+def _resumed(facts: CellFacts) -> bool:
+    return facts.resumed
+
+
 def _has_paths(facts: CellFacts) -> bool:
     """Whether several experts forwards can be compared.
 
@@ -144,8 +152,8 @@ TABLE: tuple[Check, ...] = (
         name="steps",
         stage="train",
         gate="training",
-        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, each with a label, "
-        "and every sequence was seen equally often",
+        passes_when="as many optimizer steps were taken as the recipe asks for, of as many tokens, those have a label "
+        "that are to be trained on (all, or all of an answer), and every sequence was seen equally often",
         control="one label is masked",
     ),
     Check(
@@ -159,9 +167,27 @@ TABLE: tuple[Check, ...] = (
         name="objective",
         stage="train",
         gate="training",
-        passes_when="the first loss that was trained on is the next-token cross entropy of its batch, over predictions "
-        "or labels, with the load-balancing loss of the routers where the trainer adds it",
+        passes_when="the loss of the first step is the next-token cross entropy of its sequences, each alone, over "
+        "predictions or labels, with the load-balancing loss of the routers where the trainer adds it",
         control="the loss is that of the token after next",
+    ),
+    Check(
+        name="gradient",
+        stage="train",
+        gate="training",
+        passes_when="in every step the gradient is that of the step's sequences, each alone, in one piece and without "
+        "checkpointing; where it is asked for, layers were computed twice (recipes whose batches are not plain)",
+        control="one tensor's gradient is a thousandth larger",
+        applies=_gathered,
+    ),
+    Check(
+        name="resumed",
+        stage="train",
+        gate="training",
+        passes_when="a new trainer that goes on from a saved checkpoint arrives at the same adapter, bit for bit "
+        "(recipes that resume)",
+        control="it does not go on, and has what the checkpoint has",
+        applies=_resumed,
     ),
     Check(
         name="loss",

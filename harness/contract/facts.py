@@ -16,9 +16,13 @@ class CellFacts:
         quantized: whether the base is quantised while it is trained on.
         fused_experts: whether the model in memory holds its experts as 3D parameters.
         defined: whether ``harness.definitions`` describes the family's architecture.
+        plain_batches: whether a step is one batch of rows of one length, each a sequence, computed once.
+        resumed: whether training is resumed from a checkpoint, too.
     """
 
     kinds: tuple[Kind, ...]
     quantized: bool
     fused_experts: bool
     defined: bool = False
+    plain_batches: bool = True
+    resumed: bool = False

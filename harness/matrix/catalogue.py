@@ -18,6 +18,10 @@ PUBLISHED = "published"
 """The variant that every family has: the layout of its published repositories."""
 
 
+_PLAIN_BATCHES = {"texts": "equal", "packing": False, "accumulation": 1, "checkpointing": False}
+"""What a recipe says of its batches unless it says otherwise, as ``harness.worker.recipes.recipe`` has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeFacts:
     """What a recipe says of its cells, whatever a worker observes.
@@ -26,11 +30,15 @@ class RecipeFacts:
         kinds: what may get a LoRA; a family may lack some of it.
         quantized: whether the base is quantised while it is trained on.
         geometry: the preset of its cells unless one is asked for; None: the default.
+        plain_batches: whether a step is one batch of rows of one length, each a sequence, computed once.
+        resumed: whether training is resumed from a checkpoint, too.
     """
 
     kinds: tuple[str, ...]
     quantized: bool
     geometry: str | None = None
+    plain_batches: bool = True
+    resumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +149,17 @@ def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
     given = _recipe_arguments(recipe, folder)
     quantization, geometry = given.get("quantization"), given.get("geometry")
     try:
+        defaults = {**_PLAIN_BATCHES, "resumed": False}
+        said = {name: ast.literal_eval(given[name]) if name in given else plain for name, plain in defaults.items()}
         return RecipeFacts(
             kinds=tuple(map(str, ast.literal_eval(given["kinds"]))),
             quantized=quantization is not None and not _is_none(quantization),
             geometry=None if geometry is None else str(ast.literal_eval(geometry)),
+            plain_batches=all(said[name] == plain for name, plain in _PLAIN_BATCHES.items()),
+            resumed=bool(said["resumed"]),
         )
     except (KeyError, ValueError) as error:
-        raise _broken(folder, f"has a recipe whose kinds and geometry are not literals ({error})") from None
+        raise _broken(folder, f"has a recipe whose kinds, geometry or batches are not literals ({error})") from None
 
 
 def _is_none(value: ast.expr) -> bool:

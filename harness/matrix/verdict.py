@@ -154,9 +154,15 @@ def _against_recipe(result: CellResult, recipes: Mapping[str, RecipeFacts]) -> s
         return f"its facts say that {', '.join(sorted(surplus))} got a LoRA, and its recipe does not"
     if lost := set(recipe.kinds) & EVERYWHERE - set(facts.kinds):
         return f"its recipe says that {', '.join(sorted(lost))} got a LoRA, and its facts do not"
-    if facts.quantized != recipe.quantized:
-        said = "quantised" if recipe.quantized else "not quantised"
-        return f"its recipe says that the base is {said}, and its facts say otherwise"
+    sayings = {
+        "quantized": ("the base is quantised", "the base is not quantised"),
+        "plain_batches": ("steps are plain batches", "steps are no plain batches"),
+        "resumed": ("training is resumed", "training is not resumed"),
+    }
+    for name, (yes, no) in sayings.items():
+        if getattr(facts, name) != getattr(recipe, name):
+            said = yes if getattr(recipe, name) else no
+            return f"its recipe says that {said}, and its facts say otherwise"
     return None
 
 

@@ -7,6 +7,7 @@ can run in any process that has imported the libraries. ``harness.worker.run`` d
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
@@ -31,33 +32,42 @@ def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -
         observation.data["base_sha256"] = digest
 
 
+def _load(observation: Observation, request: Request, checkpoint: Checkpoint) -> tuple[Any, Any, Any, Any]:
+    """Return the base model, its tokenizer, its logits, and which positions are no near ties."""
+    from harness.worker.stages.coding import check_coding
+    from harness.worker.stages.definition import check_definition
+    from harness.worker.stages.evaluate import near_ties
+    from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.load import load_base, load_tokenizer
+    from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
+
+    quantization = recipe(request.recipe).quantization
+    with observation.stage("load"):
+        model = load_base(lambda: _load_for_training(request, checkpoint))
+        if quantization is not None:
+            check_quantized(observation, model)
+            save_dequantized(model, request, checkpoint)
+            check_coding(observation, request, checkpoint, quantization, schemes_of(model))
+        tokenizer = load_tokenizer(request.base)
+        watch = ExpertWatch(model, checkpoint)
+        logits, gaps = near_ties(watch, model, request, _vocab(checkpoint))
+        watch.remove()
+        clear = gaps >= request.bands.near_tie_epsilon
+        check_definition(observation, "load", request, name="base", logits=logits, clear=clear)
+    return model, tokenizer, logits, clear
+
+
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
-    from harness.worker.stages.coding import check_coding
     from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
-    from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import near_ties, samples_of, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.forward_paths import check_forward_paths
-    from harness.worker.stages.load import load_base, load_tokenizer
-    from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
     from harness.worker.stages.train import train
     from harness.worker.stages.two_adapters import frozen_alone
 
-    plan = recipe(request.recipe)
-    vocab = _vocab(checkpoint)
-    with observation.stage("load"):
-        model = load_base(lambda: _load_for_training(request, checkpoint))
-        if plan.quantization is not None:
-            check_quantized(observation, model)
-            save_dequantized(model, request, checkpoint)
-            check_coding(observation, request, checkpoint, plan.quantization, schemes_of(model))
-        tokenizer = load_tokenizer(request.base)
-        watch = ExpertWatch(model, checkpoint)
-        base_logits, gaps = near_ties(watch, model, request, vocab)
-        watch.remove()
-        clear = gaps >= request.bands.near_tie_epsilon
-        check_definition(observation, "load", request, name="base", logits=base_logits, clear=clear)
+    plan, vocab = recipe(request.recipe), _vocab(checkpoint)
+    model, tokenizer, base_logits, clear = _load(observation, request, checkpoint)
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
@@ -71,6 +81,8 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             watch.counts.clear()
         check_unchanged(observation, peft_model, request, base_logits=before, clear=clear, vocab=vocab)
         train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
+        if plan.resumed:
+            _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
         samples = samples_of(peft_model, request, vocab)
@@ -83,6 +95,19 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         watch.remove()
         check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
     _save(observation, request, peft_model, vocab)
+
+
+def _resume(
+    observation: Observation, request: Request, checkpoint: Checkpoint, peft_model: Any, tokenizer: Any, targets: Any
+) -> None:
+    """Train once more from a checkpoint, with a model whose LoRA begins with other numbers."""
+    from harness.worker.stages.attach import attach
+    from harness.worker.stages.resumed import check_resumed
+
+    plan, another = recipe(request.recipe), replace(request, seed=request.seed + 1)
+    fresh = attach(_load_for_training(request, checkpoint), targets, plan, geometry(request.geometry).rank, another)
+    vocab = _vocab(checkpoint)
+    check_resumed(observation, peft_model, fresh, tokenizer, targets, recipe=plan, request=request, vocab=vocab)
 
 
 def _save(observation: Observation, request: Request, peft_model: Any, vocab: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from harness.worker.checkpoints.tensors import Kind
 from harness.worker.recipes.quantization import Quantization
@@ -34,6 +35,15 @@ class Recipe:
         dropout: share of a pair's inputs that are left out while it is trained.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
+        texts: what is trained on: sequences of one length; of several; or conversations, which the trainer renders by a
+            chat template and of which it trains on the answers.
+        packing: whether several sequences lie in a row (TRL's ``packing``, by its own strategy).
+        accumulation: in how many batches a step's sequences are taken.
+        checkpointing: whether layers are computed again in the backward pass (``gradient_checkpointing``).
+        max_grad_norm: what a step's gradient is clipped to, all tensors together. Where batches are added up it is out
+            of reach, because clipping would hide a wrong factor.
+        resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
+            on its way, and must arrive at the same adapter.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
             underscores.
     """
@@ -52,7 +62,18 @@ class Recipe:
     dropout: float = 0.0
     geometry: str = "distinct"
     quantization: Quantization | None = None
+    texts: Literal["equal", "unequal", "chats"] = "equal"
+    packing: bool = False
+    accumulation: int = 1
+    checkpointing: bool = False
+    max_grad_norm: float = 1.0
+    resumed: bool = False
     shims: tuple[str, ...] = ()
+
+    @property
+    def plain_batches(self) -> bool:
+        """Whether a step is one batch of rows of one length, each a sequence, computed once."""
+        return self.texts == "equal" and not self.packing and self.accumulation == 1 and not self.checkpointing
 
     def __post_init__(self) -> None:
         """Refuse a recipe that trains nothing, before anything is built.

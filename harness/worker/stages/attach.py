@@ -208,6 +208,8 @@ def attach_and_check(
         quantized=recipe.quantization is not None,
         fused_experts=fused,
         defined=is_defined(request.family),
+        plain_batches=recipe.plain_batches,
+        resumed=recipe.resumed,
     )
     observation.data["facts"] = asdict(facts)
     peft_model = attach(model, targets, recipe, rank, request)

@@ -30,7 +30,7 @@ class ExpertWatch:
         counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
         gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order. A list
             with one (tokens,) float32 tensor per layer.
-        router_logits: layer → (tokens, E) float32 of the same pass, before any bias.
+        router_logits: layer → (tokens, E) float32 of the same pass, before any bias, with their gradient function.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
@@ -103,6 +103,11 @@ class ExpertWatch:
         layer, fewest = min(counts.items(), key=lambda item: int(item[1].min()))
         return int(fewest.min()), f"layer {layer}, expert {int(fewest.argmin())} in {phase}"
 
+    def runs(self, phase: str, positions: int) -> float:
+        """Return how often a token went through the experts of a layer: twice where layers are computed again."""
+        seen = sum(int(counts.sum()) for counts in self.counts[phase].values())
+        return seen / (positions * self._routing.top_k * len(self.counts[phase]))
+
     def _add(self, layer: int, tokens: Any) -> None:
         if self._phase is not None:
             layers = self.counts.setdefault(self._phase, {})
@@ -130,7 +135,7 @@ class ExpertWatch:
     def _measure_gap(self, layer: int, router: Any) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
             if self._recording:
-                hidden = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+                hidden = args[0].reshape(-1, args[0].shape[-1]).float()
                 self.router_logits[layer] = hidden @ router.weight.detach().float().T
                 self.gaps[layer] = router_gap(args[0].detach(), router, self._routing).cpu()
 

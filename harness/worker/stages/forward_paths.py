@@ -62,15 +62,15 @@ def compare_paths(reference: Seen, other: Seen) -> dict[str, float]:
     """
     if not reference.logits.numel():  # no position is clear, as when logits are NaN
         return {"logits": math.inf, "gradients": math.inf}
-    logits = _share(float((other.logits - reference.logits).abs().max()), float(reference.logits.std()))
+    logits = share(float((other.logits - reference.logits).abs().max()), float(reference.logits.std()))
     gradients = [
-        _share(float((other.gradients[name] - wanted).norm()), float(wanted.norm()))
+        share(float((other.gradients[name] - wanted).norm()), float(wanted.norm()))
         for name, wanted in reference.gradients.items()
     ]
     return {"logits": logits, "gradients": max(gradients)}
 
 
-def _share(difference: float, whole: float) -> float:
+def share(difference: float, whole: float) -> float:
     """Return a difference relative to something; infinite where either is no number, which ``max`` would pass over."""
     if not math.isfinite(difference) or not math.isfinite(whole):
         return math.inf

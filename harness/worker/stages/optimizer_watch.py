@@ -2,7 +2,8 @@
 
 m and v are running means of g and g^2, corrected for their start at zero. A weight moves by
 ``-lr m / (sqrt(v) + eps)`` (arXiv 1711.05101 without decay, as ``torch.optim.AdamW`` has it). So a step that was left
-out, taken twice or taken with another learning rate shows, and so does a weight that moved by itself.
+out, taken twice or taken with another learning rate shows, and so does a weight that moved by itself. A tensor that has
+no gradient at all in a step, which is no gradient of zero, stays where it is.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class OptimizerWatch:
     where: str = "no step"
     altered: float = 0.0
     _moments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
     _expected: dict[str, Any] = field(default_factory=dict)
     _before: dict[str, Any] = field(default_factory=dict)
     _after: dict[str, Any] = field(default_factory=dict)
@@ -48,13 +50,16 @@ class OptimizerWatch:
     def before_step(self) -> None:
         """Note what each weight should become; called when gradients are clipped and nothing has moved."""
         first, second = BETAS
-        count = self.steps + 1
         for name, tensor in self.tensors.items():
             weight = tensor.detach().double()
-            self._hold(name, weight, f"moved before step {count}")
+            self._hold(name, weight, f"moved before step {self.steps + 1}")
             if self.steps == 0:
                 self._before[name] = weight
-            gradient = (tensor.grad if tensor.grad is not None else 0 * tensor).detach().double()
+            if tensor.grad is None:  # an expert that no token reached; torch takes no step of it, and forgets nothing
+                self._expected[name] = weight
+                continue
+            gradient = tensor.grad.detach().double()
+            count = self._counts[name] = self._counts.get(name, 0) + 1
             m, v = self._moments.get(name, (0.0, 0.0))
             m, v = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2
             self._moments[name] = m, v

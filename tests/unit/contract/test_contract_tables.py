@@ -37,6 +37,8 @@ BROKEN_MERGES = {
 """Checks whose controls are merges that are broken on purpose."""
 WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
+GATHERED = {("gradient", "train")}
+RESUMED = {("resumed", "train")}
 DEFINED = {
     *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
 }  # fmt: skip
@@ -51,14 +53,17 @@ QUANTIZED = {
 
 
 def test_the_checks_are_these() -> None:
-    assert {(check.name, check.stage) for check in TABLE} == ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED
-    assert len(TABLE) == len(ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED)
+    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | GATHERED | RESUMED
+    assert {(check.name, check.stage) for check in TABLE} == all_of_them
+    assert len(TABLE) == len(all_of_them)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
         (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, plain_batches=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | GATHERED),
+        (replace(PLAIN, resumed=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | RESUMED),
         (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
         (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),

@@ -113,7 +113,7 @@ def test_every_recipe_but_those_without_experts_fails_on_a_single_fused_expert(
     config: MatrixConfig, catalogue: Catalogue, expectations: tuple[Expectation, ...]
 ) -> None:
     """A recipe that trains no experts is an exclusion of that entry in ``expectations.toml``."""
-    (declared,) = (item for item in expectations if item.stage == "train")
+    (declared,) = (item for item in expectations if item.match == "must match the size of tensor")
     cells = plan_cells(config, catalogue, Selection(profile="nightly", select=("*+geometry=single*",)))
     about = {(cell.stack.id, cell.recipe) for cell in cells if declared.applies(cell)}
 

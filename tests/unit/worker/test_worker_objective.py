@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from harness.worker.stages.objective import judge_objective, load_balancing_loss, next_token_loss
+from harness.worker.stages.objective import Objective, cross_entropies, load_balancing_loss
+
+
+def told(loss: float, *, balance: float = 0.0) -> Objective:
+    """Return a loss of sequences of 32 tokens, whose cross entropy is 2 nats."""
+    return Objective(told=loss, cross_entropy=2.0, after_next=3.0, balance=balance, predicted=31 / 32)
 
 
 def test_the_loss_is_the_mean_surprise_at_the_next_token() -> None:
@@ -16,8 +21,13 @@ def test_the_loss_is_the_mean_surprise_at_the_next_token() -> None:
     logits = torch.tensor([[[math.log(1 - p), math.log(p)], [math.log(q), math.log(1 - q)], [9.0, -9.0]]])
     tokens = torch.tensor([[0, 1, 0]])
 
-    assert next_token_loss(logits, tokens) == pytest.approx(-(math.log(p) + math.log(q)) / 2, rel=1e-6)
-    assert next_token_loss(logits, tokens, ahead=2) == pytest.approx(-math.log(1 - p), rel=1e-6)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    surprise = [-math.log(p), -math.log(q)]
+    assert cross_entropies(logits, tokens, everything).tolist() == pytest.approx(surprise, rel=1e-6)
+    assert cross_entropies(logits, tokens, everything, ahead=2).tolist() == pytest.approx([-math.log(1 - p)], rel=1e-6)
+    assert cross_entropies(logits, tokens, torch.tensor([[True, False, True]])).tolist() == pytest.approx(
+        surprise[1:], rel=1e-6
+    )
 
 
 def test_routers_that_spread_evenly_have_the_least_loss() -> None:
@@ -40,18 +50,22 @@ def test_all_layers_are_one_average() -> None:
     assert load_balancing_loss(logits, top_k=1) == pytest.approx(2 * (0.5 * 0.425 + 0.5 * 0.575))
 
 
-@pytest.mark.parametrize("told", [2.0, 2.0 * 31 / 32, 2.0 + 1e-4])
-def test_a_loss_by_predictions_or_by_labels_is_right(told: float) -> None:
-    assert judge_objective(told, 2.0, 0.0, 32).passed
+@pytest.mark.parametrize("loss", [2.0, 2.0 * 31 / 32, 2.0 + 1e-4])
+def test_a_loss_by_predictions_or_by_labels_is_right(loss: float) -> None:
+    assert told(loss).judged().passed
 
 
-@pytest.mark.parametrize("told", [2.001, 2.0 * 30 / 32, 1.0, float("nan"), float("inf"), 2.0 + 0.0036])
-def test_another_loss_is_not(told: float) -> None:
-    assert not judge_objective(told, 2.0, 0.0, 32).passed
+@pytest.mark.parametrize("loss", [2.001, 2.0 * 30 / 32, 1.0, float("nan"), float("inf"), 2.0 + 0.0036])
+def test_another_loss_is_not(loss: float) -> None:
+    assert not told(loss).judged().passed
 
 
 def test_what_a_trainer_adds_must_be_in_the_loss() -> None:
-    assert judge_objective(2.0036, 2.0, 0.0036, 32).passed
-    missing = judge_objective(2.0, 2.0, 0.0036, 32)
+    assert told(2.0036, balance=0.0036).judged().passed
+    missing = told(2.0, balance=0.0036).judged()
     assert not missing.passed
     assert missing.detail == "the first loss was 2, where 2.0036 or 1.9411 is right"
+
+
+def test_the_token_after_next_is_not_what_is_asked_for() -> None:
+    assert not told(2.0).judged_after_next().passed

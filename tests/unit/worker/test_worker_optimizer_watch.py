@@ -95,3 +95,22 @@ def test_what_is_no_number_is_seen() -> None:
         weight[0, 1] = float("nan")
 
     assert not worst_after(spoiled, steps=1) <= 1
+
+
+@pytest.mark.parametrize(("moves", "right"), [(False, True), (True, False)])
+def test_a_weight_without_a_gradient_stays_and_takes_no_step(moves: bool, right: bool) -> None:
+    """An expert among Linears that no token reached in a step has none at all."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=RATE, weight_decay=0.0)
+    watch = OptimizerWatch(tensors={"lora_A": weight}, learning_rate=RATE)
+    for gradient in (torch.tensor([1.0, -2.0]), None, torch.tensor([0.5, 3.0])):
+        weight.grad = gradient
+        watch.before_step()
+        optimizer.step()
+        if gradient is None and moves:
+            with torch.no_grad():
+                weight += 1e-3
+        watch.after_step()
+
+    assert (watch.worst < 0.1) is right
+    assert (watch.worst <= 1) is right

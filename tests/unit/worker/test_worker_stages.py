@@ -30,7 +30,7 @@ from harness.worker.stages.attach import expected_targets
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
 from harness.worker.stages.peft_names import rank_and_scaling
 from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
-from harness.worker.stages.train import trainer_options
+from harness.worker.stages.trainer_options import trainer_options
 from harness.worker.steps import _gpu_versions
 
 RECIPES = read_catalogue().recipes
