@@ -262,6 +262,8 @@ class ControlResult(_Model):
     rejected: bool
     by: list[str] = Field(default_factory=list)
     value: float | None = None
+    values: dict[str, float | int | str | None] = Field(default_factory=dict)
+    """What each of those checks measured of it."""
 
     @model_validator(mode="after")
     def _rejected_by_all_that_must(self) -> Self:

@@ -13,6 +13,7 @@ from harness.contract.checks import CONTROL
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
 from harness.report import figures, quantized
+from harness.report.margins import mildest_broken
 from harness.report.table import Row
 from harness.report.text import fold, one_line
 from harness.result import CellResult, Check, StageResult, TensorCounts
@@ -50,9 +51,15 @@ def _checks(result: CellResult) -> Section:
     controls = {(check.name, check.stage): check for check in result.checks if check.name.startswith(CONTROL)}
 
     def altered(check: Check) -> str:
-        """Say what the check measured of its control, which stands in its line as long as it was rejected."""
+        """Say what the check measured of its control, which stands in its line as long as it was rejected.
+
+        Where it has none of its own, it is the mildest of the broken merges that it rejected.
+        """
         control = controls.get((f"{CONTROL}{check.name}", check.stage))
-        return figures.number(control.value) if control is not None else ""
+        if control is not None:
+            return figures.number(control.value)
+        broken = mildest_broken(result, check)
+        return "" if broken is None else f"{figures.number(broken.values[check.name])} ({broken.name})"
 
     lines = tuple(
         Line(
