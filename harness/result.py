@@ -293,6 +293,11 @@ class CellResult(_Model):
     threads: int | None = None
     seed: int = 0
     base_sha256: str | None = None
+    base_logprobs: list[float | None] = Field(default_factory=list)
+    """What the base model says, which stacks must agree on: log-probabilities of tokens of the held-out prompts, nats.
+
+    None where routing is a near tie.
+    """
     facts: CellFacts | None = None
     """They decide which checks a pass needs. None where the LoRA was never attached."""
     adapter: AdapterInfo | None = None

@@ -36,7 +36,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
     """Return the base model, its tokenizer, its logits, and which positions are no near ties."""
     from harness.worker.stages.coding import check_coding
     from harness.worker.stages.definition import check_definition
-    from harness.worker.stages.evaluate import near_ties
+    from harness.worker.stages.evaluate import logprobs_of, near_ties
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
@@ -53,6 +53,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
         logits, gaps = near_ties(watch, model, request, _vocab(checkpoint))
         watch.remove()
         clear = gaps >= request.bands.near_tie_epsilon
+        observation.data["base_logprobs"] = logprobs_of(logits, clear, request, _vocab(checkpoint))
         check_definition(observation, "load", request, name="base", logits=logits, clear=clear)
     return model, tokenizer, logits, clear
 

@@ -14,6 +14,7 @@ from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, SAMPLES, evaluation_prompts
 from harness.worker.stages.experts_watch import ExpertWatch
 
+KEPT_EVERY, LOGPROB_DIGITS = 4, 7
 REFERENCE = "reference"
 """The name of the view that a merge of fewer digits is held against."""
 
@@ -48,6 +49,23 @@ def logits_of(model: Any, request: Request, vocab: int) -> Any:
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     with torch.no_grad():
         return model(input_ids=prompts).logits.float().cpu()
+
+
+def logprobs_of(logits: Any, clear: Any, request: Request, vocab: int) -> list[float | None]:
+    """Return the log-probability of every fourth next token of the prompts, nats; None at positions that are not clear.
+
+    Few enough to be kept in a result, where what other stacks say of the same base is held against them.
+
+    Args:
+        logits: (PROMPTS, PROMPT_LENGTH, vocab) float32.
+        clear: (PROMPTS, PROMPT_LENGTH) bool.
+        request: the cell.
+        vocab: how many tokens the model knows.
+    """
+    prompts = evaluation_prompts(vocab, request.seed)
+    said = logits.double().log_softmax(-1)[:, :-1].gather(-1, prompts[:, 1:, None])[..., 0]
+    chosen = zip(said[:, ::KEPT_EVERY].flatten().tolist(), clear[:, :-1:KEPT_EVERY].flatten().tolist(), strict=True)
+    return [round(value, LOGPROB_DIGITS) if is_clear else None for value, is_clear in chosen]
 
 
 def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:

@@ -11,7 +11,7 @@ from harness.result import CellResult, Check, ControlResult
 
 
 def cell_with(kl: float, own: float, broken: float) -> CellResult:
-    """Return a cell with a KL, a check of training with its own control, and a broken merge of which KL was measured."""
+    """Return a cell with a check of training that has its own control, and a KL that was measured of broken merges."""
     result = measured(cell("qwen3_moe"))
     result.checks = [
         Check(name="update", stage="train", value=kl, band="<= 1, a share", passed=True),
