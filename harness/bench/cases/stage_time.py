@@ -28,7 +28,7 @@ ORDER = 9
 ASKED_FOR = True
 """It needs the history of the repository, which a shallow clone lacks."""
 
-BEFORE = "4dd177cd"
+BEFORE = "4dd177c255"
 """The last commit in which training, generation and quantising were not judged and most checks had no control."""
 ROOT = Path(__file__).parents[3]
 ROUNDS = 2

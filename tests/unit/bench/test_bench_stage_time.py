@@ -8,7 +8,7 @@ from harness.bench.settings import Settings
 
 def test_the_goal_is_the_median_over_cells_and_rounds() -> None:
     rounds = [{"a": {"before": 1.0, "now": 1.2}, "b": {"before": 2.0, "now": 2.8}}, {"a": {"before": 1.0, "now": 1.3}}]
-    said = section({"stage-time": {"before": "4dd177cd", "rounds": rounds}}, Settings())
+    said = section({"stage-time": {"before": "4dd177c255", "rounds": rounds}}, Settings())
 
     assert said.goals[0].measured is not None
     assert said.goals[0].measured.startswith("1.30 [")
