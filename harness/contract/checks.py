@@ -111,7 +111,7 @@ TABLE: tuple[Check, ...] = (
         stage="load",
         gate="quantization",
         passes_when="QLoRA: every quantised weight lies as near to the original's as the nearest code, but for the "
-        "rounding of its scale",
+        "rounding of its scale, and all of a tensor together are as large",
         control="one tensor's decoded values are a tenth larger",
         applies=_quantized,
     ),
