@@ -221,6 +221,14 @@ TABLE: tuple[Check, ...] = (
         control="the last token of a sample is the least likely one",
     ),
     Check(
+        name="cache",
+        stage="train",
+        gate="training",
+        passes_when="the logits that greedy tokens were taken from, computed one by one with a cache, are those of a "
+        "forward over the whole sequence without one, near ties of routers apart",
+        control="one logit is moved, by three times the band",
+    ),
+    Check(
         name="forward_paths",
         stage="train",
         gate="training",

@@ -23,7 +23,7 @@ from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("steps", "train"),
+    ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("cache", "train"), ("steps", "train"),
     ("update", "train"), ("gradients", "train"),
     ("loss", "train"), ("coverage", "train"), ("attached", "save"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
