@@ -128,8 +128,8 @@ TABLE: tuple[Check, ...] = (
         name="attached",
         stage="attach",
         gate="training",
-        passes_when="exactly what the recipe targets got a LoRA, of the rank and scale that it asks for and in float32, "
-        "counted from the checkpoint's own description",
+        passes_when="exactly what the recipe targets got a LoRA, of the rank and scale that it asks for and in "
+        "float32, counted from the checkpoint's own description",
         control="one target is left out",
         counts_all=True,
     ),
