@@ -119,7 +119,9 @@ class GradientWatch:
             objective = Objective.of(said, told=batches.told, labels=batches.labels_of_step)
             divisor = batches.labels_of_step if objective.by_labels else batches.predictions_of_step
             loss = sum(part.losses / divisor + part.balance / len(said) for part in said)
-            found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
+            found = [None] * len(copies)
+            if loss.requires_grad:  # else the model makes nothing of them, which is what it should not
+                found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
         pairs = zip(copies.items(), found, strict=True)
         self._compare({name: _or_zero(gradient, tensor) for (name, tensor), gradient in pairs}, step)
         return objective

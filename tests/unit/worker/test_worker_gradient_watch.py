@@ -137,6 +137,24 @@ def test_a_hook_of_a_tensor_is_not_ours() -> None:
     assert worst_of(trained(model=model)).share > 1
 
 
+def test_a_model_that_makes_nothing_of_a_tensor_has_no_gradient() -> None:
+    """Training had one all the same."""
+    model, other = Bigrams(), Bigrams()
+    weight = torch.nn.Parameter(torch.ones(2))
+    model.register_parameter("unused", weight)
+    weight.grad = torch.ones(2)
+    for parameter in other.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    model.forward = other.forward  # type: ignore[method-assign]
+    watch: Any = SimpleNamespace(pausing=nullcontext, recording=nullcontext, router_logits={})
+    found = GradientWatch(tensors={"unused": weight}, watch=watch, device="cpu", max_norm=1e6, band=BAND)
+    batches = Batches(known=DOCUMENTS, packed=False, parts=[DOCUMENTS], told=1.0)
+    found.look(model, batches, step=1, drawn=[RandomState.now()], balancing=None)
+
+    assert found.norms == {1: 0.0}
+    assert not worst_of(found).share <= 1
+
+
 def test_a_document_that_is_left_out_is_no_factor() -> None:
     found = trained(forgotten=1)
 
