@@ -60,8 +60,8 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check
-    from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
-    from harness.worker.stages.evaluate import near_ties, samples_of, save_view
+    from harness.worker.stages.consistency import check_generated, check_modes, check_unchanged
+    from harness.worker.stages.evaluate import near_ties, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.train import train
@@ -86,8 +86,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
-        samples = samples_of(peft_model, request, vocab)
-        check_generation(observation, peft_model, request, samples, vocab)
+        samples = check_generated(observation, peft_model, request, watch=watch, vocab=vocab)
         if plan.quantization is None:
             clear = gaps >= request.bands.near_tie_epsilon
             awake = plan.dropout > 0

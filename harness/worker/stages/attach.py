@@ -141,6 +141,16 @@ def magnitudes(layer: Any) -> Any:
     return getattr(layer, MAGNITUDE, None) or {}
 
 
+def dtypes_of(layer: Any, adapter: str) -> set[str]:
+    """Return the dtypes of an adapter's tensors on a layer.
+
+    PEFT makes them in float32 whatever the base is in (``autocast_adapter_dtype``, 0.18.1 to 0.21.2). Releases of TRL
+    that cast them do it later.
+    """
+    parts = [getattr(layer, part, None) or {} for part in ("lora_A", "lora_B", MAGNITUDE)]
+    return {str(p.dtype) for part in parts if adapter in part for p in part[adapter].parameters()}
+
+
 def check_attached(
     observation: Observation, peft_model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: int
 ) -> None:
@@ -153,6 +163,7 @@ def check_attached(
         for (adapter, target), layer in pairs.items()
         if (adapter in magnitudes(layer)) == recipe.use_dora
         and (layer.r[adapter], layer.scaling[adapter]) == rank_and_scaling(name_of(target, recipe), recipe, rank)
+        and dtypes_of(layer, adapter) == {"torch.float32"}
     }
     per_adapter = {TRAINED: tuple(targets), FROZEN: recipe.frozen}
     wanted = {(adapter, target) for adapter, kinds in per_adapter.items() for kind in kinds for target in targets[kind]}

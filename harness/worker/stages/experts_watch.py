@@ -105,8 +105,10 @@ class ExpertWatch:
 
     def runs(self, phase: str, positions: int) -> float:
         """Return how often a token went through the experts of a layer: twice where layers are computed again."""
-        seen = sum(int(counts.sum()) for counts in self.counts[phase].values())
-        return seen / (positions * self._routing.top_k * len(self.counts[phase]))
+        counts = self.counts.get(phase, {})
+        if not counts or not positions:
+            return 0.0
+        return sum(int(count.sum()) for count in counts.values()) / (positions * self._routing.top_k * len(counts))
 
     def _add(self, layer: int, tokens: Any) -> None:
         if self._phase is not None:

@@ -60,7 +60,6 @@ def train(
     Raises:
         NotTrainableError: a parameter beside the LoRA is trainable.
     """
-    import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -76,7 +75,14 @@ def train(
     per_tensor = {name: 0.0 for members in tensors.values() for name in members}
     everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
     optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
-    gradients = GradientWatch(tensors=everything, watch=watch, device=request.device, max_norm=recipe.max_grad_norm)
+    gradients = GradientWatch(
+        tensors=everything,
+        watch=watch,
+        device=request.device,
+        max_norm=recipe.max_grad_norm,
+        band=request.bands.paths_max,
+        dropout=recipe.dropout > 0,
+    )
     objective = ObjectiveWatch(recipe=recipe, request=request, batches=batches, gradients=gradients, watch=watch)
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
@@ -94,16 +100,11 @@ def train(
             optimizer.after_step()
 
     class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # as above
-        """Counts what losses are computed of, and computes those of the first step again."""
+        """Counts what losses are computed of."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             objective.take(inputs)
-            drawn = torch.get_rng_state()
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            with torch.random.fork_rng():
-                torch.set_rng_state(drawn)  # where there is dropout, it leaves out the same
-                objective.say_again(self, model)
-            return loss
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)  # as it was differentiated, accumulation considered
@@ -129,7 +130,8 @@ def train(
     silent = sorted(kind for kind, norm in largest.items() if not norm > 0.0)
     altered = {**per_tensor, next(iter(per_tensor), ""): 0.0}
     observation.judge("gradients", "train", _gradients(per_tensor, silent), control=_gradients(altered, []))
-    objective.judge(observation, optimizer.steps)
+    logged = {entry["step"]: float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry}
+    objective.judge(observation, optimizer.steps, logged)
     observation.judge(
         "update",
         "train",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness.contract.bands import Bands
 from harness.contract.cell_fields import CellFields
@@ -26,7 +27,7 @@ from harness.worker.offline import NetworkTouchedError, _hook
 from harness.worker.processes import run_in_child
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request, read_request
-from harness.worker.stages.attach import expected_targets
+from harness.worker.stages.attach import dtypes_of, expected_targets
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
 from harness.worker.stages.peft_names import rank_and_scaling
 from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
@@ -148,6 +149,27 @@ def test_no_two_patterns_fit_one_name() -> None:
                     name = ".".join(filter(None, (module, parameter)))
                     for patterns in (plan.rank_pattern, plan.alpha_pattern):
                         assert sum(bool(re.search(rf"(^|\.)({pattern})$", name)) for pattern in patterns) <= 1
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "found"),
+    [
+        (None, "default", {"torch.float32"}),
+        ("lora_A", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_B", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_magnitude_vector", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_A", "frozen", {"torch.float32"}),
+    ],
+)
+def test_every_part_of_one_adapter_has_a_dtype(part: str | None, name: str, found: set[str]) -> None:
+    parts = ("lora_A", "lora_B", "lora_magnitude_vector")
+    layer: Any = SimpleNamespace(
+        **{it: {adapter: torch.nn.Linear(2, 2, bias=False) for adapter in ("default", "frozen")} for it in parts}
+    )
+    if part is not None:
+        getattr(layer, part)[name].bfloat16()
+
+    assert dtypes_of(layer, "default") == found
 
 
 def test_a_recipe_of_dora_on_experts_is_refused() -> None:
