@@ -335,8 +335,8 @@ TABLE: tuple[Check, ...] = (
         name="claims",
         stage="compare",
         gate="tensor",
-        passes_when="what the engine says that it set out to change and has changed, itself or in its manifest, is "
-        "what was measured",
+        passes_when="what the engine says is so: how many tensors it set out to change and has changed, and in its "
+        "manifest of which adapter and base, and of each tensor what became of it and how large its delta is",
         control="it claims one tensor fewer",
     ),
     Check(

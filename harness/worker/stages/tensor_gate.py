@@ -52,6 +52,8 @@ class TensorReport:
         renamed: tensors of the base that are written under other names, counted by rule.
         files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
+        verdicts: what became of each tensor with a delta, by key, in the words of ``counts``.
+        norms: the Frobenius norm of each delta, by key.
         index_wrong: keys that the index puts where they are not, or does not name, a wrong total size, and what of
             index and shards cannot be read. Of an engine that keeps bytes: keys that lie in another shard too.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
@@ -77,6 +79,8 @@ class TensorReport:
     files_changed: list[str] = field(default_factory=list)
     files_unexpected: list[str] = field(default_factory=list)
     index_wrong: list[str] = field(default_factory=list)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
@@ -196,6 +200,7 @@ def inspect(
             report.max_ulp = max(report.max_ulp, ulps)
         for counter in (report.counts, report.by_kind[spec.kind]):
             counter.update((verdict, "attempted"))
+        report.verdicts[spec.key], report.norms[spec.key] = verdict, float(delta.norm())
         if verdict in {"dropped", "wrong"}:
             report.not_applied.append(f"{spec.key} ({verdict})")
     if changed_elements:
