@@ -150,7 +150,8 @@ class GradientWatch:
             expected, room = clip * gradient, self._room(name)
             between = partial(Off.between, room=room, where=f"{name}, step {step}", factor=factor)
             self.worst = _further(self.worst, between(told[name], expected))
-            self.but_for_factors = max(self.but_for_factors, between(told[name], factor * expected).share)
+            scaled = between(told[name], factor * expected).share if factor else math.inf  # nothing is no factor
+            self.but_for_factors = max(self.but_for_factors, scaled)
             if expected.any():
                 self.altered = _further(self.altered, between((1 + FURTHER * room) * told[name], expected))
 

@@ -191,6 +191,7 @@ def test_a_gradient_that_is_missing_or_no_number_is_seen(told: float) -> None:
     found._compare({"w": torch.ones(4)}, 1)
 
     assert not worst_of(found).share <= 1
+    assert found.describe() == "the one that is furthest from that of the sequences alone: w, step 1"
 
 
 RIGHT = Off(distance=1e-5, room=BAND, where="w, step 1", factor=1.0)
