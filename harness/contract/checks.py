@@ -257,6 +257,15 @@ TABLE: tuple[Check, ...] = (
         applies=_defined,
     ),
     Check(
+        name="attached",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="every weight of the saved adapter is in the model that has loaded it again, number by number, and "
+        "nothing else",
+        control="one loaded number is another",
+        counts_all=True,
+    ),
+    Check(
         name="definition",
         stage="reload-adapter",
         gate="adapter",

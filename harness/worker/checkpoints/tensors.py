@@ -139,7 +139,12 @@ def experts(
 def router(layer: int, num_experts: int, hidden: int, *, disk: str = "model.", extra: bool = False) -> TensorSpec:
     """Return the router's weight (E, H), wide enough that top-k choices are far apart."""
     return TensorSpec(
-        key=f"{disk}layers.{layer}.mlp.gate.weight", shape=(num_experts, hidden), kind="router", exponent=1, extra=extra
+        key=f"{disk}layers.{layer}.mlp.gate.weight",
+        shape=(num_experts, hidden),
+        kind="router",
+        module=None if extra else f"model.layers.{layer}.mlp.gate",
+        exponent=1,
+        extra=extra,
     )
 
 

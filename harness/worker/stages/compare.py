@@ -17,6 +17,7 @@ from harness.worker.request import Request
 from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, Matches, distance, match_samples, surest_replaced
+from harness.worker.stages.funnel import record
 from harness.worker.stages.merge import EDITED
 from harness.worker.stages.tensor_gate import MANIFEST, NAMES_SHOWN, TensorReport, inspect
 
@@ -50,8 +51,9 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     """
     loaded = observation.completed("reload-merged")
     view = "merged" if loaded else None
-    judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
+    report = judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
     measured = observation.data["merge"]
+    record(observation, "merged", report.merged_of_kind())
     rightly, attempted = sum(measured[name] for name in RIGHT), measured["attempted"]
     applied = said.get("engine_applied")
     # An engine may count what it changed, or all that is as it should be: a delta of zero changes nothing.
@@ -104,7 +106,7 @@ def judge(
     merged: Path,
     view: str | None,
     edited: Sequence[str] = (),
-) -> None:
+) -> TensorReport:
     """Hold one merged directory against both gates. The cell's merge and its controls go through here alike.
 
     Args:
@@ -114,6 +116,9 @@ def judge(
         merged: the directory.
         view: the name under which its reloaded model's logits and samples were kept; None: it could not be loaded.
         edited: files of its inputs that the engine changed; none where no engine ran.
+
+    Returns:
+        What the bytes say.
     """
     report = inspect(
         checkpoint,
@@ -129,6 +134,7 @@ def judge(
         tensors, samples = load_view(request.work, view)
         functional_checks(observation, request, Truth(request), tensors["logits"], samples)
     tensor_checks(observation, request, report, edited)
+    return report
 
 
 def record_merge(observation: Observation, report: TensorReport) -> None:

@@ -14,11 +14,15 @@ from typing import Any
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.attach import MAGNITUDE, adapters_of, lora_layers, magnitudes
+from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
 
 DELTAS = "deltas.safetensors"
 PAIRS = "pairs.json"
 SCALINGS = "scalings.json"
+
+NO_EXPERTS = (None, "weight")
+"""What of a target's parameter is not the routed experts': a Linear, or a router that is none."""
 
 
 def save_deltas(peft_model: Any, directory: Path) -> None:
@@ -59,22 +63,25 @@ def _merged_delta(layer: Any) -> Any:
     return layer.get_base_layer().weight.detach() - before
 
 
-def check_saved(observation: Observation, peft_model: Any, request: Request) -> None:
+def check_saved(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
     """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is.
 
     One that was not trained is held against what it was before.
+
+    Returns:
+        The targets whose trained pair is in the file as it is in memory.
     """
-    saved, memory = _tensors(request.adapter), _named(request.work / BEFORE)
+    saved, memory = read_adapter(request.adapter), _named(request.work / BEFORE)
+    rightly: set[Target] = set()
     layouts: set[str] = set()
     experts: set[int] = set()
     ranks: set[int] = set()
-    for key, ((_, parameter), layer) in lora_layers(peft_model).items():
-        for part in ("lora_A", "lora_B"):
-            memory[f"{key}.{part}.weight"] = getattr(layer, part)[TRAINED].weight.detach().cpu()
-        if magnitudes(layer):
-            memory[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[TRAINED].weight.detach().cpu()
+    for key, (target, layer) in lora_layers(peft_model).items():
+        own = parts_of(key, layer, TRAINED)
+        memory |= own
+        rightly |= {target} if all(n in saved and _same_bits(tensor, saved[n]) for n, tensor in own.items()) else set()
         ranks.add(int(layer.r[TRAINED]))
-        if parameter is not None:
+        if target[1] not in NO_EXPERTS:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
     config = json.loads((request.adapter / "adapter_config.json").read_text())
@@ -94,9 +101,45 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }
+    return rightly
 
 
-def _tensors(directory: Path) -> dict[str, Any]:
+def parts_of(key: str, layer: Any, adapter: str) -> dict[str, Any]:
+    """Return what a layer holds of an adapter, by the names that it is saved under."""
+    parts = {f"{key}.{part}.weight": getattr(layer, part)[adapter] for part in ("lora_A", "lora_B")}
+    if magnitudes(layer):
+        parts[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[adapter]
+    return {name: module.weight.detach().cpu() for name, module in parts.items()}
+
+
+def check_reloaded(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
+    """Hold the LoRA of a model that has loaded the adapter again against the file, number by number.
+
+    PEFT may load in another dtype, and does so with bf16.
+
+    Returns:
+        The targets whose pairs are as the file has them.
+    """
+    saved = read_adapter(request.adapter)
+    loaded: dict[str, Any] = {}
+    rightly: set[Target] = set()
+    for key, (target, layer) in lora_layers(peft_model).items():
+        own: dict[str, Any] = {}
+        for adapter in adapters_of(layer):
+            folder = "" if adapter == TRAINED else f"{adapter}/"
+            own |= {f"{folder}{name}": tensor for name, tensor in parts_of(key, layer, adapter).items()}
+        loaded |= {name: tensor.to(saved[name].dtype) if name in saved else tensor for name, tensor in own.items()}
+        rightly |= {target} if all(n in saved and _same_bits(loaded[n], saved[n]) for n in own) else set()
+    altered = {name: tensor.clone() for name, tensor in list(loaded.items())[:1]}
+    for tensor in altered.values():
+        tensor.flatten()[:1] += 1
+    observation.judge(
+        "attached", "reload-adapter", _as_in(saved, loaded, []), control=_as_in(saved, {**loaded, **altered}, [])
+    )
+    return rightly
+
+
+def read_adapter(directory: Path) -> dict[str, Any]:
     """Return the tensors of the adapter in a directory, and of those in folders below it."""
     from safetensors.torch import load_file
 
@@ -121,7 +164,7 @@ def _as_in(memory: dict[str, Any], saved: dict[str, Any], misnamed: list[str]) -
         value=f"{len(memory) - len([n for n in different if n in memory])}/{len(memory)}",
         band=f"== {len(memory)}/{len(memory)}",
         passed=not different,
-        detail=f"not saved as in memory: {different[:4]}",
+        detail=f"not in one as in the other: {different[:4]}",
     )
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.checkpoints.tensors import Kind, TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
@@ -39,6 +40,7 @@ class TensorReport:
     Attributes:
         counts: attempted / applied / zero_delta / below_rounding / dropped / wrong, over all kinds.
         by_kind: the same per kind.
+        by_target: what became of the tensors that each module or parameter in memory covers, by its kind and name.
         exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
         max_ulp: largest distance from the exact result, beyond what float32 accumulation may lose. In units in the last
             place of the largest of |base|, |delta|, |result|.
@@ -59,6 +61,7 @@ class TensorReport:
 
     counts: Counter[str] = field(default_factory=Counter)
     by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    by_target: dict[tuple[Kind, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     exact_fraction: float | None = None
     max_ulp: float = 0.0
     not_applied: list[str] = field(default_factory=list)
@@ -78,9 +81,14 @@ class TensorReport:
     files_unexpected: list[str] = field(default_factory=list)
     index_wrong: list[str] = field(default_factory=list)
 
+    def merged_of_kind(self) -> dict[Kind, int]:
+        """Return how many modules and parameters of each kind have all their tensors right."""
+        kinds = [kind for (kind, _), verdicts in self.by_target.items() if set(verdicts) <= set(RIGHT)]
+        return {kind: kinds.count(kind) for kind in kinds}
 
-def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return on-disk key → delta for all that a saved lora pair covers, and the unpaired pairs.
+
+def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return on-disk key → delta for all that a saved lora pair covers, key → what covers it, and the unpaired pairs.
 
     A delta is float64 and has the tensor's shape.
     Attempted is counted from here: from the pairs in the saved adapter's files and the base's own tensors.
@@ -93,13 +101,13 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     pairs = {key.split(".lora_A.")[0] for key in saved if ".lora_A." in key}
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
     result: dict[str, Any] = {}
-    used: set[str] = set()
+    by: dict[str, str] = {}
     for spec in checkpoint.tensors:
         for name, delta in slices_of(spec, available):
             result[spec.key] = delta
-            used.add(name)
-    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - used)
-    return result, unpaired
+            by[spec.key] = name
+    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - set(by.values()))
+    return result, by, unpaired
 
 
 def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -112,8 +120,9 @@ def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
     if spec.module is None:
         return
     if spec.role is None:
-        if spec.module in deltas:
-            yield spec.module, deltas[spec.module]
+        for name in (spec.module, f"{spec.module}:weight"):  # a Linear; a router that is none
+            if name in deltas:
+                yield name, deltas[name]
         return
     if spec.expert is None:
         # Fused on disk. In memory the same parameter, or (not met so far) Linears that would have to be stacked.
@@ -157,7 +166,7 @@ def inspect(
     report = TensorReport()
     originals, weights = read_weights(base), read_weights(merged)
     before, after = originals.tensors, weights.tensors
-    deltas, report.unpaired = covered(checkpoint, work, adapter)
+    deltas, by, report.unpaired = covered(checkpoint, work, adapter)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
@@ -194,6 +203,7 @@ def inspect(
             changed_elements += delta.numel()
             exact_elements += int((new == rounded).sum())
             report.max_ulp = max(report.max_ulp, ulps)
+        report.by_target[spec.kind, by[spec.key]].append(verdict)
         for counter in (report.counts, report.by_kind[spec.kind]):
             counter.update((verdict, "attempted"))
         if verdict in {"dropped", "wrong"}:

@@ -54,8 +54,11 @@ def train(
     request: Request,
     vocab: int,
     watch: ExpertWatch,
-) -> None:
+) -> Mapping[str, float]:
     """Train, and record loss, gradient norms and tokens per expert as checks.
+
+    Returns:
+        The largest norm of the gradient of each LoRA tensor over all steps, by its name in the model.
 
     Raises:
         NotTrainableError: a parameter beside the LoRA is trainable.
@@ -137,6 +140,7 @@ def train(
         control=_update(optimizer.altered, "one that has moved further"),
     )
     observation.judge("loss", "train", _loss(before, after), control=_loss(after, before))
+    return per_tensor
 
 
 def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:

@@ -183,7 +183,7 @@ def _layer(layer: int, layer_type: str, g: Geometry, *, disk: str, fused: bool) 
         *experts(layer, g.num_experts, g.moe_intermediate, g.hidden, fused=fused, disk=disk),
         router(layer, g.num_experts, g.hidden, disk=disk),
         *mlp(f"{path}.mlp.shared_expert", _shared_intermediate(g), g.hidden, "shared_expert", disk=disk),
-        TensorSpec(key=f"{disk}{path}.mlp.shared_expert_gate.weight", shape=(1, g.hidden), kind="other"),
+        linear(f"{path}.mlp", "shared_expert_gate", 1, g.hidden, "other", disk=disk),
         norm(f"{disk}{path}.post_attention_layernorm.weight", g.hidden, init="zeros"),
     ]
 

@@ -1,0 +1,43 @@
+"""The funnel: of each kind, how many of the targets that were asked for are left after each step of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.contract.funnel import FunnelStep
+from harness.contract.tensors import Kind
+from harness.worker.observation import Observation
+from harness.worker.stages.peft_names import Target
+
+
+def record(observation: Observation, step: FunnelStep, counts: Mapping[Kind, int]) -> None:
+    """Write how many targets of each kind are left after a step; of a kind that has none any more, zero."""
+    funnel: dict[str, dict[str, int]] = observation.data.setdefault("funnel", {})
+    for kind in [*funnel, *counts]:
+        funnel.setdefault(kind, {"asked": 0})[step] = counts.get(kind, 0)  # type: ignore[call-overload]
+
+
+def with_gradient(layers: Mapping[str, tuple[Target, Any]], norms: Mapping[str, float]) -> set[Target]:
+    """Return the targets all of whose trained LoRA tensors had a gradient.
+
+    Args:
+        layers: key in a saved adapter → (target, layer), as ``lora_layers`` has them.
+        norms: the largest norm of each tensor's gradient, by its name in the model.
+    """
+    found = set()
+    for key, (target, _) in layers.items():
+        path = key.removeprefix("base_model.model.")
+        own = [norm for name, norm in norms.items() if name.startswith(f"{path}.lora_")]
+        if own and all(norm > 0.0 for norm in own):
+            found.add(target)
+    return found
+
+
+def with_delta(layers: Mapping[str, tuple[Target, Any]], adapter: str) -> set[Target]:
+    """Return the targets whose lora_B, which began at zero, is not zero any more."""
+    return {
+        target
+        for target, layer in layers.values()
+        if adapter in layer.lora_B and bool(layer.lora_B[adapter].weight.any())
+    }
