@@ -41,6 +41,9 @@ def missing_evidence(result: CellResult) -> str | None:
     merge = result.merge
     if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
         return "the merge's counts do not show that everything attempted was applied"
+    lost = [kind for kind, funnel in result.funnel.items() if not funnel.whole]
+    if lost:
+        return f"not all that was asked for was merged: {', '.join(lost)}"
     if result.cell.fault is not None:
         return f"{result.cell.fault} was planted in its own merge, so that it cannot pass"
     return None

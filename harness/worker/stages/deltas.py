@@ -30,7 +30,7 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
 
     The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …) for fused
     experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what PEFT
     multiplies the product of the trained adapter's pair with.
     """
@@ -43,7 +43,7 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
     scalings: dict[str, float] = {}
     with torch.no_grad():
         for key, ((module, parameter), layer) in lora_layers(peft_model).items():
-            name = module if parameter is None else f"{module}:{parameter}"
+            name = module if parameter in NO_EXPERTS else f"{module}:{parameter}"
             base = layer.get_base_layer()
             # Of a Linear by what it says of itself: the weight of a quantised one has the shape of its codes.
             shape = layer.get_param().shape if parameter is not None else (base.out_features, base.in_features)

@@ -136,8 +136,9 @@ class ExpertWatch:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
             if self._recording:
                 hidden = args[0].reshape(-1, args[0].shape[-1]).float()
-                self.router_logits[layer] = hidden @ router.weight.detach().float().T
-                self.gaps[layer] = router_gap(args[0].detach(), router, self._routing).cpu()
+                weight = routing_weight(router)
+                self.router_logits[layer] = hidden @ weight.T
+                self.gaps[layer] = router_gap(args[0].detach(), weight.detach(), bias_of(router), self._routing).cpu()
 
         return hook
 
@@ -146,7 +147,24 @@ STEEPEST_SIGMOID = 0.25
 """The largest slope of a sigmoid."""
 
 
-def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
+def routing_weight(router: Any) -> Any:
+    """Return what a router multiplies with, (E, H) float32, its active LoRA included; it can be differentiated."""
+    if not hasattr(router, "get_base_layer"):
+        return router.weight.float()
+    weight = router.get_base_layer().weight.float()
+    if router.disable_adapters or router.merged:
+        return weight
+    return weight + sum(router.get_delta_weight(name) for name in router.active_adapters if name in router.lora_A)
+
+
+def bias_of(router: Any) -> Any:
+    """Return the correction bias of a router, (E,) float32; None where it has none."""
+    base = router.get_base_layer() if hasattr(router, "get_base_layer") else router
+    bias = getattr(base, "e_score_correction_bias", None)
+    return None if bias is None else bias.float()
+
+
+def router_gap(hidden: Any, weight: Any, bias: Any, routing: Routing) -> Any:
     """Return how far each token is from choosing other experts: (tokens,) float32, in router logits.
 
     It is the distance between the last expert chosen and the
@@ -155,15 +173,16 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
 
     Args:
         hidden: (…, H).
-        router: a module with ``weight`` (E, H) and, for sigmoid routing, ``e_score_correction_bias`` (E,).
+        weight: the router's, (E, H) float32.
+        bias: for sigmoid routing the correction bias, (E,) float32.
         routing: the family's rule.
     """
     import torch
 
-    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), weight)
     num_experts = logits.shape[-1]
     # A sharp softmax brings every loser near zero. Logits have the same order, and say how far apart experts are.
-    scores = logits if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
+    scores = logits if routing.scores == "softmax" else logits.sigmoid() + bias
     infinite = torch.full((logits.shape[0],), float("inf"))
     gap = infinite.to(logits.device)
     if routing.n_group > 1:

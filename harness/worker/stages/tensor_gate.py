@@ -120,9 +120,8 @@ def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
     if spec.module is None:
         return
     if spec.role is None:
-        for name in (spec.module, f"{spec.module}:weight"):  # a Linear; a router that is none
-            if name in deltas:
-                yield name, deltas[name]
+        if spec.module in deltas:
+            yield spec.module, deltas[spec.module]
         return
     if spec.expert is None:
         # Fused on disk. In memory the same parameter, or (not met so far) Linears that would have to be stacked.

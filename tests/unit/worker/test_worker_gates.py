@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.stages.evaluate import Sample
-from harness.worker.stages.experts_watch import router_gap
+from harness.worker.stages.experts_watch import bias_of, router_gap, routing_weight
 from harness.worker.stages.functional import (
     distance,
     judge_logprobs,
@@ -138,7 +138,7 @@ def test_moving_a_logit_by_less_than_the_gap_changes_no_choice(seed: int, rule: 
     routing = Routing(
         top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid", n_group=n_group, topk_group=topk_group
     )
-    gap = float(router_gap(hidden, router, routing)[0])
+    gap = float(router_gap(hidden, routing_weight(router).detach(), bias_of(router), routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
 
     def scores_of(logits: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_moving_a_score_by_more_than_the_gap_changes_a_choice(seed: int, scores_
     router = _Router(torch.randn(8, 6, generator=generator), 0.1 * torch.randn(8, generator=generator))
     hidden = torch.randn(1, 6, generator=generator)
     routing = Routing(top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid")
-    gap = float(router_gap(hidden, router, routing)[0])
+    gap = float(router_gap(hidden, routing_weight(router).detach(), bias_of(router), routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
     scores = logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
     before = _choose(scores, 1, 1)
@@ -182,7 +182,7 @@ def _choose(scores: torch.Tensor, n_group: int, topk_group: int) -> set[int]:
 def test_gap_is_infinite_where_every_expert_is_chosen() -> None:
     router = _Router(torch.ones(2, 3), torch.zeros(2))
 
-    assert math.isinf(float(router_gap(torch.ones(1, 3), router, Routing(top_k=2, scores="softmax"))[0]))
+    assert math.isinf(float(router_gap(torch.ones(1, 3), router.weight.detach(), None, Routing(top_k=2, scores="softmax"))[0]))
 
 
 SPECS = (
