@@ -264,7 +264,7 @@ class Funnel(_Model):
     @property
     def whole(self) -> bool:
         """Whether each step that was taken has all that was asked for, and all that was attached."""
-        taken = [count for count in self.model_dump().values() if count is not None]
+        taken: list[int] = [count for count in self.model_dump().values() if count is not None]
         return min(taken[1:], default=0) >= max(taken)
 
 

@@ -6,7 +6,7 @@ PEFT means them on transformers 5 too, where they are no Linears (peft#3232): do
 from harness.worker.recipes.recipe import Recipe
 
 RECIPE = Recipe(
-    summary="`target_modules=\"all-linear\"`",
+    summary='`target_modules="all-linear"`',
     kinds=("attention", "expert", "shared_expert", "dense", "router", "other"),
     target_modules="all-linear",
 )

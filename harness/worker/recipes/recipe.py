@@ -20,11 +20,12 @@ class Recipe:
 
     Attributes:
         summary: what gets a LoRA, and on what base: one line, a literal, for the documentation.
-        kinds: what is to get a LoRA: attention (linear attention included), expert, shared_expert, dense, router, other.
+        kinds: what is to get a LoRA: attention (linear attention included), expert, shared_expert, dense, router, and
+            other, which is the gate of a shared expert.
         expert_roles: which fused expert parameters are targeted. Per-expert Linears follow: gate_up_proj is gate_proj
             and up_proj.
-        target_modules: PEFT's, as a user writes it: names of modules, or ``all-linear``. Empty, as ``target_parameters``
-            is: everything of ``kinds`` is named in full.
+        target_modules: PEFT's, as a user writes it: names of modules, or ``all-linear``. Where it is empty, as
+            ``target_parameters``, everything of ``kinds`` is named in full.
         target_parameters: PEFT's, as a user writes it.
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A

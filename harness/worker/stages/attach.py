@@ -77,9 +77,8 @@ def lora_layers(peft_model: Any) -> dict[str, tuple[Target, Any]]:
     The key is the module path in front of ``.lora_A.weight``. Wrapped parameters of one module nest. The path of the
     inner one then ends in ``.base_layer``. The target is the module that holds the parameter.
     """
-    from peft.tuners.lora import LoraLayer
-
     import torch
+    from peft.tuners.lora import LoraLayer
 
     found: dict[str, tuple[Target, Any]] = {}
     for name, module in peft_model.named_modules():
@@ -187,7 +186,7 @@ def attach_and_check(
 ) -> tuple[Any, dict[str, set[Target]]]:
     """Attach and count; return the PEFT model and what is to be trained.
 
-    That is what the recipe targets. Of one that says what a user writes it is what got a LoRA, so that the cell goes on.
+    That is what the recipe targets. Of one that says what a user writes it is what got a LoRA, so the cell goes on.
     """
     form = form_of(model, checkpoint)
     targets = expected_targets(checkpoint, recipe, form)

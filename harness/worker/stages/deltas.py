@@ -30,9 +30,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
 
     The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …) for fused
-    experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what PEFT
-    multiplies the product of the trained adapter's pair with.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …)
+    for fused experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what
+    PEFT multiplies the product of the trained adapter's pair with.
     """
     import torch
     from safetensors.torch import save_file

@@ -15,7 +15,6 @@ from typing import Any
 
 from harness.contract.tensors import KINDS, Kind
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.stages.peft_names import REWRITTEN_SUFFIXES, Target, rewrites_names_of
 
@@ -62,14 +61,14 @@ def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict
         if spec.role is None:
             out_of_reach = recipe.linears_only and form.rewritten and spec.module.endswith(REWRITTEN_SUFFIXES)
             if not out_of_reach and _is_meant(recipe, spec.module.rpartition(".")[2]):
-                targets[spec.kind].add(_alone(spec, form))
+                targets[spec.kind].add(_alone(spec.module, spec.kind, form))
             continue
+        experts = range(checkpoint.num_experts) if spec.expert is None else (spec.expert,)
         for role in recipe.expert_roles:
-            targets[spec.kind] |= {
-                target for name in ROLES_OF_LINEARS[role] if _is_meant(recipe, name) for target in _of_experts(
-                    checkpoint, spec, role if form.fused else name, fused=form.fused
-                )
-            }
+            for name in ROLES_OF_LINEARS[role]:
+                if _is_meant(recipe, name):
+                    found = _of_experts(spec.module, role if form.fused else name, fused=form.fused, experts=experts)
+                    targets[spec.kind] |= found
     return {kind: members for kind, members in targets.items() if members}
 
 
@@ -80,7 +79,8 @@ def also_allowed(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str
     """
     if recipe.target_modules != ALL_LINEAR or form.linear_router:
         return {}
-    routers = {_alone(spec, form) for spec in checkpoint.tensors if spec.kind == "router" and spec.module is not None}
+    modules = [spec.module for spec in checkpoint.tensors if spec.kind == "router" and spec.module is not None]
+    routers = {_alone(module, "router", form) for module in modules}
     return {"router": routers} if routers else {}
 
 
@@ -106,16 +106,11 @@ def _is_meant(recipe: Recipe, name: str) -> bool:
     return not recipe.target_modules or recipe.target_modules == ALL_LINEAR or name in recipe.target_modules
 
 
-def _alone(spec: TensorSpec, form: Form) -> Target:
+def _alone(module: str, kind: Kind, form: Form) -> Target:
     """Return the target of a module that is none of the routed experts."""
-    assert spec.module is not None
-    return spec.module, "weight" if spec.kind == "router" and not form.linear_router else None
+    return module, "weight" if kind == "router" and not form.linear_router else None
 
 
-def _of_experts(checkpoint: Checkpoint, spec: TensorSpec, name: str, *, fused: bool) -> set[Target]:
-    """Return the targets of that name, a fused parameter's or a Linear's, of the experts that a tensor holds."""
-    assert spec.module is not None
-    if fused:
-        return {(spec.module, name)}
-    experts = range(checkpoint.num_experts) if spec.expert is None else (spec.expert,)
-    return {(f"{spec.module}.{e}.{name}", None) for e in experts}
+def _of_experts(module: str, name: str, *, fused: bool, experts: Iterable[int]) -> set[Target]:
+    """Return the targets of that name, a fused parameter or a Linear of each expert."""
+    return {(module, name)} if fused else {(f"{module}.{e}.{name}", None) for e in experts}

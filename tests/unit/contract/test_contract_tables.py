@@ -25,7 +25,7 @@ PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=
 ALWAYS = {
     ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("steps", "train"),
     ("update", "train"), ("gradients", "train"),
-    ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("loss", "train"), ("coverage", "train"), ("attached", "save"), ("attached", "reload-adapter"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),

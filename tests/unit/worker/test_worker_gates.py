@@ -182,7 +182,9 @@ def _choose(scores: torch.Tensor, n_group: int, topk_group: int) -> set[int]:
 def test_gap_is_infinite_where_every_expert_is_chosen() -> None:
     router = _Router(torch.ones(2, 3), torch.zeros(2))
 
-    assert math.isinf(float(router_gap(torch.ones(1, 3), router.weight.detach(), None, Routing(top_k=2, scores="softmax"))[0]))
+    assert math.isinf(
+        float(router_gap(torch.ones(1, 3), router.weight.detach(), None, Routing(top_k=2, scores="softmax"))[0])
+    )
 
 
 SPECS = (

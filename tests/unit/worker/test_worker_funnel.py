@@ -1,0 +1,97 @@
+"""The funnel's counts, and what decides them, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from harness.contract.funnel import FUNNEL_STEPS
+from harness.result import Funnel
+from harness.worker.observation import Observation
+from harness.worker.stages.deltas import _as_in
+from harness.worker.stages.experts_watch import bias_of, routing_weight
+from harness.worker.stages.funnel import record, with_delta, with_gradient
+
+
+def _layer(b: float) -> Any:
+    return SimpleNamespace(lora_B={"default": SimpleNamespace(weight=torch.tensor([[0.0, b]]))})
+
+
+def test_of_a_kind_that_is_lost_nothing_is_left(tmp_path: Path) -> None:
+    observation = Observation(tmp_path / "observation.json")
+    record(observation, "asked", {"attention": 2, "expert": 4})
+    record(observation, "attached", {"attention": 2, "router": 1})
+    record(observation, "gradient", {"attention": 1})
+
+    assert observation.data["funnel"] == {
+        "attention": {"asked": 2, "attached": 2, "gradient": 1},
+        "expert": {"asked": 4, "attached": 0, "gradient": 0},
+        "router": {"asked": 0, "attached": 1, "gradient": 0},
+    }
+
+
+def test_a_target_has_a_gradient_where_all_its_tensors_have() -> None:
+    inner, outer = ("experts", "gate_up_proj"), ("experts", "down_proj")
+    layers = {"base_model.model.experts.base_layer": (inner, None), "base_model.model.experts": (outer, None)}
+    norms = {
+        "experts.base_layer.lora_A.default.weight": 1.0,
+        "experts.base_layer.lora_B.default.weight": 0.0,
+        "experts.lora_A.default.weight": 1.0,
+        "experts.lora_B.default.weight": 2.0,
+    }
+
+    assert with_gradient(layers, norms) == {outer}
+    assert with_gradient(layers, {**norms, "experts.base_layer.lora_B.default.weight": 0.1}) == {inner, outer}
+    assert with_gradient(layers, {}) == set(), "what was not watched had none"
+
+
+def test_a_target_has_moved_where_lora_b_is_not_zero() -> None:
+    layers = {"a": (("q_proj", None), _layer(1.0)), "b": (("k_proj", None), _layer(0.0))}
+
+    assert with_delta(layers, "default") == {("q_proj", None)}
+    assert with_delta(layers, "frozen") == set()
+
+
+def test_what_is_loaded_is_held_against_the_file_both_ways() -> None:
+    saved = {"a": torch.ones(2), "b": torch.zeros(2)}
+
+    assert _as_in(saved, dict(saved), []).passed
+    assert not _as_in(saved, {"a": saved["a"]}, []).passed
+    assert not _as_in(saved, {**saved, "c": torch.ones(1)}, []).passed
+    assert not _as_in(saved, {**saved, "b": torch.tensor([0.0, -0.0])}, []).passed
+    assert _as_in(saved, {"a": saved["a"], "b": torch.ones(2)}, []).value == "1/2"
+
+
+def test_a_funnel_is_whole_where_every_step_has_what_was_asked_for() -> None:
+    level = dict.fromkeys(FUNNEL_STEPS, 3)
+
+    assert tuple(Funnel.model_fields) == FUNNEL_STEPS
+    assert Funnel(**level).whole
+    assert not Funnel(**{**level, "merged": 2}).whole
+    assert not Funnel(asked=3, attached=0).whole
+    assert Funnel(asked=3, attached=3).whole, "what was not taken loses nothing"
+    assert not Funnel(asked=3).whole
+    assert Funnel(**{**level, "asked": 0}).whole, "what was allowed and not asked for"
+    assert not Funnel(**{**level, "asked": 0, "saved": 0}).whole
+
+
+def test_a_router_multiplies_with_its_weight_and_its_active_lora() -> None:
+    base = SimpleNamespace(weight=torch.ones(2, 3), e_score_correction_bias=torch.tensor([1.0, 2.0]))
+    wrapped: Any = SimpleNamespace(
+        get_base_layer=lambda: base,
+        disable_adapters=False,
+        merged=False,
+        active_adapters=["default", "other"],
+        lora_A={"default": None},
+        get_delta_weight=lambda name: {"default": torch.full((2, 3), 0.5)}[name],
+    )
+
+    assert routing_weight(base).equal(torch.ones(2, 3))
+    assert routing_weight(wrapped).equal(torch.full((2, 3), 1.5))
+    wrapped.disable_adapters = True
+    assert routing_weight(wrapped).equal(torch.ones(2, 3))
+    assert bias_of(wrapped).tolist() == [1.0, 2.0]
+    assert bias_of(SimpleNamespace(weight=base.weight)) is None
