@@ -204,6 +204,13 @@ TABLE: tuple[Check, ...] = (
         control="one expert saw no token",
     ),
     Check(
+        name="precision",
+        stage="train",
+        gate="training",
+        passes_when="in every step the experts computed in the dtype that the recipe asks for, float32 or autocast's",
+        control="one call is in another dtype",
+    ),
+    Check(
         name="modes",
         stage="train",
         gate="training",

@@ -7,6 +7,7 @@ can run in any process that has imported the libraries. ``harness.worker.run`` d
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
+        _check_precision(observation, watch, "bfloat16" if plan.autocast else "float32")
         samples = samples_of(peft_model, request, vocab)
         check_generation(observation, peft_model, request, samples, vocab)
         if plan.quantization is None:
@@ -246,6 +248,21 @@ def _check_coverage(observation: Observation, watch: Any) -> None:
         return Judgement(value=count, band=">= 1", passed=count >= 1, detail=f"no token reached {where}")
 
     observation.judge("coverage", "train", judged(worst), control=judged(0))
+
+
+def _check_precision(observation: Observation, watch: Any, wanted: str) -> None:
+    """Training must compute in what the recipe asks for: TRL 1.x computes in bfloat16 unless it is told not to."""
+
+    def judged(seen: Mapping[str, int]) -> Judgement:
+        others = {dtype: calls for dtype, calls in seen.items() if dtype != wanted}
+        return Judgement(
+            value=sum(others.values()),
+            band=f"== 0 of {sum(seen.values())} calls of experts in another dtype than {wanted}",
+            passed=not others and bool(seen),
+            detail=f"calls by dtype: {dict(sorted(seen.items()))}",
+        )
+
+    observation.judge("precision", "train", judged(watch.precisions), control=judged({**watch.precisions, "other": 1}))
 
 
 def _vocab(checkpoint: Checkpoint) -> int:

@@ -20,8 +20,8 @@ class Recipe:
 
     Attributes:
         summary: what gets a LoRA, and on what base: one line, a literal, for the documentation.
-        kinds: what is to get a LoRA: attention (linear attention included), expert, shared_expert, dense, router, and
-            other, which is the gate of a shared expert.
+        kinds: what is to get a LoRA: attention (linear attention included), expert, shared_expert, dense, router,
+            embedding, head, and other, which is the gate of a shared expert.
         expert_roles: which fused expert parameters are targeted. Per-expert Linears follow: gate_up_proj is gate_proj
             and up_proj.
         target_modules: PEFT's, as a user writes it: names of modules, or ``all-linear``. Where it is empty, as
@@ -46,6 +46,7 @@ class Recipe:
         checkpointing: whether layers are computed again in the backward pass (``gradient_checkpointing``).
         max_grad_norm: what a step's gradient is clipped to, all tensors together. Where batches are added up it is out
             of reach, because clipping would hide a wrong factor.
+        autocast: whether the trainer computes in bfloat16 by autocast (``bf16``), weights staying float32.
         resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
             on its way, and must arrive at the same adapter.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
@@ -73,6 +74,7 @@ class Recipe:
     accumulation: int = 1
     checkpointing: bool = False
     max_grad_norm: float = 1.0
+    autocast: bool = False
     resumed: bool = False
     shims: tuple[str, ...] = ()
 

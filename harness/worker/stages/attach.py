@@ -74,15 +74,16 @@ def _told_of_targets(targets: dict[str, set[Target]], recipe: Recipe) -> dict[st
 def lora_layers(peft_model: Any) -> dict[str, tuple[Target, Any]]:
     """Return every LoRA of the model: its key in a saved adapter → (target, layer).
 
-    The key is the module path in front of ``.lora_A.weight``. Wrapped parameters of one module nest. The path of the
-    inner one then ends in ``.base_layer``. The target is the module that holds the parameter.
+    The key is the module path in front of ``.lora_A.weight``, or of ``.lora_embedding_A``. Wrapped parameters of one
+    module nest. The path of the inner one then ends in ``.base_layer``. The target is the module that holds the
+    parameter.
     """
     import torch
     from peft.tuners.lora import LoraLayer
 
     found: dict[str, tuple[Target, Any]] = {}
     for name, module in peft_model.named_modules():
-        if not isinstance(module, LoraLayer) or not module.lora_A:
+        if not isinstance(module, LoraLayer) or not (module.lora_A or module.lora_embedding_A):
             continue
         path = name.removeprefix("base_model.model.")
         while path.endswith(".base_layer"):
@@ -94,9 +95,14 @@ def lora_layers(peft_model: Any) -> dict[str, tuple[Target, Any]]:
     return found
 
 
+def factors_of(layer: Any) -> tuple[str, str]:
+    """Return what PEFT calls the two factors of a layer: those of an embedding have names of their own."""
+    return ("lora_embedding_A", "lora_embedding_B") if layer.lora_embedding_A else ("lora_A", "lora_B")
+
+
 def adapters_of(layer: Any) -> list[str]:
     """Return the names of the adapters that have a LoRA on a layer, the trained one first."""
-    return [name for name in (TRAINED, FROZEN) if name in layer.lora_A]
+    return [name for name in (TRAINED, FROZEN) if name in getattr(layer, factors_of(layer)[0])]
 
 
 def magnitudes(layer: Any) -> Any:
@@ -164,11 +170,11 @@ def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, 
     result: dict[str, dict[str, Any]] = {kind: {} for kind in targets}
     for key, (target, layer) in lora_layers(peft_model).items():
         if target in kinds:
-            parts = ("lora_A", "lora_B", *([MAGNITUDE] if magnitudes(layer) else []))
-            for part in parts:
-                for name, tensor in getattr(layer, part)[TRAINED].named_parameters():
-                    path = f"{key.removeprefix('base_model.model.')}.{part}.{TRAINED}.{name}"
-                    result[kinds[target]][path] = tensor
+            for part in (*factors_of(layer), *([MAGNITUDE] if magnitudes(layer) else [])):
+                path = f"{key.removeprefix('base_model.model.')}.{part}"
+                for name, tensor in getattr(layer, part).named_parameters():
+                    if name.partition(".")[0] == TRAINED:
+                        result[kinds[target]][f"{path}.{name}"] = tensor
     return result
 
 

@@ -19,7 +19,7 @@ LARGER = 1.1
 """How much larger the decoded values of a control are, as ``harness.contract.checks`` says."""
 
 
-NEVER_QUANTISED = ("router", "other")
+NEVER_QUANTISED = ("router", "embedding", "head", "other")
 """Kinds that bitsandbytes is told to leave alone, though a LoRA can have them."""
 
 

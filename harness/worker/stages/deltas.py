@@ -8,12 +8,13 @@ in an engine. Of DoRA it is what PEFT's own merge in float64 has changed, becaus
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
-from harness.worker.stages.attach import MAGNITUDE, adapters_of, lora_layers, magnitudes
+from harness.worker.stages.attach import MAGNITUDE, adapters_of, factors_of, lora_layers, magnitudes
 from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
 
@@ -46,7 +47,10 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
             name = module if parameter in NO_EXPERTS else f"{module}:{parameter}"
             base = layer.get_base_layer()
             # Of a Linear by what it says of itself: the weight of a quantised one has the shape of its codes.
-            shape = layer.get_param().shape if parameter is not None else (base.out_features, base.in_features)
+            if parameter is not None or layer.lora_embedding_A:
+                shape = layer.get_param().shape if parameter is not None else base.weight.shape
+            else:
+                shape = (base.out_features, base.in_features)
             plain = (layer.get_delta_weight(adapter) for adapter in adapters_of(layer))
             delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
             deltas[name] = delta.reshape(shape).contiguous().cpu()
@@ -73,6 +77,7 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     """
     saved, memory = read_adapter(request.adapter), _named(request.work / BEFORE)
     rightly: set[Target] = set()
+    memory |= _copies(peft_model, saved)
     layouts: set[str] = set()
     experts: set[int] = set()
     ranks: set[int] = set()
@@ -106,10 +111,18 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
 
 def parts_of(key: str, layer: Any, adapter: str) -> dict[str, Any]:
     """Return what a layer holds of an adapter, by the names that it is saved under."""
-    parts = {f"{key}.{part}.weight": getattr(layer, part)[adapter] for part in ("lora_A", "lora_B")}
+    if layer.lora_embedding_A:
+        return {f"{key}.{part}": getattr(layer, part)[adapter].detach().cpu() for part in factors_of(layer)}
+    parts = {f"{key}.{part}.weight": getattr(layer, part)[adapter] for part in factors_of(layer)}
     if magnitudes(layer):
         parts[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[adapter]
     return {name: module.weight.detach().cpu() for name, module in parts.items()}
+
+
+def _copies(peft_model: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the base has in memory of weights that PEFT saves beside a LoRA on embeddings or head."""
+    layers = {f"{key}.base_layer.weight": layer for key, (_, layer) in lora_layers(peft_model).items()}
+    return {name: layers[name].get_base_layer().weight.detach().cpu() for name in saved if name in layers}
 
 
 def check_reloaded(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
@@ -121,7 +134,7 @@ def check_reloaded(observation: Observation, peft_model: Any, request: Request) 
         The targets whose pairs are as the file has them.
     """
     saved = read_adapter(request.adapter)
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, Any] = _copies(peft_model, saved)
     rightly: set[Target] = set()
     for key, (target, layer) in lora_layers(peft_model).items():
         own: dict[str, Any] = {}

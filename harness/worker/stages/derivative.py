@@ -97,8 +97,11 @@ def _unlike(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
 
 
 def _saved(name: str) -> str:
-    """Return the name under which PEFT saves a tensor of the model; DoRA's magnitudes have no ``.weight`` there."""
-    return name.replace(".default.weight", "" if MAGNITUDE in name else ".weight")
+    """Return the name under which PEFT saves a tensor of the model.
+
+    DoRA's magnitudes have no ``.weight`` there, and the factors of an embedding have none in memory either.
+    """
+    return name.removesuffix(".default").replace(".default.weight", "" if MAGNITUDE in name else ".weight")
 
 
 def _move(tensor: Any, gradient: Any) -> Any:

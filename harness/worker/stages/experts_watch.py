@@ -8,6 +8,7 @@ releases (raw logits, softmaxed logits, tuples in two orders).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ class ExpertWatch:
 
     Attributes:
         counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
+        precisions: the dtypes that experts computed in while training, and in how many calls.
         gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order. A list
             with one (tokens,) float32 tensor per layer.
         router_logits: layer → (tokens, E) float32 of the same pass, before any bias, with their gradient function.
@@ -38,6 +40,7 @@ class ExpertWatch:
         self._recording = False
         self._routing = checkpoint.routing
         self.counts: dict[str, dict[int, Any]] = {}
+        self.precisions: Counter[str] = Counter()
         self.gaps: dict[int, Any] = {}
         self.router_logits: dict[int, Any] = {}
         self._num_experts = checkpoint.num_experts
@@ -108,7 +111,9 @@ class ExpertWatch:
         seen = sum(int(counts.sum()) for counts in self.counts[phase].values())
         return seen / (positions * self._routing.top_k * len(self.counts[phase]))
 
-    def _add(self, layer: int, tokens: Any) -> None:
+    def _add(self, layer: int, tokens: Any, hidden: Any) -> None:
+        if self._phase == "training":
+            self.precisions[precision_of(hidden)] += 1
         if self._phase is not None:
             layers = self.counts.setdefault(self._phase, {})
             layers[layer] = layers[layer] + tokens if layer in layers else tokens
@@ -118,7 +123,7 @@ class ExpertWatch:
             import torch
 
             index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=self._num_experts))
+            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=self._num_experts), args[0])
 
         return hook
 
@@ -128,7 +133,7 @@ class ExpertWatch:
 
             tokens = torch.zeros(self._num_experts, dtype=torch.int64)
             tokens[expert] = args[0].reshape(-1, args[0].shape[-1]).shape[0]
-            self._add(layer, tokens)
+            self._add(layer, tokens, args[0])
 
         return hook
 
@@ -141,6 +146,15 @@ class ExpertWatch:
                 self.gaps[layer] = router_gap(args[0].detach(), weight.detach(), bias_of(router), self._routing).cpu()
 
         return hook
+
+
+def precision_of(hidden: Any) -> str:
+    """Return the dtype that a product with these activations is computed in here and now."""
+    import torch
+
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return str(dtype).removeprefix("torch.")
 
 
 STEEPEST_SIGMOID = 0.25

@@ -35,9 +35,11 @@ def with_gradient(layers: Mapping[str, tuple[Target, Any]], norms: Mapping[str, 
 
 
 def with_delta(layers: Mapping[str, tuple[Target, Any]], adapter: str) -> set[Target]:
-    """Return the targets whose lora_B, which began at zero, is not zero any more."""
-    return {
-        target
-        for target, layer in layers.values()
-        if adapter in layer.lora_B and bool(layer.lora_B[adapter].weight.any())
-    }
+    """Return the targets of whose factors none is zero: one began so, lora_B or an embedding's lora_embedding_A."""
+    found = set()
+    for target, layer in layers.values():
+        for first, second in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
+            if adapter in first:
+                factors = (getattr(part[adapter], "weight", part[adapter]) for part in (first, second))
+                found |= {target} if all(bool(factor.any()) for factor in factors) else set()
+    return found

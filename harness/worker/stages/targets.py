@@ -56,6 +56,8 @@ def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict
     for spec in checkpoint.tensors:
         if spec.module is None or spec.kind not in recipe.kinds:
             continue
+        if spec.kind == "router" and checkpoint.num_experts == 1:
+            continue  # it chooses the one expert whatever it says, so no gradient reaches it
         if spec.kind == "router" and recipe.as_written and not form.linear_router:
             continue  # it is no module that a name could mean: see ``also_allowed``
         if spec.role is None:

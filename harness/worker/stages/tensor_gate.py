@@ -8,6 +8,7 @@ It is independent of the merge engine. It reads files with the safetensors libra
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ OWN_FILES = {MANIFEST}
 """What an engine may add beside the checkpoint's own files."""
 
 NAMES_SHOWN = 4
+
+_FIRST_FACTOR = re.compile(r"(.+)\.lora_(?:A\.weight|embedding_A)")
+"""The name of half a pair in a saved adapter."""
 
 ACCUMULATION_ROUNDINGS = 16
 """Float32 roundings, relative to the largest delta of a tensor, that accumulating a delta in float32 may cost."""
@@ -98,7 +102,7 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     deltas = load_file(work / DELTAS)
     names: dict[str, str] = json.loads((work / PAIRS).read_text())
     saved = [key for file in sorted(adapter.rglob("adapter_model.safetensors")) for key in load_file(file)]
-    pairs = {key.split(".lora_A.")[0] for key in saved if ".lora_A." in key}
+    pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
     result: dict[str, Any] = {}
     by: dict[str, str] = {}

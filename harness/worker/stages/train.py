@@ -123,6 +123,8 @@ def train(
     )
     with watch.counting("training"):
         outcome = trainer.train()
+    if recipe.autocast:  # Accelerate leaves the model casting whatever it is asked, and its weights are the truth
+        trainer.accelerator.unwrap_model(peft_model, keep_fp32_wrapper=False)
     optimizer.finish()
     after = fixed_batch_loss(peft_model, documents[:BATCH], watch, request.device)
     record = observation.data.setdefault("training", {})

@@ -29,7 +29,7 @@ ALWAYS = {
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
-    ("claims", "compare"), ("objective", "train"),
+    ("claims", "compare"), ("objective", "train"), ("precision", "train"),
 }  # fmt: skip
 BROKEN_MERGES = {
     (name, "compare") for name in ("kl", "logprob", "applied", "exact", "untouched_bytes", "keys", "dtypes", "files")

@@ -15,6 +15,8 @@ from harness.worker.checkpoints.writer import write_checkpoint
 from harness.worker.stages.coding import NEVER_QUANTISED
 
 FAMILIES = read_catalogue().families
+ENDS = ("embedding", "head")
+"""Kinds that lie in no layer."""
 PINNED = {
     "qwen3_moe": "b9eb15e29b69a06b",
     "glm4_moe": "cc685459f6ed8d96",
@@ -188,7 +190,7 @@ def test_variants_differ_in_names_and_layout_only(variant: str) -> None:
     prefix = "model.layers" if variant == "text-prefix" else "model.language_model.layers"
 
     assert parameters(variant) == parameters("published")
-    assert all(spec.key.startswith(prefix) for spec in checkpoint.tensors if spec.module)
+    assert all(spec.key.startswith(prefix) for spec in checkpoint.tensors if spec.module and spec.kind not in ENDS)
     assert ("text_config" in checkpoint.config) == (variant == "nested-config")
     assert any(spec.expert is not None for spec in checkpoint.tensors if spec.module) == (variant == "per-expert")
 
@@ -196,3 +198,13 @@ def test_variants_differ_in_names_and_layout_only(variant: str) -> None:
 def test_a_variant_that_a_family_is_not_published_in_is_refused() -> None:
     with pytest.raises(VariantNotOfferedError, match="per-expert"):
         build("qwen3_moe", geometry("distinct"), "per-expert")
+
+
+def test_a_tied_checkpoint_has_no_head_and_says_so(tmp_path: Path) -> None:
+    _written("qwen3_moe", tmp_path / "tied", variant="tied")
+    tied, published = (build("qwen3_moe", geometry("distinct"), name) for name in ("tied", "published"))
+
+    assert {s.key for s in published.tensors} - {s.key for s in tied.tensors} == {"lm_head.weight"}
+    assert "lm_head.weight" not in _read(tmp_path / "tied")
+    assert json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"] is True
+    assert published.config["tie_word_embeddings"] is False

@@ -17,7 +17,14 @@ from harness.worker.stages.funnel import record, with_delta, with_gradient
 
 
 def _layer(b: float) -> Any:
-    return SimpleNamespace(lora_B={"default": SimpleNamespace(weight=torch.tensor([[0.0, b]]))})
+    pair = {"lora_A": torch.ones(1, 1), "lora_B": torch.tensor([[0.0, b]])}
+    parts = {name: {"default": SimpleNamespace(weight=weight)} for name, weight in pair.items()}
+    return SimpleNamespace(**parts, lora_embedding_A={}, lora_embedding_B={})
+
+
+def _embedding(a: float) -> Any:
+    pair = {"lora_embedding_A": torch.tensor([[0.0, a]]), "lora_embedding_B": torch.ones(1, 1)}
+    return SimpleNamespace(**{name: {"default": weight} for name, weight in pair.items()}, lora_A={}, lora_B={})
 
 
 def test_of_a_kind_that_is_lost_nothing_is_left(tmp_path: Path) -> None:
@@ -48,10 +55,16 @@ def test_a_target_has_a_gradient_where_all_its_tensors_have() -> None:
     assert with_gradient(layers, {}) == set(), "what was not watched had none"
 
 
-def test_a_target_has_moved_where_lora_b_is_not_zero() -> None:
-    layers = {"a": (("q_proj", None), _layer(1.0)), "b": (("k_proj", None), _layer(0.0))}
+def test_a_target_has_moved_where_neither_factor_is_zero() -> None:
+    """A Linear's lora_B begins at zero, an embedding's lora_embedding_A."""
+    layers = {
+        "a": (("q_proj", None), _layer(1.0)),
+        "b": (("k_proj", None), _layer(0.0)),
+        "c": (("embed_tokens", None), _embedding(1.0)),
+        "d": (("other_tokens", None), _embedding(0.0)),
+    }
 
-    assert with_delta(layers, "default") == {("q_proj", None)}
+    assert with_delta(layers, "default") == {("q_proj", None), ("embed_tokens", None)}
     assert with_delta(layers, "frozen") == set()
 
 

@@ -80,6 +80,12 @@ def test_the_router_is_a_linear_or_a_parameter_of_its_own() -> None:
     }
 
 
+def test_a_router_of_one_expert_is_not_trained() -> None:
+    checkpoint = build("qwen3_moe", geometry("single"), "published")
+
+    assert set(expected_targets(checkpoint, recipe("lora-router"), FUSED)) == {"attention"}
+
+
 def test_peft_is_told_what_a_user_writes() -> None:
     targets = expected_targets(_checkpoint("qwen3_moe"), recipe("lora"), FUSED)
 
@@ -127,3 +133,14 @@ def test_a_target_is_of_the_kind_that_the_checkpoint_describes() -> None:
 def test_targets_as_users_write_them_go_with_a_plain_lora_alone() -> None:
     with pytest.raises(ValueError, match="as users write them"):
         dataclasses.replace(recipe("lora-attention"), target_modules=("q_proj",), use_dora=True)
+
+
+def test_embeddings_and_head_are_kinds_of_their_own() -> None:
+    both = expected_targets(_checkpoint("qwen3_5_moe"), recipe("lora-vocabulary"), FUSED)
+    tied = build("qwen3_moe", geometry("distinct"), "tied")
+
+    assert (both["embedding"], both["head"]) == ({("model.embed_tokens", None)}, {("lm_head", None)})
+    assert set(expected_targets(_checkpoint("glm4_moe"), recipe("lora-embeddings"), FUSED)) == {
+        "attention", "embedding",
+    }  # fmt: skip
+    assert "head" not in expected_targets(tied, recipe("lora-vocabulary"), FUSED), "it has no tensor of its own"
