@@ -7,7 +7,8 @@ Before it was the other way round (peft#3165).
 
 An embedding is looked up, so its weight lies the other way round, (tokens, features). Its pair is ``lora_embedding_A``
 (r, tokens) and ``lora_embedding_B`` (features, r), and adds the transpose of their product. Beside a LoRA on embeddings
-or head PEFT saves these weights of the base too, as ``base_layer.weight``.
+or head PEFT saves these weights of the base too, as ``base_layer.weight``. A module of ``modules_to_save`` is saved
+whole, by its own name.
 
 DoRA gives a Linear another weight: each row of V = W + the pair's delta, divided by its norm, times a magnitude m
 (arXiv 2402.09353, equation 5). Training holds the norm constant (its section 4.3), and so must a slope.
@@ -77,6 +78,11 @@ def without_copies(saved: Mapping[str, Array], base: Weights) -> dict[str, Array
     return kept
 
 
+def _is_whole(config: dict[str, Any], path: str) -> bool:
+    """Whether a module is saved whole: ``modules_to_save`` has its name, or its end from a dot on."""
+    return any(path.endswith(f".{name}") for name in config.get("modules_to_save") or ())
+
+
 def _path(pair: str) -> str:
     """Return a module's name as ``Weights`` has it."""
     return pair.removeprefix(PREFIX).removeprefix("model.language_model.").removeprefix("model.")
@@ -125,8 +131,11 @@ def _read(
     divided: dict[str, Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     embeddings = [name.removesuffix(EMBEDDING_A) for name in saved if name.endswith(EMBEDDING_A)]
-    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) != len(saved):
+    whole = [name for name in saved if ".lora_" not in name and _is_whole(config, name.removesuffix(".weight"))]
+    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole) != len(saved):
         raise UnreadableAdapterError("it holds something beside pairs of A and B, and with DoRA their magnitudes")
+    for name in whole:
+        linears[_path(name.removesuffix(".weight"))] = saved[name] - base.stored[_path(name)]
     for pair in embeddings:
         a, b = saved[f"{pair}{EMBEDDING_A}"], saved[f"{pair}.lora_embedding_B"]
         linears[_path(pair)] = _scaling(config, pair.removeprefix(PREFIX), len(a)) * (b @ a).T

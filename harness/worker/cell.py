@@ -68,6 +68,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
     from harness.worker.stages.targets import by_kind
     from harness.worker.stages.train import train
     from harness.worker.stages.two_adapters import TRAINED, frozen_alone
+    from harness.worker.stages.whole import whole_modules
 
     plan, vocab = recipe(request.recipe), _vocab(checkpoint)
     model, tokenizer, base_logits, clear = _load(observation, request, checkpoint)
@@ -88,7 +89,7 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         )
         if plan.resumed:
             _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
-        layers = lora_layers(peft_model)
+        layers = {**lora_layers(peft_model), **whole_modules(peft_model)}
         record(observation, "gradient", by_kind(checkpoint, with_gradient(layers, norms)))
         record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)

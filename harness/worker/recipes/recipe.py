@@ -27,6 +27,7 @@ class Recipe:
         target_modules: PEFT's, as a user writes it: names of modules, or ``all-linear``. Where it is empty, as
             ``target_parameters``, everything of ``kinds`` is named in full.
         target_parameters: PEFT's, as a user writes it.
+        whole: what is trained whole instead (PEFT's ``modules_to_save``); some of ``kinds``.
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
             merge that drops one of them must show.
@@ -58,6 +59,7 @@ class Recipe:
     expert_roles: tuple[str, ...] = ("gate_up_proj", "down_proj")
     target_modules: tuple[str, ...] | Literal["all-linear"] = ()
     target_parameters: tuple[str, ...] = ()
+    whole: tuple[Kind, ...] = ()
     steps: int = 8
     learning_rate: float = 2e-2
     alpha_over_rank: int = 2
@@ -100,6 +102,8 @@ class Recipe:
             raise ValueError("PEFT has no DoRA and no dropout on fused experts, and no cell measures them on codes")
         if self.as_written and (self.frozen or self.linears_only or self.quantization is not None):
             raise ValueError("targets as users write them are a plain LoRA's")
+        if not set(self.whole) <= set(self.kinds) & {"embedding", "head"}:
+            raise ValueError("embeddings and head are trained whole, where they are trained at all")
         if not set(self.frozen) <= set(self.kinds) - {"expert"}:
             raise ValueError("an earlier adapter has some of the kinds that are trained, and no experts")
 

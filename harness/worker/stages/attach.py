@@ -17,6 +17,7 @@ from harness.worker.stages.funnel import record
 from harness.worker.stages.peft_names import Target, name_of, rank_and_scaling
 from harness.worker.stages.targets import also_allowed, by_kind, expected_targets, form_of
 from harness.worker.stages.two_adapters import FROZEN, TRAINED, freeze
+from harness.worker.stages.whole import COPIES, is_trained, trained_weight, whole_modules
 
 MAGNITUDE = "lora_magnitude_vector"
 """What PEFT calls DoRA's part of a layer, and of a saved key."""
@@ -65,7 +66,9 @@ def _told_of_targets(targets: dict[str, set[Target]], recipe: Recipe) -> dict[st
         "target_parameters": recipe.target_parameters,
     }
     if not recipe.as_written:
-        names = {target: name_of(target, recipe) for members in targets.values() for target in members}
+        lora = (members for kind, members in targets.items() if kind not in recipe.whole)
+        names = {target: name_of(target, recipe) for members in lora for target in members}
+        told[COPIES] = tuple(sorted(module for kind in recipe.whole for module, _ in targets.get(kind, ())))
         told["target_modules"] = tuple(sorted(name for (module, _), name in names.items() if name == module))
         told["target_parameters"] = tuple(sorted(name for (module, _), name in names.items() if name != module))
     return {option: said if isinstance(said, str) else list(said) for option, said in told.items() if said}
@@ -140,10 +143,15 @@ def check_attached(
         if (adapter in magnitudes(layer)) == recipe.use_dora
         and (layer.r[adapter], layer.scaling[adapter]) == rank_and_scaling(name_of(target, recipe), recipe, rank)
     }
+    whole = {target for target, _ in whole_modules(peft_model).values()}
+    asked_whole = {target for kind in recipe.whole for target in targets.get(kind, ())}
+    found = {(adapter, target) for adapter, target in found if target not in asked_whole}
+    found |= {(TRAINED, target) for target in whole & asked_whole}
     per_adapter = {TRAINED: tuple(targets), FROZEN: recipe.frozen}
     wanted = {(adapter, target) for adapter, kinds in per_adapter.items() for kind in kinds for target in targets[kind]}
     may_be = found & {(TRAINED, target) for members in (allowed or {}).values() for target in members}
-    surplus = pairs.keys() - wanted - may_be
+    surplus = {pair for pair in pairs if pair[1] in asked_whole or pair not in wanted | may_be}
+    surplus |= {(TRAINED, target) for target in whole - asked_whole}
     trained = {target for adapter, target in found & (wanted | may_be) if adapter == TRAINED}
     observation.data.setdefault("training", {})["attached"] = {
         kind: f"{len(trained & members)}/{len(members)}" for kind, members in targets.items()
@@ -165,7 +173,7 @@ def check_attached(
 
 
 def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, dict[str, Any]]:
-    """Return the LoRA tensors to be trained per targeted kind: kind → name → parameter."""
+    """Return the tensors to be trained per targeted kind, LoRA or whole: kind → name → parameter."""
     kinds = {target: kind for kind, members in targets.items() for target in members}
     result: dict[str, dict[str, Any]] = {kind: {} for kind in targets}
     for key, (target, layer) in lora_layers(peft_model).items():
@@ -175,15 +183,21 @@ def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, 
                 for name, tensor in getattr(layer, part).named_parameters():
                     if name.partition(".")[0] == TRAINED:
                         result[kinds[target]][f"{path}.{name}"] = tensor
+    for target, wrapper in whole_modules(peft_model).values():
+        if target in kinds:
+            result[kinds[target]][f"{target[0]}.{COPIES}.{TRAINED}.weight"] = trained_weight(wrapper)
     return result
 
 
 def trainable_outside_lora(peft_model: Any) -> list[str]:
-    """Return the names of trainable parameters that are no LoRA, or an earlier adapter's: there should be none."""
+    """Return the names of trainable parameters that are no LoRA and not trained whole, or an earlier adapter's.
+
+    There should be none.
+    """
     return [
         name
         for name, p in peft_model.named_parameters()
-        if p.requires_grad and (".lora_" not in name or f".{FROZEN}." in name)
+        if p.requires_grad and (not is_trained(name) or f".{FROZEN}." in name)
     ]
 
 

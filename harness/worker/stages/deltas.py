@@ -17,6 +17,7 @@ from harness.worker.request import Request
 from harness.worker.stages.attach import MAGNITUDE, adapters_of, factors_of, lora_layers, magnitudes
 from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
+from harness.worker.stages.whole import trained_weight, whole_modules
 
 DELTAS = "deltas.safetensors"
 PAIRS = "pairs.json"
@@ -55,6 +56,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
             delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
             deltas[name] = delta.reshape(shape).contiguous().cpu()
             pairs[key], scalings[key] = name, float(layer.scaling[TRAINED])
+        for key, ((module, _), wrapper) in whole_modules(peft_model).items():
+            deltas[module] = (trained_weight(wrapper) - wrapper.original_module.weight).contiguous().cpu()
+            pairs[key] = module
     save_file(deltas, directory / DELTAS)
     for file, content in ((PAIRS, pairs), (SCALINGS, scalings)):
         (directory / file).write_text(json.dumps(content, indent=1, sort_keys=True))
@@ -89,6 +93,10 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         if target[1] not in NO_EXPERTS:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
+    for key, (target, wrapper) in whole_modules(peft_model).items():
+        name = f"{key}.weight"
+        memory[name] = trained_weight(wrapper).detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(memory[name], saved[name]) else set()
     config = json.loads((request.adapter / "adapter_config.json").read_text())
     named = config.get("base_model_name_or_path")
     misnamed = [] if named == str(request.base) else [f"the base, which is named {named}"]
@@ -143,6 +151,10 @@ def check_reloaded(observation: Observation, peft_model: Any, request: Request) 
             own |= {f"{folder}{name}": tensor for name, tensor in parts_of(key, layer, adapter).items()}
         loaded |= {name: tensor.to(saved[name].dtype) if name in saved else tensor for name, tensor in own.items()}
         rightly |= {target} if all(n in saved and _same_bits(loaded[n], saved[n]) for n in own) else set()
+    for key, (target, wrapper) in whole_modules(peft_model).items():
+        name = f"{key}.weight"
+        loaded[name] = trained_weight(wrapper).detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(loaded[name], saved[name]) else set()
     altered = {name: tensor.clone() for name, tensor in list(loaded.items())[:1]}
     for tensor in altered.values():
         tensor.flatten()[:1] += 1

@@ -9,6 +9,7 @@ from harness.contract.funnel import FunnelStep
 from harness.contract.tensors import Kind
 from harness.worker.observation import Observation
 from harness.worker.stages.peft_names import Target
+from harness.worker.stages.whole import COPIES, trained_weight
 
 
 def record(observation: Observation, step: FunnelStep, counts: Mapping[Kind, int]) -> None:
@@ -28,16 +29,23 @@ def with_gradient(layers: Mapping[str, tuple[Target, Any]], norms: Mapping[str, 
     found = set()
     for key, (target, _) in layers.items():
         path = key.removeprefix("base_model.model.")
-        own = [norm for name, norm in norms.items() if name.startswith(f"{path}.lora_")]
+        own = [norm for name, norm in norms.items() if name.startswith((f"{path}.lora_", f"{path}.{COPIES}."))]
         if own and all(norm > 0.0 for norm in own):
             found.add(target)
     return found
 
 
 def with_delta(layers: Mapping[str, tuple[Target, Any]], adapter: str) -> set[Target]:
-    """Return the targets of whose factors none is zero: one began so, lora_B or an embedding's lora_embedding_A."""
+    """Return the targets of whose factors none is zero: one began so, lora_B or an embedding's lora_embedding_A.
+
+    What is trained whole has moved where it is not what it was.
+    """
     found = set()
     for target, layer in layers.values():
+        if hasattr(layer, "original_module"):
+            moved = not trained_weight(layer).equal(layer.original_module.weight)
+            found |= {target} if moved else set()
+            continue
         for first, second in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
             if adapter in first:
                 factors = (getattr(part[adapter], "weight", part[adapter]) for part in (first, second))

@@ -103,6 +103,7 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     names: dict[str, str] = json.loads((work / PAIRS).read_text())
     saved = [key for file in sorted(adapter.rglob("adapter_model.safetensors")) for key in load_file(file)]
     pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
+    pairs |= {key.removesuffix(".weight") for key in saved} & names.keys()  # what was trained whole
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
     result: dict[str, Any] = {}
     by: dict[str, str] = {}

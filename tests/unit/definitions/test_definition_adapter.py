@@ -219,3 +219,14 @@ def test_embeddings_are_the_head_where_the_configuration_says_so(tmp_path: Path,
     moved = weights.plus(Deltas(linears={"embed_tokens": np.ones((2, 1))}))
     assert moved["embed_tokens.weight"].tolist() == [[2.0], [3.0]]
     assert not ties or moved["lm_head.weight"].tolist() == [[1.0], [2.0]], "what is trained of one end is its own"
+
+
+def test_a_module_that_is_saved_whole_replaces_the_base_s(tmp_path: Path) -> None:
+    base = Weights(stored={"lm_head.weight": np.array([[1.0], [2.0]])})
+    tensors = {"base_model.model.lm_head.weight": [[5.0], [2.5]]}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, modules_to_save=["lm_head"]), base)
+
+    assert base.plus(found)["lm_head.weight"].tolist() == [[5.0], [2.5]]
+    with pytest.raises(UnreadableAdapterError, match="beside pairs"):
+        read_deltas(write(tmp_path / "other", tensors), base)

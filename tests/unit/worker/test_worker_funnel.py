@@ -14,6 +14,7 @@ from harness.worker.observation import Observation
 from harness.worker.stages.deltas import _as_in
 from harness.worker.stages.experts_watch import bias_of, routing_weight
 from harness.worker.stages.funnel import record, with_delta, with_gradient
+from harness.worker.stages.whole import is_trained, saved_copy, whole_modules
 
 
 def _layer(b: float) -> Any:
@@ -108,3 +109,28 @@ def test_a_router_multiplies_with_its_weight_and_its_active_lora() -> None:
     assert routing_weight(wrapped).equal(torch.ones(2, 3))
     assert bias_of(wrapped).tolist() == [1.0, 2.0]
     assert bias_of(SimpleNamespace(weight=base.weight)) is None
+
+
+class _Whole(torch.nn.Module):
+    """PEFT's wrapper of a module that is trained whole, under PEFT's names."""
+
+    def __init__(self, trained: float) -> None:
+        super().__init__()
+        self.original_module, copy = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.original_module.weight)
+        torch.nn.init.constant_(copy.weight, trained)
+        self.modules_to_save = torch.nn.ModuleDict({"default": copy})
+
+
+def test_what_is_trained_whole_is_found_named_and_has_moved_where_it_is_another() -> None:
+    model = torch.nn.ModuleDict({"lm_head": _Whole(1.0), "embed_tokens": _Whole(2.0), "q_proj": torch.nn.Linear(1, 1)})
+    found = whole_modules(model)
+    names = [name for name, _ in model.named_parameters() if is_trained(name)]
+
+    assert {key: target for key, (target, _) in found.items()} == {
+        "lm_head": ("lm_head", None), "embed_tokens": ("embed_tokens", None),
+    }  # fmt: skip
+    assert with_delta(found, "default") == {("embed_tokens", None)}
+    assert with_gradient(found, {"lm_head.modules_to_save.default.weight": 1.0}) == {("lm_head", None)}
+    assert [saved_copy(name) for name in names] == ["lm_head.weight", "embed_tokens.weight"]
+    assert not is_trained("lm_head.original_module.weight")

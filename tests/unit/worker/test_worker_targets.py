@@ -144,3 +144,16 @@ def test_embeddings_and_head_are_kinds_of_their_own() -> None:
         "attention", "embedding",
     }  # fmt: skip
     assert "head" not in expected_targets(tied, recipe("lora-vocabulary"), FUSED), "it has no tensor of its own"
+
+
+def test_what_is_trained_whole_gets_no_lora() -> None:
+    plan = recipe("lora-modules-to-save")
+    targets = expected_targets(_checkpoint("qwen3_moe"), plan, FUSED)
+    told = _told_of_targets(targets, plan)
+
+    assert told["modules_to_save"] == ["lm_head", "model.embed_tokens"]
+    assert {name.rpartition(".")[2] for name in told["target_modules"]} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    with pytest.raises(ValueError, match="trained whole"):
+        dataclasses.replace(plan, whole=("attention",))
+    with pytest.raises(ValueError, match="trained whole"):
+        dataclasses.replace(recipe("lora"), whole=("head",))
