@@ -202,6 +202,13 @@ TABLE: tuple[Check, ...] = (
         control="one expert saw no token",
     ),
     Check(
+        name="precision",
+        stage="train",
+        gate="training",
+        passes_when="in every step the experts computed in the dtype that the recipe asks for, float32 or autocast's",
+        control="one call is in another dtype",
+    ),
+    Check(
         name="modes",
         stage="train",
         gate="training",
@@ -261,6 +268,15 @@ TABLE: tuple[Check, ...] = (
         "differences in float64",
         control="the steepest tensor's gradient is negated",
         applies=_defined,
+    ),
+    Check(
+        name="attached",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="every weight of the saved adapter is in the model that has loaded it again, number by number, and "
+        "nothing else",
+        control="one loaded number is another",
+        counts_all=True,
     ),
     Check(
         name="definition",

@@ -25,6 +25,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="computes in bfloat16 while training",
-    noticed_by=frozenset({"train/objective", "train/gradient"}),
+    noticed_by=frozenset({"train/objective", "train/gradient", "train/precision"}),
     plant=plant,
 )

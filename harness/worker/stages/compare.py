@@ -17,6 +17,7 @@ from harness.worker.stages.claims import Claim, claims_of_manifest, judge_claims
 from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, Matches, distance, match_samples, surest_replaced
+from harness.worker.stages.funnel import record
 from harness.worker.stages.merge import EDITED
 from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 
@@ -52,6 +53,7 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     view = "merged" if loaded else None
     report = judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
     measured = report.counts
+    record(observation, "merged", report.merged_of_kind())
     rightly, applied = sum(measured[name] for name in RIGHT), said.get("engine_applied")
     # An engine may count what it changed, or all that is as it should be: a delta of zero changes nothing.
     right = measured["applied"] if applied == measured["applied"] else rightly
@@ -86,6 +88,9 @@ def judge(
         merged: the directory.
         view: the name under which its reloaded model's logits and samples were kept; None: it could not be loaded.
         edited: files of its inputs that the engine changed; none where no engine ran.
+
+    Returns:
+        What the bytes say.
     """
     report = inspect(
         checkpoint,

@@ -54,8 +54,11 @@ def train(
     request: Request,
     vocab: int,
     watch: ExpertWatch,
-) -> None:
+) -> Mapping[str, float]:
     """Train, and record loss, gradient norms and tokens per expert as checks.
+
+    Returns:
+        The largest norm of the gradient of each LoRA tensor over all steps, by its name in the model.
 
     Raises:
         NotTrainableError: a parameter beside the LoRA is trainable.
@@ -121,6 +124,8 @@ def train(
     )
     with watch.counting("training"):
         outcome = trainer.train()
+    if recipe.autocast:  # Accelerate leaves the model casting whatever it is asked, and its weights are the truth
+        trainer.accelerator.unwrap_model(peft_model, keep_fp32_wrapper=False)
     optimizer.finish()
     after = fixed_batch_loss(peft_model, documents[:BATCH], watch, request.device)
     record = observation.data.setdefault("training", {})
@@ -139,6 +144,7 @@ def train(
         control=_update(optimizer.altered, "one that has moved further"),
     )
     observation.judge("loss", "train", _loss(before, after), control=_loss(after, before))
+    return per_tensor
 
 
 def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:

@@ -25,11 +25,11 @@ PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=
 ALWAYS = {
     ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("cache", "train"), ("steps", "train"),
     ("update", "train"), ("gradients", "train"),
-    ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("loss", "train"), ("coverage", "train"), ("attached", "save"), ("attached", "reload-adapter"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
-    ("claims", "compare"), ("objective", "train"), ("gradient", "train"),
+    ("claims", "compare"), ("objective", "train"), ("gradient", "train"), ("precision", "train"),
 }  # fmt: skip
 BROKEN_MERGES = {
     (name, "compare") for name in ("kl", "logprob", "applied", "exact", "untouched_bytes", "keys", "dtypes", "files")
