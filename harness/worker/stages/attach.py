@@ -119,8 +119,9 @@ def dtypes_of(layer: Any, adapter: str) -> set[str]:
     PEFT makes them in float32 whatever the base is in (``autocast_adapter_dtype``, 0.18.1 to 0.21.2). Releases of TRL
     that cast them do it later.
     """
-    parts = [getattr(layer, part, None) or {} for part in ("lora_A", "lora_B", MAGNITUDE)]
-    return {str(p.dtype) for part in parts if adapter in part for p in part[adapter].parameters()}
+    parts = [getattr(layer, part, None) or {} for part in (*factors_of(layer), MAGNITUDE)]
+    held = [part[adapter] for part in parts if adapter in part]
+    return {str(weight.dtype) for it in held for weight in (it.parameters() if hasattr(it, "parameters") else (it,))}
 
 
 def check_attached(

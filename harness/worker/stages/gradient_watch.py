@@ -70,6 +70,7 @@ class GradientWatch:
         device: where the model is.
         max_norm: what gradients are clipped to, all of them together.
         band: the largest distance of a gradient in float32.
+        autocast: whether it is trained by bfloat16's autocast, where every gradient on the way has that many digits.
         dropout: whether the model has some: then it is asked in training mode, with the random numbers that training
             had.
         norms: how large the gradient of each step that was looked at should be, before it is clipped.
@@ -83,6 +84,7 @@ class GradientWatch:
     device: str
     max_norm: float
     band: float
+    autocast: bool = False
     dropout: bool = False
     norms: dict[int, float] = field(default_factory=dict)
     worst: Off | None = None
@@ -159,7 +161,7 @@ class GradientWatch:
         """Return how far a tensor's gradient may be from ours."""
         import torch
 
-        digit = float(torch.finfo(self.tensors[name].dtype).eps)
+        digit = float(torch.finfo(torch.bfloat16 if self.autocast else self.tensors[name].dtype).eps)
         return self.band + (DIGITS * digit if digit > torch.finfo(torch.float32).eps else 0.0)
 
     @contextmanager

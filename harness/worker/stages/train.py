@@ -84,6 +84,7 @@ def train(
         device=request.device,
         max_norm=recipe.max_grad_norm,
         band=request.bands.paths_max,
+        autocast=recipe.autocast,
         dropout=recipe.dropout > 0,
     )
     objective = ObjectiveWatch(recipe=recipe, request=request, batches=batches, gradients=gradients, watch=watch)
