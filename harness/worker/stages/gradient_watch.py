@@ -10,7 +10,7 @@ Ours is the gradient of copies of the trained tensors: whatever hooks a trained 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,21 +111,19 @@ class GradientWatch:
         """
         import torch
 
-        copies = {name: tensor.detach().clone().requires_grad_() for name, tensor in self.tensors.items()}
-        with self._asked(model), torch.enable_grad():
-            speaking = _with_copies(model, self.tensors, copies)
+        with self._asked(model), _copied(model, self.tensors.values()) as copies, torch.enable_grad():
             said = []
             for part, state in zip(batches.parts, drawn, strict=True):
                 state.set()
-                said.append(said_of(speaking, part, watch=self.watch, balancing=balancing, device=self.device))
+                said.append(said_of(model, part, watch=self.watch, balancing=balancing, device=self.device))
             objective = Objective.of(said, told=batches.told, labels=batches.labels_of_step)
             divisor = batches.labels_of_step if objective.by_labels else batches.predictions_of_step
             loss = sum(part.losses / divisor + part.balance / len(said) for part in said)
             found = [None] * len(copies)
             if loss.requires_grad:  # else the model makes nothing of them, which is what it should not
                 found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
-        pairs = zip(copies.items(), found, strict=True)
-        self._compare({name: _or_zero(gradient, tensor) for (name, tensor), gradient in pairs}, step)
+        gradients = dict(zip(copies, found, strict=True))
+        self._compare({name: _or_zero(gradients[id(it)], it) for name, it in self.tensors.items()}, step)
         return objective
 
     def compare_norms(self, told: Mapping[int, float]) -> None:
@@ -214,13 +212,26 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.gpus)
 
 
-def _with_copies(model: Any, tensors: Mapping[str, Any], copies: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the model with copies in the place of trained tensors, to be called as it is."""
-    from torch.func import functional_call
+@contextmanager
+def _copied(model: Any, tensors: Iterable[Any]) -> Iterator[dict[int, Any]]:
+    """Put copies in the place of some of a model's parameters within the block; yields them by the parameters' ids.
 
-    names = {id(tensor): name for name, tensor in model.named_parameters()}
-    placed = {names[id(tensor)]: copies[name] for name, tensor in tensors.items()}
-    return lambda **given: functional_call(model, placed, (), given)
+    It is done module by module, because two may share a parameter, and a module may have two names.
+    """
+    copies = {id(tensor): tensor.detach().clone().requires_grad_() for tensor in tensors}
+    places = [
+        (module, leaf, parameter)
+        for module in model.modules()
+        for leaf, parameter in module._parameters.items()  # noqa: SLF001 - setattr takes no tensor for a parameter
+        if id(parameter) in copies
+    ]
+    for module, leaf, parameter in places:
+        module._parameters[leaf] = copies[id(parameter)]  # noqa: SLF001 - as above
+    try:
+        yield copies
+    finally:
+        for module, leaf, parameter in places:
+            module._parameters[leaf] = parameter  # noqa: SLF001 - as above
 
 
 def _or_zero(gradient: Any, tensor: Any) -> Any:

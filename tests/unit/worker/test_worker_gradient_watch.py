@@ -137,6 +137,27 @@ def test_a_hook_of_a_tensor_is_not_ours() -> None:
     assert worst_of(trained(model=model)).share > 1
 
 
+def test_a_module_that_has_two_names_is_left_as_it_was() -> None:
+    """So it is where two layers share one lora_A: what is trained is never ours."""
+    inner, outer = Bigrams(), Bigrams()
+    outer.first = outer.second = inner
+    outer.forward = inner.forward  # type: ignore[method-assign]
+    before = [(id(module), leaf, id(it)) for module in outer.modules() for leaf, it in module.named_parameters()]
+    tensors = {f"{name}.{leaf}": it for name in ("first", "second") for leaf, it in inner.named_parameters()}
+    for weight in inner.parameters():
+        weight.grad = torch.zeros_like(weight)
+    watch: Any = SimpleNamespace(pausing=nullcontext, recording=nullcontext, router_logits={})
+    found = GradientWatch(tensors=tensors, watch=watch, device="cpu", max_norm=1e6, band=BAND)
+    batches = Batches(known=DOCUMENTS, packed=False, parts=[DOCUMENTS], told=1.0)
+    for step in (1, 2):
+        found.look(outer, batches, step=step, drawn=[RandomState.now()], balancing=None)
+
+    after = [(id(module), leaf, id(it)) for module in outer.modules() for leaf, it in module.named_parameters()]
+    assert after == before
+    assert found.norms[1] == found.norms[2] > 0
+    assert all(isinstance(it, torch.nn.Parameter) for it in outer.parameters())
+
+
 def test_a_model_that_makes_nothing_of_a_tensor_has_no_gradient() -> None:
     """Training had one all the same."""
     model, other = Bigrams(), Bigrams()
