@@ -1,7 +1,8 @@
 """Run in a stack's environment: one cell for each case, with one function's code replaced, or with its lines noted.
 
 Arguments: the project's root. A case is ``{"request": FILE, "seconds": …}`` and ``"module", "function", "source"``, or
-``"trace": [FILES]``. What is said is the observation, null where the time was not enough, or file → lines that ran.
+``"trace": [FILES]``, or nothing else: a cell as it is. What is said of a trace is the lines that ran, file → lines. Of a mutant it is how its cell ended
+(``done``, ``died``, ``timeout``, or ``not planted`` with a reason) and the observation, where there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from types import CodeType, FrameType
@@ -26,18 +29,31 @@ from harness.worker.request import Request, read_request
 from harness.worker.run import run_cell
 
 _TICK = 0.02
+NOT_PLANTED = "not-planted"
+"""The file, in the work directory, that says why a mutant could not be planted."""
 
 
 def replace_code(module: str, function: str, source: str) -> None:
-    """Give a function the code that it has in another source of its module."""
+    """Give a function the code that it has in another source of its module.
+
+    Raises:
+        LookupError: there is no such function, here or in that source.
+        ValueError: the code wants other variables of its surroundings.
+    """
     owner: Any = importlib.import_module(module)
     *path, name = function.split(".")
     for part in path:
         owner = getattr(owner, part)
     target: Any = inspect.getattr_static(owner, name)
-    target = getattr(target, "__func__", getattr(target, "fget", target))
+    for door in ("__func__", "fget", "func"):
+        target = inspect.getattr_static(target, door, None) and getattr(target, door) or target
     target = inspect.unwrap(target)
-    target.__code__ = _find(compile(source, target.__code__.co_filename, "exec"), function)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        changed = compile(source, target.__code__.co_filename, "exec")
+    if target.__code__.co_qualname != function:
+        raise LookupError(f"{module}.{function} is another function: {target.__code__.co_qualname}")
+    target.__code__ = _find(changed, function)
 
 
 def _find(code: CodeType, function: str) -> CodeType:
@@ -66,6 +82,7 @@ def trace(files: list[str], into: Path) -> None:
 
     def noted(*args: Any) -> None:
         sys.settrace(enter)
+        threading.settrace(enter)
         try:
             run_step(*args)
         finally:
@@ -80,13 +97,18 @@ def run(case: dict[str, Any], request: Request) -> None:
     """Be the cell."""
     os.setsid()
     os.chdir(request.work)
-    log = os.open(request.work / "log", os.O_WRONLY | os.O_CREAT, 0o644)
+    # Beside the directory: what lies in it is looked at.
+    log = os.open(request.work.with_suffix(".log"), os.O_WRONLY | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if "trace" in case:
         trace(case["trace"], request.work)
-    else:
-        replace_code(case["module"], case["function"], case["source"])
+    elif "module" in case:
+        try:
+            replace_code(case["module"], case["function"], case["source"])
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
+            (request.work / NOT_PLANTED).write_text(repr(error))
+            return
     run_cell(request)
 
 
@@ -100,6 +122,14 @@ def wait(child: int, seconds: float) -> bool:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def ended(request: Request, *, in_time: bool) -> dict[str, Any]:
+    """Return what became of a mutant's cell."""
+    if (request.work / NOT_PLANTED).exists():
+        return {"ended": "not planted", "reason": (request.work / NOT_PLANTED).read_text()}
+    seen = json.loads(request.observation.read_text()) if request.observation.exists() else None
+    return {"ended": "timeout" if not in_time else "done" if seen and seen.get("done") else "died", "observation": seen}
 
 
 def main() -> None:
@@ -117,11 +147,11 @@ def main() -> None:
                 run(case, request)
             finally:
                 os._exit(0)
-        ended = wait(child, case["seconds"])
+        in_time = wait(child, case["seconds"])
         if "trace" in case:
             answer: Any = [json.loads(path.read_text()) for path in request.work.glob("lines-*.json")]
         else:
-            answer = json.loads(request.observation.read_text()) if ended and request.observation.exists() else None
+            answer = ended(request, in_time=in_time)
         os.write(said, json.dumps(answer).encode() + b"\n")
 
 
