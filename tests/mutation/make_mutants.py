@@ -19,6 +19,15 @@ LEFT_OUT = ("core/VariableInserter", "core/VariableReplacer", "core/RemoveDecora
 """Operators that want to be told of variables, and one that changes no function's code."""
 
 
+def _says_something(operator: str) -> bool:
+    """Whether an operator can change what code does: identity and equality are one for None, small numbers and names."""
+    before, _, after = operator.removeprefix("core/ReplaceComparisonOperator_").partition("_")
+    identity = {"Is", "IsNot"}
+    return operator not in LEFT_OUT and not (
+        operator.startswith("core/ReplaceComparisonOperator_") and (before in identity) != (after in identity)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a module can be changed.
@@ -99,7 +108,7 @@ def compiled(source: str, name: str) -> CodeType:
 def places_of(module: str, source: str, lines: Collection[int]) -> Iterator[Place]:
     """Yield every place of a module that lies in one of the lines and that an operator can change."""
     text, tree = source.splitlines(), get_ast(source)
-    for name in sorted(set(operator_names()) - set(LEFT_OUT)):
+    for name in sorted(filter(_says_something, operator_names())):
         positions = _Positions(get_operator(name)())
         positions.walk(tree)
         alike: Counter[str] = Counter()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from make_mutants import Mutant
@@ -72,6 +73,24 @@ class Score:
     def wrongly_known(self) -> list[str]:
         """Mutants that the list says nobody could see, and which were noticed."""
         return [one.mutant.name for one in self.tried if one.noticed and one.mutant.name in self.known]
+
+
+def write_run(file: Path, tried: Sequence[Tried], facts: Mapping[str, str]) -> None:
+    """Write a run's record, without the changed sources: reasons are written after it, and the page anew with them."""
+    entries = [asdict(one) for one in tried]
+    for entry in entries:
+        del entry["mutant"]["source"]
+    file.write_text(json.dumps({"facts": dict(facts), "tried": entries}, indent=1), encoding="utf-8")
+
+
+def read_run(file: Path) -> tuple[list[Tried], dict[str, str]]:
+    """Return what ``write_run`` wrote: the mutants and the facts."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    tried = [
+        Tried(**{**entry, "mutant": Mutant(**entry["mutant"], source=""), "cells": tuple(entry["cells"])})
+        for entry in record["tried"]
+    ]
+    return tried, record["facts"]
 
 
 def equivalent() -> dict[str, str]:

@@ -21,23 +21,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from make_mutants import Mutant, compiled, functions_of, mutant_at, places_of
-from mutants_page import Score, Tried, equivalent, page
+from mutants_page import Score, Tried, equivalent, page, read_run, write_run
 from stack import Stack
 
 ROOT = Path(__file__).parents[2]
 STACK = "tf5.23.0-peft0.21.2-trl1.16.0"
 CELLS: dict[str, dict[str, str]] = {
     "lora": {"family": "qwen3_moe", "recipe": "lora"},
+    "per-expert": {"family": "qwen3_moe", "recipe": "lora-per-expert"},
     "peft": {"family": "qwen3_moe", "recipe": "lora", "engine": "peft"},
-    "deepseek_v3": {"family": "deepseek_v3", "recipe": "lora"},
     "two-adapters": {"family": "qwen3_moe", "recipe": "lora-two-adapters"},
     "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
-    "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
     "single": {"family": "qwen3_moe", "recipe": "lora-experts", "geometry": "single"},
+    "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
+    "peft-bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16", "engine": "peft"},
+    "deepseek_v3": {"family": "deepseek_v3", "recipe": "lora-per-expert"},
     "dora": {"family": "qwen3_moe", "recipe": "lora-dora"},
-    "qwen3_5_moe": {"family": "qwen3_5_moe", "recipe": "lora"},
-    "many": {"family": "qwen3_moe", "recipe": "lora", "geometry": "many"},
-    "qlora4": {"family": "qwen3_moe", "recipe": "qlora4"},
+    "qlora4": {"family": "qwen3_moe", "recipe": "qlora4", "geometry": "blocks"},
 }
 """A mutant is tried in the first of these that runs its line, and in the others that do where nothing is noticed."""
 SECONDS = 60.0
@@ -140,9 +140,7 @@ def try_one(stack: Stack, drawn: Drawn, name: str, worker: int) -> Tried | None:
         tried.append(cell)
         if outcome != "pass":
             break
-    return Tried(
-        group=drawn.group, mutant=drawn.mutant, cells=tuple(tried), outcome=outcome, noticed_by=noticed_by
-    )
+    return Tried(group=drawn.group, mutant=drawn.mutant, cells=tuple(tried), outcome=outcome, noticed_by=noticed_by)
 
 
 def try_all(stack: Stack, drawn: Sequence[Drawn], jobs: int) -> list[Tried]:
@@ -172,6 +170,22 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
 
 
+def run(jobs: int, only: str) -> tuple[list[Tried], dict[str, str]]:
+    """Draw and try; return what became of the mutants, and what a page says of the run."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, Stack(Path(scratch), STACK, CELLS, jobs=jobs) as stack:
+        stack.refuse_unless_clean(SECONDS)
+        tried = try_all(stack, draw(stack, only), jobs)
+    return tried, {
+        "command": "`nox -s mutants`",
+        "commit": f"`{commit()}`",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "stack": f"`{STACK}`",
+        "cells": ", ".join(f"{name} (`{cell.id.replace(f'@{STACK}', '')}`)" for name, cell in stack.cells.items()),
+        "took": f"{(time.monotonic() - start) / 60:.0f} minutes, {jobs} at a time",
+    }
+
+
 def main() -> int:
     """Draw, try, write the page; 1 where fewer were noticed than asked for, or the list of equivalent ones is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -179,21 +193,16 @@ def main() -> int:
     parser.add_argument("--at-least", type=float, default=0.95, help="share that must be noticed")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")
     parser.add_argument("--only", default="", metavar="TEXT", help="try the drawn mutants whose name holds this")
+    parser.add_argument(
+        "--again", action="store_true", help="write the page of the run that --out has, with new reasons"
+    )
     asked = parser.parse_args()
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, Stack(Path(scratch), STACK, CELLS, jobs=asked.jobs) as stack:
-        stack.refuse_unless_clean(SECONDS)
-        tried = try_all(stack, draw(stack, asked.only), asked.jobs)
-    facts = {
-        "command": "`nox -s mutants`",
-        "commit": f"`{commit()}`",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "stack": f"`{STACK}`",
-        "cells": ", ".join(f"{name} (`{cell.id.split('@')[0]}`)" for name, cell in stack.cells.items()),
-        "took": f"{(time.monotonic() - start) / 60:.0f} minutes, {asked.jobs} at a time",
-    }
+    record = asked.out.with_suffix(".json")
+    if not asked.again:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        write_run(record, *run(asked.jobs, asked.only))
+    tried, facts = read_run(record)
     score = Score(tried=tried, known=equivalent(), facts=facts)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(page(score), encoding="utf-8")
     print(f"{score.share:.1%} of {score.counted} noticed, {len(tried)} tried; {asked.out}")
     for name in score.wrongly_known:

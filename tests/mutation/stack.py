@@ -133,4 +133,3 @@ def _decided(cell: Cell, observation: Any) -> tuple[Outcome, str | None]:
     failed = [f"{check['stage']}: {check['name']}" for check in observation["checks"] if not check["passed"]]
     stages = [name for name, stage in result.stages.items() if stage.result not in {"pass", "not_run"}]
     return result.outcome, next(iter(failed or stages), None)
-

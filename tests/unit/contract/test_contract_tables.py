@@ -39,6 +39,7 @@ WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
 GATHERED = {("gradient", "train")}
 RESUMED = {("resumed", "train")}
+PER_EXPERT = {("per_expert", "reload-adapter")}
 DEFINED = {
     *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
 }  # fmt: skip
@@ -53,7 +54,7 @@ QUANTIZED = {
 
 
 def test_the_checks_are_these() -> None:
-    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | GATHERED | RESUMED
+    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | GATHERED | RESUMED | PER_EXPERT
     assert {(check.name, check.stage) for check in TABLE} == all_of_them
     assert len(TABLE) == len(all_of_them)
 
@@ -64,6 +65,7 @@ def test_the_checks_are_these() -> None:
         (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
         (replace(PLAIN, plain_batches=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | GATHERED),
         (replace(PLAIN, resumed=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | RESUMED),
+        (replace(PLAIN, per_expert=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | PER_EXPERT),
         (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
         (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
