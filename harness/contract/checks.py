@@ -280,8 +280,8 @@ TABLE: tuple[Check, ...] = (
         name="per_expert",
         stage="reload-adapter",
         gate="adapter",
-        passes_when="so is that of the adapter with a pair for every expert's Linear, as transformers 4 has it (recipes "
-        "that ask for it)",
+        passes_when="so is that of the adapter with a pair for every expert's Linear, as transformers 4 has it "
+        "(recipes that ask for it)",
         control="the logits of the likeliest tokens are 0.1 lower",
         applies=_per_expert,
     ),

@@ -20,7 +20,7 @@ LEFT_OUT = ("core/VariableInserter", "core/VariableReplacer", "core/RemoveDecora
 
 
 def _says_something(operator: str) -> bool:
-    """Whether an operator can change what code does: identity and equality are one for None, small numbers and names."""
+    """Whether an operator can change what code does: identity is equality of None, small numbers and names."""
     before, _, after = operator.removeprefix("core/ReplaceComparisonOperator_").partition("_")
     identity = {"Is", "IsNot"}
     return operator not in LEFT_OUT and not (
@@ -141,10 +141,16 @@ def _changed_function(before: Mapping[str, CodeType], source: str, module: str) 
         after = functions_of(compiled(source, module))
     except SyntaxError:
         return None
-    changed = [name for name in after if name in before and after[name] != before[name]]
+    changed = [name for name in after if name in before and _does(after[name]) != _does(before[name])]
     # A class body is code too, which nobody runs again.
     functions = [name for name in changed if "<" not in name and after[name].co_flags & 1]
     return min(functions, key=len, default=None)
+
+
+def _does(code: CodeType) -> tuple[object, ...]:
+    """Return what code does, without the places in its source: an annotation of a local variable is not in it."""
+    constants = tuple(_does(it) if isinstance(it, CodeType) else (type(it), it) for it in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_exceptiontable, constants
 
 
 def _change(before: str, after: str, start: int) -> str:

@@ -1,8 +1,9 @@
 """Run in a stack's environment: one cell for each case, with one function's code replaced, or with its lines noted.
 
 Arguments: the project's root. A case is ``{"request": FILE, "seconds": …}`` and ``"module", "function", "source"``, or
-``"trace": [FILES]``, or nothing else: a cell as it is. What is said of a trace is the lines that ran, file → lines. Of a mutant it is how its cell ended
-(``done``, ``died``, ``timeout``, or ``not planted`` with a reason) and the observation, where there is one.
+``"trace": [FILES]``, or nothing else: a cell as it is. What is said of a trace is the lines that ran, file → lines. Of
+the others it is how the cell ended (``done``, ``died``, ``timeout``, or ``not planted`` with a reason) and the
+observation, where there is one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def replace_code(module: str, function: str, source: str) -> None:
         owner = getattr(owner, part)
     target: Any = inspect.getattr_static(owner, name)
     for door in ("__func__", "fget", "func"):
-        target = inspect.getattr_static(target, door, None) and getattr(target, door) or target
+        target = getattr(target, door) if inspect.getattr_static(target, door, None) else target
     target = inspect.unwrap(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)

@@ -7,7 +7,7 @@ is looked at by a person: ``equivalent.toml`` says why it changes nothing that a
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import os
 import subprocess
 import sys
@@ -165,7 +165,7 @@ def commit() -> str:
     """Return the commit of this checkout, and whether something in it is changed."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, S607
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
 
@@ -179,7 +179,7 @@ def run(jobs: int, only: str) -> tuple[list[Tried], dict[str, str]]:
     return tried, {
         "command": "`nox -s mutants`",
         "commit": f"`{commit()}`",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "stack": f"`{STACK}`",
         "cells": ", ".join(f"{name} (`{cell.id.replace(f'@{STACK}', '')}`)" for name, cell in stack.cells.items()),
         "took": f"{(time.monotonic() - start) / 60:.0f} minutes, {jobs} at a time",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import harness
 from harness.contract.outcomes import Outcome
@@ -44,12 +44,12 @@ class Stack:
         self.cells: dict[str, Cell] = {name: one_cell(catalogue, declared, **asked) for name, asked in cells.items()}
         self.packages = next(Path(self._environment.prefix).glob("lib/python*/site-packages"))
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         """Start the processes."""
         for number in range(self._jobs):
             home = self._scratch / f"home-{number}"
             home.mkdir()
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 [self._environment.python, "-I", str(PROGRAM), str(ROOT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -45,8 +45,8 @@ class Recipe:
             of reach, because clipping would hide a wrong factor.
         resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
             on its way, and must arrive at the same adapter.
-        per_expert: whether the saved adapter is loaded once more with a pair for every expert's Linear, as transformers 4
-            has it.
+        per_expert: whether the saved adapter is loaded once more with a pair for every expert's Linear, as
+            transformers 4 has it.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
             underscores.
     """
