@@ -80,11 +80,11 @@ GROUPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A mutant to try, and the cells that run its line, in order."""
+    """A mutant to try, and the cells that run its line, in order: name → whether only from the merge on."""
 
     group: str
     mutant: Mutant
-    cells: tuple[str, ...]
+    cells: dict[str, bool]
 
 
 def modules_of(group: Group) -> Iterator[str]:
@@ -107,7 +107,7 @@ def draw(stack: Stack, only: str) -> list[Drawn]:
     for group in GROUPS:
         sources, functions, places = {}, {}, []
         for module in modules_of(group):
-            if not (lines := set[int]().union(*(found.get(module, set()) for found in run.values()))):
+            if not (lines := set[int]().union(*(found.get(module, {}) for found in run.values()))):
                 continue
             sources[module] = stack.file_of(module).read_text(encoding="utf-8")
             functions[module] = functions_of(compiled(sources[module], module))
@@ -117,7 +117,8 @@ def draw(stack: Stack, only: str) -> list[Drawn]:
             mutant = mutant_at(place, sources[place.module], functions[place.module])
             if mutant is None or not mutant.function.startswith(group.functions):
                 continue
-            cells = tuple(name for name, found in run.items() if place.line in found.get(place.module, set()))
+            lines_of = {name: found.get(place.module, {}) for name, found in run.items()}
+            cells = {name: lines[place.line] for name, lines in lines_of.items() if place.line in lines}
             mutants.setdefault(mutant.name, Drawn(group=group.title, mutant=mutant, cells=cells))
             if len(mutants) == group.share:
                 break
@@ -130,9 +131,10 @@ def try_one(stack: Stack, drawn: Drawn, name: str, worker: int) -> Tried | None:
     """Run a mutant in its cells until one notices it; None where it cannot be planted."""
     tried: list[str] = []
     outcome, noticed_by = "pass", None
-    for cell in drawn.cells:
-        mutant = drawn.mutant
-        case = {"module": mutant.module, "function": mutant.function, "source": mutant.source, "seconds": SECONDS}
+    mutant = drawn.mutant
+    for cell, merged in drawn.cells.items():
+        case = {"module": mutant.module, "function": mutant.function, "source": mutant.source, "merged": merged}
+        case["seconds"] = SECONDS
         outcome, noticed_by = stack.outcome(cell, case, name=f"{name}-{cell}", worker=worker)
         if outcome == "not planted":
             print(f"not planted: {drawn.mutant.name}: {noticed_by}", flush=True)

@@ -68,28 +68,31 @@ class Stack:
         root = ROOT if module.startswith("harness.") else self.packages
         return root / f"{module.replace('.', '/')}.py"
 
-    def lines_run(self, modules: Sequence[str], *, seconds: float) -> dict[str, dict[str, set[int]]]:
-        """Return cell → module → lines that the cell runs in one of the modules."""
+    def lines_run(self, modules: Sequence[str], *, seconds: float) -> dict[str, dict[str, dict[int, bool]]]:
+        """Return cell → module → line that the cell runs in one of the modules → whether only from the merge on."""
         files = {str(self.file_of(module)): module for module in modules}
-        found: dict[str, dict[str, set[int]]] = {}
+        found: dict[str, dict[str, dict[int, bool]]] = {}
         for cell in self.cells:
             said = self._ask(cell, {"seconds": seconds, "trace": list(files)}, name=f"trace-{cell}", worker=0)
-            found[cell] = defaultdict(set)
-            for process in said:
-                for file, numbers in process.items():
-                    found[cell][files[file]].update(numbers)
+            found[cell] = defaultdict(dict)
+            for early, lines in said:
+                for file, numbers in lines.items():
+                    known = found[cell][files[file]]
+                    known.update({number: known.get(number, True) and not early for number in numbers})
         return found
 
     def refuse_unless_clean(self, seconds: float) -> None:
-        """Run every cell with nothing changed.
+        """Run every cell with nothing changed, whole and from the merge on.
 
         Raises:
             ValueError: one does not pass, so it would notice everything.
         """
         for cell in self.cells:
-            outcome, by = self.outcome(cell, {"seconds": seconds}, name=f"clean-{cell}", worker=0)
-            if outcome != "pass":
-                raise ValueError(f"{self.cells[cell].id} with nothing changed: {outcome}, {by}")
+            for merged in (False, True):
+                case = {"seconds": seconds, "merged": merged}
+                outcome, by = self.outcome(cell, case, name=f"clean-{cell}", worker=0)
+                if outcome != "pass":
+                    raise ValueError(f"{self.cells[cell].id} with nothing changed: {outcome}, {by}")
 
     def outcome(self, cell: str, case: Mapping[str, Any], *, name: str, worker: int) -> tuple[str, str | None]:
         """Return what becomes of a cell, by the host's own decision, and what noticed it."""
@@ -102,6 +105,9 @@ class Stack:
         return _decided(self.cells[cell], said["observation"])
 
     def _ask(self, cell: str, case: Mapping[str, Any], *, name: str, worker: int) -> Any:
+        if case.get("merged"):
+            name = f"merged-{cell}-{worker}"  # paths of the directory are written in what is kept
+            case = {**case, "kept": str(self._scratch / f"kept-{cell}-{worker}")}
         work = self._scratch / name
         work.mkdir()
         asked = self.cells[cell]
