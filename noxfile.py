@@ -218,7 +218,7 @@ def bench(session: nox.Session) -> None:
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)
     if not session.posargs:
-        _harness(session, "bench", "--only", "cells", "--out", "reports/cells")
+        _harness(session, "bench", "--only", "cells", "--only", "stage_time", "--out", "reports/cells")
     session.run("python", "-m", "harness.bench.readme", "--write")
 
 

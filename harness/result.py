@@ -19,7 +19,7 @@ from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
 from harness.contract.readings import lies_within
 from harness.contract.stages import StageName
-from harness.contract.tensors import COUNTS
+from harness.contract.tensors import COUNTS, Kind
 from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
@@ -246,6 +246,28 @@ class Training(_Model):
     """LoRA tensors by the dtype that they were trained in, ``{"bfloat16": 24}``; empty where nobody looked."""
 
 
+class Funnel(_Model):
+    """Targets of one kind that are left after each step, None where it was not taken.
+
+    A target is a module, or a fused parameter, of the model in memory. The steps are those of
+    ``harness.contract.funnel``.
+    """
+
+    asked: Count = 0
+    attached: Count | None = None
+    gradient: Count | None = None
+    moved: Count | None = None
+    saved: Count | None = None
+    reloaded: Count | None = None
+    merged: Count | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether each step that was taken has all that was asked for, and all that was attached."""
+        taken: list[int] = [count for count in self.model_dump().values() if count is not None]
+        return min(taken[1:], default=0) >= max(taken)
+
+
 class PathDifference(_Model):
     """How far one forward is from another; None is what is no number."""
 
@@ -262,6 +284,8 @@ class ControlResult(_Model):
     rejected: bool
     by: list[str] = Field(default_factory=list)
     value: float | None = None
+    values: dict[str, float | int | str | None] = Field(default_factory=dict)
+    """What each of those checks measured of it."""
 
     @model_validator(mode="after")
     def _rejected_by_all_that_must(self) -> Self:
@@ -291,6 +315,11 @@ class CellResult(_Model):
     threads: int | None = None
     seed: int = 0
     base_sha256: str | None = None
+    base_logprobs: list[float | None] = Field(default_factory=list)
+    """What the base model says, which stacks must agree on: log-probabilities of tokens of the held-out prompts, nats.
+
+    None where routing is a near tie.
+    """
     facts: CellFacts | None = None
     """They decide which checks a pass needs. None where the LoRA was never attached."""
     adapter: AdapterInfo | None = None
@@ -299,6 +328,8 @@ class CellResult(_Model):
     checks: list[Check] = Field(default_factory=list)
     metrics: Metrics = Field(default_factory=Metrics)
     training: Training | None = None
+    funnel: dict[Kind, Funnel] = Field(default_factory=dict)
+    """Of each kind, from what the recipe asks for to what was merged."""
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
     quantization: QuantizationInfo | None = None

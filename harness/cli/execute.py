@@ -24,8 +24,9 @@ from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
 from harness.execution.services import CellSettings, Prepare, PreparedEnvironment, Services
 from harness.execution.supervise import Limits
+from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
-from harness.matrix.verdict import judge
+from harness.matrix.verdict import Verdict, judge
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
@@ -120,9 +121,19 @@ def execute(
     return int(not all(row.as_expected for row in rows)), rows
 
 
-def row_of(setup: Setup, result: CellResult) -> Row:
-    """Judge one result in the light of the expectations."""
+def judged(setup: Setup, results: Sequence[CellResult]) -> list[Row]:
+    """Judge results in the light of the expectations, and each base in the light of what other stacks say of it."""
+    found: dict[str, str] = {}
+    for dtype in {result.cell.dtype for result in results}:
+        band = setup.config.bands[dtype].definition_max
+        found |= disagreements((it for it in results if it.cell.dtype == dtype), band=band)
+    return [_row_of(setup, result, found.get(result.cell_id)) for result in results]
+
+
+def _row_of(setup: Setup, result: CellResult, disagreement: str | None) -> Row:
     verdict = judge(result, setup.expectations, setup.catalogue.facts_of)
+    if disagreement is not None and verdict.status != "regression":
+        verdict = Verdict(status="regression", sentence=disagreement)
     expectation = verdict.expectation
     return Row(
         result=result,
@@ -136,7 +147,7 @@ def row_of(setup: Setup, result: CellResult) -> Row:
 
 def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
     """Judge every result; a planned cell without one is ``not run``, which never looks like a pass."""
-    return [row_of(setup, result) for result in ran.results] + [
+    return judged(setup, ran.results) + [
         not_run(cell, "the run was interrupted before it had a result", options=setup.options)
         for cell in ran.unfinished
     ]

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from harness.counting import counted
 from harness.errors import NothingSelectedError
 from harness.execution.loading import load_results
+from harness.report.margins import Margin, margins
 from harness.result import CellResult
 
 
@@ -76,6 +77,8 @@ def noise_floor(
 ) -> None:
     """Print, per dtype, the worst value of every banded quantity over cells whose merged bytes are right.
 
+    A second table says of each check how far its worst clean value lies from its mildest control.
+
     The tables are Markdown. Whether the bytes are right is the tensor gate's word alone, so that a functional band is
     never derived from itself.
 
@@ -91,6 +94,15 @@ def noise_floor(
         halves = HALVES if len({result.seed for result in chosen}) >= SEEDS_FOR_HALVES else ()
         headers = ("band", "quantity", "floor", *halves, "in cell")
         typer.echo(tabulate(_floor(chosen, halves=bool(halves)), headers=headers, tablefmt="pipe") + "\n")
+        rows = [
+            (it.name, it.stage, str(len(it.clean)), f"{it.worst:.3g}", it.limit, _mildest(it)) for it in margins(chosen)
+        ]
+        headers = ("check", "stage", "cells", "worst clean value", "band", "mildest control")
+        typer.echo(tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True) + "\n")
+
+
+def _mildest(margin: Margin) -> str:
+    return "" if margin.mildest is None else f"{margin.mildest:.3g}"
 
 
 def _floor(results: list[CellResult], *, halves: bool) -> list[tuple[str, ...]]:

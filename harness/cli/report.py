@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.execute import row_of
+from harness.cli.execute import judged
 from harness.cli.options import ConfigOption, ExpectationsOption
 from harness.cli.setup import console, load_setup
 from harness.counting import counted
@@ -43,7 +43,7 @@ def report(
             f"{counted(len(twice), 'cell has', 'cells have')} more than one result; the first is {twice[0]}.",
             remedy="Name the results of one run, or of shards that share no cell.",
         )
-    rows = [row_of(setup, result) for result in found.results] + [
+    rows = judged(setup, found.results) + [
         not_run(cell, "a run that planned it ended before it had a result", options=setup.options)
         for cell in found.planned.values()
     ]

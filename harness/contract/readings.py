@@ -37,6 +37,23 @@ def lies_within(value: float | str | None, band: str) -> bool | None:
     return near or _COMPARED[comparison](value, bound)
 
 
+def limit_of(band: str) -> str | None:
+    """Return the comparison that a band begins with, as ``<= 1e-09``; None where it is none, or asks for one value."""
+    found = _BAND.match(band)
+    return None if found is None or found[1] == "==" else f"{found[1]} {found[2]}"
+
+
+def is_nearer(value: float, other: float, limit: str) -> bool:
+    """Say whether a value is nearer than another to what a limit asks for, or further within.
+
+    Args:
+        value: measured.
+        other: measured.
+        limit: as ``limit_of`` returns it.
+    """
+    return value > other if limit.startswith(">=") else value < other
+
+
 def is_all(value: float | str | None) -> bool:
     """Say whether a value is ``n/n`` with at least one."""
     return isinstance(value, str) and _ALL.fullmatch(value) is not None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from harness.contract.checks import CONTROL
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
-from harness.report import figures, quantized
+from harness.report import figures, funnel, quantized
+from harness.report.margins import mildest_broken
 from harness.report.table import Row
 from harness.report.text import fold, one_line
 from harness.result import CellResult, Check, StageResult, TensorCounts
@@ -50,9 +51,15 @@ def _checks(result: CellResult) -> Section:
     controls = {(check.name, check.stage): check for check in result.checks if check.name.startswith(CONTROL)}
 
     def altered(check: Check) -> str:
-        """Say what the check measured of its control, which stands in its line as long as it was rejected."""
+        """Say what the check measured of its control, which stands in its line as long as it was rejected.
+
+        Where it has none of its own, it is the mildest of the broken merges that it rejected.
+        """
         control = controls.get((f"{CONTROL}{check.name}", check.stage))
-        return figures.number(control.value) if control is not None else ""
+        if control is not None:
+            return figures.number(control.value)
+        broken = mildest_broken(result, check)
+        return "" if broken is None else f"{figures.number(broken.values[check.name])} ({broken.name})"
 
     lines = tuple(
         Line(
@@ -146,6 +153,11 @@ def _training(result: CellResult) -> Section:
     return _pairs("Training", ("what", "value"), pairs)
 
 
+def _funnel(result: CellResult) -> Section:
+    lines = tuple(Line(cells=cells, bad=not whole) for cells, whole in funnel.lines(result))
+    return Section(title=funnel.TITLE, head=funnel.HEAD, lines=lines)
+
+
 def _environment(result: CellResult) -> Section:
     adapter = result.adapter
     pairs: list[tuple[str, str | float | None]] = [
@@ -192,6 +204,7 @@ def sections(row: Row) -> tuple[Section, ...]:
     found = (
         _checks(result),
         _stages(result),
+        _funnel(result),
         *_merge(result),
         _pairs("Metrics (KL in nats)", ("metric", "value"), metrics),
         _pairs("Quantised base", ("what", "value"), quantized.pairs(row)),

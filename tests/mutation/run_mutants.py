@@ -30,16 +30,18 @@ CELLS: dict[str, dict[str, str]] = {
     "lora": {"family": "qwen3_moe", "recipe": "lora"},
     "per-expert": {"family": "qwen3_moe", "recipe": "lora-per-expert"},
     "peft": {"family": "qwen3_moe", "recipe": "lora", "engine": "peft"},
+    "all-linear": {"family": "qwen3_moe", "recipe": "all-linear"},
+    "autocast": {"family": "qwen3_moe", "recipe": "lora-autocast"},
     "two-adapters": {"family": "qwen3_moe", "recipe": "lora-two-adapters"},
-    "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
     "single": {"family": "qwen3_moe", "recipe": "lora-experts", "geometry": "single"},
+    "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
     "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
     "peft-bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16", "engine": "peft"},
-    "deepseek_v3": {"family": "deepseek_v3", "recipe": "lora-per-expert"},
     "dora": {"family": "qwen3_moe", "recipe": "lora-dora"},
     "qlora4": {"family": "qwen3_moe", "recipe": "qlora4", "geometry": "blocks"},
 }
-"""A mutant is tried in the first of these that runs its line, and in the others that do where nothing is noticed."""
+"""A mutant is tried in the first of these that runs its line, and in the others that do where nothing is noticed. One that
+is listed as equivalent has been: it is tried in the first alone."""
 SECONDS = 60.0
 """What a cell may take. Unchanged it takes three to ten seconds."""
 LEAST = 200
@@ -127,8 +129,8 @@ def draw(stack: Stack, only: str) -> list[Drawn]:
     return [one for one in drawn if only in one.mutant.name]
 
 
-def try_one(stack: Stack, drawn: Drawn, name: str, worker: int) -> Tried | None:
-    """Run a mutant in its cells until one notices it; None where it cannot be planted."""
+def try_one(stack: Stack, drawn: Drawn, name: str, worker: int, *, known: bool) -> Tried | None:
+    """Run a mutant in its cells until one notices it, or a known one in the first; None where it cannot be planted."""
     tried: list[str] = []
     outcome, noticed_by = "pass", None
     mutant = drawn.mutant
@@ -140,7 +142,7 @@ def try_one(stack: Stack, drawn: Drawn, name: str, worker: int) -> Tried | None:
             print(f"not planted: {drawn.mutant.name}: {noticed_by}", flush=True)
             return None
         tried.append(cell)
-        if outcome != "pass":
+        if outcome != "pass" or known:
             break
     return Tried(group=drawn.group, mutant=drawn.mutant, cells=tuple(tried), outcome=outcome, noticed_by=noticed_by)
 
@@ -148,10 +150,12 @@ def try_one(stack: Stack, drawn: Drawn, name: str, worker: int) -> Tried | None:
 def try_all(stack: Stack, drawn: Sequence[Drawn], jobs: int) -> list[Tried]:
     """Run every mutant, in as many processes as asked for."""
 
+    known = equivalent()
+
     def part(number: int) -> list[tuple[int, Tried]]:
         done = []
         for index, one in list(enumerate(drawn))[number::jobs]:
-            tried = try_one(stack, one, f"mutant-{index}", number)
+            tried = try_one(stack, one, f"mutant-{index}", number, known=one.mutant.name in known)
             if tried is not None:
                 done.append((index, tried))
                 by = tried.noticed_by or f"not noticed in {', '.join(tried.cells)}"

@@ -1,4 +1,4 @@
-"""The list of mutants that nobody could notice names lines that are still there, of the releases that it was written for."""
+"""The list of mutants that nobody could notice: it names lines that are there, of the stack that it was written for."""
 
 from __future__ import annotations
 

@@ -61,11 +61,12 @@ def _judged(
 
 def _record(observation: Observation, name: str, seen: Observation) -> None:
     """Hold what the gates said of a broken merge against what must notice it: every check that the fault names."""
-    said = [check["name"] for check in seen.data["checks"] if check["stage"] == "compare" and not check["passed"]]
-    noticed, needed = list(dict.fromkeys(said)), fault(name).checks_of("compare")
+    failed = [check for check in seen.data["checks"] if check["stage"] == "compare" and not check["passed"]]
+    noticed, needed = list(dict.fromkeys(check["name"] for check in failed)), fault(name).checks_of("compare")
     overlooked, kl = sorted(needed - set(noticed)), seen.data["metrics"].get("kl_trained_merged")
+    values = {check["name"]: check["value"] for check in reversed(failed)}
     observation.data.setdefault("controls", []).append(
-        {"name": name, "rejected": not overlooked, "by": noticed, "value": kl}
+        {"name": name, "rejected": not overlooked, "by": noticed, "value": kl, "values": values}
     )
     observation.check(
         f"control:{name}",

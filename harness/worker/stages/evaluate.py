@@ -14,6 +14,7 @@ from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, SAMPLES, evaluation_prompts
 from harness.worker.stages.experts_watch import ExpertWatch
 
+KEPT_EVERY, LOGPROB_DIGITS = 4, 7
 REFERENCE = "reference"
 """The name of the view that a merge of fewer digits is held against."""
 
@@ -50,13 +51,35 @@ def logits_of(model: Any, request: Request, vocab: int) -> Any:
         return model(input_ids=prompts).logits.float().cpu()
 
 
+def logprobs_of(logits: Any, clear: Any, request: Request, vocab: int) -> list[float | None]:
+    """Return the log-probability of every fourth next token of the prompts, nats; None at positions that are not clear.
+
+    Few enough to be kept in a result, where what other stacks say of the same base is held against them.
+
+    Args:
+        logits: (PROMPTS, PROMPT_LENGTH, vocab) float32.
+        clear: (PROMPTS, PROMPT_LENGTH) bool.
+        request: the cell.
+        vocab: how many tokens the model knows.
+    """
+    prompts = evaluation_prompts(vocab, request.seed)
+    said = logits.double().log_softmax(-1)[:, :-1].gather(-1, prompts[:, 1:, None])[..., 0]
+    chosen = zip(said[:, ::KEPT_EVERY].flatten().tolist(), clear[:, :-1:KEPT_EVERY].flatten().tolist(), strict=True)
+    return [round(value, LOGPROB_DIGITS) if is_clear else None for value, is_clear in chosen]
+
+
 def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
     """Return greedy samples from the first prompts' first tokens, with the model's own cache and stop tokens."""
+    return generated(model, request, vocab)[0]
+
+
+def generated(model: Any, request: Request, vocab: int, *, count: int = SAMPLES) -> tuple[list[Sample], list[Any]]:
+    """Return greedy samples, and the logits that each was taken from: (new tokens, vocab) float32 on the CPU."""
     import torch
 
     set_mode(model)
-    prompts = evaluation_prompts(vocab, request.seed)[:SAMPLES, :SAMPLE_PROMPT_LENGTH].to(request.device)
-    samples = []
+    prompts = evaluation_prompts(vocab, request.seed)[:count, :SAMPLE_PROMPT_LENGTH].to(request.device)
+    samples, logits = [], []
     for prompt in prompts:
         with torch.no_grad():
             output = model.generate(
@@ -68,14 +91,16 @@ def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        best = [step.float().log_softmax(-1).topk(2, dim=-1)[0][0] for step in output.logits]
+        said = torch.cat(output.logits).float().cpu()
+        best = said.log_softmax(-1).topk(2, dim=-1)[0]
+        logits.append(said)
         samples.append(
             Sample(
                 tokens=output.sequences[0, SAMPLE_PROMPT_LENGTH:].tolist(),
                 margins=[float(pair[0] - pair[1]) for pair in best],
             )
         )
-    return samples
+    return samples, logits
 
 
 def near_ties(watch: ExpertWatch, model: Any, request: Request, vocab: int) -> tuple[Any, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
-from harness.worker.stages.attach import ROLES_OF_LINEARS
 from harness.worker.stages.deltas import PAIRS
 from harness.worker.stages.functional import judge_kl
+from harness.worker.stages.targets import ROLES_OF_LINEARS
 
 PER_EXPERT = "adapter-per-expert"
 """The directory, in the work directory, where the rewritten adapter lies."""

@@ -139,7 +139,17 @@ def test_decoded_bytes(reads: dict[str, Any] | None, value: float | None) -> Non
 def test_every_case_is_complete() -> None:
     names = [step.name for name in case_names() for step in load_case(name).steps(Settings())]
 
-    assert case_names() == ("copy", "others", "exactness", "audit", "plan", "experts", "cells", "experts_gpu")
+    assert case_names() == (
+        "copy",
+        "others",
+        "exactness",
+        "audit",
+        "plan",
+        "experts",
+        "cells",
+        "experts_gpu",
+        "stage_time",
+    )
     assert choose(()) == usual_cases() == ("copy", "others", "exactness", "audit", "plan", "experts")
     assert choose(("experts_gpu", "cells")) == ("cells", "experts_gpu")
     assert len(set(names)) == len(names)

@@ -81,6 +81,7 @@ def test_what_is_read_of_the_shipped_recipes_is_what_they_are() -> None:
             known.resumed,
             known.per_expert,
         )
+        assert facts.as_written == known.as_written
 
 
 @pytest.mark.parametrize("text", ["RECIPE = 1", "RECIPE = made()", "RECIPE = Recipe()", "RECIPE = Recipe(kinds=KINDS)"])

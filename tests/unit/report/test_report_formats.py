@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from report_samples import LINK, TYPE_ERROR, UNRECOGNISED, cell, measured, sample_rows, stopped
 from rich.console import Console
 
-from harness.cli.execute import row_of
+from harness.cli.execute import judged
 from harness.cli.setup import load_setup
 from harness.report.details import sections, web_link
 from harness.report.formats.html import render_html
@@ -463,8 +463,8 @@ def test_the_line_that_reproduces_a_cell_names_the_configuration_it_was_judged_b
     expectations.write_bytes((ROOT / "expectations.toml").read_bytes())
     result = stopped(cell("glm4_moe"), "crash", "train", "killed by SIGSEGV")
 
-    usual = row_of(load_setup(), result)
-    own = row_of(load_setup(config, expectations), result)
+    usual = judged(load_setup(), [result])[0]
+    own = judged(load_setup(config, expectations), [result])[0]
 
     assert usual.reproduce == result.cell.reproduce
     assert own.reproduce == f"{result.cell.reproduce} --config '{config}' --expectations {expectations}"

@@ -1,0 +1,70 @@
+"""Stacks that load the same base must say the same: what each says is held against what the others say; pure.
+
+It is the one truth of a family whose architecture is not defined here (``harness.definitions``). Where most stacks
+agree, those that do not are named. Where no majority does, all are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+from harness.result import CellResult
+
+FEWEST = 4
+"""Positions that two stacks must both be clear at, or nothing is said of them."""
+
+
+def disagreements(results: Iterable[CellResult], *, band: float) -> Mapping[str, str]:
+    """Return what is to be said of cells whose base says other than it does on most stacks: id → sentence.
+
+    Args:
+        results: of one run or of several. Where loading failed, it is known already that the base is not what it was.
+        band: how far two log-probabilities may be from each other, nats.
+    """
+    groups: dict[tuple[object, ...], list[CellResult]] = defaultdict(list)
+    for result in results:
+        loaded = "load" in result.stages and result.stages["load"].result == "pass"
+        if loaded and result.base_logprobs and result.base_sha256 is not None:
+            codes = result.cell.recipe if result.quantization is not None else None
+            groups[result.base_sha256, codes, result.seed, result.device].append(result)
+    return {cell: sentence for group in groups.values() for cell, sentence in _of_group(group, band).items()}
+
+
+def _of_group(results: Sequence[CellResult], band: float) -> dict[str, str]:
+    """Name the cells of one base that do not say what most of its stacks say."""
+    stacks: dict[str, CellResult] = {}
+    for result in results:
+        stacks.setdefault(result.cell.stack.id, result)
+    largest = max(_parties(stacks, band), key=len)
+    majority = largest if 2 * len(largest) > len(stacks) else []
+    found = {}
+    for result in results:
+        others = majority or [name for name in stacks if name != result.cell.stack.id]
+        off = max(_distance(result, stacks[name]) for name in others) if others else 0.0
+        if off > band and (majority or len(stacks) > 1):
+            said = f"by up to {off:.3g} nats, where {band:g} is rounding, from what it says on {', '.join(others)}"
+            found[result.cell_id] = f"what the base model says differs {said}"
+    return found
+
+
+def _parties(stacks: Mapping[str, CellResult], band: float) -> list[list[str]]:
+    """Return the stacks that agree with each other, directly or through others."""
+    parties = [[name] for name in stacks]
+    for one, other in combinations(stacks, 2):
+        first, second = (next(party for party in parties if name in party) for name in (one, other))
+        if first is not second and _distance(stacks[one], stacks[other]) <= band:
+            parties.remove(second)
+            first += second
+    return parties
+
+
+def _distance(one: CellResult, other: CellResult) -> float:
+    """Return the largest difference where both are clear; 0 where that is nearly nowhere, so that nothing is said."""
+    both = [
+        abs(mine - theirs)
+        for mine, theirs in zip(one.base_logprobs, other.base_logprobs, strict=False)
+        if mine is not None and theirs is not None
+    ]
+    return max(both) if len(both) >= FEWEST else 0.0
