@@ -116,8 +116,8 @@ def page(score: Score) -> str:
     return (
         "# Mutants\n\n"
         "One small change each, by cosmic-ray, in a line that a cell runs. A mutant is noticed where a cell that runs "
-        "the line does not pass. It is tried in the first such cell, and where that passes in every further one (one that "
-        "is listed as equivalent in the first alone). "
+        "the line does not pass. It is tried in the first such cell, and where that passes in every further one; one "
+        "that is listed as equivalent in the first alone. "
         f"**{score.share:.1%}** of the {score.counted} that are not equivalent were noticed.\n\n"
         + pipe_table(("", ""), list(score.facts.items()))
         + "\n\n"

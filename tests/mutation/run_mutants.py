@@ -40,8 +40,8 @@ CELLS: dict[str, dict[str, str]] = {
     "dora": {"family": "qwen3_moe", "recipe": "lora-dora"},
     "qlora4": {"family": "qwen3_moe", "recipe": "qlora4", "geometry": "blocks"},
 }
-"""A mutant is tried in the first of these that runs its line, and in the others that do where nothing is noticed. One that
-is listed as equivalent has been: it is tried in the first alone."""
+"""A mutant is tried in the first of these that runs its line, and in the others that do where nothing is noticed. One
+that is listed as equivalent has been: it is tried in the first alone."""
 SECONDS = 60.0
 """What a cell may take. Unchanged it takes three to ten seconds."""
 LEAST = 200
@@ -149,7 +149,6 @@ def try_one(stack: Stack, drawn: Drawn, name: str, worker: int, *, known: bool) 
 
 def try_all(stack: Stack, drawn: Sequence[Drawn], jobs: int) -> list[Tried]:
     """Run every mutant, in as many processes as asked for."""
-
     known = equivalent()
 
     def part(number: int) -> list[tuple[int, Tried]]:

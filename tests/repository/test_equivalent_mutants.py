@@ -7,8 +7,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 MUTATION = ROOT / "tests" / "mutation"
 WRITTEN = tomllib.loads((MUTATION / "equivalent.toml").read_text(encoding="utf-8"))
@@ -43,13 +41,12 @@ def test_the_list_was_written_for_the_stack_that_mutants_run_on() -> None:
     assert f'STACK = "{WRITTEN["stack"]}"\n' in program
 
 
-@pytest.mark.parametrize("mutant", OURS)
-def test_a_mutant_of_ours_changes_a_line_that_is_there(mutant: str) -> None:
-    match = NAME.fullmatch(mutant)
-    assert match is not None
-    source = function_source(ROOT / (match["module"].replace(".", "/") + ".py"), match["function"])
-    lines = [line.strip() for line in source.splitlines()]
-
-    # What is added may hold a ``+``, and so may what is removed: some way of taking them apart fits.
-    change = mutant.partition(": - ")[2]
-    assert any(change.startswith(f"{line} + ") for line in lines if line)
+def test_a_mutant_of_ours_changes_a_line_that_is_there() -> None:
+    """Those of PEFT are of the release that the stack pins."""
+    for mutant in OURS:
+        match = NAME.fullmatch(mutant)
+        assert match is not None, mutant
+        source = function_source(ROOT / (match["module"].replace(".", "/") + ".py"), match["function"])
+        # Both what is added and what is removed may hold a ``+``: some way of taking them apart must fit.
+        change = mutant.partition(": - ")[2]
+        assert any(line.strip() and change.startswith(f"{line.strip()} + ") for line in source.splitlines()), mutant
