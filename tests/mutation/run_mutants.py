@@ -31,7 +31,6 @@ CELLS: dict[str, dict[str, str]] = {
     "per-expert": {"family": "qwen3_moe", "recipe": "lora-per-expert"},
     "peft": {"family": "qwen3_moe", "recipe": "lora", "engine": "peft"},
     "all-linear": {"family": "qwen3_moe", "recipe": "all-linear"},
-    "autocast": {"family": "qwen3_moe", "recipe": "lora-autocast"},
     "two-adapters": {"family": "qwen3_moe", "recipe": "lora-two-adapters"},
     "single": {"family": "qwen3_moe", "recipe": "lora-experts", "geometry": "single"},
     "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
