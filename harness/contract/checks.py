@@ -47,6 +47,10 @@ def _resumed(facts: CellFacts) -> bool:
     return facts.resumed
 
 
+def _per_expert(facts: CellFacts) -> bool:
+    return facts.per_expert
+
+
 def _has_paths(facts: CellFacts) -> bool:
     """Whether several experts forwards can be compared.
 
@@ -293,6 +297,15 @@ TABLE: tuple[Check, ...] = (
         passes_when="KL(trained ‖ base + reloaded adapter) is within its band",
         control="the logits of the likeliest tokens are 0.1 lower",
         metrics=("kl_trained_adapter",),
+    ),
+    Check(
+        name="per_expert",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="so is that of the adapter with a pair for every expert's Linear, as transformers 4 has it "
+        "(recipes that ask for it)",
+        control="the logits of the likeliest tokens are 0.1 lower",
+        applies=_per_expert,
     ),
     Check(
         name="signal",

@@ -162,6 +162,7 @@ def _against_recipe(result: CellResult, recipes: Mapping[str, RecipeFacts]) -> s
         "quantized": ("the base is quantised", "the base is not quantised"),
         "plain_batches": ("steps are plain batches", "steps are no plain batches"),
         "resumed": ("training is resumed", "training is not resumed"),
+        "per_expert": ("a pair for every expert is loaded", "no pair for every expert is loaded"),
     }
     for name, (yes, no) in sayings.items():
         if getattr(facts, name) != getattr(recipe, name):

@@ -153,6 +153,7 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     from harness.worker.stages.forward_paths import lora_in_float32
     from harness.worker.stages.functional import judge_kl
     from harness.worker.stages.funnel import record
+    from harness.worker.stages.per_expert import check_per_expert
     from harness.worker.stages.quantized import cast_lora
     from harness.worker.stages.targets import by_kind
     from harness.worker.stages.two_adapters import load_adapters
@@ -173,6 +174,11 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         with lora_in_float32(model):
             logits = logits_of(model, request, _vocab(checkpoint))
         check_definition(observation, "reload-adapter", request, name="adapted", logits=logits, clear=truth.clear)
+        if recipe(request.recipe).per_expert:
+            base, vocab = _load_for_training(request, checkpoint), _vocab(checkpoint)
+            check_per_expert(
+                observation, request, checkpoint, base, logits=truth.logits, clear=truth.clear, vocab=vocab
+            )
 
 
 def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:

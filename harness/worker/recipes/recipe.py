@@ -36,6 +36,7 @@ class Recipe:
         alpha_pattern: PEFT's, pattern of a name → alpha; the others have ``alpha_over_rank`` times the geometry's rank.
         use_rslora: whether alpha is divided by the root of the rank (arXiv 2312.03732), and not by the rank.
         frozen: what has a LoRA of an earlier adapter too, which is active and not trained; some of ``kinds``.
+        init_lora_weights: PEFT's, how a pair begins: True is Kaiming's for lora_A and zero for lora_B.
         use_dora: whether a magnitude for each output feature is trained beside each pair.
         dropout: share of a pair's inputs that are left out while it is trained.
         geometry: the preset that cells of this recipe have unless one is asked for.
@@ -50,6 +51,8 @@ class Recipe:
         autocast: whether the trainer computes in bfloat16 by autocast (``bf16``), weights staying float32.
         resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
             on its way, and must arrive at the same adapter.
+        per_expert: whether the saved adapter is loaded once more with a pair for every expert's Linear, as
+            transformers 4 has it.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
             underscores.
     """
@@ -67,6 +70,7 @@ class Recipe:
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
     use_rslora: bool = False
     frozen: tuple[Kind, ...] = ()
+    init_lora_weights: bool | Literal["gaussian"] = True
     use_dora: bool = False
     dropout: float = 0.0
     geometry: str = "distinct"
@@ -78,6 +82,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     autocast: bool = False
     resumed: bool = False
+    per_expert: bool = False
     shims: tuple[str, ...] = ()
 
     @property

@@ -37,6 +37,7 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
         rank_pattern=dict(recipe.rank_pattern),
         alpha_pattern=dict(recipe.alpha_pattern),
         use_rslora=recipe.use_rslora,
+        init_lora_weights=recipe.init_lora_weights,
         use_dora=recipe.use_dora,
         lora_dropout=recipe.dropout,
         bias="none",
@@ -236,6 +237,7 @@ def attach_and_check(
         defined=is_defined(request.family),
         plain_batches=recipe.plain_batches,
         resumed=recipe.resumed,
+        per_expert=recipe.per_expert,
     )
     observation.data["facts"] = asdict(facts)
     return peft_model, targets

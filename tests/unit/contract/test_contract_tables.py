@@ -38,6 +38,7 @@ BROKEN_MERGES = {
 WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
 RESUMED = {("resumed", "train")}
+PER_EXPERT = {("per_expert", "reload-adapter")}
 DEFINED = {
     *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
 }  # fmt: skip
@@ -52,7 +53,7 @@ QUANTIZED = {
 
 
 def test_the_checks_are_these() -> None:
-    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | RESUMED
+    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | RESUMED | PER_EXPERT
     assert {(check.name, check.stage) for check in TABLE} == all_of_them
     assert len(TABLE) == len(all_of_them)
 
@@ -63,6 +64,7 @@ def test_the_checks_are_these() -> None:
         (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
         (replace(PLAIN, plain_batches=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
         (replace(PLAIN, resumed=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | RESUMED),
+        (replace(PLAIN, per_expert=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | PER_EXPERT),
         (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
         (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),

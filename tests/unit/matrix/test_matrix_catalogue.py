@@ -76,7 +76,11 @@ def test_what_is_read_of_the_shipped_recipes_is_what_they_are() -> None:
         assert facts.kinds == known.kinds
         assert facts.quantized == (known.quantization is not None)
         assert (facts.geometry or "distinct") == known.geometry
-        assert (facts.plain_batches, facts.resumed) == (known.plain_batches, known.resumed)
+        assert (facts.plain_batches, facts.resumed, facts.per_expert) == (
+            known.plain_batches,
+            known.resumed,
+            known.per_expert,
+        )
         assert facts.as_written == known.as_written
 
 

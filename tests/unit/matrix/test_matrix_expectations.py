@@ -520,6 +520,7 @@ def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str
         ("qlora4", FACTS, "its recipe says that the base is quantised"),
         ("lora-padded", FACTS, "its recipe says that steps are no plain batches"),
         ("lora-resumed", FACTS, "its recipe says that training is resumed"),
+        ("lora-per-expert", FACTS, "its recipe says that a pair for every expert is loaded"),
         ("lora-attention", FACTS, "its facts say that expert got a LoRA"),
         ("none-such", FACTS, "none-such is no recipe of this release"),
         ("lora-attention", dataclasses.replace(FACTS, kinds=("attention", "router")), "its facts say that router got"),
