@@ -350,7 +350,7 @@ def test_code_that_a_release_lacks_cannot_be_broken_and_its_stage_says_so(
     step = Step(stages=("load", "attach"), run=lambda *args: ran.append(args))
 
     with pytest.raises(StageStoppedError):
-        run_step(step, cell, request_in(cell.path.parent, fault="absent"), CHECKPOINT)
+        run_step(step, cell, request_in(cell.path.parent, fault="lm-head-tied"), CHECKPOINT)
     assert not ran
     load = cell.data["stages"]["load"]
     assert load["ended"] == "raised"

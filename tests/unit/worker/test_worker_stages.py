@@ -165,12 +165,20 @@ def test_no_two_patterns_fit_one_name() -> None:
 def test_every_part_of_one_adapter_has_a_dtype(part: str | None, name: str, found: set[str]) -> None:
     parts = ("lora_A", "lora_B", "lora_magnitude_vector")
     layer: Any = SimpleNamespace(
-        **{it: {adapter: torch.nn.Linear(2, 2, bias=False) for adapter in ("default", "frozen")} for it in parts}
+        **{it: {adapter: torch.nn.Linear(2, 2, bias=False) for adapter in ("default", "frozen")} for it in parts},
+        lora_embedding_A={},
     )
     if part is not None:
         getattr(layer, part)[name].bfloat16()
 
     assert dtypes_of(layer, "default") == found
+
+
+def test_the_factors_of_an_embedding_s_lora_are_no_modules() -> None:
+    factors = {"default": torch.nn.Parameter(torch.zeros(2, 4, dtype=torch.bfloat16))}
+    layer: Any = SimpleNamespace(lora_A={}, lora_B={}, lora_embedding_A=factors, lora_embedding_B=factors)
+
+    assert dtypes_of(layer, "default") == {"torch.bfloat16"}
 
 
 def test_a_recipe_of_dora_on_experts_is_refused() -> None:
