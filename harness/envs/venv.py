@@ -20,6 +20,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from harness.envs.lock import Lock
 from harness.envs.torch_build import assert_torch_build
 from harness.envs.uv_command import Unresolvable, Uv
 from harness.errors import EnvironmentFailedError
+from harness.matrix.sources import Source
 
 MARKER = "harness-environment.json"
 LinkMode = Literal["hardlink", "copy"]
@@ -76,9 +78,12 @@ class Record:
     seconds_install: float
 
 
-def environment_key(lock: Lock, interpreter: Interpreter, link_mode: LinkMode = "hardlink") -> str:
+def environment_key(
+    lock: Lock, interpreter: Interpreter, link_mode: LinkMode = "hardlink", sources: Mapping[str, Source] | None = None
+) -> str:
     """Return the folder name of an environment: 24 hex digits over everything that makes it what it is."""
-    parts = [lock.sha256, interpreter.tag, str(interpreter.home), lock.torch_backend, link_mode]
+    built = [f"{name} {source.kind} {source.digest}" for name, source in sorted((sources or {}).items())]
+    parts = [lock.sha256, interpreter.tag, str(interpreter.home), lock.torch_backend, link_mode, *built]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -108,6 +113,7 @@ def ensure_venv(
     requirements: tuple[str, ...],
     device: Device = "cpu",
     link_mode: LinkMode = "hardlink",
+    sources: Mapping[str, Source] | None = None,
 ) -> tuple[Path, Record, bool]:
     """Return (prefix, record, reused) of the environment that the lock describes, made if it is not there.
 
@@ -116,7 +122,7 @@ def ensure_venv(
     Raises:
         EnvironmentFailedError: it could not be made; nothing half-made is left to be trusted.
     """
-    key = environment_key(lock, interpreter, link_mode)
+    key = environment_key(lock, interpreter, link_mode, sources)
     prefix = layout.environments / key
     descriptor = open_guard(layout.guard(f"environment-{key}"))
     reused = True
@@ -145,6 +151,7 @@ def ensure_venv(
                         requirements=requirements,
                         device=device,
                         link_mode=link_mode,
+                        sources=sources or {},
                     )
                 except BaseException:
                     # Not needed for correctness (it has no marker), but a full disk is not helped by what is left over.
@@ -183,6 +190,7 @@ def _make(
     requirements: tuple[str, ...],
     device: Device,
     link_mode: LinkMode,
+    sources: Mapping[str, Source],
 ) -> None:
     started = time.monotonic()
     remove(prefix)
@@ -192,7 +200,11 @@ def _make(
         uv(["venv", str(prefix), "--python", str(interpreter.home), "--relocatable", "--no-project"])
         backend = [] if lock.torch_backend is None else ["--torch-backend", lock.torch_backend]
         options = ["--require-hashes", "--link-mode", link_mode, *backend]
-        uv(["pip", "sync", str(lock_file), "--python", str(prefix / "bin" / "python"), *options])
+        python = ["--python", str(prefix / "bin" / "python")]
+        uv(["pip", "sync", str(lock_file), *python, *options])
+        # What no index has is installed last: a lock of hashes cannot name it.
+        for name, source in sorted(sources.items()):
+            uv(["pip", "install", "--no-deps", "--link-mode", link_mode, *python, f"{name} @ {source.location}"])
     except Unresolvable as error:
         raise StaleLockError(
             f"What the lock names is not offered any more. uv says: {error.explanation}",
@@ -207,6 +219,8 @@ def _make(
     packages = site_packages(prefix, interpreter.version)
     versions = installed_versions(packages)
     _assert_locked(lock, versions)
+    if absent := [name for name in sources if name not in versions]:
+        raise EnvironmentFailedError(f"uv reported success, but the environment has no {', '.join(absent)}.")
     record = Record(
         key=prefix.name,
         label=label,
