@@ -9,7 +9,7 @@ from harness.envs.child_environment import child_environment
 from harness.envs.choice import IndexChooser, open_chooser
 from harness.envs.environment import Environment, ensure_environment, unmanaged_environment
 from harness.envs.uv_command import Unresolvable
-from harness.envs.versions import check_versions_exist, newest_release
+from harness.envs.versions import check_versions_exist, newest_release, yanked_pins
 
 __all__ = [
     "Environment",
@@ -25,4 +25,5 @@ __all__ = [
     "newest_release",
     "open_chooser",
     "unmanaged_environment",
+    "yanked_pins",
 ]

@@ -44,7 +44,7 @@ class IndexChooser:
             self.notes.append(f"{package}: {offer.stale}")
         return offer
 
-    def choose(self, requirements: Sequence[str], *, pre: bool, before: date | None = None) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
         """Return the versions that the resolver takes for requirements and all that they need.
 
         Raises:
@@ -52,7 +52,7 @@ class IndexChooser:
         """
         uv, python = self.releases.uv, self.releases.interpreter.python
         try:
-            text = compile_requirements(uv, requirements, python, prerelease=pre, before=before)
+            text = compile_requirements(uv, requirements, python)
         except Unresolvable as error:
             raise ConfigurationError(
                 f"No versions go together with {', '.join(requirements)}. uv says: {error.explanation}",

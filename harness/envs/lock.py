@@ -91,11 +91,10 @@ def compile_requirements(
     torch_backend: str | None = None,
     lowest: bool = False,
     before: date | None = None,
-    prerelease: bool = False,
 ) -> str:
     """Resolve requirements with ``uv pip compile``; with ``dependencies`` the result is a hashed lock.
 
-    Nothing that was uploaded after the day ``before`` is taken, and pre-releases only with ``prerelease``.
+    Nothing that was uploaded after the day ``before`` is taken.
 
     Raises:
         Unresolvable: they contradict each other, or name what no index has.
@@ -109,7 +108,5 @@ def compile_requirements(
         options += ["--resolution", "lowest"]
     if before is not None:
         options += ["--exclude-newer", before.isoformat()]
-    if prerelease:
-        options += ["--prerelease", "allow"]
     text = "\n".join(sorted(requirements)) + "\n"
     return uv(["pip", "compile", "-", *options], stdin=text)

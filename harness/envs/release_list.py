@@ -148,7 +148,7 @@ class ReleaseList:
             *options,
         ]
         text = self.uv(arguments, stdin="\n".join(requirements) + "\n")
-        return {release_name: release for release_name, release in map(_release, tomllib.loads(text)["packages"])}
+        return dict(map(_release, tomllib.loads(text)["packages"]))
 
     def _file(self, package: str) -> Path:
         python = ".".join(self.interpreter.version.split(".")[:2])

@@ -36,7 +36,7 @@ class Chooser(Protocol):
         """Return the oldest release of a package that the harness supports."""
         ...
 
-    def choose(self, requirements: Sequence[str], *, pre: bool) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
         """Return the versions that the resolver takes; ``ConfigurationError`` where there are none."""
         ...
 
@@ -130,7 +130,7 @@ def complete_stack(
         sentence = " ".join(choice.words)
         if choice.open and how == PINNED and (whole := _with_choices(stack, chosen, python)).pins != settled:
             # The versions decided some other pins (overrides): what is proposed has to go together with those.
-            chooser().choose(whole.requirements, pre=pre)
+            chooser().choose(whole.requirements)
     stack = _with_choices(stack, chosen, python)
     if how != PINNED:
         stack, more = _as_resolved(stack, how, chooser())
@@ -150,7 +150,7 @@ def _choose(asked: Mapping[str, Selector], chooser: Chooser, pins: Mapping[str, 
     if choice.open:
         wanted = {name: f"{name}=={version}" for name, version in {**pins, **choice.versions}.items()}
         wanted |= {name: f"{name} @ {source.location}" for name, source in choice.sources.items()}
-        found = chooser.choose([*wanted.values(), *choice.open.values()], pre=pre)
+        found = chooser.choose([*wanted.values(), *choice.open.values()])
         fixed = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.versions]
         choice.versions |= {name: Version(found[name]).public for name in choice.open}
         taken = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.open]
@@ -162,6 +162,8 @@ def _choose(asked: Mapping[str, Selector], chooser: Chooser, pins: Mapping[str, 
 def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) -> _Choice:
     """Return what each selector settles by itself, and what it leaves to the resolver."""
     choice = _Choice(versions={}, sources={}, open={}, words=[])
+    # A bound that is a pre-release lets those of its package in, and of no other (PEP 440, which the resolver follows).
+    bound = ",>=0.dev0" if pre else ""
     for name in MAIN_PACKAGES:
         match asked.get(name):
             case Exact(version):
@@ -182,9 +184,9 @@ def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) ->
                     remedy="Name it in a [[selections]] of matrix.toml and run a profile, or use latest here.",
                 )
             case Range(specifiers):
-                choice.open[name] = f"{name}{specifiers}"
+                choice.open[name] = f"{name}{specifiers}{bound}"
             case None:
-                choice.open[name] = f"{name}>={OLDEST[name]}"
+                choice.open[name] = f"{name}>={OLDEST[name]}{bound}"
     return choice
 
 

@@ -66,7 +66,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 """Package or module of ours to those it may import. ``matrix.cell`` stands apart: everything speaks of cells."""
 
 SPOKEN_OF = ("cell", "sources", "releases")
-"""Modules of ``matrix`` that stand apart as ``matrix.cell``: cells, what their packages are built from or offered as."""
+"""Modules of ``matrix`` that stand apart as ``matrix.cell``: cells, and where their packages come from."""
 
 
 @dataclass(frozen=True, kw_only=True)

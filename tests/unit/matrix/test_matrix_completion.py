@@ -27,6 +27,7 @@ class Answers:
     resolved: list[list[str]] = field(default_factory=list)
 
     def __call__(self) -> Answers:
+        """Be what opens itself."""
         return self
 
     def newest(self, package: str, *, pre: bool) -> str:
@@ -38,9 +39,8 @@ class Answers:
         assert not pre
         return {"transformers": "4.52.1", "peft": "0.15.0", "trl": "0.18.0"}[package]
 
-    def choose(self, requirements: Sequence[str], *, pre: bool) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
         """What it was made with."""
-        assert not pre
         self.resolved.append(sorted(requirements))
         if self.refuses is not None and self.refuses in requirements:
             raise ConfigurationError(f"nothing goes with {self.refuses}")
@@ -158,6 +158,16 @@ def test_pre_releases_are_asked_for(config: MatrixConfig) -> None:
     assert (
         complete_stack(config, given, chooser=Answers(), pre=True).stack.id == "tf5.24.0rc1-peft0.21.2rc1-trl1.16.0rc1"
     )
+
+
+def test_pre_releases_of_the_three_alone_are_left_to_the_resolver(config: MatrixConfig) -> None:
+    answers = Answers(takes={"peft": "0.22.0rc1", "trl": "1.17.0rc1"})
+    completion = complete_stack(config, {"transformers": "5.24.0", "peft": ">=0.21"}, chooser=answers, pre=True)
+
+    assert completion.stack.id == "tf5.24.0-peft0.22.0rc1-trl1.17.0rc1"
+    # a bound that is a pre-release lets pre-releases of that package in, and of no other (PEP 440)
+    asked = ["peft>=0.21,>=0.dev0", "torch==2.13.0", "transformers==5.24.0", "trl>=0.18,>=0.dev0"]
+    assert answers.resolved[0] == asked
 
 
 def test_the_oldest_are_those_that_the_harness_supports(config: MatrixConfig) -> None:
