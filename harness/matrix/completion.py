@@ -9,48 +9,28 @@ something to a reader who knows which versions made it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from typing import Protocol
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from harness.contract.supported import OLDEST
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.cell import MAIN_PACKAGES, PINNED, PYTHON_PATTERN, Stack
+from harness.matrix.choice import (
+    Choice,
+    Chooser,
+    as_resolved,
+    listed,
+    open_requirement,
+    pre_bound,
+    stack_of,
+    with_choices,
+)
 from harness.matrix.config import MatrixConfig
 from harness.matrix.selectors import Exact, Latest, LatestPatches, Oldest, Range, Selector
-from harness.matrix.sources import Source, SourceSelector
+from harness.matrix.sources import SourceSelector
 from harness.matrix.versions import option_selector, parse_resolution, parse_version
-
-
-class Chooser(Protocol):
-    """What has to be asked of indexes, repositories and the resolver."""
-
-    def newest(self, package: str, *, pre: bool) -> str:
-        """Return the newest release of a package."""
-        ...
-
-    def oldest(self, package: str, *, pre: bool) -> str:
-        """Return the oldest release of a package that the harness supports."""
-        ...
-
-    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
-        """Return the versions that the resolver takes; ``ConfigurationError`` where there are none."""
-        ...
-
-    def uploaded(self, versions: Mapping[str, str]) -> Mapping[str, datetime | None]:
-        """Return when each version was uploaded; None where no index says."""
-        ...
-
-    def build(self, package: str, selector: SourceSelector) -> tuple[str, Source]:
-        """Return the version of what no index has, and what it is built from."""
-        ...
-
-    def today(self) -> date:
-        """Return the day (UTC)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +39,6 @@ class Completion:
 
     stack: Stack
     sentence: str
-
-
-@dataclass(kw_only=True)
-class _Choice:
-    """Versions chosen so far, what they are built from, and what is still open, as requirements."""
-
-    versions: dict[str, str]
-    sources: dict[str, Source]
-    open: dict[str, str]
-    words: list[str]
 
 
 def complete_stack(
@@ -124,51 +94,24 @@ def complete_stack(
         stack = config.stack(exact)
         sentence = f"All three versions were given; no declared stack is {stack.id}."
     else:
-        settled = chosen if how != PINNED else {**_settled(config), **chosen}
-        choice = _choose(asked, chooser(), settled, pre)
-        stack = config.stack(choice.versions).model_copy(update={"sources": choice.sources})
+        choice = _first_choice(asked, chooser(), pre)
+        stack = stack_of(config, choice, chooser(), pins=chosen, pinned=how == PINNED)
         sentence = " ".join(choice.words)
-        if choice.open and how == PINNED and (whole := _with_choices(stack, chosen, python)).pins != settled:
-            # The versions decided some other pins (overrides): what is proposed has to go together with those.
-            chooser().choose(whole.requirements)
-    stack = _with_choices(stack, chosen, python)
+    stack = with_choices(stack, chosen, python)
     if how != PINNED:
-        stack, more = _as_resolved(stack, how, chooser())
+        stack, more = as_resolved(stack, how, chooser())
         sentence = f"{sentence} {more}"
     return Completion(stack=stack, sentence=sentence)
 
 
-def _settled(config: MatrixConfig) -> dict[str, str]:
-    """Return the pins that no choice of versions changes."""
-    moved = {name for override in config.overrides for name in override.pins}
-    return {name: version for name, version in config.pins.items() if name not in moved}
-
-
-def _choose(asked: Mapping[str, Selector], chooser: Chooser, pins: Mapping[str, str], pre: bool) -> _Choice:
-    """Return what indexes and resolver make of what was asked for, with the sentences about it."""
-    choice = _first_choice(asked, chooser, pre)
-    if choice.open:
-        wanted = {name: f"{name}=={version}" for name, version in {**pins, **choice.versions}.items()}
-        wanted |= {name: f"{name} @ {source.location}" for name, source in choice.sources.items()}
-        found = chooser.choose([*wanted.values(), *choice.open.values()])
-        fixed = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.versions]
-        choice.versions |= {name: Version(found[name]).public for name in choice.open}
-        taken = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.open]
-        verb = "is" if len(taken) == 1 else "are"
-        choice.words.append(f"{_and(taken)} {verb} what the resolver takes{f' beside {_and(fixed)}' if fixed else ''}.")
-    return choice
-
-
-def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) -> _Choice:
+def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) -> Choice:
     """Return what each selector settles by itself, and what it leaves to the resolver."""
-    choice = _Choice(versions={}, sources={}, open={}, words=[])
-    # A bound that is a pre-release lets those of its package in, and of no other (PEP 440, which the resolver follows).
-    bound = ",>=0.dev0" if pre else ""
+    choice = Choice(versions={}, sources={}, open={}, words=[])
     for name in MAIN_PACKAGES:
         match asked.get(name):
             case Exact(version):
                 choice.versions[name] = version
-            case Latest():
+            case Latest(within) if within is None:
                 choice.versions[name] = chooser.newest(name, pre=pre)
                 choice.words.append(f"{name} {choice.versions[name]} is the newest release.")
             case Oldest():
@@ -183,52 +126,14 @@ def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) ->
                     f"--{name} selects several releases, and one cell runs on one stack.",
                     remedy="Name it in a [[selections]] of matrix.toml and run a profile, or use latest here.",
                 )
-            case Range(specifiers):
-                choice.open[name] = f"{name}{specifiers}{bound}"
+            case Range(specifiers) | Latest(SpecifierSet() as specifiers):
+                choice.open[name] = f"{name}{specifiers}{pre_bound(pre)}"
             case None:
-                choice.open[name] = f"{name}>={OLDEST[name]}{bound}"
+                choice.open[name] = open_requirement(name, pre=pre)
     return choice
 
 
 _KINDS = {"git": "commit", "path": "source tree", "wheel": "wheel"}
-
-
-def _as_resolved(stack: Stack, how: str, chooser: Chooser) -> tuple[Stack, str]:
-    """Return the stack with nothing but the three pinned, and the sentence that says what the rest will be.
-
-    Raises:
-        ConfigurationError: no index says when one of the three was uploaded.
-    """
-    unpinned = tuple(sorted(set(stack.pins) - set(stack.extra_pins)))
-    pins = {name: stack.pins[name] for name in stack.extra_pins}
-    if how == "fresh":
-        day, words = chooser.today(), "Everything else is what an installation gives today."
-    else:
-        days = int(how.removeprefix("era-"))
-        times = chooser.uploaded({name: getattr(stack, name) for name in MAIN_PACKAGES if name not in stack.sources})
-        known = [time for time in times.values() if time is not None]
-        if len(known) < len(MAIN_PACKAGES):
-            unknown = [name for name in MAIN_PACKAGES if times.get(name) is None]
-            raise ConfigurationError(
-                f"No index says when {_and(unknown)} {'was' if len(unknown) == 1 else 'were'} uploaded, so the era of "
-                f"{stack.id} is not known.",
-                remedy="Use --resolution fresh, or an index that says it (PEP 700).",
-            )
-        day = max(known).date() + timedelta(days=days)
-        words = f"Nothing is newer than {day}, {days} days after the newest of the three."
-    changes = {"pins": pins, "unpinned": unpinned, "resolution": how, "as_of": day}
-    return stack.model_copy(update=changes), words
-
-
-def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
-    """Say whether ``stack`` has the versions asked for; ``5.5`` and ``5.5.0`` are one version (PEP 440)."""
-    return all(Version(getattr(stack, name)) == Version(version) for name, version in asked.items())
-
-
-def _with_choices(stack: Stack, chosen: Mapping[str, str], python: str | None) -> Stack:
-    extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
-    changes: dict[str, object] = {"pins": {**stack.pins, **chosen}, "extra_pins": extra}
-    return stack.model_copy(update=changes | ({"python": python} if python is not None else {}))
 
 
 def _declared_sentence(stack: Stack, asked: Mapping[str, str]) -> str:
@@ -237,10 +142,11 @@ def _declared_sentence(stack: Stack, asked: Mapping[str, str]) -> str:
         return f"No version was given: {stack.id} is the first declared stack."
     if not missing:
         return f"The given versions are the declared stack {stack.id}."
-    chosen = _and([f"{name} {stack.version_of(name)}" for name in missing])
-    wanted = _and([f"{name} {stack.version_of(name)}" for name in asked])
+    chosen = listed([f"{name} {stack.version_of(name)}" for name in missing])
+    wanted = listed([f"{name} {stack.version_of(name)}" for name in asked])
     return f"{chosen} complete{'s' if len(missing) == 1 else ''} the first declared stack with {wanted}: {stack.id}."
 
 
-def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
+    """Say whether ``stack`` has the versions asked for; ``5.5`` and ``5.5.0`` are one version (PEP 440)."""
+    return all(Version(getattr(stack, name)) == Version(version) for name, version in asked.items())

@@ -5,6 +5,7 @@
 | ``5.5.0``, ``==5.5.0`` | that release, a pre-release or a yanked one too |
 | ``>=5.2,<5.6``, ``==5.5.*`` | every release in the range (PEP 440) |
 | ``latest`` | the newest release |
+| ``latest<5.20`` | the newest release in the range |
 | ``latest-minors:3`` | the newest patch of each of the three newest minors |
 | ``latest-patches`` | the newest patch of every minor |
 | ``oldest`` | the oldest release that the harness supports |
@@ -51,7 +52,9 @@ class Range:
 
 @dataclass(frozen=True)
 class Latest:
-    """The newest release."""
+    """The newest release, or the newest that a PEP 440 specifier takes."""
+
+    within: SpecifierSet | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def parse_selector(text: str) -> Selector:
         if not (count := int(found[1])):
             raise ValueError(f"{text!r}: of how many minors? At least 1")
         return LatestPatches(minors=count)
+    if found := re.fullmatch(rf"latest(?P<range>{_OPERATOR.pattern}.*)", text):
+        return Latest(within=_specifiers(found["range"].strip()))
     words: dict[str, Selector] = {"latest": Latest(), "oldest": Oldest(), "latest-patches": LatestPatches()}
     if text in words:
         return words[text]
@@ -146,13 +151,14 @@ def select(selector: Selector, releases: Sequence[Release], *, package: str, pre
     offered = newest_first(releases)
     if isinstance(selector, Exact):
         return _exact(selector, offered, package)
-    counting = pre or (isinstance(selector, Range) and bool(selector.specifiers.prereleases))
+    within = _bounds(selector)
+    counting = pre or (within is not None and bool(within.prereleases))
     usable = [it for it in offered if not it.yanked and (counting or not it.number.is_prerelease)]
     usable = [it for it in usable if supported(package, it.number)]
     chosen: list[Release] = []
     match selector:
         case Latest():
-            chosen = usable[:1]
+            chosen = [it for it in usable if within is None or within.contains(it.number, prereleases=True)][:1]
         case Oldest():
             chosen = usable[-1:]
         case Range(specifiers):
@@ -179,25 +185,28 @@ def _exact(selector: Exact, offered: Sequence[Release], package: str) -> Selecte
 def _none_selected(
     selector: Selector, offered: Sequence[Release], usable: Sequence[Release], package: str
 ) -> ConfigurationError:
-    words = str(selector.specifiers) if isinstance(selector, Range) else type(selector).__name__.lower()
-    inside = [
-        it
-        for it in offered
-        if not isinstance(selector, Range) or selector.specifiers.contains(it.number, prereleases=True)
-    ]
-    reasons = [
-        f"{it.version} is "
-        + (
-            "yanked"
-            if it.yanked
-            else "a pre-release (--pre)"
-            if supported(package, it.number)
-            else "too old for the harness"
-        )
-        for it in inside[:3]
-    ]
+    within = _bounds(selector)
+    inside = [it for it in offered if within is None or within.contains(it.number, prereleases=True)]
+    words = str(within) if within is not None else type(selector).__name__.lower()
+    reasons = "; ".join(f"{it.version} is {_unusable(it, package)}" for it in inside[:3])
     known = f"{usable[-1].version} to {usable[0].version}" if usable else "none"
     return ConfigurationError(
-        f"{package}: {words!r} selects no release{': ' + ', '.join(reasons) if reasons else ''}.",
+        f"{package}: {words!r} selects no release{': ' if reasons else ''}{reasons}.",
         remedy=f"Releases that can be selected: {known}; the harness supports {package} {OLDEST.get(package, '0')} on.",
     )
+
+
+def _bounds(selector: Selector) -> SpecifierSet | None:
+    match selector:
+        case Range(specifiers):
+            return specifiers
+        case Latest(within):
+            return within
+    return None
+
+
+def _unusable(release: Release, package: str) -> str:
+    """Say why a release inside a range does not count."""
+    if release.yanked:
+        return "yanked"
+    return "a pre-release (--pre)" if supported(package, release.number) else "too old for the harness"

@@ -184,6 +184,14 @@ def test_a_range_alone_is_no_declared_stack(config: MatrixConfig) -> None:
     assert complete_stack(config, {"peft": ">=0.19"}, chooser=answers).stack.id == "tf5.24.0-peft0.21.2-trl1.16.0"
 
 
+def test_the_latest_within_a_range_is_what_goes_with_the_rest(config: MatrixConfig) -> None:
+    answers = Answers(takes={"peft": "0.20.0"})
+    given = {"transformers": "5.19.0", "peft": "latest<0.21", "trl": "latest"}
+
+    assert complete_stack(config, given, chooser=answers).stack.id == "tf5.19.0-peft0.20.0-trl1.16.0"
+    assert "peft<0.21" in answers.resolved[0]
+
+
 def test_one_cell_cannot_run_on_several_releases(config: MatrixConfig) -> None:
     for text in ("latest-minors:3", "latest-patches"):
         with pytest.raises(ConfigurationError, match="--peft selects several releases") as caught:

@@ -33,6 +33,9 @@ def chosen(text: str, *, pre: bool = False) -> tuple[str, ...]:
     ("text", "versions"),
     [
         ("latest", ("5.10.2",)),
+        ("latest<5.10", ("5.9.1.post1",)),
+        ("latest>=4.57,<5", ("4.57.6",)),
+        ("latest <=5.0.0rc3", ("5.0.0rc3",)),
         ("latest-minors:1", ("5.10.2",)),
         ("latest-minors:3", ("5.10.2", "5.9.1.post1", "5.2.0")),
         ("latest-minors:99", ("5.10.2", "5.9.1.post1", "5.2.0", "5.0.0", "4.57.6", "4.52.1")),
@@ -75,6 +78,7 @@ def test_a_yanked_release_is_taken_when_it_is_pinned_and_then_said() -> None:
         ("<4.52", "4.51.3 is too old for the harness"),
         (">5.10.2", r"5.11.0rc1 is a pre-release \(--pre\)"),
         (">6", "selects no release"),
+        ("latest<4.52", "4.51.3 is too old for the harness"),
     ],
 )
 def test_a_selector_that_means_nothing_says_why(text: str, words: str) -> None:
@@ -126,6 +130,7 @@ def test_a_range_is_read() -> None:
         ("latests", "did you mean 'latest'"),
         ("latest-minor:3", "did you mean 'latest-minors:N'"),
         ("latest-minors", "did you mean 'latest-minors:N'"),
+        ("latest<zero", "is not a range of versions"),
         ("latest-minors:0", "of how many minors"),
         ("newest", "is no selector of versions"),
         (">=zero", "is not a range of versions"),
