@@ -82,7 +82,7 @@ def plan(
     if output == "github" and not as_json:
         typer.echo(github_matrix(cells, selection))
         return
-    stacks = {cell.stack.model_dump_json(): cell.stack for cell in cells}
+    stacks = {cell.stack.key: cell.stack for cell in cells}
     prepared = prepared_environments(stacks.values(), device=selection.device)
     outlooks = _outlooks(setup, cells, selection, prepared, results or [DEFAULT_OUT])
     if output == "json" or as_json:

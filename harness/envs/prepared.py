@@ -32,7 +32,7 @@ class Prepared:
 
     def has(self, stack: Stack) -> bool:
         """Say whether a stack's environment is there."""
-        return stack.model_dump_json() in self.there
+        return stack.key in self.there
 
 
 def prepared_environments(stacks: Iterable[Stack], *, device: Device = "cpu", root: Path | None = None) -> Prepared:
@@ -72,7 +72,7 @@ def prepared_environments(stacks: Iterable[Stack], *, device: Device = "cpu", ro
             continue
         folder = layout.environments / environment_key(lock, interpreter, sources=stack.sources)
         if read_record(folder) is not None:
-            there.add(stack.model_dump_json())
+            there.add(stack.key)
     folders = layout.environments.iterdir() if layout.environments.is_dir() else ()
     times = [record.seconds_install for folder in folders if (record := read_record(folder)) is not None]
     return Prepared(there=frozenset(there), seconds_each=statistics.median(times) if times else None)

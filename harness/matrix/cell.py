@@ -112,6 +112,11 @@ class Stack(BaseModel):
             f"{short}{self.shown(name)}" for short, name in zip(("tf", "peft", "trl"), MAIN_PACKAGES, strict=True)
         )
 
+    @property
+    def key(self) -> str:
+        """What tells two stacks apart, every pin and the Python included: an id names three packages only."""
+        return self.model_dump_json()
+
     def shown(self, package: str) -> str:
         """Return the version of one of the three packages, with the mark of what it is built from."""
         source = self.sources.get(package)

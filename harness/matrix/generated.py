@@ -29,7 +29,7 @@ class Generated:
 
     Attributes:
         stacks: with new releases first, then the newest first, each once.
-        reasons: by stack id, the selectors that its versions come from.
+        reasons: by stack key, the selectors that its versions come from.
         news: sentences about releases that are new.
     """
 
@@ -70,8 +70,8 @@ def generate_stacks(config: MatrixConfig, selection: VersionSelection, asked: As
     for combination in combinations:
         stack = _stack(config, selection, listed, combination, asked)
         if rules.allow(stack):
-            stacks.setdefault(stack.model_dump_json(), stack)
-            reasons.setdefault(stack.id, _reason(listed, combination, stack))
+            stacks.setdefault(stack.key, stack)
+            reasons.setdefault(stack.key, _reason(listed, combination, stack))
     if not stacks:
         raise ConfigurationError(f"selections.{selection.name}: every stack is excluded by its conditions.")
     new = {name: set(it.new) for name, it in listed.items()}

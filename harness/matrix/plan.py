@@ -199,7 +199,7 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
     Stacks that were found come before those that are declared: what is new among them runs first.
     """
     found = [stack for generated in selection.generated.values() for stack in generated.stacks]
-    stacks = {stack.model_dump_json(): stack for stack in (*found, *config.declared)}
+    stacks = {stack.key: stack for stack in (*found, *config.declared)}
     places = {key: place for place, key in enumerate(stacks)}
     others = [names for key, names in known_names(config, catalogue).items() if key != "stacks"]
     by_place: dict[tuple[int, ...], _Planned] = {}
@@ -220,7 +220,7 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
             if stack.id not in wanted:
                 continue
             why = _why(where, block, stack, config, selection)
-            stack_place = places[stack.model_dump_json()]
+            stack_place = places[stack.key]
             for fields in real:
                 place = (stack_place, *(known.index(name) for known, name in zip(others, fields.values(), strict=True)))
                 if place in by_place:
@@ -248,9 +248,9 @@ def _why(where: str, block: Block, stack: Stack, config: MatrixConfig, selection
     """Return which block has a cell, and which selectors its stack comes from."""
     named = [it.name for it in block_selections(block, config, where=where)] if block.selections else []
     by = [
-        f"selections.{name}: {selection.generated[name].reasons[stack.id]}"
+        f"selections.{name}: {selection.generated[name].reasons[stack.key]}"
         for name in named
-        if stack.id in selection.generated[name].reasons
+        if stack.key in selection.generated[name].reasons
     ]
     return f"{where} ({'; '.join(by)})" if by else where
 

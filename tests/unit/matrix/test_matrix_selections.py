@@ -84,7 +84,7 @@ def test_selected_versions_are_combined(config: MatrixConfig) -> None:
         "tf5.23.0-peft0.21.2-trl1.16.0",
         "tf5.23.0-peft0.19.1-trl1.16.0",
     ]
-    assert found.reasons["tf5.23.0-peft0.19.1-trl1.16.0"] == "transformers latest-minors:2, peft ==0.19.1, trl latest"
+    assert found.reasons[found.stacks[-1].key] == "transformers latest-minors:2, peft ==0.19.1, trl latest"
     assert found.news == ()
 
 
@@ -119,7 +119,7 @@ def test_what_is_not_named_is_completed_by_the_resolver(config: MatrixConfig) ->
     found = made(config, answers, transformers="latest-minors:2", peft="latest")
 
     assert ids(found) == ["tf5.24.0-peft0.21.2-trl1.16.0", "tf5.23.0-peft0.21.2-trl1.16.0"]
-    assert "trl by the resolver" in found.reasons["tf5.24.0-peft0.21.2-trl1.16.0"]
+    assert "trl by the resolver" in found.reasons[found.stacks[0].key]
     assert answers.resolved[0] == ["peft==0.21.2", "torch==2.13.0", "transformers==5.24.0", "trl>=0.18"]
 
 
@@ -237,6 +237,17 @@ def test_why_a_cell_runs_is_its_blocks_and_selectors(found: MatrixConfig, catalo
         f"profiles.found.cells.1 ({by})",
     )
     assert why["alpha/lora@tf5.5.0-peft0.19.1-trl0.25.1"] == ("profiles.found.cells.2",)
+
+
+def test_stacks_of_the_same_versions_keep_their_own_reasons(load: Load, catalogue: Catalogue) -> None:
+    again = SELECTIONS.replace('name = "old"\n', 'name = "old"\nresolution = "fresh"\n').replace("4.57.6", "5.24.0")
+    config = load("[profiles.default]", again.replace("0.20.0", "0.21.2").replace("1.4.0", "1.16.0"))
+    why = reasons(config, catalogue, planned(config))
+
+    stack = "alpha/lora@tf5.24.0-peft0.21.2-trl1.16.0"
+    (fresh,) = why[f"{stack}+resolution=fresh"]
+    assert fresh == "profiles.found.cells.0 (selections.old: transformers 5.24.0, peft 0.21.2, trl 1.16.0, fresh)"
+    assert all("selections.old" not in reason for reason in why[stack])
 
 
 def test_only_what_a_profile_names_is_asked_for(found: MatrixConfig, catalogue: Catalogue) -> None:
