@@ -36,8 +36,10 @@ def missing_evidence(result: CellResult) -> str | None:
     if (found := missing_of_stages(result)) is not None:
         return found[1]
     failed = sorted({check.name for check in result.checks if not check.passed})
-    if failed:
-        return f"these checks failed: {', '.join(failed)}"
+    lost = [kind for kind, funnel in result.funnel.items() if not funnel.whole]
+    if failed or lost:
+        by_name = f"these checks failed: {', '.join(failed)}"
+        return by_name if failed else f"not all that was asked for was merged: {', '.join(lost)}"
     merge = result.merge
     if merge is None or merge.attempted == 0 or merge.dropped or merge.wrong:
         return "the merge's counts do not show that everything attempted was applied"

@@ -48,7 +48,8 @@ def planted_fault(result: CellResult) -> PlantedFault | None:
     needed = planted.noticed_by if planted is not None else frozenset[str]()
     overlooked = sorted(needed - set(by))
     reasons = (stage.reason or "" for stage in result.stages.values())
-    if failed := next((why for why in reasons if why.startswith(FaultNotPlantedError.__name__)), None):
+    words = f"{FaultNotPlantedError.__name__}: {name} "  # a control that could not be planted is another matter
+    if failed := next((why for why in reasons if why.startswith(words)), None):
         return PlantedFault(state="unjudged", by=(), sentence=failed, alone=False)
     if not by or overlooked:
         stages = sorted({name.split("/")[0] for name in overlooked} or {"compare"})

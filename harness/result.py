@@ -19,7 +19,7 @@ from harness.contract.facts import CellFacts
 from harness.contract.outcomes import Outcome
 from harness.contract.readings import lies_within
 from harness.contract.stages import StageName
-from harness.contract.tensors import COUNTS
+from harness.contract.tensors import COUNTS, Kind
 from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
@@ -246,6 +246,28 @@ class Training(_Model):
     """LoRA tensors by the dtype that they were trained in, ``{"bfloat16": 24}``; empty where nobody looked."""
 
 
+class Funnel(_Model):
+    """Targets of one kind that are left after each step, None where it was not taken.
+
+    A target is a module, or a fused parameter, of the model in memory. The steps are those of
+    ``harness.contract.funnel``.
+    """
+
+    asked: Count = 0
+    attached: Count | None = None
+    gradient: Count | None = None
+    moved: Count | None = None
+    saved: Count | None = None
+    reloaded: Count | None = None
+    merged: Count | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether each step that was taken has all that was asked for, and all that was attached."""
+        taken: list[int] = [count for count in self.model_dump().values() if count is not None]
+        return min(taken[1:], default=0) >= max(taken)
+
+
 class PathDifference(_Model):
     """How far one forward is from another; None is what is no number."""
 
@@ -306,6 +328,8 @@ class CellResult(_Model):
     checks: list[Check] = Field(default_factory=list)
     metrics: Metrics = Field(default_factory=Metrics)
     training: Training | None = None
+    funnel: dict[Kind, Funnel] = Field(default_factory=dict)
+    """Of each kind, from what the recipe asks for to what was merged."""
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
     quantization: QuantizationInfo | None = None

@@ -43,10 +43,6 @@ def _defined(facts: CellFacts) -> bool:
     return facts.defined
 
 
-def _gathered(facts: CellFacts) -> bool:
-    return not facts.plain_batches
-
-
 def _resumed(facts: CellFacts) -> bool:
     return facts.resumed
 
@@ -111,7 +107,7 @@ TABLE: tuple[Check, ...] = (
         stage="load",
         gate="quantization",
         passes_when="QLoRA: every quantised weight lies as near to the original's as the nearest code, but for the "
-        "rounding of its scale",
+        "rounding of its scale, and all of a tensor together are as large",
         control="one tensor's decoded values are a tenth larger",
         applies=_quantized,
     ),
@@ -128,8 +124,8 @@ TABLE: tuple[Check, ...] = (
         name="attached",
         stage="attach",
         gate="training",
-        passes_when="exactly what the recipe targets got a LoRA, of the rank and scale that it asks for, counted from "
-        "the checkpoint's own description",
+        passes_when="exactly what the recipe targets got a LoRA, of the rank and scale that it asks for and in "
+        "float32, counted from the checkpoint's own description",
         control="one target is left out",
         counts_all=True,
     ),
@@ -160,25 +156,27 @@ TABLE: tuple[Check, ...] = (
         name="update",
         stage="train",
         gate="training",
-        passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own gradients",
+        passes_when="in every step every LoRA weight moved as AdamW's formula says, in float64, from its own "
+        "gradients; where it has fewer digits than float32, nearly all are exactly what it is rounded to",
         control="in the first step the weights have moved a tenth further",
     ),
     Check(
         name="objective",
         stage="train",
         gate="training",
-        passes_when="the loss of the first step is the next-token cross entropy of its sequences, each alone, over "
-        "predictions or labels, with the load-balancing loss of the routers where the trainer adds it",
+        passes_when="the loss of the first and of the last step (of every step where batches are not plain) is the "
+        "next-token cross entropy of its sequences, each alone, over predictions or labels, with the load-balancing "
+        "loss of the routers where the trainer adds it",
         control="the loss is that of the token after next",
     ),
     Check(
         name="gradient",
         stage="train",
         gate="training",
-        passes_when="in every step the gradient is that of the step's sequences, each alone, in one piece and without "
-        "checkpointing; where it is asked for, layers were computed twice (recipes whose batches are not plain)",
-        control="one tensor's gradient is a thousandth larger",
-        applies=_gathered,
+        passes_when="in the first and in the last step (in every step where batches are not plain) the gradient is "
+        "that of the step's sequences, each alone, in one piece, without checkpointing and clipped as asked, and so is "
+        "the norm that the trainer tells; layers were computed once, or twice where checkpointing is asked for",
+        control="one tensor's gradient is larger by three times the band",
     ),
     Check(
         name="resumed",
@@ -204,6 +202,13 @@ TABLE: tuple[Check, ...] = (
         control="one expert saw no token",
     ),
     Check(
+        name="precision",
+        stage="train",
+        gate="training",
+        passes_when="in every step the experts computed in the dtype that the recipe asks for, float32 or autocast's",
+        control="one call is in another dtype",
+    ),
+    Check(
         name="modes",
         stage="train",
         gate="training",
@@ -219,6 +224,14 @@ TABLE: tuple[Check, ...] = (
         passes_when="every greedy token is the likeliest by a forward without a cache, or short of it by no more than "
         "`logprob_max`, and a sample ends at a stop token or at the length that was asked for",
         control="the last token of a sample is the least likely one",
+    ),
+    Check(
+        name="cache",
+        stage="train",
+        gate="training",
+        passes_when="the logits that greedy tokens were taken from, computed one by one with a cache, are those of a "
+        "forward over the whole sequence without one, near ties of routers apart",
+        control="one logit is moved, by three times the band",
     ),
     Check(
         name="forward_paths",
@@ -255,6 +268,15 @@ TABLE: tuple[Check, ...] = (
         "differences in float64",
         control="the steepest tensor's gradient is negated",
         applies=_defined,
+    ),
+    Check(
+        name="attached",
+        stage="reload-adapter",
+        gate="adapter",
+        passes_when="every weight of the saved adapter is in the model that has loaded it again, number by number, and "
+        "nothing else",
+        control="one loaded number is another",
+        counts_all=True,
     ),
     Check(
         name="definition",
@@ -329,8 +351,8 @@ TABLE: tuple[Check, ...] = (
         name="claims",
         stage="compare",
         gate="tensor",
-        passes_when="what the engine says that it set out to change and has changed, itself or in its manifest, is "
-        "what was measured",
+        passes_when="what the engine says is so: how many tensors it set out to change and has changed, and in its "
+        "manifest of which adapter and base, and of each tensor what became of it and how large its delta is",
         control="it claims one tensor fewer",
     ),
     Check(

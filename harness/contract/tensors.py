@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other"]
-"""``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts."""
+Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "embedding", "head", "other"]
+"""``attention`` includes linear attention; ``dense`` is the MLP of a layer without experts.
+``head`` is ``lm_head``."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 TensorVerdict = Literal["applied", "zero_delta", "below_rounding", "dropped", "wrong"]

@@ -5,6 +5,11 @@ A pair is A (r, in) and B (out, r), and adds ``alpha / r * B A`` to a Linear (ar
 of A and column ``k * experts + e`` of B are rank k of expert e. From PEFT 0.19.1 on A faces ``in`` and B faces ``out``.
 Before it was the other way round (peft#3165).
 
+An embedding is looked up, so its weight lies the other way round, (tokens, features). Its pair is ``lora_embedding_A``
+(r, tokens) and ``lora_embedding_B`` (features, r), and adds the transpose of their product. Beside a LoRA on embeddings
+or head PEFT saves these weights of the base too, as ``base_layer.weight``. A module of ``modules_to_save`` is saved
+whole, by its own name.
+
 DoRA gives a Linear another weight: each row of V = W + the pair's delta, divided by its norm, times a magnitude m
 (arXiv 2402.09353, equation 5). Training holds the norm constant (its section 4.3), and so must a slope.
 """
@@ -26,6 +31,8 @@ from harness.definitions.weights import Deltas, Weights
 STANDARD_SINCE = (0, 19, 1)
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
+EMBEDDING_A = ".lora_embedding_A"
+COPY = ".base_layer.weight"
 
 
 class UnreadableAdapterError(ValueError):
@@ -38,7 +45,8 @@ def read_deltas(directory: Path, base: Weights) -> Deltas:
     Raises:
         UnreadableAdapterError: one holds something that is not understood here.
     """
-    own = deltas_of(read_tensors(directory / "adapter_model.safetensors"), read_config(directory), base)
+    saved = without_copies(read_tensors(directory / "adapter_model.safetensors"), base)
+    own = deltas_of(saved, read_config(directory), base)
     return own.plus(read_named(directory, base))
 
 
@@ -54,6 +62,30 @@ def read_named(directory: Path, base: Weights) -> Deltas:
             raise UnreadableAdapterError(f"{path.parent.name}: DoRA beside another adapter is not understood here")
         sums = sums.plus(read_deltas(path.parent, base))
     return sums
+
+
+def without_copies(saved: Mapping[str, Array], base: Weights) -> dict[str, Array]:
+    """Return an adapter's tensors without the weights of the base that PEFT saves beside them.
+
+    Raises:
+        UnreadableAdapterError: one is not the base's.
+    """
+    kept = dict(saved)
+    for name in [name for name in saved if name.endswith(COPY)]:
+        stored = base.stored.get(f"{_path(name.removesuffix(COPY))}.weight")
+        if stored is None or not np.array_equal(stored, kept.pop(name)):
+            raise UnreadableAdapterError(f"{name} is not what the base has there")
+    return kept
+
+
+def _is_whole(config: dict[str, Any], path: str) -> bool:
+    """Whether a module is saved whole: ``modules_to_save`` has its name, or its end from a dot on."""
+    return any(path.endswith(f".{name}") for name in config.get("modules_to_save") or ())
+
+
+def _path(pair: str) -> str:
+    """Return a module's name as ``Weights`` has it."""
+    return pair.removeprefix(PREFIX).removeprefix("model.language_model.").removeprefix("model.")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -98,12 +130,19 @@ def _read(
     fused: dict[tuple[str, str], Array] = {}
     divided: dict[str, Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
-    if (3 if config.get("use_dora") else 2) * len(pairs) != len(saved):
+    embeddings = [name.removesuffix(EMBEDDING_A) for name in saved if name.endswith(EMBEDDING_A)]
+    whole = [name for name in saved if ".lora_" not in name and _is_whole(config, name.removesuffix(".weight"))]
+    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole) != len(saved):
         raise UnreadableAdapterError("it holds something beside pairs of A and B, and with DoRA their magnitudes")
+    for name in whole:
+        linears[_path(name.removesuffix(".weight"))] = saved[name] - base.stored[_path(name)]
+    for pair in embeddings:
+        a, b = saved[f"{pair}{EMBEDDING_A}"], saved[f"{pair}.lora_embedding_B"]
+        linears[_path(pair)] = _scaling(config, pair.removeprefix(PREFIX), len(a)) * (b @ a).T
     for pair in pairs:
         a, b = saved[f"{pair}.lora_A.weight"], saved[f"{pair}.lora_B.weight"]
         module = re.sub(r"(\.base_layer)+$", "", pair.removeprefix(PREFIX))
-        path = module.removeprefix("model.language_model.").removeprefix("model.")
+        path = _path(module)
         weight = base.stored.get(f"{path}.weight")
         if weight is not None:
             linears[path] = _scaling(config, _targeted(config, module), len(a)) * b @ a

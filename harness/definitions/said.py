@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.definitions.adapter import deltas_of, norms_of, read_config, read_deltas, read_named
+from harness.definitions.adapter import deltas_of, norms_of, read_config, read_deltas, read_named, without_copies
 from harness.definitions.files import read_tensors
 from harness.definitions.parts import Array
 from harness.definitions.weights import Weights
@@ -61,7 +61,7 @@ def loss_of_adapter(family: str, base: Path, adapter: Path, prompts: Array, coun
         counted: (prompts, tokens - 1) bool, which predictions count.
     """
     weights, said, config = Weights.read(base), read_config(adapter), _config(base)
-    saved = read_tensors(adapter / "adapter_model.safetensors")
+    saved = without_copies(read_tensors(adapter / "adapter_model.safetensors"), weights)
     norms, named = norms_of(saved, said, weights), read_named(adapter, weights)
 
     def loss(tensors: Mapping[str, Array]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,12 @@ def rounded(values: Array, digits: int) -> Array:
     """Return values rounded to so many binary digits, ties to the even one. They are taken to be normal numbers."""
     fraction, exponent = np.frexp(values)
     return np.ldexp(np.rint(np.ldexp(fraction, digits)), exponent - digits)
+
+
+def _ties(directory: Path) -> bool:
+    """Say whether a checkpoint's embeddings are its head too."""
+    path = directory / "config.json"
+    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +79,10 @@ class Weights:
         for path in sorted(directory.glob("*.safetensors")):
             found |= read_tensors(path)
         prefix = next(prefix for prefix in PREFIXES if f"{prefix}embed_tokens.weight" in found)
-        return cls(
-            stored={
-                name.removeprefix(prefix): value for name, value in found.items() if name.startswith((prefix, HEAD))
-            }
-        )
+        stored = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith((prefix, HEAD))}
+        if f"{HEAD}weight" not in stored and _ties(directory):
+            stored[f"{HEAD}weight"] = stored["embed_tokens.weight"]
+        return cls(stored=stored)
 
     def plus(self, deltas: Deltas, *, rounded_to: str | None = None) -> Weights:
         """Return these weights with what an adapter adds, each sum rounded once to a dtype where one is given."""

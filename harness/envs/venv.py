@@ -30,6 +30,7 @@ from packaging.utils import canonicalize_name
 
 from harness.contract.cell_fields import Device
 from harness.envs.guard import hold_exclusively, hold_shared, open_guard
+from harness.envs.indexes import redact
 from harness.envs.interpreter import Interpreter
 from harness.envs.layout import CacheLayout, write_atomically
 from harness.envs.lock import Lock
@@ -202,9 +203,11 @@ def _make(
         options = ["--require-hashes", "--link-mode", link_mode, *backend]
         python = ["--python", str(prefix / "bin" / "python")]
         uv(["pip", "sync", str(lock_file), *python, *options])
-        # What no index has is installed last: a lock of hashes cannot name it.
-        for name, source in sorted(sources.items()):
-            uv(["pip", "install", "--no-deps", "--link-mode", link_mode, *python, f"{name} @ {source.location}"])
+        if sources:
+            # What no index has is installed last: a lock of hashes cannot name it. By standard input: an address can
+            # hold credentials.
+            listed = "".join(f"{name} @ {source.location}\n" for name, source in sorted(sources.items()))
+            uv(["pip", "install", "--no-deps", "--link-mode", link_mode, *python, "-r", "-"], stdin=listed)
     except Unresolvable as error:
         raise StaleLockError(
             f"What the lock names is not offered any more. uv says: {error.explanation}",
@@ -224,7 +227,7 @@ def _make(
     record = Record(
         key=prefix.name,
         label=label,
-        requirements=requirements,
+        requirements=tuple(map(redact, requirements)),
         lock_sha256=lock.sha256,
         python_version=interpreter.version,
         platform=interpreter.tag,

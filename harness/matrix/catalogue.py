@@ -32,6 +32,7 @@ class RecipeFacts:
         geometry: the preset of its cells unless one is asked for; None: the default.
         plain_batches: whether a step is one batch of rows of one length, each a sequence, computed once.
         resumed: whether training is resumed from a checkpoint, too.
+        as_written: whether it says what a user writes, of which a stack may make less than was meant.
     """
 
     kinds: tuple[str, ...]
@@ -39,6 +40,7 @@ class RecipeFacts:
     geometry: str | None = None
     plain_batches: bool = True
     resumed: bool = False
+    as_written: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
     given = _recipe_arguments(recipe, folder)
     quantization, geometry = given.get("quantization"), given.get("geometry")
     try:
-        defaults = {**_PLAIN_BATCHES, "resumed": False}
+        defaults = {**_PLAIN_BATCHES, "resumed": False, "target_modules": (), "target_parameters": ()}
         said = {name: ast.literal_eval(given[name]) if name in given else plain for name, plain in defaults.items()}
         return RecipeFacts(
             kinds=tuple(map(str, ast.literal_eval(given["kinds"]))),
@@ -157,6 +159,7 @@ def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
             geometry=None if geometry is None else str(ast.literal_eval(geometry)),
             plain_batches=all(said[name] == plain for name, plain in _PLAIN_BATCHES.items()),
             resumed=bool(said["resumed"]),
+            as_written=bool(said["target_modules"] or said["target_parameters"]),
         )
     except (KeyError, ValueError) as error:
         raise _broken(folder, f"has a recipe whose kinds, geometry or batches are not literals ({error})") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from harness.contract.checks import CONTROL
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
-from harness.report import figures, quantized
+from harness.report import figures, funnel, quantized
 from harness.report.margins import mildest_broken
 from harness.report.table import Row
 from harness.report.text import fold, one_line
@@ -153,6 +153,11 @@ def _training(result: CellResult) -> Section:
     return _pairs("Training", ("what", "value"), pairs)
 
 
+def _funnel(result: CellResult) -> Section:
+    lines = tuple(Line(cells=cells, bad=not whole) for cells, whole in funnel.lines(result))
+    return Section(title=funnel.TITLE, head=funnel.HEAD, lines=lines)
+
+
 def _environment(result: CellResult) -> Section:
     adapter = result.adapter
     pairs: list[tuple[str, str | float | None]] = [
@@ -199,6 +204,7 @@ def sections(row: Row) -> tuple[Section, ...]:
     found = (
         _checks(result),
         _stages(result),
+        _funnel(result),
         *_merge(result),
         _pairs("Metrics (KL in nats)", ("metric", "value"), metrics),
         _pairs("Quantised base", ("what", "value"), quantized.pairs(row)),

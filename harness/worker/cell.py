@@ -7,6 +7,7 @@ can run in any process that has imported the libraries. ``harness.worker.run`` d
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,13 +60,16 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
 
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
-    from harness.worker.stages.attach import attach_and_check
-    from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
-    from harness.worker.stages.evaluate import near_ties, samples_of, save_view
+    from harness.worker.stages.attach import attach_and_check, lora_layers
+    from harness.worker.stages.consistency import check_generated, check_modes, check_unchanged
+    from harness.worker.stages.evaluate import near_ties, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
     from harness.worker.stages.forward_paths import check_forward_paths
+    from harness.worker.stages.funnel import record, with_delta, with_gradient
+    from harness.worker.stages.targets import by_kind
     from harness.worker.stages.train import train
-    from harness.worker.stages.two_adapters import frozen_alone
+    from harness.worker.stages.two_adapters import TRAINED, frozen_alone
+    from harness.worker.stages.whole import whole_modules
 
     plan, vocab = recipe(request.recipe), _vocab(checkpoint)
     model, tokenizer, base_logits, clear = _load(observation, request, checkpoint)
@@ -81,21 +85,26 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             clear = gaps >= request.bands.near_tie_epsilon
             watch.counts.clear()
         check_unchanged(observation, peft_model, request, base_logits=before, clear=clear, vocab=vocab)
-        train(observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch)
+        norms = train(
+            observation, peft_model, tokenizer, targets, recipe=plan, request=request, vocab=vocab, watch=watch
+        )
         if plan.resumed:
             _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
+        layers = {**lora_layers(peft_model), **whole_modules(peft_model)}
+        record(observation, "gradient", by_kind(checkpoint, with_gradient(layers, norms)))
+        record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)
         _check_coverage(observation, watch)
-        samples = samples_of(peft_model, request, vocab)
-        check_generation(observation, peft_model, request, samples, vocab)
+        _check_precision(observation, watch, "bfloat16" if plan.autocast else "float32")
+        samples = check_generated(observation, peft_model, request, watch=watch, vocab=vocab)
         if plan.quantization is None:
             clear = gaps >= request.bands.near_tie_epsilon
             awake = plan.dropout > 0
             check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab, dropout=awake)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
-        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in plan.kinds)
-    _save(observation, request, peft_model, vocab)
+        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in targets)
+    _save(observation, request, checkpoint, peft_model)
 
 
 def _resume(
@@ -111,19 +120,22 @@ def _resume(
     check_resumed(observation, peft_model, fresh, tokenizer, targets, recipe=plan, request=request, vocab=vocab)
 
 
-def _save(observation: Observation, request: Request, peft_model: Any, vocab: int) -> None:
+def _save(observation: Observation, request: Request, checkpoint: Checkpoint, peft_model: Any) -> None:
     from harness.worker.stages.compare import Truth
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.deltas import check_saved, save_deltas
     from harness.worker.stages.derivative import check_derivative
     from harness.worker.stages.evaluate import logits_of
     from harness.worker.stages.forward_paths import lora_in_float32
+    from harness.worker.stages.funnel import record
     from harness.worker.stages.quantized import save_lora_dtypes
+    from harness.worker.stages.targets import by_kind
 
+    vocab = _vocab(checkpoint)
     with observation.stage("save"):
         save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
-        check_saved(observation, peft_model, request)
+        record(observation, "saved", by_kind(checkpoint, check_saved(observation, peft_model, request)))
         clear = Truth(request).clear
         with lora_in_float32(peft_model):
             logits = logits_of(peft_model, request, vocab)
@@ -136,10 +148,13 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     from harness.worker.shims import shimmed
     from harness.worker.stages.compare import Truth
     from harness.worker.stages.definition import check_definition
+    from harness.worker.stages.deltas import check_reloaded
     from harness.worker.stages.evaluate import logits_of
     from harness.worker.stages.forward_paths import lora_in_float32
     from harness.worker.stages.functional import judge_kl
+    from harness.worker.stages.funnel import record
     from harness.worker.stages.quantized import cast_lora
+    from harness.worker.stages.targets import by_kind
     from harness.worker.stages.two_adapters import load_adapters
 
     with observation.stage("reload-adapter"):
@@ -147,6 +162,7 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
         with shimmed(recipe(request.recipe).shims) as applied:
             model = load_adapters(base, request)
         observation.data["shims"] = applied
+        record(observation, "reloaded", by_kind(checkpoint, check_reloaded(observation, model, request)))
         cast_lora(model, request.work)
         truth = Truth(request)
         said = logits_of(model, request, _vocab(checkpoint))
@@ -233,6 +249,21 @@ def _check_coverage(observation: Observation, watch: Any) -> None:
         return Judgement(value=count, band=">= 1", passed=count >= 1, detail=f"no token reached {where}")
 
     observation.judge("coverage", "train", judged(worst), control=judged(0))
+
+
+def _check_precision(observation: Observation, watch: Any, wanted: str) -> None:
+    """Training must compute in what the recipe asks for: TRL 1.x computes in bfloat16 unless it is told not to."""
+
+    def judged(seen: Mapping[str, int]) -> Judgement:
+        others = {dtype: calls for dtype, calls in seen.items() if dtype != wanted}
+        return Judgement(
+            value=sum(others.values()),
+            band=f"== 0 of {sum(seen.values())} calls of experts in another dtype than {wanted}",
+            passed=not others and bool(seen),
+            detail=f"calls by dtype: {dict(sorted(seen.items()))}",
+        )
+
+    observation.judge("precision", "train", judged(watch.precisions), control=judged({**watch.precisions, "other": 1}))
 
 
 def _vocab(checkpoint: Checkpoint) -> int:

@@ -231,7 +231,7 @@ def test_the_terminal_names_a_folder_s_files_and_the_page_the_folder(
     command: str, option: str, folder: str, defining: str
 ) -> None:
     """So a file that is added changes no generated page."""
-    runner = CliRunner(env={"COLUMNS": "400", "TERM": "dumb", "NO_COLOR": "1"})
+    runner = CliRunner(env={"COLUMNS": "800", "TERM": "dumb", "NO_COLOR": "1"})
     shown = re.search(rf"{option} .*?One of: (.*?)\.", runner.invoke(app, [command, "--help"]).output)
     (said,) = (
         parameter.help

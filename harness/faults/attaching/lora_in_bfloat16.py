@@ -23,7 +23,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="keeps LoRA weights in bfloat16",
-    blind="attached asks for rank, scale and kind of a LoRA, not for its dtype; only what is merged shows it, in kl",
     noticed_by=frozenset({"attach/attached"}),
     plant=plant,
 )

@@ -28,7 +28,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="makes the scales of blocks a hundredth larger",
-    blind="coding leaves 2 % of a block's largest weight for its scale in 8 bits, which was measured at 0.5 %",
     noticed_by=frozenset({"load/coding"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,

@@ -21,7 +21,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="does not load the adapter of the last layer",
-    noticed_by=frozenset({"reload-adapter/adapter_reload", "reload-adapter/definition"}),
+    noticed_by=frozenset({"reload-adapter/attached", "reload-adapter/adapter_reload", "reload-adapter/definition"}),
     during=frozenset({"reload-adapter"}),
     plant=plant,
 )

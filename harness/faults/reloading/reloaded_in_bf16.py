@@ -15,7 +15,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="rounds the adapter to bf16 when it is loaded",
-    noticed_by=frozenset({"reload-adapter/adapter_reload"}),
+    noticed_by=frozenset({"reload-adapter/attached", "reload-adapter/adapter_reload"}),
     during=frozenset({"reload-adapter"}),
     plant=plant,
 )

@@ -7,7 +7,6 @@ from harness.faults.training.betas_changed import plant
 
 FAULT: Fault = LibraryFault(
     breaks="changes the optimizer's betas, of LoRA weights in bfloat16",
-    blind="a LoRA in bfloat16 hides it: the room is one digit of the largest deviation, and its mean is not looked at",
     noticed_by=frozenset({"train/update"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,

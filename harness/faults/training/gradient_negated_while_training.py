@@ -30,7 +30,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="negates the gradient of one tensor while training",
-    blind="AdamW's formula is fed with the gradient that training had, and derivative looks outside of training",
-    noticed_by=frozenset({"train/update"}),
+    noticed_by=frozenset({"train/gradient"}),
     plant=plant,
 )

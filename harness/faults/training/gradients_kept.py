@@ -27,7 +27,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="does not set gradients back between steps",
-    blind="AdamW's formula is fed with the gradient that training had, whatever it is the gradient of",
-    noticed_by=frozenset({"train/update"}),
+    noticed_by=frozenset({"train/gradient"}),
     plant=plant,
 )

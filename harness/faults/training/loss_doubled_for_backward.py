@@ -24,7 +24,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="doubles the loss before backward",
-    blind="a constant factor of the gradient is nothing to AdamW",
-    noticed_by=frozenset({"train/update"}),
+    noticed_by=frozenset({"train/gradient"}),
     plant=plant,
 )

@@ -7,7 +7,6 @@ from harness.faults.training.weights_decay import plant
 
 FAULT: Fault = LibraryFault(
     breaks="decays the weights by 0.1, of LoRA weights in bfloat16",
-    blind="a LoRA in bfloat16 hides it: the room is one digit of the largest deviation, and its mean is not looked at",
     noticed_by=frozenset({"train/update"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,

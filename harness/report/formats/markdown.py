@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.report import quantized
+from harness.report import funnel, quantized
 from harness.report.details import failed_checks, reason, told_by_checks, verdict, web_link
 from harness.report.format import Format
 from harness.report.last_run import last_run
@@ -95,6 +95,22 @@ def _quantized(rows: Sequence[Row]) -> Iterator[str]:
     yield pipe_table(head, lines, numeric=(False, *(column.numeric for column in quantized.COLUMNS)))
 
 
+def _funnel(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the section on cells in which not all that was asked for was merged, where there are any."""
+    if not (chosen := funnel.losing(rows)):
+        return
+    yield f"## {funnel.TITLE}"
+    yield funnel.INTRODUCTION
+    lines = [
+        (code_span(row.result.cell_id), code_span(cells[0]), *cells[1:])
+        for row in chosen
+        for cells, whole in funnel.lines(row.result)
+        if not whole
+    ]
+    numeric = (False, False, *(True for _ in funnel.HEAD[1:]))
+    yield pipe_table(("cell", *funnel.HEAD), lines, numeric=numeric)
+
+
 def _measured(column: Column, row: Row) -> str:
     """Return a number, or what a result says in words as code."""
     text = column.text(row)
@@ -165,6 +181,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
             "KL in nats, the mean over prompt positions. Merged tensors: applied/attempted, measured from the bytes.",
             _table(rows),
             *_footnote(rows),
+            *_funnel(rows),
             *_quantized(rows),
             *_not_passes(rows),
         ]

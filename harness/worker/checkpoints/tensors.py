@@ -12,7 +12,7 @@ from typing import Literal
 
 from harness.worker.checkpoints.geometry import Geometry
 
-Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "other"]
+Kind = Literal["attention", "expert", "shared_expert", "router", "dense", "embedding", "head", "other"]
 Init = Literal["random", "ones", "zeros"]
 
 
@@ -72,6 +72,17 @@ def linear(
     return TensorSpec(
         key=f"{disk}{path}.weight", shape=(out, inp), kind=kind, module=None if extra else f"model.{path}", extra=extra
     )
+
+
+def embedding(g: Geometry, *, disk: str = "model.", tied: bool = False) -> TensorSpec:
+    """Return the embeddings, (V, H). Where they are the head too they are as large as one."""
+    key, module = f"{disk}embed_tokens.weight", "model.embed_tokens"
+    return TensorSpec(key=key, shape=(g.vocab, g.hidden), kind="embedding", module=module, exponent=2 * tied)
+
+
+def head(g: Geometry) -> TensorSpec:
+    """Return the head, (V, H)."""
+    return TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), kind="head", module="lm_head", exponent=2)
 
 
 def norm(key: str, size: int, *, init: Init = "ones", extra: bool = False) -> TensorSpec:
@@ -139,7 +150,12 @@ def experts(
 def router(layer: int, num_experts: int, hidden: int, *, disk: str = "model.", extra: bool = False) -> TensorSpec:
     """Return the router's weight (E, H), wide enough that top-k choices are far apart."""
     return TensorSpec(
-        key=f"{disk}layers.{layer}.mlp.gate.weight", shape=(num_experts, hidden), kind="router", exponent=1, extra=extra
+        key=f"{disk}layers.{layer}.mlp.gate.weight",
+        shape=(num_experts, hidden),
+        kind="router",
+        module=None if extra else f"model.layers.{layer}.mlp.gate",
+        exponent=1,
+        extra=extra,
     )
 
 

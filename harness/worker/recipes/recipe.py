@@ -20,9 +20,14 @@ class Recipe:
 
     Attributes:
         summary: what gets a LoRA, and on what base: one line, a literal, for the documentation.
-        kinds: what gets a LoRA: attention (linear attention included), expert, shared_expert, dense.
+        kinds: what is to get a LoRA: attention (linear attention included), expert, shared_expert, dense, router,
+            embedding, head, and other, which is the gate of a shared expert.
         expert_roles: which fused expert parameters are targeted. Per-expert Linears follow: gate_up_proj is gate_proj
             and up_proj.
+        target_modules: PEFT's, as a user writes it: names of modules, or ``all-linear``. Where it is empty, as
+            ``target_parameters``, everything of ``kinds`` is named in full.
+        target_parameters: PEFT's, as a user writes it.
+        whole: what is trained whole instead (PEFT's ``modules_to_save``); some of ``kinds``.
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
             merge that drops one of them must show.
@@ -42,6 +47,7 @@ class Recipe:
         checkpointing: whether layers are computed again in the backward pass (``gradient_checkpointing``).
         max_grad_norm: what a step's gradient is clipped to, all tensors together. Where batches are added up it is out
             of reach, because clipping would hide a wrong factor.
+        autocast: whether the trainer computes in bfloat16 by autocast (``bf16``), weights staying float32.
         resumed: whether a second trainer, with a model of its own, goes on from a checkpoint that the first one saved
             on its way, and must arrive at the same adapter.
         shims: modules of ``worker/shims`` that may replace something while an adapter is loaded, dashes for
@@ -51,6 +57,9 @@ class Recipe:
     summary: str
     kinds: tuple[Kind, ...]
     expert_roles: tuple[str, ...] = ("gate_up_proj", "down_proj")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ()
+    target_parameters: tuple[str, ...] = ()
+    whole: tuple[Kind, ...] = ()
     steps: int = 8
     learning_rate: float = 2e-2
     alpha_over_rank: int = 2
@@ -67,6 +76,7 @@ class Recipe:
     accumulation: int = 1
     checkpointing: bool = False
     max_grad_norm: float = 1.0
+    autocast: bool = False
     resumed: bool = False
     shims: tuple[str, ...] = ()
 
@@ -74,6 +84,11 @@ class Recipe:
     def plain_batches(self) -> bool:
         """Whether a step is one batch of rows of one length, each a sequence, computed once."""
         return self.texts == "equal" and not self.packing and self.accumulation == 1 and not self.checkpointing
+
+    @property
+    def as_written(self) -> bool:
+        """Whether PEFT is told what a user writes, of which a stack may make less than was meant."""
+        return bool(self.target_modules or self.target_parameters)
 
     def __post_init__(self) -> None:
         """Refuse a recipe that trains nothing, before anything is built.
@@ -85,6 +100,10 @@ class Recipe:
             raise ValueError("a recipe names the kinds that get a LoRA, and for experts their roles")
         if self.linears_only and ("expert" in self.kinds or self.quantization is not None):
             raise ValueError("PEFT has no DoRA and no dropout on fused experts, and no cell measures them on codes")
+        if self.as_written and (self.frozen or self.linears_only or self.quantization is not None):
+            raise ValueError("targets as users write them are a plain LoRA's")
+        if not set(self.whole) <= set(self.kinds) & {"embedding", "head"}:
+            raise ValueError("embeddings and head are trained whole, where they are trained at all")
         if not set(self.frozen) <= set(self.kinds) - {"expert"}:
             raise ValueError("an earlier adapter has some of the kinds that are trained, and no experts")
 

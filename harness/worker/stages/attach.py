@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,55 +13,14 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.request import Request
-from harness.worker.stages.peft_names import (
-    REWRITTEN_SUFFIXES,
-    Target,
-    name_of,
-    rank_and_scaling,
-    rewrites_names_of,
-)
+from harness.worker.stages.funnel import record
+from harness.worker.stages.peft_names import Target, name_of, rank_and_scaling
+from harness.worker.stages.targets import also_allowed, by_kind, expected_targets, form_of
 from harness.worker.stages.two_adapters import FROZEN, TRAINED, freeze
+from harness.worker.stages.whole import COPIES, is_trained, trained_weight, whole_modules
 
-ROLES_OF_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 MAGNITUDE = "lora_magnitude_vector"
 """What PEFT calls DoRA's part of a layer, and of a saved key."""
-
-
-def expected_targets(
-    checkpoint: Checkpoint, recipe: Recipe, *, fused: bool, rewritten: bool = False
-) -> dict[str, set[Target]]:
-    """Return what must get a LoRA, per kind, from the checkpoint's own description.
-
-    Args:
-        checkpoint: what was written to disk.
-        recipe: what is trained.
-        fused: whether the model in memory holds fused 3D experts (transformers 5) or a ModuleList of Linears (4.x).
-        rewritten: whether PEFT takes projections that it is given by name for those of the fused experts. So what it
-            refuses on parameters is out of their reach.
-    """
-    targets: dict[str, set[Target]] = defaultdict(set)
-    for spec in checkpoint.tensors:
-        if spec.module is None or spec.kind not in recipe.kinds:
-            continue
-        if spec.role is None:
-            if not (recipe.linears_only and rewritten and spec.module.endswith(REWRITTEN_SUFFIXES)):
-                targets[spec.kind].add((spec.module, None))
-            continue
-        for role in recipe.expert_roles:
-            if fused:
-                targets[spec.kind].add((spec.module, role))
-                continue
-            experts = range(checkpoint.num_experts) if spec.expert is None else (spec.expert,)
-            targets[spec.kind] |= {
-                (f"{spec.module}.{e}.{name}", None) for e in experts for name in ROLES_OF_LINEARS[role]
-            }
-    return dict(targets)
-
-
-def has_fused_experts(model: Any, checkpoint: Checkpoint) -> bool:
-    """Whether the first layer with experts holds them as 3D parameters."""
-    experts = model.get_submodule(f"model.layers.{checkpoint.layers_with_experts[0]}.mlp.experts")
-    return hasattr(experts, "gate_up_proj")
 
 
 def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: int, request: Request) -> Any:
@@ -72,16 +31,6 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     import peft
     import torch
 
-    modules: list[str] = []
-    parameters: list[str] = []
-    for target in sorted(target for kind in targets.values() for target in kind):
-        name = name_of(target, recipe)
-        (modules if name == target[0] else parameters).append(name)
-    options: dict[str, Any] = {}
-    if modules:
-        options["target_modules"] = modules
-    if parameters:
-        options["target_parameters"] = parameters
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * recipe.alpha_over_rank,
@@ -92,7 +41,7 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
         lora_dropout=recipe.dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        **options,
+        **_told_of_targets(targets, recipe),
     )
     torch.manual_seed(request.seed)
     if not recipe.frozen:
@@ -110,30 +59,53 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     return peft_model
 
 
+def _told_of_targets(targets: dict[str, set[Target]], recipe: Recipe) -> dict[str, Any]:
+    """Return how PEFT is told what gets a LoRA: in the recipe's own words, or by everything's full name."""
+    told: dict[str, tuple[str, ...] | str] = {
+        "target_modules": recipe.target_modules,
+        "target_parameters": recipe.target_parameters,
+    }
+    if not recipe.as_written:
+        lora = (members for kind, members in targets.items() if kind not in recipe.whole)
+        names = {target: name_of(target, recipe) for members in lora for target in members}
+        told[COPIES] = tuple(sorted(module for kind in recipe.whole for module, _ in targets.get(kind, ())))
+        told["target_modules"] = tuple(sorted(name for (module, _), name in names.items() if name == module))
+        told["target_parameters"] = tuple(sorted(name for (module, _), name in names.items() if name != module))
+    return {option: said if isinstance(said, str) else list(said) for option, said in told.items() if said}
+
+
 def lora_layers(peft_model: Any) -> dict[str, tuple[Target, Any]]:
     """Return every LoRA of the model: its key in a saved adapter → (target, layer).
 
-    The key is the module path in front of ``.lora_A.weight``. Wrapped parameters of one module nest. The path of the
-    inner one then ends in ``.base_layer``. The target is the module that holds the parameter.
+    The key is the module path in front of ``.lora_A.weight``, or of ``.lora_embedding_A``. Wrapped parameters of one
+    module nest. The path of the inner one then ends in ``.base_layer``. The target is the module that holds the
+    parameter.
     """
+    import torch
     from peft.tuners.lora import LoraLayer
 
     found: dict[str, tuple[Target, Any]] = {}
     for name, module in peft_model.named_modules():
-        if not isinstance(module, LoraLayer) or not module.lora_A:
+        if not isinstance(module, LoraLayer) or not (module.lora_A or module.lora_embedding_A):
             continue
         path = name.removeprefix("base_model.model.")
         while path.endswith(".base_layer"):
             path = path.removesuffix(".base_layer")
         parameter = getattr(module, "parameter_name", None)
-        # A wrapped ``weight`` is the Linear itself, by another door.
-        found[name] = ((path, None if parameter == "weight" else parameter), module)
+        # The wrapped weight of a Linear is the Linear itself, by another door. A router's is its own.
+        linear = parameter == "weight" and isinstance(module.get_base_layer(), torch.nn.Linear)
+        found[name] = ((path, None if linear else parameter), module)
     return found
+
+
+def factors_of(layer: Any) -> tuple[str, str]:
+    """Return what PEFT calls the two factors of a layer: those of an embedding have names of their own."""
+    return ("lora_embedding_A", "lora_embedding_B") if layer.lora_embedding_A else ("lora_A", "lora_B")
 
 
 def adapters_of(layer: Any) -> list[str]:
     """Return the names of the adapters that have a LoRA on a layer, the trained one first."""
-    return [name for name in (TRAINED, FROZEN) if name in layer.lora_A]
+    return [name for name in (TRAINED, FROZEN) if name in getattr(layer, factors_of(layer)[0])]
 
 
 def magnitudes(layer: Any) -> Any:
@@ -141,10 +113,37 @@ def magnitudes(layer: Any) -> Any:
     return getattr(layer, MAGNITUDE, None) or {}
 
 
+def dtypes_of(layer: Any, adapter: str) -> set[str]:
+    """Return the dtypes of an adapter's tensors on a layer.
+
+    PEFT makes them in float32 whatever the base is in (``autocast_adapter_dtype``, 0.18.1 to 0.21.2). Releases of TRL
+    that cast them do it later.
+    """
+    parts = [getattr(layer, part, None) or {} for part in ("lora_A", "lora_B", MAGNITUDE)]
+    return {str(p.dtype) for part in parts if adapter in part for p in part[adapter].parameters()}
+
+
 def check_attached(
-    observation: Observation, peft_model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: int
-) -> None:
-    """Count what got the LoRA that was asked for, per kind, and hold it against what should have."""
+    observation: Observation,
+    peft_model: Any,
+    targets: Mapping[str, set[Target]],
+    recipe: Recipe,
+    rank: int,
+    allowed: Mapping[str, set[Target]] | None = None,
+) -> set[Target]:
+    """Count what got the LoRA that was asked for, per kind, and hold it against what should have.
+
+    Args:
+        observation: where the check goes.
+        peft_model: the model.
+        targets: what is asked for, per kind.
+        recipe: how.
+        rank: of what no pattern fits.
+        allowed: what may have a LoRA, and need not.
+
+    Returns:
+        What has the LoRA that is to be trained, as it was asked for, or allowed.
+    """
     pairs = {
         (adapter, target): layer for target, layer in lora_layers(peft_model).values() for adapter in adapters_of(layer)
     }
@@ -153,65 +152,96 @@ def check_attached(
         for (adapter, target), layer in pairs.items()
         if (adapter in magnitudes(layer)) == recipe.use_dora
         and (layer.r[adapter], layer.scaling[adapter]) == rank_and_scaling(name_of(target, recipe), recipe, rank)
+        and dtypes_of(layer, adapter) == {"torch.float32"}
     }
+    whole = {target for target, _ in whole_modules(peft_model).values()}
+    asked_whole = {target for kind in recipe.whole for target in targets.get(kind, ())}
+    found = {(adapter, target) for adapter, target in found if target not in asked_whole}
+    found |= {(TRAINED, target) for target in whole & asked_whole}
     per_adapter = {TRAINED: tuple(targets), FROZEN: recipe.frozen}
     wanted = {(adapter, target) for adapter, kinds in per_adapter.items() for kind in kinds for target in targets[kind]}
-    surplus = pairs.keys() - wanted
-    trained = {target for adapter, target in found if adapter == TRAINED}
+    may_be = found & {(TRAINED, target) for members in (allowed or {}).values() for target in members}
+    surplus = {pair for pair in pairs if pair[1] in asked_whole or pair not in wanted | may_be}
+    surplus |= {(TRAINED, target) for target in whole - asked_whole}
+    trained = {target for adapter, target in found & (wanted | may_be) if adapter == TRAINED}
     observation.data.setdefault("training", {})["attached"] = {
         kind: f"{len(trained & members)}/{len(members)}" for kind, members in targets.items()
     }
 
     def judged(found: set[tuple[str, Target]]) -> Judgement:
         missing, beyond = sorted(map(str, wanted - found)), sorted(map(str, surplus))
+        lacking = [kind for kind, members in targets.items() if not {(TRAINED, target) for target in members} <= found]
         return Judgement(
             value=f"{len(found & wanted)}/{len(wanted)}",
             band=f"== {len(wanted)}/{len(wanted)}",
             passed=not missing and not beyond,
-            detail=f"without the LoRA asked for: {missing[:4]}; with one that was not asked for: {beyond[:4]}",
+            detail=f"without the LoRA asked for: {', '.join(sorted(lacking)) or 'nothing'} {missing[:4]}; "
+            f"with one that was not asked for: {beyond[:4]}",
         )
 
     observation.judge("attached", "attach", judged(found), control=judged(found - set(list(wanted)[:1])))
+    return trained
 
 
 def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, dict[str, Any]]:
-    """Return the LoRA tensors to be trained per targeted kind: kind → name → parameter."""
+    """Return the tensors to be trained per targeted kind, LoRA or whole: kind → name → parameter."""
     kinds = {target: kind for kind, members in targets.items() for target in members}
     result: dict[str, dict[str, Any]] = {kind: {} for kind in targets}
     for key, (target, layer) in lora_layers(peft_model).items():
         if target in kinds:
-            parts = ("lora_A", "lora_B", *([MAGNITUDE] if magnitudes(layer) else []))
-            for part in parts:
-                for name, tensor in getattr(layer, part)[TRAINED].named_parameters():
-                    path = f"{key.removeprefix('base_model.model.')}.{part}.{TRAINED}.{name}"
-                    result[kinds[target]][path] = tensor
+            for part in (*factors_of(layer), *([MAGNITUDE] if magnitudes(layer) else [])):
+                path = f"{key.removeprefix('base_model.model.')}.{part}"
+                for name, tensor in getattr(layer, part).named_parameters():
+                    if name.partition(".")[0] == TRAINED:
+                        result[kinds[target]][f"{path}.{name}"] = tensor
+    for target, wrapper in whole_modules(peft_model).values():
+        if target in kinds:
+            result[kinds[target]][f"{target[0]}.{COPIES}.{TRAINED}.weight"] = trained_weight(wrapper)
     return result
 
 
 def trainable_outside_lora(peft_model: Any) -> list[str]:
-    """Return the names of trainable parameters that are no LoRA, or an earlier adapter's: there should be none."""
+    """Return the names of trainable parameters that are no LoRA and not trained whole, or an earlier adapter's.
+
+    There should be none.
+    """
     return [
         name
         for name, p in peft_model.named_parameters()
-        if p.requires_grad and (".lora_" not in name or f".{FROZEN}." in name)
+        if p.requires_grad and (not is_trained(name) or f".{FROZEN}." in name)
     ]
 
 
 def attach_and_check(
     observation: Observation, model: Any, checkpoint: Checkpoint, recipe: Recipe, request: Request, rank: int
 ) -> tuple[Any, dict[str, set[Target]]]:
-    """Attach and count; return the PEFT model and what was targeted."""
-    fused = has_fused_experts(model, checkpoint)
-    targets = expected_targets(checkpoint, recipe, fused=fused, rewritten=rewrites_names_of(model))
+    """Attach and count; return the PEFT model and what is to be trained.
+
+    That is what the recipe targets. Of one that says what a user writes it is what got a LoRA, so the cell goes on.
+    """
+    form = form_of(model, checkpoint)
+    targets = expected_targets(checkpoint, recipe, form)
+    allowed = also_allowed(checkpoint, recipe, form)
+    peft_model = attach(model, targets, recipe, rank, request)
+    found = check_attached(observation, peft_model, targets, recipe, rank, allowed)
+    record(observation, "asked", by_kind(checkpoint, (target for members in targets.values() for target in members)))
+    record(observation, "attached", by_kind(checkpoint, found))
+    if recipe.as_written:
+        targets = _attached_alone(peft_model, targets, allowed)
     facts = CellFacts(
         kinds=tuple(kind for kind in KINDS if kind in targets),
         quantized=recipe.quantization is not None,
-        fused_experts=fused,
+        fused_experts=form.fused,
         defined=is_defined(request.family),
         plain_batches=recipe.plain_batches,
         resumed=recipe.resumed,
     )
     observation.data["facts"] = asdict(facts)
-    peft_model = attach(model, targets, recipe, rank, request)
-    check_attached(observation, peft_model, targets, recipe, rank)
     return peft_model, targets
+
+
+def _attached_alone(peft_model: Any, *groups: Mapping[str, set[Target]]) -> dict[str, set[Target]]:
+    """Return what has a LoRA of all that may have one, per kind: the rest of the cell is about that."""
+    found = {target for target, _ in lora_layers(peft_model).values()}
+    kept = {kind: members & found for group in groups for kind, members in group.items()}
+    return {kind: members for kind, members in kept.items() if members}

@@ -19,6 +19,10 @@ LARGER = 1.1
 """How much larger the decoded values of a control are, as ``harness.contract.checks`` says."""
 
 
+NEVER_QUANTISED = ("router", "embedding", "head", "other")
+"""Kinds that bitsandbytes is told to leave alone, though a LoRA can have them."""
+
+
 def check_coding(
     observation: Observation, request: Request, checkpoint: Checkpoint, quantization: Quantization, schemes: set[str]
 ) -> None:
@@ -34,7 +38,7 @@ def check_coding(
     from harness.definitions.coding import share_of_room
 
     stored, meant = (_read(request, name) for name in (request.base.name, DEQUANTIZED))
-    asked = {spec.key for spec in checkpoint.tensors if spec.module is not None and not spec.extra}
+    asked = {spec.key for spec in checkpoint.tensors if spec.module is not None and spec.kind not in NEVER_QUANTISED}
     found = {key for key, values in stored.items() if (values != meant[key]).any()}
     scheme = f"{quantization.code}, double quantised" if quantization.double_quant else quantization.code
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.writer import sha256_of_directory
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
+from harness.worker.stages.claims import Claim, claims_of_manifest, judge_claims
 from harness.worker.stages.definition import check_definition
 from harness.worker.stages.evaluate import REFERENCE, Sample, has_view, load_view
 from harness.worker.stages.functional import Distance, Matches, distance, match_samples, surest_replaced
+from harness.worker.stages.funnel import record
 from harness.worker.stages.merge import EDITED
-from harness.worker.stages.tensor_gate import MANIFEST, NAMES_SHOWN, TensorReport, inspect
+from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 
 
 class Truth:
@@ -50,50 +51,21 @@ def compare(observation: Observation, request: Request, checkpoint: Checkpoint, 
     """
     loaded = observation.completed("reload-merged")
     view = "merged" if loaded else None
-    judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
-    measured = observation.data["merge"]
-    rightly, attempted = sum(measured[name] for name in RIGHT), measured["attempted"]
-    applied = said.get("engine_applied")
+    report = judge(observation, request, checkpoint, merged=request.merged, view=view, edited=said[EDITED])
+    measured = report.counts
+    record(observation, "merged", report.merged_of_kind())
+    rightly, applied = sum(measured[name] for name in RIGHT), said.get("engine_applied")
     # An engine may count what it changed, or all that is as it should be: a delta of zero changes nothing.
-    claimed: list[tuple[int | None, int]] = [
-        (applied, measured["applied"] if applied == measured["applied"] else rightly),
-        (said.get("engine_attempted"), attempted),
-        *_of_manifest(request.merged, measured),
-    ]
-    observation.judge(
-        "claims",
-        "compare",
-        _claims(claimed),
-        control=_claims([*claimed, (rightly - 1, rightly)]),
-    )
+    right = measured["applied"] if applied == measured["applied"] else rightly
+    own = {
+        "tensors changed": (applied, right),
+        "tensors to change": (said.get("engine_attempted"), measured["attempted"]),
+    }
+    claims = [Claim(what=what, said=it, measured=so) for what, (it, so) in own.items() if it is not None]
+    claims += claims_of_manifest(request.merged, base=request.base, adapter=request.adapter, measured=report)
+    fewer = Claim(what="tensors changed", said=rightly - 1, measured=rightly)
+    observation.judge("claims", "compare", judge_claims(claims), control=judge_claims([*claims, fewer]))
     observation.data["merge"] |= {name: value for name, value in said.items() if name != EDITED}
-
-
-def _claims(pairs: Sequence[tuple[int | None, int]]) -> Judgement:
-    """Judge what an engine says: (claimed, measured), None where it says nothing."""
-    off = [(claim, measured) for claim, measured in pairs if claim not in {None, measured}]
-    worst = max((abs(int(claim or 0) - measured) for claim, measured in off), default=0)
-    return Judgement(
-        value=worst,
-        band="== 0 tensors more or fewer than were measured",
-        passed=not off,
-        detail=", ".join(f"{claim} are claimed where {measured} were measured" for claim, measured in off),
-    )
-
-
-def _of_manifest(merged: Path, measured: Mapping[str, int]) -> list[tuple[int | None, int]]:
-    """Return what the engine's manifest counts of each status, where there is one that says so, and what was measured.
-
-    One that cannot be read is a finding of the check of files. One without rows counts nothing.
-    """
-    try:
-        said = json.loads((merged / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return []
-    rows = said.get("rows") if isinstance(said, dict) else None
-    found = rows if isinstance(rows, list) else []
-    counts = Counter(str(row.get("status")) for row in found if isinstance(row, dict))
-    return [(counts[name], measured[name]) for name in RIGHT]
 
 
 def judge(
@@ -104,8 +76,10 @@ def judge(
     merged: Path,
     view: str | None,
     edited: Sequence[str] = (),
-) -> None:
-    """Hold one merged directory against both gates. The cell's merge and its controls go through here alike.
+) -> TensorReport:
+    """Hold one merged directory against both gates, and return what its bytes say.
+
+    The cell's merge and its controls go through here alike.
 
     Args:
         observation: where checks, counts and metrics go.
@@ -114,6 +88,9 @@ def judge(
         merged: the directory.
         view: the name under which its reloaded model's logits and samples were kept; None: it could not be loaded.
         edited: files of its inputs that the engine changed; none where no engine ran.
+
+    Returns:
+        What the bytes say.
     """
     report = inspect(
         checkpoint,
@@ -129,6 +106,7 @@ def judge(
         tensors, samples = load_view(request.work, view)
         functional_checks(observation, request, Truth(request), tensors["logits"], samples)
     tensor_checks(observation, request, report, edited)
+    return report
 
 
 def record_merge(observation: Observation, report: TensorReport) -> None:

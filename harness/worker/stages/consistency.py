@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import SAMPLE_NEW_TOKENS, SAMPLE_PROMPT_LENGTH, evaluation_prompts
-from harness.worker.stages.evaluate import Sample, logits_of, set_mode
+from harness.worker.stages.evaluate import Sample, generated, logits_of, set_mode
+from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.forward_paths import lora_in_float32
 from harness.worker.stages.functional import distance, judge_logprobs
 
 
@@ -67,22 +69,65 @@ def check_modes(
     observation.judge("modes", "train", judgement, control=control)
 
 
-def check_generation(observation: Observation, model: Any, request: Request, samples: list[Sample], vocab: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """What one forward without a cache says of a sample's new tokens.
+
+    Attributes:
+        logits: what each was to be taken from, (new tokens, vocab) float32 on the CPU.
+        gaps: the smallest router gap that each depends on, (new tokens,) float32.
+    """
+
+    logits: Any
+    gaps: Any
+
+
+def check_generated(
+    observation: Observation, peft_model: Any, request: Request, *, watch: ExpertWatch, vocab: int
+) -> list[Sample]:
+    """Let the trained model generate, hold that against forwards without a cache, and return the samples.
+
+    Number by number the LoRA is compared in float32. In the bf16 that TRL 1.x trains quantised models in, the order of
+    sums moves log-probabilities by up to 0.02, which is what a cache in bf16 does.
+    """
+    samples, cached = generated(peft_model, request, vocab)
+    whole = whole_of(peft_model, request, samples, watch=watch, vocab=vocab)
+    check_generation(observation, request, samples, whole)
+    if any("float32" not in str(p.dtype) for name, p in peft_model.named_parameters() if ".lora_" in name):
+        with lora_in_float32(peft_model):
+            again, cached = generated(peft_model, request, vocab, count=1)
+            whole = whole_of(peft_model, request, again, watch=watch, vocab=vocab)
+    check_cache(observation, request, cached, whole)
+    return samples
+
+
+def whole_of(model: Any, request: Request, samples: Sequence[Sample], *, watch: ExpertWatch, vocab: int) -> list[Whole]:
+    """Say each sample with its prompt in one forward without a cache."""
+    import torch
+
+    found = []
+    prompts = evaluation_prompts(vocab, request.seed)[: len(samples), :SAMPLE_PROMPT_LENGTH]
+    for prompt, sample in zip(prompts.tolist(), samples, strict=True):
+        sequence = torch.tensor([prompt + sample.tokens], device=request.device)
+        with torch.no_grad(), watch.recording():
+            logits = model(input_ids=sequence, use_cache=False).logits[0]
+        gaps = torch.stack(list(watch.gaps.values())).amin(0).cummin(0)[0]
+        new = slice(len(prompt) - 1, -1)
+        found.append(Whole(logits=logits[new].float().cpu(), gaps=gaps[new]))
+    return found
+
+
+def check_generation(
+    observation: Observation, request: Request, samples: Sequence[Sample], whole: Sequence[Whole]
+) -> None:
     """Record the shortfall of the worst greedy token: how much less likely it is than the likeliest one, in nats.
 
     The likelihood is that of one forward over the whole sequence, without a cache.
     """
-    import torch
-
-    prompts = evaluation_prompts(vocab, request.seed)[: len(samples), :SAMPLE_PROMPT_LENGTH]
     shortfalls: dict[str, float] = {}
     altered = 0.0
-    for number, (prompt, sample) in enumerate(zip(prompts.tolist(), samples, strict=True)):
-        sequence = torch.tensor([prompt + sample.tokens], device=request.device)
-        with torch.no_grad():
-            said = model(input_ids=sequence, use_cache=False).logits[0].double().log_softmax(-1)
-        for at, token in enumerate(sample.tokens):
-            before = said[len(prompt) + at - 1]
+    for number, (sample, said) in enumerate(zip(samples, whole, strict=True)):
+        for at, (token, before) in enumerate(zip(sample.tokens, said.logits.double().log_softmax(-1), strict=True)):
             shortfalls[f"sample {number}, token {at}"] = float(before.max() - before[token])
             altered = float(before.max() - before.min())
 
@@ -101,6 +146,33 @@ def check_generation(observation: Observation, model: Any, request: Request, sam
         )
 
     observation.judge("generation", "train", judged(shortfalls), control=judged({**shortfalls, "altered": altered}))
+
+
+def check_cache(observation: Observation, request: Request, cached: Sequence[Any], whole: Sequence[Whole]) -> None:
+    """Record how far logits that were computed token by token, with a cache, are from those of the whole sequence.
+
+    Args:
+        observation: where the check goes.
+        request: the cell.
+        cached: of each sample, (new tokens, vocab) float32.
+        whole: the same by a forward without a cache.
+    """
+    import torch
+
+    band = request.bands.definition_max
+    if [len(sample) for sample in cached] != [len(sample.logits) for sample in whole]:
+        words = "there are more or fewer logits than tokens"
+        lost = Judgement(value=math.inf, band=f"<= {band:g}", passed=False, detail=words)
+        observation.judge("cache", "train", lost, control=lost)
+        return
+    judgement, control = judge_logprobs(
+        torch.cat([sample.logits for sample in whole])[None],
+        torch.cat(list(cached))[None],
+        torch.cat([sample.gaps for sample in whole])[None] >= request.bands.near_tie_epsilon,
+        band=band,
+        detail="the model says something else with a cache than without",
+    )
+    observation.judge("cache", "train", judgement, control=control)
 
 
 def stop_tokens(request: Request) -> set[int]:

@@ -8,17 +8,23 @@ in an engine. Of DoRA it is what PEFT's own merge in float64 has changed, becaus
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
-from harness.worker.stages.attach import MAGNITUDE, adapters_of, lora_layers, magnitudes
+from harness.worker.stages.attach import MAGNITUDE, adapters_of, factors_of, lora_layers, magnitudes
+from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
+from harness.worker.stages.whole import trained_weight, whole_modules
 
 DELTAS = "deltas.safetensors"
 PAIRS = "pairs.json"
 SCALINGS = "scalings.json"
+
+NO_EXPERTS = (None, "weight")
+"""What of a target's parameter is not the routed experts': a Linear, or a router that is none."""
 
 
 def save_deltas(peft_model: Any, directory: Path) -> None:
@@ -26,9 +32,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
 
     The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and ``<module>:<parameter>`` → (E, …) for fused
-    experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what PEFT
-    multiplies the product of the trained adapter's pair with.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …)
+    for fused experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what
+    PEFT multiplies the product of the trained adapter's pair with.
     """
     import torch
     from safetensors.torch import save_file
@@ -39,14 +45,20 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
     scalings: dict[str, float] = {}
     with torch.no_grad():
         for key, ((module, parameter), layer) in lora_layers(peft_model).items():
-            name = module if parameter is None else f"{module}:{parameter}"
+            name = module if parameter in NO_EXPERTS else f"{module}:{parameter}"
             base = layer.get_base_layer()
             # Of a Linear by what it says of itself: the weight of a quantised one has the shape of its codes.
-            shape = layer.get_param().shape if parameter is not None else (base.out_features, base.in_features)
+            if parameter is not None or layer.lora_embedding_A:
+                shape = layer.get_param().shape if parameter is not None else base.weight.shape
+            else:
+                shape = (base.out_features, base.in_features)
             plain = (layer.get_delta_weight(adapter) for adapter in adapters_of(layer))
             delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
             deltas[name] = delta.reshape(shape).contiguous().cpu()
             pairs[key], scalings[key] = name, float(layer.scaling[TRAINED])
+        for key, ((module, _), wrapper) in whole_modules(peft_model).items():
+            deltas[module] = (trained_weight(wrapper) - wrapper.original_module.weight).contiguous().cpu()
+            pairs[key] = module
     save_file(deltas, directory / DELTAS)
     for file, content in ((PAIRS, pairs), (SCALINGS, scalings)):
         (directory / file).write_text(json.dumps(content, indent=1, sort_keys=True))
@@ -59,24 +71,32 @@ def _merged_delta(layer: Any) -> Any:
     return layer.get_base_layer().weight.detach() - before
 
 
-def check_saved(observation: Observation, peft_model: Any, request: Request) -> None:
+def check_saved(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
     """Hold the saved adapter against the LoRA weights in memory, bit for bit, and record what it is.
 
     One that was not trained is held against what it was before.
+
+    Returns:
+        The targets whose trained pair is in the file as it is in memory.
     """
-    saved, memory = _tensors(request.adapter), _named(request.work / BEFORE)
+    saved, memory = read_adapter(request.adapter), _named(request.work / BEFORE)
+    rightly: set[Target] = set()
+    memory |= _copies(peft_model, saved)
     layouts: set[str] = set()
     experts: set[int] = set()
     ranks: set[int] = set()
-    for key, ((_, parameter), layer) in lora_layers(peft_model).items():
-        for part in ("lora_A", "lora_B"):
-            memory[f"{key}.{part}.weight"] = getattr(layer, part)[TRAINED].weight.detach().cpu()
-        if magnitudes(layer):
-            memory[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[TRAINED].weight.detach().cpu()
+    for key, (target, layer) in lora_layers(peft_model).items():
+        own = parts_of(key, layer, TRAINED)
+        memory |= own
+        rightly |= {target} if all(n in saved and _same_bits(tensor, saved[n]) for n, tensor in own.items()) else set()
         ranks.add(int(layer.r[TRAINED]))
-        if parameter is not None:
+        if target[1] not in NO_EXPERTS:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
+    for key, (target, wrapper) in whole_modules(peft_model).items():
+        name = f"{key}.weight"
+        memory[name] = trained_weight(wrapper).detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(memory[name], saved[name]) else set()
     config = json.loads((request.adapter / "adapter_config.json").read_text())
     named = config.get("base_model_name_or_path")
     misnamed = [] if named == str(request.base) else [f"the base, which is named {named}"]
@@ -94,9 +114,57 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         "tensors": len(saved),
         "peft_version": config.get("peft_version"),
     }
+    return rightly
 
 
-def _tensors(directory: Path) -> dict[str, Any]:
+def parts_of(key: str, layer: Any, adapter: str) -> dict[str, Any]:
+    """Return what a layer holds of an adapter, by the names that it is saved under."""
+    if layer.lora_embedding_A:
+        return {f"{key}.{part}": getattr(layer, part)[adapter].detach().cpu() for part in factors_of(layer)}
+    parts = {f"{key}.{part}.weight": getattr(layer, part)[adapter] for part in factors_of(layer)}
+    if magnitudes(layer):
+        parts[f"{key}.{MAGNITUDE}"] = magnitudes(layer)[adapter]
+    return {name: module.weight.detach().cpu() for name, module in parts.items()}
+
+
+def _copies(peft_model: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the base has in memory of weights that PEFT saves beside a LoRA on embeddings or head."""
+    layers = {f"{key}.base_layer.weight": layer for key, (_, layer) in lora_layers(peft_model).items()}
+    return {name: layers[name].get_base_layer().weight.detach().cpu() for name in saved if name in layers}
+
+
+def check_reloaded(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
+    """Hold the LoRA of a model that has loaded the adapter again against the file, number by number.
+
+    PEFT may load in another dtype, and does so with bf16.
+
+    Returns:
+        The targets whose pairs are as the file has them.
+    """
+    saved = read_adapter(request.adapter)
+    loaded: dict[str, Any] = _copies(peft_model, saved)
+    rightly: set[Target] = set()
+    for key, (target, layer) in lora_layers(peft_model).items():
+        own: dict[str, Any] = {}
+        for adapter in adapters_of(layer):
+            folder = "" if adapter == TRAINED else f"{adapter}/"
+            own |= {f"{folder}{name}": tensor for name, tensor in parts_of(key, layer, adapter).items()}
+        loaded |= {name: tensor.to(saved[name].dtype) if name in saved else tensor for name, tensor in own.items()}
+        rightly |= {target} if all(n in saved and _same_bits(loaded[n], saved[n]) for n in own) else set()
+    for key, (target, wrapper) in whole_modules(peft_model).items():
+        name = f"{key}.weight"
+        loaded[name] = trained_weight(wrapper).detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(loaded[name], saved[name]) else set()
+    altered = {name: tensor.clone() for name, tensor in list(loaded.items())[:1]}
+    for tensor in altered.values():
+        tensor.flatten()[:1] += 1
+    observation.judge(
+        "attached", "reload-adapter", _as_in(saved, loaded, []), control=_as_in(saved, {**loaded, **altered}, [])
+    )
+    return rightly
+
+
+def read_adapter(directory: Path) -> dict[str, Any]:
     """Return the tensors of the adapter in a directory, and of those in folders below it."""
     from safetensors.torch import load_file
 
@@ -121,7 +189,7 @@ def _as_in(memory: dict[str, Any], saved: dict[str, Any], misnamed: list[str]) -
         value=f"{len(memory) - len([n for n in different if n in memory])}/{len(memory)}",
         band=f"== {len(memory)}/{len(memory)}",
         passed=not different,
-        detail=f"not saved as in memory: {different[:4]}",
+        detail=f"not in one as in the other: {different[:4]}",
     )
 
 

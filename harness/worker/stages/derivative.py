@@ -20,6 +20,7 @@ from harness.worker.stages.attach import MAGNITUDE
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.definition import trained_on
 from harness.worker.stages.forward_paths import look
+from harness.worker.stages.whole import saved_copy
 
 STEP = 1e-7
 """How far tensors are moved, as a share of their size: no router changes its mind at a clear position."""
@@ -97,8 +98,11 @@ def _unlike(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
 
 
 def _saved(name: str) -> str:
-    """Return the name under which PEFT saves a tensor of the model; DoRA's magnitudes have no ``.weight`` there."""
-    return name.replace(".default.weight", "" if MAGNITUDE in name else ".weight")
+    """Return the name under which PEFT saves a tensor of the model.
+
+    DoRA's magnitudes have no ``.weight`` there, and the factors of an embedding have none in memory either.
+    """
+    return saved_copy(name).removesuffix(".default").replace(".default.weight", "" if MAGNITUDE in name else ".weight")
 
 
 def _move(tensor: Any, gradient: Any) -> Any:

@@ -70,11 +70,16 @@ def logprobs_of(logits: Any, clear: Any, request: Request, vocab: int) -> list[f
 
 def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
     """Return greedy samples from the first prompts' first tokens, with the model's own cache and stop tokens."""
+    return generated(model, request, vocab)[0]
+
+
+def generated(model: Any, request: Request, vocab: int, *, count: int = SAMPLES) -> tuple[list[Sample], list[Any]]:
+    """Return greedy samples, and the logits that each was taken from: (new tokens, vocab) float32 on the CPU."""
     import torch
 
     set_mode(model)
-    prompts = evaluation_prompts(vocab, request.seed)[:SAMPLES, :SAMPLE_PROMPT_LENGTH].to(request.device)
-    samples = []
+    prompts = evaluation_prompts(vocab, request.seed)[:count, :SAMPLE_PROMPT_LENGTH].to(request.device)
+    samples, logits = [], []
     for prompt in prompts:
         with torch.no_grad():
             output = model.generate(
@@ -86,14 +91,16 @@ def samples_of(model: Any, request: Request, vocab: int) -> list[Sample]:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        best = [step.float().log_softmax(-1).topk(2, dim=-1)[0][0] for step in output.logits]
+        said = torch.cat(output.logits).float().cpu()
+        best = said.log_softmax(-1).topk(2, dim=-1)[0]
+        logits.append(said)
         samples.append(
             Sample(
                 tokens=output.sequences[0, SAMPLE_PROMPT_LENGTH:].tolist(),
                 margins=[float(pair[0] - pair[1]) for pair in best],
             )
         )
-    return samples
+    return samples, logits
 
 
 def near_ties(watch: ExpertWatch, model: Any, request: Request, vocab: int) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ releases (raw logits, softmaxed logits, tuples in two orders).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ class ExpertWatch:
 
     Attributes:
         counts: phase → layer → tokens per expert, (E,) int64 on the CPU.
+        precisions: the dtypes that experts computed in while training, and in how many calls.
         gaps: the smallest router gap over layers for each token of the last ``recording`` pass, in call order. A list
             with one (tokens,) float32 tensor per layer.
         router_logits: layer → (tokens, E) float32 of the same pass, before any bias, with their gradient function.
@@ -38,6 +40,7 @@ class ExpertWatch:
         self._recording = False
         self._routing = checkpoint.routing
         self.counts: dict[str, dict[int, Any]] = {}
+        self.precisions: Counter[str] = Counter()
         self.gaps: dict[int, Any] = {}
         self.router_logits: dict[int, Any] = {}
         self._num_experts = checkpoint.num_experts
@@ -105,10 +108,14 @@ class ExpertWatch:
 
     def runs(self, phase: str, positions: int) -> float:
         """Return how often a token went through the experts of a layer: twice where layers are computed again."""
-        seen = sum(int(counts.sum()) for counts in self.counts[phase].values())
-        return seen / (positions * self._routing.top_k * len(self.counts[phase]))
+        counts = self.counts.get(phase, {})
+        if not counts or not positions:
+            return 0.0
+        return sum(int(count.sum()) for count in counts.values()) / (positions * self._routing.top_k * len(counts))
 
-    def _add(self, layer: int, tokens: Any) -> None:
+    def _add(self, layer: int, tokens: Any, hidden: Any) -> None:
+        if self._phase == "training":
+            self.precisions[precision_of(hidden)] += 1
         if self._phase is not None:
             layers = self.counts.setdefault(self._phase, {})
             layers[layer] = layers[layer] + tokens if layer in layers else tokens
@@ -118,7 +125,7 @@ class ExpertWatch:
             import torch
 
             index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=self._num_experts))
+            self._add(layer, torch.bincount(index.detach().flatten().cpu(), minlength=self._num_experts), args[0])
 
         return hook
 
@@ -128,7 +135,7 @@ class ExpertWatch:
 
             tokens = torch.zeros(self._num_experts, dtype=torch.int64)
             tokens[expert] = args[0].reshape(-1, args[0].shape[-1]).shape[0]
-            self._add(layer, tokens)
+            self._add(layer, tokens, args[0])
 
         return hook
 
@@ -136,17 +143,44 @@ class ExpertWatch:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
             if self._recording:
                 hidden = args[0].reshape(-1, args[0].shape[-1]).float()
-                self.router_logits[layer] = hidden @ router.weight.detach().float().T
-                self.gaps[layer] = router_gap(args[0].detach(), router, self._routing).cpu()
+                weight = routing_weight(router)
+                self.router_logits[layer] = hidden @ weight.T
+                self.gaps[layer] = router_gap(args[0].detach(), weight.detach(), bias_of(router), self._routing).cpu()
 
         return hook
+
+
+def precision_of(hidden: Any) -> str:
+    """Return the dtype that a product with these activations is computed in here and now."""
+    import torch
+
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return str(dtype).removeprefix("torch.")
 
 
 STEEPEST_SIGMOID = 0.25
 """The largest slope of a sigmoid."""
 
 
-def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
+def routing_weight(router: Any) -> Any:
+    """Return what a router multiplies with, (E, H) float32, its active LoRA included; it can be differentiated."""
+    if not hasattr(router, "get_base_layer"):
+        return router.weight.float()
+    weight = router.get_base_layer().weight.float()
+    if router.disable_adapters or router.merged:
+        return weight
+    return weight + sum(router.get_delta_weight(name) for name in router.active_adapters if name in router.lora_A)
+
+
+def bias_of(router: Any) -> Any:
+    """Return the correction bias of a router, (E,) float32; None where it has none."""
+    base = router.get_base_layer() if hasattr(router, "get_base_layer") else router
+    bias = getattr(base, "e_score_correction_bias", None)
+    return None if bias is None else bias.float()
+
+
+def router_gap(hidden: Any, weight: Any, bias: Any, routing: Routing) -> Any:
     """Return how far each token is from choosing other experts: (tokens,) float32, in router logits.
 
     It is the distance between the last expert chosen and the
@@ -155,15 +189,16 @@ def router_gap(hidden: Any, router: Any, routing: Routing) -> Any:
 
     Args:
         hidden: (…, H).
-        router: a module with ``weight`` (E, H) and, for sigmoid routing, ``e_score_correction_bias`` (E,).
+        weight: the router's, (E, H) float32.
+        bias: for sigmoid routing the correction bias, (E,) float32.
         routing: the family's rule.
     """
     import torch
 
-    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.detach().float())
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), weight)
     num_experts = logits.shape[-1]
     # A sharp softmax brings every loser near zero. Logits have the same order, and say how far apart experts are.
-    scores = logits if routing.scores == "softmax" else logits.sigmoid() + router.e_score_correction_bias.float()
+    scores = logits if routing.scores == "softmax" else logits.sigmoid() + bias
     infinite = torch.full((logits.shape[0],), float("inf"))
     gap = infinite.to(logits.device)
     if routing.n_group > 1:

@@ -17,6 +17,7 @@ from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.evaluate import set_mode
+from harness.worker.stages.whole import is_trained
 
 REFERENCE_PATH = "eager"
 PATHS = ("batched_mm", "grouped_mm")
@@ -49,7 +50,7 @@ def look(peft_model: Any, prompts: Any, clear: Any) -> Seen:
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
         for name, p in peft_model.named_parameters()
-        if ".lora_" in name and p.requires_grad
+        if is_trained(name) and p.requires_grad
     }
     peft_model.zero_grad(set_to_none=True)
     return Seen(logits=logits.detach()[clear], gradients=gradients)

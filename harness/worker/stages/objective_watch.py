@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +11,8 @@ from harness.worker.recipes.recipe import Recipe
 from harness.worker.request import Request
 from harness.worker.stages.documents import Batches
 from harness.worker.stages.experts_watch import ExpertWatch
-from harness.worker.stages.gradient_watch import GradientWatch, judge_gradient
-from harness.worker.stages.objective import BAND, Balancing, Objective, Said, said_of
+from harness.worker.stages.gradient_watch import GradientWatch, Off, RandomState, judge_gradient
+from harness.worker.stages.objective import Balancing, Objective, judge_objective
 from harness.worker.stages.trainer_options import BATCH
 
 
@@ -25,7 +26,7 @@ class ObjectiveWatch:
         batches: what losses were computed of.
         gradients: what gradients are held against.
         watch: of the model's experts.
-        objective: what the first step's loss was and should be, once it is known.
+        objectives: what a step's loss was and should be, by the step's number, of those that were looked at.
     """
 
     recipe: Recipe
@@ -33,54 +34,61 @@ class ObjectiveWatch:
     batches: Batches
     gradients: GradientWatch
     watch: ExpertWatch
-    objective: Objective | None = None
-    _first: list[Said] = field(default_factory=list)
+    objectives: dict[int, Objective] = field(default_factory=dict)
+    _drawn: list[RandomState] = field(default_factory=list)
+    _step: int = 0
 
     def take(self, inputs: Any) -> None:
-        """Count what a loss is about to be computed of."""
+        """Count what a loss is about to be computed of, and note by which random numbers."""
         self.batches.take(inputs["input_ids"].tolist(), inputs["labels"].tolist())
-
-    def say_again(self, trainer: Any, model: Any) -> None:
-        """In the first step, let the model say the documents of the last batch, each alone."""
-        import torch
-
-        if self.objective is None:
-            with torch.no_grad():
-                part, balancing = self.batches.parts[-1], _balancing(trainer)
-                said = said_of(model, part, watch=self.watch, balancing=balancing, device=self.request.device)
-                self._first.append(said)
+        self._drawn.append(RandomState.now())
 
     def before_step(self, trainer: Any, model: Any) -> None:
         """Look at a step, when gradients are clipped and nothing has moved."""
-        batches = self.batches
-        if self.objective is None:
-            self.objective = Objective.of(self._first, told=batches.told, labels=batches.labels_of_step)
-        if not self.recipe.plain_batches:
-            divisor = batches.labels_of_step if self.objective.by_labels else batches.predictions_of_step
-            self.gradients.look(model, batches.parts, balancing=_balancing(trainer), divisor=divisor)
-        batches.step_taken()
+        self._step += 1
+        if self._step in steps_to_look_at(self.recipe):
+            self.objectives[self._step] = self.gradients.look(
+                model, self.batches, step=self._step, drawn=self._drawn, balancing=_balancing(trainer)
+            )
+        self._drawn.clear()
+        self.batches.step_taken()
 
-    def judge(self, observation: Observation, steps: int) -> None:
-        """Record what was seen, after that many optimizer steps."""
+    def judge(self, observation: Observation, steps: int, norms: Mapping[int, float]) -> None:
+        """Record what was seen.
+
+        Args:
+            observation: where the checks go.
+            steps: how many optimizer steps were taken.
+            norms: by step, how large the trainer says that its gradient was before it was clipped.
+        """
         batches = self.batches
         masked = replace(batches, labels=batches.labels - 1, wrong=batches.wrong + 1)
         control = judge_steps(self.recipe, steps, masked)
         observation.judge("steps", "train", judge_steps(self.recipe, steps, batches), control=control)
-        never = Judgement(value=None, band=f"<= {BAND:g}", passed=False, detail="no loss was ever computed")
-        judged = never if self.objective is None else self.objective.judged()
-        altered = never if self.objective is None else self.objective.judged_after_next()
-        observation.judge("objective", "train", judged, control=altered)
-        if self.recipe.plain_batches:
-            return
-        runs, wanted_runs = self.watch.runs("training", batches.positions), 2 if self.recipe.checkpointing else 1
+        altered = {step: objective.after_the_next() for step, objective in self.objectives.items()}
+        observation.judge("objective", "train", judge_objective(self.objectives), control=judge_objective(altered))
+        gradients = self.gradients
+        gradients.compare_norms(norms)
 
-        band = self.request.bands.paths_max
+        def distance(off: Off | None) -> Judgement:
+            return judge_gradient(
+                off,
+                gradients.describe(),
+                all_seen=list(gradients.norms) == steps_to_look_at(self.recipe),
+                runs=self.watch.runs("training", batches.positions),
+                wanted_runs=2 if self.recipe.checkpointing else 1,
+            )
 
-        def distance(value: float) -> Judgement:
-            what = self.gradients.describe(band)
-            return judge_gradient(value, what, band=band, runs=runs, wanted_runs=wanted_runs)
+        observation.judge("gradient", "train", distance(gradients.worst), control=distance(gradients.altered))
 
-        observation.judge("gradient", "train", distance(self.gradients.worst), control=distance(self.gradients.altered))
+
+def steps_to_look_at(recipe: Recipe) -> list[int]:
+    """Return the numbers of steps whose loss and gradient are computed again.
+
+    Where all batches are alike, what is wrong with a step is wrong with the first, or once there is something before
+    it and every tensor has a gradient, which a lora_A has not in the first.
+    """
+    return [1, recipe.steps] if recipe.plain_batches else list(range(1, recipe.steps + 1))
 
 
 def judge_steps(recipe: Recipe, steps: int, batches: Batches) -> Judgement:

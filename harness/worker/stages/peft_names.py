@@ -63,4 +63,6 @@ def rank_and_scaling(name: str, recipe: Recipe, rank: int) -> tuple[int, float]:
         return next((value for p, value in patterns.items() if re.search(rf"(^|\.)({p})$", name)), default)
 
     found, alpha = first(recipe.rank_pattern, rank), first(recipe.alpha_pattern, rank * recipe.alpha_over_rank)
+    if recipe.target_modules and name.endswith(".experts.gate_up_proj"):
+        found, alpha = 2 * found, 2 * alpha  # a rank for each of the two names that mean it, as PEFT has it
     return found, alpha / (math.sqrt(found) if recipe.use_rslora else found)

@@ -8,14 +8,16 @@ It is independent of the merge engine. It reads files with the safetensors libra
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
-from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.checkpoints.tensors import Kind, TensorSpec
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
@@ -28,6 +30,9 @@ OWN_FILES = {MANIFEST}
 
 NAMES_SHOWN = 4
 
+_FIRST_FACTOR = re.compile(r"(.+)\.lora_(?:A\.weight|embedding_A)")
+"""The name of half a pair in a saved adapter."""
+
 ACCUMULATION_ROUNDINGS = 16
 """Float32 roundings, relative to the largest delta of a tensor, that accumulating a delta in float32 may cost."""
 
@@ -39,6 +44,7 @@ class TensorReport:
     Attributes:
         counts: attempted / applied / zero_delta / below_rounding / dropped / wrong, over all kinds.
         by_kind: the same per kind.
+        by_target: what became of the tensors that each module or parameter in memory covers, by its kind and name.
         exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
         max_ulp: largest distance from the exact result, beyond what float32 accumulation may lose. In units in the last
             place of the largest of |base|, |delta|, |result|.
@@ -52,6 +58,8 @@ class TensorReport:
         renamed: tensors of the base that are written under other names, counted by rule.
         files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
+        verdicts: what became of each tensor with a delta, by key, in the words of ``counts``.
+        norms: the Frobenius norm of each delta, by key.
         index_wrong: keys that the index puts where they are not, or does not name, a wrong total size, and what of
             index and shards cannot be read. Of an engine that keeps bytes: keys that lie in another shard too.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
@@ -59,6 +67,7 @@ class TensorReport:
 
     counts: Counter[str] = field(default_factory=Counter)
     by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    by_target: dict[tuple[Kind, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     exact_fraction: float | None = None
     max_ulp: float = 0.0
     not_applied: list[str] = field(default_factory=list)
@@ -77,10 +86,17 @@ class TensorReport:
     files_changed: list[str] = field(default_factory=list)
     files_unexpected: list[str] = field(default_factory=list)
     index_wrong: list[str] = field(default_factory=list)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+
+    def merged_of_kind(self) -> dict[Kind, int]:
+        """Return how many modules and parameters of each kind have all their tensors right."""
+        kinds = [kind for (kind, _), verdicts in self.by_target.items() if set(verdicts) <= set(RIGHT)]
+        return {kind: kinds.count(kind) for kind in kinds}
 
 
-def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return on-disk key → delta for all that a saved lora pair covers, and the unpaired pairs.
+def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return on-disk key → delta for all that a saved lora pair covers, key → what covers it, and the unpaired pairs.
 
     A delta is float64 and has the tensor's shape.
     Attempted is counted from here: from the pairs in the saved adapter's files and the base's own tensors.
@@ -90,16 +106,17 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     deltas = load_file(work / DELTAS)
     names: dict[str, str] = json.loads((work / PAIRS).read_text())
     saved = [key for file in sorted(adapter.rglob("adapter_model.safetensors")) for key in load_file(file)]
-    pairs = {key.split(".lora_A.")[0] for key in saved if ".lora_A." in key}
+    pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
+    pairs |= {key.removesuffix(".weight") for key in saved} & names.keys()  # what was trained whole
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
     result: dict[str, Any] = {}
-    used: set[str] = set()
+    by: dict[str, str] = {}
     for spec in checkpoint.tensors:
         for name, delta in slices_of(spec, available):
             result[spec.key] = delta
-            used.add(name)
-    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - used)
-    return result, unpaired
+            by[spec.key] = name
+    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - set(by.values()))
+    return result, by, unpaired
 
 
 def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -157,7 +174,7 @@ def inspect(
     report = TensorReport()
     originals, weights = read_weights(base), read_weights(merged)
     before, after = originals.tensors, weights.tensors
-    deltas, report.unpaired = covered(checkpoint, work, adapter)
+    deltas, by, report.unpaired = covered(checkpoint, work, adapter)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
@@ -194,8 +211,10 @@ def inspect(
             changed_elements += delta.numel()
             exact_elements += int((new == rounded).sum())
             report.max_ulp = max(report.max_ulp, ulps)
+        report.by_target[spec.kind, by[spec.key]].append(verdict)
         for counter in (report.counts, report.by_kind[spec.kind]):
             counter.update((verdict, "attempted"))
+        report.verdicts[spec.key], report.norms[spec.key] = verdict, float(delta.norm())
         if verdict in {"dropped", "wrong"}:
             report.not_applied.append(f"{spec.key} ({verdict})")
     if changed_elements:

@@ -54,13 +54,15 @@ def train(
     request: Request,
     vocab: int,
     watch: ExpertWatch,
-) -> None:
+) -> Mapping[str, float]:
     """Train, and record loss, gradient norms and tokens per expert as checks.
+
+    Returns:
+        The largest norm of the gradient of each LoRA tensor over all steps, by its name in the model.
 
     Raises:
         NotTrainableError: a parameter beside the LoRA is trainable.
     """
-    import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -76,7 +78,14 @@ def train(
     per_tensor = {name: 0.0 for members in tensors.values() for name in members}
     everything = {name: tensor for members in tensors.values() for name, tensor in members.items()}
     optimizer = OptimizerWatch(tensors=everything, learning_rate=recipe.learning_rate)
-    gradients = GradientWatch(tensors=everything, watch=watch, device=request.device, max_norm=recipe.max_grad_norm)
+    gradients = GradientWatch(
+        tensors=everything,
+        watch=watch,
+        device=request.device,
+        max_norm=recipe.max_grad_norm,
+        band=request.bands.paths_max,
+        dropout=recipe.dropout > 0,
+    )
     objective = ObjectiveWatch(recipe=recipe, request=request, batches=batches, gradients=gradients, watch=watch)
 
     class GradientNorms(TrainerCallback):  # type: ignore[misc]  # the base class is untyped on the host
@@ -94,16 +103,11 @@ def train(
             optimizer.after_step()
 
     class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # as above
-        """Counts what losses are computed of, and computes those of the first step again."""
+        """Counts what losses are computed of."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             objective.take(inputs)
-            drawn = torch.get_rng_state()
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            with torch.random.fork_rng():
-                torch.set_rng_state(drawn)  # where there is dropout, it leaves out the same
-                objective.say_again(self, model)
-            return loss
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)  # as it was differentiated, accumulation considered
@@ -120,6 +124,8 @@ def train(
     )
     with watch.counting("training"):
         outcome = trainer.train()
+    if recipe.autocast:  # Accelerate leaves the model casting whatever it is asked, and its weights are the truth
+        trainer.accelerator.unwrap_model(peft_model, keep_fp32_wrapper=False)
     optimizer.finish()
     after = fixed_batch_loss(peft_model, documents[:BATCH], watch, request.device)
     record = observation.data.setdefault("training", {})
@@ -129,7 +135,8 @@ def train(
     silent = sorted(kind for kind, norm in largest.items() if not norm > 0.0)
     altered = {**per_tensor, next(iter(per_tensor), ""): 0.0}
     observation.judge("gradients", "train", _gradients(per_tensor, silent), control=_gradients(altered, []))
-    objective.judge(observation, optimizer.steps)
+    logged = {entry["step"]: float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry}
+    objective.judge(observation, optimizer.steps, logged)
     observation.judge(
         "update",
         "train",
@@ -137,6 +144,7 @@ def train(
         control=_update(optimizer.altered, "one that has moved further"),
     )
     observation.judge("loss", "train", _loss(before, after), control=_loss(after, before))
+    return per_tensor
 
 
 def _gradients(norms: Mapping[str, float], silent: Sequence[str]) -> Judgement:

@@ -43,7 +43,7 @@ def trainer_options(config_class: Any, request: Request, recipe: Recipe, output:
         "weight_decay": 0.0,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": "adamw_torch",
-        "bf16": False,
+        "bf16": recipe.autocast,
         "fp16": False,
         "gradient_checkpointing": recipe.checkpointing,
         "max_length": TRAINING_LENGTH,

@@ -23,13 +23,13 @@ from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("steps", "train"),
+    ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("cache", "train"), ("steps", "train"),
     ("update", "train"), ("gradients", "train"),
-    ("loss", "train"), ("coverage", "train"), ("attached", "save"),
+    ("loss", "train"), ("coverage", "train"), ("attached", "save"), ("attached", "reload-adapter"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
     ("samples", "compare"), ("applied", "compare"), ("exact", "compare"), ("coverage", "compare"),
     ("untouched_bytes", "compare"), ("keys", "compare"), ("dtypes", "compare"), ("files", "compare"),
-    ("claims", "compare"), ("objective", "train"),
+    ("claims", "compare"), ("objective", "train"), ("gradient", "train"), ("precision", "train"),
 }  # fmt: skip
 BROKEN_MERGES = {
     (name, "compare") for name in ("kl", "logprob", "applied", "exact", "untouched_bytes", "keys", "dtypes", "files")
@@ -37,7 +37,6 @@ BROKEN_MERGES = {
 """Checks whose controls are merges that are broken on purpose."""
 WITH_PATHS = {("forward_paths", "train")}
 PLAINLY = {("modes", "train")}
-GATHERED = {("gradient", "train")}
 RESUMED = {("resumed", "train")}
 DEFINED = {
     *(("definition", stage) for stage in ("load", "save", "reload-adapter", "compare")), ("derivative", "save"),
@@ -53,7 +52,7 @@ QUANTIZED = {
 
 
 def test_the_checks_are_these() -> None:
-    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | GATHERED | RESUMED
+    all_of_them = ALWAYS | PLAINLY | DEFINED | WITH_PATHS | QUANTIZED | RESUMED
     assert {(check.name, check.stage) for check in TABLE} == all_of_them
     assert len(TABLE) == len(all_of_them)
 
@@ -62,7 +61,7 @@ def test_the_checks_are_these() -> None:
     ("facts", "expected"),
     [
         (PLAIN, ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
-        (replace(PLAIN, plain_batches=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | GATHERED),
+        (replace(PLAIN, plain_batches=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
         (replace(PLAIN, resumed=True), ALWAYS | PLAINLY | DEFINED | WITH_PATHS | RESUMED),
         (replace(PLAIN, defined=False), ALWAYS | PLAINLY | WITH_PATHS),
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),

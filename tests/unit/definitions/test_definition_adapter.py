@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from harness.definitions.adapter import UnreadableAdapterError, deltas_of, norms_of, read_deltas, read_named
-from harness.definitions.weights import Weights
+from harness.definitions.weights import Deltas, Weights
 
 EXPERTS = "layers.0.mlp.experts"
 KEY = f"base_model.model.model.{EXPERTS}"
@@ -137,6 +137,24 @@ def test_dora_without_magnitudes_is_refused(tmp_path: Path) -> None:
         read_deltas(write(tmp_path / "adapter", tensors, use_dora=True), BASE)
 
 
+def test_an_embedding_is_looked_up_so_its_delta_lies_the_other_way_round(tmp_path: Path) -> None:
+    """Rank 1 on three tokens of two features: A (1, 3), B (2, 1); the delta is (3, 2), by alpha / r = 4."""
+    base = Weights(stored={"embed_tokens.weight": np.arange(6.0).reshape(3, 2), "lm_head.weight": np.ones((3, 2))})
+    key = "base_model.model.model.embed_tokens"
+    pair = {f"{key}.lora_embedding_A": [[1.0, 2.0, 3.0]], f"{key}.lora_embedding_B": [[10.0], [100.0]]}
+    copies = {
+        f"{key}.base_layer.weight": np.arange(6.0).reshape(3, 2),
+        "base_model.model.lm_head.base_layer.weight": np.ones((3, 2)),
+    }
+
+    found = read_deltas(write(tmp_path / "adapter", {**pair, **copies}), base)
+
+    assert found.linears["embed_tokens"].tolist() == [[40.0, 400.0], [80.0, 800.0], [120.0, 1200.0]]
+    other = {**copies, f"{key}.base_layer.weight": np.zeros((3, 2))}
+    with pytest.raises(UnreadableAdapterError, match="is not what the base has there"):
+        read_deltas(write(tmp_path / "other", {**pair, **other}), base)
+
+
 @pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"bias": "all"}])
 def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UnreadableAdapterError):
@@ -189,3 +207,26 @@ def test_experts_that_lie_apart_are_put_together() -> None:
     weights = Weights(stored=stored)
 
     assert [part[:, 0, 0].tolist() for part in weights.experts(EXPERTS)] == [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_embeddings_are_the_head_where_the_configuration_says_so(tmp_path: Path, ties: bool) -> None:
+    tmp_path.joinpath("config.json").write_text(json.dumps({"tie_word_embeddings": ties}))
+    save_file({"model.embed_tokens.weight": np.array([[1.0], [2.0]])}, tmp_path / "model.safetensors")
+    weights = Weights.read(tmp_path)
+
+    assert ("lm_head.weight" in weights.stored) == ties
+    moved = weights.plus(Deltas(linears={"embed_tokens": np.ones((2, 1))}))
+    assert moved["embed_tokens.weight"].tolist() == [[2.0], [3.0]]
+    assert not ties or moved["lm_head.weight"].tolist() == [[1.0], [2.0]], "what is trained of one end is its own"
+
+
+def test_a_module_that_is_saved_whole_replaces_the_base_s(tmp_path: Path) -> None:
+    base = Weights(stored={"lm_head.weight": np.array([[1.0], [2.0]])})
+    tensors = {"base_model.model.lm_head.weight": [[5.0], [2.5]]}
+
+    found = read_deltas(write(tmp_path / "adapter", tensors, modules_to_save=["lm_head"]), base)
+
+    assert base.plus(found)["lm_head.weight"].tolist() == [[5.0], [2.5]]
+    with pytest.raises(UnreadableAdapterError, match="beside pairs"):
+        read_deltas(write(tmp_path / "other", tensors), base)

@@ -77,6 +77,7 @@ def test_what_is_read_of_the_shipped_recipes_is_what_they_are() -> None:
         assert facts.quantized == (known.quantization is not None)
         assert (facts.geometry or "distinct") == known.geometry
         assert (facts.plain_batches, facts.resumed) == (known.plain_batches, known.resumed)
+        assert facts.as_written == known.as_written
 
 
 @pytest.mark.parametrize("text", ["RECIPE = 1", "RECIPE = made()", "RECIPE = Recipe()", "RECIPE = Recipe(kinds=KINDS)"])

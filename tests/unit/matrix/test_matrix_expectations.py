@@ -28,6 +28,7 @@ from harness.result import (
     CellResult,
     Check,
     ControlResult,
+    Funnel,
     MergeCounts,
     Metrics,
     QuantizationInfo,
@@ -502,6 +503,8 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("controls", [ControlResult(name="base-copied", rejected=False)]),
         ("versions", {}),
         ("merge", MergeCounts(attempted=6, applied=5, dropped=1)),
+        ("funnel", {"expert": Funnel(asked=4, attached=4, gradient=4, moved=3)}),
+        ("funnel", {"dense": Funnel(asked=3, attached=0)}),
     ],
 )
 def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str, value: object) -> None:
@@ -531,6 +534,26 @@ def test_facts_are_held_against_the_recipe(recipe: str, facts: CellFacts, words:
 
     assert verdict.status == "regression"
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_of_what_a_user_writes_less_may_be_attached_where_the_check_says_so(attached: bool) -> None:
+    cell = CELL.model_copy(update={"recipe": "module-names"})
+    whole = result({} if attached else {"attach": "fail: expert 0/4"}, cell=cell)
+    checks = [
+        check.model_copy(update={"passed": attached}) if (check.name, check.stage) == ("attached", "attach") else check
+        for check in whole.checks
+    ]
+    facts = dataclasses.replace(FACTS, kinds=("attention",))
+    changed = {"facts": facts, "cell_id": cell.id, "checks": checks, "adapter": AdapterInfo(num_experts=None, rank=3)}
+    declared = Expectation.model_validate(
+        {"cells": ["*/module-names@*"], "stage": "attach", "outcome": "fail", "checks": ["attached"], "match": "expert",
+         "reason": "no names", "since": "0"}
+    )  # fmt: skip
+    verdict = judge(whole.model_copy(update=changed), [] if attached else [declared])
+
+    assert verdict.status == ("regression" if attached else "known-failure")
+    assert ("its recipe says that expert got a LoRA, and its facts do not" in verdict.sentence) == attached
 
 
 @pytest.mark.parametrize(("name", "stage"), [pair for pair in ALL_CHECKS if pair[1] != "reload-adapter"])

@@ -78,11 +78,14 @@ def test_the_default_profile_asks_the_main_question_everywhere(config: MatrixCon
     families = len(catalogue.families)
     parts = [name for name in catalogue.recipes if name.startswith("lora-")]
 
-    assert plain == {"lora": 6 * families, **dict.fromkeys(parts, 2 * families)}
+    written = {"module-names": 6, "all-linear": 2, "target-parameters": 2}
+
+    assert plain == {"lora": 6 * families, **dict.fromkeys(parts, 2 * families), **written}
     assert len(parts) >= 4
     assert other == {
         "geometry=square-gate-up": 3, "geometry=square-down": 3, "geometry=narrow": 3, "geometry=single": 3,
         "geometry=blocks": 3, "geometry=many": 2, "dtype=bf16": families, "engine=peft": families,
+        "variant=tied": 2,
     }  # fmt: skip
 
 

@@ -12,8 +12,11 @@ from harness.worker.checkpoints.family import Checkpoint, VariantNotOfferedError
 from harness.worker.checkpoints.geometry import PRESETS, geometry
 from harness.worker.checkpoints.variants import VARIANTS
 from harness.worker.checkpoints.writer import write_checkpoint
+from harness.worker.stages.coding import NEVER_QUANTISED
 
 FAMILIES = read_catalogue().families
+ENDS = ("embedding", "head")
+"""Kinds that lie in no layer."""
 PINNED = {
     "qwen3_moe": "b9eb15e29b69a06b",
     "glm4_moe": "cc685459f6ed8d96",
@@ -143,7 +146,9 @@ def test_presets_hold_what_their_names_say(preset: str) -> None:
 def test_blocks_make_every_linear_quantisable(family: str) -> None:
     for spec in build(family, geometry("blocks"), "published").tensors:
         # in_proj_a and in_proj_b have a row per value head: too few to pack, and left in 16 bits by every quantiser.
-        if spec.module is None or spec.key.endswith(("in_proj_a.weight", "in_proj_b.weight")):
+        # Routers, and the gate of a shared expert, are never quantised.
+        few = spec.key.endswith(("in_proj_a.weight", "in_proj_b.weight"))
+        if spec.module is None or spec.kind in NEVER_QUANTISED or few:
             continue
 
         assert spec.shape[-1] % 64 == 0, spec.key
@@ -185,7 +190,7 @@ def test_variants_differ_in_names_and_layout_only(variant: str) -> None:
     prefix = "model.layers" if variant == "text-prefix" else "model.language_model.layers"
 
     assert parameters(variant) == parameters("published")
-    assert all(spec.key.startswith(prefix) for spec in checkpoint.tensors if spec.module)
+    assert all(spec.key.startswith(prefix) for spec in checkpoint.tensors if spec.module and spec.kind not in ENDS)
     assert ("text_config" in checkpoint.config) == (variant == "nested-config")
     assert any(spec.expert is not None for spec in checkpoint.tensors if spec.module) == (variant == "per-expert")
 
@@ -193,3 +198,13 @@ def test_variants_differ_in_names_and_layout_only(variant: str) -> None:
 def test_a_variant_that_a_family_is_not_published_in_is_refused() -> None:
     with pytest.raises(VariantNotOfferedError, match="per-expert"):
         build("qwen3_moe", geometry("distinct"), "per-expert")
+
+
+def test_a_tied_checkpoint_has_no_head_and_says_so(tmp_path: Path) -> None:
+    _written("qwen3_moe", tmp_path / "tied", variant="tied")
+    tied, published = (build("qwen3_moe", geometry("distinct"), name) for name in ("tied", "published"))
+
+    assert {s.key for s in published.tensors} - {s.key for s in tied.tensors} == {"lm_head.weight"}
+    assert "lm_head.weight" not in _read(tmp_path / "tied")
+    assert json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"] is True
+    assert published.config["tie_word_embeddings"] is False

@@ -10,7 +10,7 @@ import pytest
 from control_cells import request_in
 from safetensors.numpy import save_file
 
-from harness.definitions.coding import NF4
+from harness.definitions.coding import NF4, share_of_room
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.observation import Observation
@@ -54,7 +54,7 @@ def both(values: Any) -> dict[str, Any]:
     ("coded", "fine"),
     [
         (3.0 * CODES, True),
-        (3.0 * 1.01 * CODES, True),  # a scale that 8 bits round
+        (3.0 * 1.005 * CODES, True),  # a scale that 8 bits round
         (3.0 * 1.05 * CODES, False),
         (3.0 * 1.5 * CODES, False),
         (-3.0 * CODES, False),
@@ -68,6 +68,22 @@ def test_four_bits_lie_at_the_nearest_code(tmp_path: Path, coded: Any, *, fine: 
 
     assert found["coding"]["passed"] is fine
     assert found["census"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("larger", "fine"),
+    [
+        ([1.01, 0.99, 1.01, 0.99], True),
+        ([1.005, 1.005, 1.005, 1.005], True),
+        ([1.0101, 1.0101, 1.0101, 1.0101], False),  # 0.0101 * sqrt(4) > 0.02
+        ([0.9899, 0.9899, 0.9899, 0.9899], False),
+    ],
+)
+def test_scales_are_rounded_up_as_often_as_down(larger: list[float], *, fine: bool) -> None:
+    """Each of four blocks is within the room of one."""
+    blocks, coded = np.tile(BLOCK, 4), np.concatenate([3.0 * by * CODES for by in larger])
+
+    assert (share_of_room(blocks, coded, "nf4") <= 1) is fine
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,13 @@ import torch
 from control_cells import request_in
 
 from harness.worker.observation import Observation
-from harness.worker.stages.consistency import check_generation, check_modes, check_unchanged
+from harness.worker.stages.consistency import (
+    check_cache,
+    check_generation,
+    check_modes,
+    check_unchanged,
+    whole_of,
+)
 from harness.worker.stages.data import (
     PROMPT_LENGTH,
     PROMPTS,
@@ -51,9 +59,9 @@ def checked(tmp_path: Path, *, stops: object = 999) -> Observation:
     return Observation(tmp_path / "observation.json")
 
 
-def passed(observation: Observation) -> bool:
-    """Whether the check passed; its control must be rejected in any case."""
-    check, control = observation.data["checks"]
+def passed(observation: Observation, name: str | None = None) -> bool:
+    """Whether the check passed, the only one or the one of that name; its control must be rejected in any case."""
+    check, control = (it for it in observation.data["checks"] if name is None or it["name"].endswith(name))
     assert control["name"] == f"control:{check['name']}"
     assert control["passed"]
     return bool(check["passed"])
@@ -70,11 +78,64 @@ def greedy(model: Table, count: int) -> list[Sample]:
     return samples
 
 
+def generation(
+    observation: Observation,
+    tmp_path: Path,
+    model: Table,
+    samples: list[Sample],
+    *,
+    moved: float = 0.0,
+    gap: float = 1.0,
+    lost: int = 0,
+) -> None:
+    """Check samples whose logits are the model's own, those of a sample's last token but for what is asked."""
+    prompts = evaluation_prompts(VOCAB, 0)[:, :SAMPLE_PROMPT_LENGTH].tolist()
+    cached = []
+    for prompt, sample in zip(prompts, samples, strict=False):
+        said = model.table[[prompt[-1], *sample.tokens][: len(sample.tokens)]].clone()
+        said[-1, 2] += moved
+        cached.append(said[: len(said) - lost])
+    lengths = iter([SAMPLE_PROMPT_LENGTH + len(sample.tokens) for sample in samples])
+
+    @contextmanager
+    def recording() -> Iterator[None]:
+        yield
+        watch.gaps = {layer: torch.ones(length) for length in [next(lengths)] for layer in range(2)}
+        watch.gaps[1][-2] = gap  # what the last token was taken from
+
+    watch: Any = SimpleNamespace(recording=recording, gaps={})
+    request = request_in(tmp_path)
+    whole = whole_of(model, request, samples, watch=watch, vocab=VOCAB)
+    check_generation(observation, request, samples, whole)
+    check_cache(observation, request, cached, whole)
+
+
 def test_greedy_tokens_are_the_likeliest(tmp_path: Path) -> None:
     model, observation = Table().eval(), checked(tmp_path)
 
-    check_generation(observation, model, request_in(tmp_path), greedy(model, SAMPLE_NEW_TOKENS), VOCAB)
-    assert passed(observation)
+    generation(observation, tmp_path, model, greedy(model, SAMPLE_NEW_TOKENS))
+    assert passed(observation, "generation")
+    assert passed(observation, "cache")
+
+
+@pytest.mark.parametrize(
+    ("moved", "gap", "fine"), [(0.01, 1.0, False), (-0.01, 1.0, False), (float("nan"), 1.0, False), (0.01, 0.0, True)]
+)
+def test_logits_with_a_cache_are_those_without_near_ties_apart(
+    tmp_path: Path, moved: float, gap: float, fine: bool
+) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+
+    generation(observation, tmp_path, model, greedy(model, SAMPLE_NEW_TOKENS), moved=moved, gap=gap)
+    assert passed(observation, "cache") is fine
+    assert passed(observation, "generation")
+
+
+def test_as_many_logits_as_tokens(tmp_path: Path) -> None:
+    model, observation = Table().eval(), checked(tmp_path)
+
+    generation(observation, tmp_path, model, greedy(model, SAMPLE_NEW_TOKENS), lost=1)
+    assert not passed(observation, "cache")
 
 
 @pytest.mark.parametrize("at", [0, SAMPLE_NEW_TOKENS - 1])
@@ -83,8 +144,8 @@ def test_a_token_that_is_not_the_likeliest_is_seen(tmp_path: Path, at: int) -> N
     samples = greedy(model, SAMPLE_NEW_TOKENS)
     samples[1].tokens[at] = int(model.table.sum(0).argmin())
 
-    check_generation(observation, model, request_in(tmp_path), samples, VOCAB)
-    assert not passed(observation)
+    generation(observation, tmp_path, model, samples)
+    assert not passed(observation, "generation")
     assert "sample 1" in observation.data["checks"][0]["detail"]
 
 
@@ -92,8 +153,8 @@ def test_a_token_that_is_not_the_likeliest_is_seen(tmp_path: Path, at: int) -> N
 def test_a_sample_that_stops_early_or_goes_on_is_seen(tmp_path: Path, count: int) -> None:
     model, observation = Table().eval(), checked(tmp_path)
 
-    check_generation(observation, model, request_in(tmp_path), greedy(model, count), VOCAB)
-    assert not passed(observation)
+    generation(observation, tmp_path, model, greedy(model, count))
+    assert not passed(observation, "generation")
     assert "sample 0, sample 1, sample 2 did not end where it should" in observation.data["checks"][0]["detail"]
 
 
@@ -106,8 +167,8 @@ def test_a_sample_ends_at_its_first_stop_token(tmp_path: Path, kept: int) -> Non
     cut = [replace(sample, tokens=sample.tokens[: first + kept]) for sample, first in zip(whole, firsts, strict=True)]
     observation = checked(tmp_path, stops=stops)
 
-    check_generation(observation, model, request_in(tmp_path), cut, VOCAB)
-    assert passed(observation) is (kept == 1)
+    generation(observation, tmp_path, model, cut)
+    assert passed(observation, "generation") is (kept == 1)
 
 
 @pytest.mark.parametrize(("adds", "fine"), [(0.0, True), (0.01, False), (float("nan"), False)])

@@ -372,6 +372,7 @@ def test_the_planted_merge_is_the_control_of_its_name_and_the_others_are_tried(c
     assert set(seen) == set(NAMES)
     assert seen["base-copied"] == {
         "name": "base-copied", "rejected": True, "by": ["applied", "kl", "logprob"], "value": 0.5,
+        "values": {"applied": 1.0, "kl": 1.0, "logprob": 1.0},
     }  # fmt: skip
     assert not (cell.path.parent / "control-base-copied.json").exists(), "it is not made a second time"
 

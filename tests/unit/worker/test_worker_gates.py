@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from harness.worker.cell import _check_precision
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.observation import Observation
 from harness.worker.stages.evaluate import Sample
-from harness.worker.stages.experts_watch import router_gap
+from harness.worker.stages.experts_watch import bias_of, precision_of, router_gap, routing_weight
 from harness.worker.stages.functional import (
     distance,
     judge_logprobs,
@@ -138,7 +141,7 @@ def test_moving_a_logit_by_less_than_the_gap_changes_no_choice(seed: int, rule: 
     routing = Routing(
         top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid", n_group=n_group, topk_group=topk_group
     )
-    gap = float(router_gap(hidden, router, routing)[0])
+    gap = float(router_gap(hidden, routing_weight(router).detach(), bias_of(router), routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
 
     def scores_of(logits: torch.Tensor) -> torch.Tensor:
@@ -161,7 +164,7 @@ def test_moving_a_score_by_more_than_the_gap_changes_a_choice(seed: int, scores_
     router = _Router(torch.randn(8, 6, generator=generator), 0.1 * torch.randn(8, generator=generator))
     hidden = torch.randn(1, 6, generator=generator)
     routing = Routing(top_k=2, scores="softmax" if scores_kind == "softmax" else "sigmoid")
-    gap = float(router_gap(hidden, router, routing)[0])
+    gap = float(router_gap(hidden, routing_weight(router).detach(), bias_of(router), routing)[0])
     logits = (hidden @ router.weight.detach().T)[0]
     scores = logits if scores_kind == "softmax" else logits.sigmoid() + router.e_score_correction_bias
     before = _choose(scores, 1, 1)
@@ -182,7 +185,9 @@ def _choose(scores: torch.Tensor, n_group: int, topk_group: int) -> set[int]:
 def test_gap_is_infinite_where_every_expert_is_chosen() -> None:
     router = _Router(torch.ones(2, 3), torch.zeros(2))
 
-    assert math.isinf(float(router_gap(torch.ones(1, 3), router, Routing(top_k=2, scores="softmax"))[0]))
+    assert math.isinf(
+        float(router_gap(torch.ones(1, 3), router.weight.detach(), None, Routing(top_k=2, scores="softmax"))[0])
+    )
 
 
 SPECS = (
@@ -566,3 +571,39 @@ def test_a_tensor_stored_as_what_holds_no_weights_is_wrong(work: Path, dtype: to
 
     assert report.counts == Counter(attempted=5, applied=4, wrong=1)
     assert report.dtype_changes == [Q, "model.norm.weight"]
+
+
+def test_the_precision_of_a_product_is_that_of_autocast_where_there_is_one() -> None:
+    hidden = torch.zeros(1, 2)
+
+    assert precision_of(hidden) == "float32"
+    assert precision_of(hidden.bfloat16()) == "bfloat16"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert precision_of(hidden) == "bfloat16"
+        with torch.autocast("cpu", enabled=False):
+            assert precision_of(hidden) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted", "value", "passed"),
+    [
+        ({"float32": 4}, "float32", 0, True),
+        ({"bfloat16": 4}, "bfloat16", 0, True),
+        ({"bfloat16": 1, "float32": 3}, "float32", 1, False),
+        ({"float32": 4}, "bfloat16", 4, False),
+        ({}, "float32", 0, False),
+    ],
+)
+def test_calls_in_another_precision_are_counted(
+    tmp_path: Path,
+    seen: dict[str, int],
+    wanted: str,
+    value: int,
+    passed: bool,
+) -> None:
+    observation = Observation(tmp_path / "observation.json")
+    _check_precision(observation, SimpleNamespace(precisions=Counter(seen)), wanted)
+    check, control = observation.data["checks"]
+
+    assert (check["name"], check["value"], check["passed"]) == ("precision", value, passed)
+    assert control["passed"], "one call in another dtype is rejected"

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from harness.worker.stages.objective import Objective, cross_entropies, load_balancing_loss
+from harness.worker.observation import Judgement
+from harness.worker.stages.objective import Objective, cross_entropies, judge_objective, load_balancing_loss
 
 
 def told(loss: float, *, balance: float = 0.0) -> Objective:
@@ -50,22 +51,47 @@ def test_all_layers_are_one_average() -> None:
     assert load_balancing_loss(logits, top_k=1) == pytest.approx(2 * (0.5 * 0.425 + 0.5 * 0.575))
 
 
-@pytest.mark.parametrize("loss", [2.0, 2.0 * 31 / 32, 2.0 + 1e-4])
+def judged(loss: float, *, balance: float = 0.0) -> Judgement:
+    """What is said of one step with that loss."""
+    return judge_objective({1: told(loss, balance=balance)})
+
+
+@pytest.mark.parametrize("loss", [2.0, 2.0 * 31 / 32, 2.0 + 1e-6])
 def test_a_loss_by_predictions_or_by_labels_is_right(loss: float) -> None:
-    assert told(loss).judged().passed
+    assert judged(loss).passed
 
 
-@pytest.mark.parametrize("loss", [2.001, 2.0 * 30 / 32, 1.0, float("nan"), float("inf"), 2.0 + 0.0036])
+@pytest.mark.parametrize("loss", [2.0 + 1e-4, 2.0 * 30 / 32, 1.0, float("nan"), float("inf"), 2.0 + 0.0036])
 def test_another_loss_is_not(loss: float) -> None:
-    assert not told(loss).judged().passed
+    assert not judged(loss).passed
 
 
 def test_what_a_trainer_adds_must_be_in_the_loss() -> None:
-    assert told(2.0036, balance=0.0036).judged().passed
-    missing = told(2.0, balance=0.0036).judged()
+    assert judged(2.0036, balance=0.0036).passed
+    missing = judged(2.0, balance=0.0036)
     assert not missing.passed
-    assert missing.detail == "the first loss was 2, where 2.0036 or 1.9411 is right"
+    assert missing.detail == "the loss of step 1 was 2, where 2.0036 or 1.9411 is right"
+
+
+@pytest.mark.parametrize("loss", [2.1, float("nan")])
+def test_a_later_loss_is_held_against_its_own_step(loss: float) -> None:
+    found = judge_objective({1: told(2.0), 8: told(loss), 9: told(2.0)})
+
+    assert not found.passed
+    assert found.detail is not None
+    assert found.detail.startswith("the loss of step 8 was ")
+
+
+def test_all_steps_are_means_over_the_same() -> None:
+    assert judge_objective({1: told(2.0 * 31 / 32), 8: told(2.0 * 31 / 32)}).passed
+    mixed = judge_objective({1: told(2.0), 8: told(2.0 * 31 / 32)})
+    assert not mixed.passed
+    assert "that of another over predictions" in str(mixed.detail)
+
+
+def test_a_training_without_a_loss_is_not_right() -> None:
+    assert not judge_objective({}).passed
 
 
 def test_the_token_after_next_is_not_what_is_asked_for() -> None:
-    assert not told(2.0).judged_after_next().passed
+    assert not judge_objective({1: told(2.0).after_the_next()}).passed

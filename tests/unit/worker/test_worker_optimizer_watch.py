@@ -15,15 +15,22 @@ Step = Callable[[torch.optim.Optimizer, torch.Tensor, int], None]
 
 
 def watched(
-    step: Step, *, dtype: torch.dtype = torch.float32, rate: float = RATE, steps: int = 5, zero: bool = False
+    step: Step,
+    *,
+    dtype: torch.dtype = torch.float32,
+    rate: float = RATE,
+    steps: int = 5,
+    zero: bool = False,
+    rows: int = 3,
+    **options: Any,
 ) -> OptimizerWatch:
     """Train one tensor for some steps as ``step`` takes them, with random gradients, one of them zero."""
     generator = torch.Generator().manual_seed(1)
-    weight = torch.nn.Parameter(torch.randn(3, 5, generator=generator).to(dtype) * (0 if zero else 1))
-    optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.0)
+    weight = torch.nn.Parameter(torch.randn(rows, 5, generator=generator).to(dtype) * (0 if zero else 1))
+    optimizer = torch.optim.AdamW([weight], **{"lr": rate, "weight_decay": 0.0, **options})
     watch = OptimizerWatch(tensors={"lora_A": weight}, learning_rate=RATE)
     for number in range(steps):
-        weight.grad = torch.randn(3, 5, generator=generator).to(dtype)
+        weight.grad = torch.randn(rows, 5, generator=generator).to(dtype)
         weight.grad[0, 0] = 0
         watch.before_step()
         with torch.no_grad():
@@ -78,6 +85,22 @@ def test_adamw_follows_its_formula() -> None:
 
 def test_so_it_does_in_bfloat16_to_the_last_digit() -> None:
     assert worst_after(plain, dtype=torch.bfloat16) <= 1
+
+
+def test_nearly_every_weight_of_fewer_digits_is_what_it_is_rounded_to() -> None:
+    """By torch's own optimizer, of 10000 weights."""
+    watch = watched(plain, dtype=torch.bfloat16, rows=2000, steps=8)
+
+    assert watch.unlike < 1e-3
+    assert watch.worst <= 1
+
+
+@pytest.mark.parametrize("options", [{"betas": (0.9, 0.95)}, {"weight_decay": 0.1}, {"betas": (0.8, 0.999)}])
+def test_what_moves_weights_by_less_than_their_last_digit_is_seen(options: dict[str, Any]) -> None:
+    watch = watched(plain, dtype=torch.bfloat16, rows=2000, steps=8, **options)
+
+    assert watch.worst > 1
+    assert "of the weights of fewer digits are not what they are rounded to" in watch.where
 
 
 @pytest.mark.parametrize("step", [skipped, twice, one_weight_moved, negated])

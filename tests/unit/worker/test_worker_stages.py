@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness.contract.bands import Bands
 from harness.contract.cell_fields import CellFields
@@ -26,10 +27,11 @@ from harness.worker.offline import NetworkTouchedError, _hook
 from harness.worker.processes import run_in_child
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request, read_request
-from harness.worker.stages.attach import expected_targets
+from harness.worker.stages.attach import dtypes_of
 from harness.worker.stages.data import TRAINING_LENGTH, TRAINING_SEQUENCES, evaluation_prompts, training_sequences
 from harness.worker.stages.peft_names import rank_and_scaling
 from harness.worker.stages.quantized import LORA_DTYPES, save_lora_dtypes
+from harness.worker.stages.targets import Form, expected_targets
 from harness.worker.stages.trainer_options import trainer_options
 from harness.worker.steps import _gpu_versions
 
@@ -79,7 +81,7 @@ def test_a_request_is_read_back(tmp_path: Path) -> None:
     ],
 )
 def test_targets_on_fused_experts_by_hand(family: str, counts: dict[str, int]) -> None:
-    targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), fused=True)
+    targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), Form(fused=True))
 
     assert {kind: len(members) for kind, members in targets.items()} == counts
 
@@ -89,7 +91,7 @@ def test_targets_on_fused_experts_by_hand(family: str, counts: dict[str, int]) -
 )
 def test_targets_on_linears_by_hand(name: str, per_layer: int) -> None:
     """Eight experts with gate, up and down; gate_up_proj is the first two."""
-    targets = expected_targets(build("qwen3_moe", geometry("distinct"), "published"), recipe(name), fused=False)
+    targets = expected_targets(build("qwen3_moe", geometry("distinct"), "published"), recipe(name), Form(fused=False))
 
     assert {kind: len(members) for kind, members in targets.items()} == {"expert": 2 * per_layer}
     assert all(parameter is None for _, parameter in targets["expert"])
@@ -105,15 +107,15 @@ def test_targets_on_linears_by_hand(name: str, per_layer: int) -> None:
 )
 def test_dora_leaves_out_what_peft_would_take_for_experts(family: str, counts: dict[str, int]) -> None:
     checkpoint, dora = build(family, geometry("distinct"), "published"), recipe("lora-dora")
-    everywhere = expected_targets(checkpoint, dora, fused=True)
-    rewritten = expected_targets(checkpoint, dora, fused=True, rewritten=True)
+    everywhere = expected_targets(checkpoint, dora, Form(fused=True))
+    rewritten = expected_targets(checkpoint, dora, Form(fused=True, rewritten=True))
 
     assert {kind: len(members) for kind, members in rewritten.items()} == counts
     assert {kind for kind in everywhere if kind not in rewritten} == (
         set() if family == "qwen3_moe" else {"shared_expert", "dense"}
     )
-    assert expected_targets(checkpoint, recipe("lora"), fused=True, rewritten=True) == expected_targets(
-        checkpoint, recipe("lora"), fused=True
+    assert expected_targets(checkpoint, recipe("lora"), Form(fused=True, rewritten=True)) == expected_targets(
+        checkpoint, recipe("lora"), Form(fused=True)
     ), "a plain LoRA reaches all of them, through their parameters"
 
 
@@ -143,11 +145,32 @@ def test_no_two_patterns_fit_one_name() -> None:
     for fused in (True, False):
         for family in ("qwen3_moe", "glm4_moe", "deepseek_v3", "qwen3_5_moe"):
             checkpoint, plan = build(family, geometry("distinct"), "published"), recipe("lora-patterns")
-            for members in expected_targets(checkpoint, plan, fused=fused).values():
+            for members in expected_targets(checkpoint, plan, Form(fused=fused)).values():
                 for module, parameter in members:
                     name = ".".join(filter(None, (module, parameter)))
                     for patterns in (plan.rank_pattern, plan.alpha_pattern):
                         assert sum(bool(re.search(rf"(^|\.)({pattern})$", name)) for pattern in patterns) <= 1
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "found"),
+    [
+        (None, "default", {"torch.float32"}),
+        ("lora_A", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_B", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_magnitude_vector", "default", {"torch.float32", "torch.bfloat16"}),
+        ("lora_A", "frozen", {"torch.float32"}),
+    ],
+)
+def test_every_part_of_one_adapter_has_a_dtype(part: str | None, name: str, found: set[str]) -> None:
+    parts = ("lora_A", "lora_B", "lora_magnitude_vector")
+    layer: Any = SimpleNamespace(
+        **{it: {adapter: torch.nn.Linear(2, 2, bias=False) for adapter in ("default", "frozen")} for it in parts}
+    )
+    if part is not None:
+        getattr(layer, part)[name].bfloat16()
+
+    assert dtypes_of(layer, "default") == found
 
 
 def test_a_recipe_of_dora_on_experts_is_refused() -> None:
@@ -164,7 +187,7 @@ def test_a_recipe_whose_earlier_adapter_has_what_is_not_trained_is_refused() -> 
 
 def test_prediction_layers_are_never_targeted() -> None:
     for family in ("glm4_moe", "deepseek_v3", "qwen3_5_moe"):
-        targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), fused=True)
+        targets = expected_targets(build(family, geometry("distinct"), "published"), recipe("lora"), Form(fused=True))
         modules = {module for kind in targets.values() for module, _ in kind}
 
         assert not [module for module in modules if ".layers.3." in module or module.startswith("mtp")]

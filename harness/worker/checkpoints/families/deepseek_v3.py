@@ -12,7 +12,17 @@ from __future__ import annotations
 
 from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOfferedError
 from harness.worker.checkpoints.geometry import Geometry
-from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, prediction_layer, router
+from harness.worker.checkpoints.tensors import (
+    TensorSpec,
+    embedding,
+    experts,
+    head,
+    linear,
+    mlp,
+    norm,
+    prediction_layer,
+    router,
+)
 
 LAYOUT_OF = "DeepSeek-V3"
 SHOWS = (
@@ -35,12 +45,12 @@ def build(g: Geometry, variant: str) -> Checkpoint:
     if variant != "published":
         raise VariantNotOfferedError(f"deepseek_v3 is published in one layout only, not {variant!r}")
     layers = g.layers or LAYERS
-    tensors = [TensorSpec(key="model.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
+    tensors = [embedding(g)]
     for layer in range(layers):
         tensors += _layer(layer, g, extra=False)
     tensors += [
         norm("model.norm.weight", g.hidden),
-        TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
+        head(g),
         *prediction_layer(layers, g, _layer(layers, g, extra=True)),
     ]
     latent = _latent(g)

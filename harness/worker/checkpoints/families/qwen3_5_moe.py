@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOfferedError
 from harness.worker.checkpoints.geometry import Geometry
-from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, mlp, norm, router
+from harness.worker.checkpoints.tensors import TensorSpec, embedding, experts, head, linear, mlp, norm, router
 from harness.worker.checkpoints.variants import VARIANTS
 
 LAYOUT_OF = "Qwen3.5-35B-A3B, the text model"
@@ -41,13 +41,13 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         raise VariantNotOfferedError(f"qwen3_5_moe is not offered as {variant!r}")
     disk = "model." if variant == "text-prefix" else "model.language_model."
     fused = variant != "per-expert"
-    tensors = [TensorSpec(key=f"{disk}embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
+    tensors = [embedding(g, disk=disk)]
     types = _layer_types(g)
     for layer, layer_type in enumerate(types):
         tensors += _layer(layer, layer_type, g, disk=disk, fused=fused)
     tensors += [
         norm(f"{disk}norm.weight", g.hidden, init="zeros"),
-        TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
+        head(g),
         *_prediction_module(g),
     ]
     text = _text_config(g)
@@ -183,7 +183,7 @@ def _layer(layer: int, layer_type: str, g: Geometry, *, disk: str, fused: bool) 
         *experts(layer, g.num_experts, g.moe_intermediate, g.hidden, fused=fused, disk=disk),
         router(layer, g.num_experts, g.hidden, disk=disk),
         *mlp(f"{path}.mlp.shared_expert", _shared_intermediate(g), g.hidden, "shared_expert", disk=disk),
-        TensorSpec(key=f"{disk}{path}.mlp.shared_expert_gate.weight", shape=(1, g.hidden), kind="other"),
+        linear(f"{path}.mlp", "shared_expert_gate", 1, g.hidden, "other", disk=disk),
         norm(f"{disk}{path}.post_attention_layernorm.weight", g.hidden, init="zeros"),
     ]
 

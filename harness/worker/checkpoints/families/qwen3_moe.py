@@ -7,26 +7,26 @@ from __future__ import annotations
 
 from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOfferedError
 from harness.worker.checkpoints.geometry import Geometry
-from harness.worker.checkpoints.tensors import TensorSpec, experts, linear, norm, router
+from harness.worker.checkpoints.tensors import TensorSpec, embedding, experts, head, linear, norm, router
 
 LAYOUT_OF = "Qwen3-30B-A3B"
 SHOWS = "softmax routing, q/k norms; per-expert 2D keys"
+
+VARIANTS = ("published", "tied")
 
 LAYERS = 2
 
 
 def build(g: Geometry, variant: str) -> Checkpoint:
     """Return the checkpoint; see ``harness.worker.checkpoints.family``."""
-    if variant != "published":
-        raise VariantNotOfferedError(f"qwen3_moe is published in one layout only, not {variant!r}")
+    if variant not in VARIANTS:
+        raise VariantNotOfferedError(f"qwen3_moe is not offered as {variant!r}")
+    tied = variant == "tied"
     layers = g.layers or LAYERS
-    tensors = [TensorSpec(key="model.embed_tokens.weight", shape=(g.vocab, g.hidden), exponent=0)]
+    tensors = [embedding(g, tied=tied)]
     for layer in range(layers):
         tensors += _layer(layer, g)
-    tensors += [
-        norm("model.norm.weight", g.hidden),
-        TensorSpec(key="lm_head.weight", shape=(g.vocab, g.hidden), exponent=2),
-    ]
+    tensors += [norm("model.norm.weight", g.hidden), *([] if tied else [head(g)])]
     config = {
         "architectures": ["Qwen3MoeForCausalLM"],
         "attention_bias": False,
@@ -56,7 +56,7 @@ def build(g: Geometry, variant: str) -> Checkpoint:
         "rope_theta": 1000000.0,
         "router_aux_loss_coef": 0.001,
         "sliding_window": None,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "torch_dtype": "float32",
         "transformers_version": "4.51.0",
         "use_cache": True,
