@@ -133,14 +133,13 @@ def with_choices(stack: Stack, chosen: Mapping[str, str], python: str | None) ->
     return stack.model_copy(update=changes | ({"python": python} if python is not None else {}))
 
 
-def as_resolved(stack: Stack, how: str, chooser: Chooser) -> tuple[Stack, str]:
-    """Return the stack with nothing but the three pinned, and the sentence that says what the rest will be.
+def as_resolved(stack: Stack, how: str, chooser: Chooser, pins: Mapping[str, str]) -> tuple[Stack, str]:
+    """Return the stack with only the three and ``pins`` pinned, and the sentence that says what the rest will be.
 
     Raises:
         ConfigurationError: no index says when one of the three was uploaded.
     """
-    unpinned = tuple(sorted(set(stack.pins) - set(stack.extra_pins)))
-    pins = {name: stack.pins[name] for name in stack.extra_pins}
+    unpinned = tuple(sorted(set(stack.pins) - set(pins)))
     if how == "fresh":
         day, words = chooser.today(), "Everything else is what an installation gives today."
     else:
@@ -156,8 +155,8 @@ def as_resolved(stack: Stack, how: str, chooser: Chooser) -> tuple[Stack, str]:
             )
         day = max(known).date() + timedelta(days=days)
         words = f"Nothing is newer than {day}, {days} days after the newest of the three."
-    changes = {"pins": pins, "unpinned": unpinned, "resolution": how, "as_of": day}
-    return stack.model_copy(update=changes), words
+    changes = {"pins": dict(pins), "extra_pins": tuple(sorted(pins)), "unpinned": unpinned}
+    return stack.model_copy(update={**changes, "resolution": how, "as_of": day}), words
 
 
 def listed(names: Sequence[str]) -> str:

@@ -99,7 +99,7 @@ def complete_stack(
         sentence = " ".join(choice.words)
     stack = with_choices(stack, chosen, python)
     if how != PINNED:
-        stack, more = as_resolved(stack, how, chooser())
+        stack, more = as_resolved(stack, how, chooser(), chosen)
         sentence = f"{sentence} {more}"
     return Completion(stack=stack, sentence=sentence)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from harness.errors import ConfigurationError
 from harness.matrix.cell import MAIN_PACKAGES, PINNED, Stack
-from harness.matrix.choice import Choice, Chooser, as_resolved, open_requirement, stack_of
+from harness.matrix.choice import Choice, Chooser, as_resolved, open_requirement, stack_of, with_choices
 from harness.matrix.combine import Combination, combine
 from harness.matrix.conditions import Condition, parse_condition
 from harness.matrix.config import MatrixConfig
@@ -119,10 +119,11 @@ def _stack(
     """Return the stack of a combination, as it is declared where it is."""
     choice = _choice(listed, combination, pre=selection.pre)
     pinned = selection.resolution == PINNED
-    stack = stack_of(config, choice, asked, pinned=pinned).model_copy(update={"python": selection.python})
+    stack = stack_of(config, choice, asked, pins=selection.pins, pinned=pinned)
+    stack = with_choices(stack, selection.pins, selection.python)
     if not pinned:
-        return as_resolved(stack, selection.resolution, asked)[0]
-    if selection.python is None:
+        return as_resolved(stack, selection.resolution, asked, selection.pins)[0]
+    if selection.python is None and not selection.pins:
         return next((declared for declared in config.declared if declared.id == stack.id), stack)
     return stack
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from harness.contract.cell_fields import NAME_PATTERN
 from harness.errors import ConfigurationError
-from harness.matrix.cell import MAIN_PACKAGES, PINNED, PYTHON_PATTERN
+from harness.matrix.cell import MAIN_PACKAGES, PINNED, PYTHON_PATTERN, PinName, VersionText
 from harness.matrix.combine import Strategy
 from harness.matrix.conditions import ConditionText
 from harness.matrix.releases import Offer, Release, age, newest_first
@@ -63,6 +63,9 @@ class VersionSelection(BaseModel):
     resolution: Annotated[str, AfterValidator(_checked_resolution)] = PINNED
     """What is installed beside the three: ``pinned`` (``[pins]``), ``fresh`` (what an installation gives today) or
     ``era-N`` (nothing newer than N days after the newest of the three)."""
+    pins: dict[PinName, VersionText] = Field(default_factory=dict)
+    """Exact versions of other packages, where these stacks want others than ``[pins]`` and ``[[overrides]]`` say. They
+    show in ids, and hold for ``fresh`` and ``era-N`` as well."""
     python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
     """``major.minor`` version of the environments' interpreter; absent: the one that runs the harness."""
 

@@ -232,6 +232,15 @@ def test_fresh_pins_the_three_alone(config: MatrixConfig) -> None:
     assert "--resolution fresh" in cell.reproduce
 
 
+def test_a_pin_of_the_command_line_holds_in_every_resolution(config: MatrixConfig) -> None:
+    """Though it may be the configuration's own choice."""
+    stack = complete_stack(config, {}, chooser=Answers(), resolution="fresh", pins={"torch": "2.13.0"}).stack
+
+    assert "torch==2.13.0" in stack.requirements
+    assert (stack.pins, stack.extra_pins, stack.unpinned) == ({"torch": "2.13.0"}, ("torch",), ("datasets",))
+    assert "--pin torch==2.13.0 --resolution fresh" in Cell(family="alpha", recipe="lora", stack=stack).reproduce
+
+
 def test_an_era_ends_some_days_after_the_newest_of_the_three(config: MatrixConfig) -> None:
     uploads = {
         "transformers": datetime(2026, 4, 2, 9, tzinfo=UTC),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
+from harness.matrix.cell import Cell
 from harness.matrix.config import MatrixConfig
 from harness.matrix.generated import Generated, generate_stacks
 from harness.matrix.plan import Selection, all_cells, needed_selections, plan_cells, reasons
@@ -151,6 +152,23 @@ def test_a_resolution_and_an_interpreter_are_of_every_stack(config: MatrixConfig
     assert stack.resolution == "era-30"
     assert stack.as_of == (LONG_AGO + timedelta(days=30)).date()
     assert (stack.python, stack.pins) == ("3.12", {})
+
+
+@pytest.mark.parametrize(
+    ("resolution", "pins", "shown"),
+    [
+        ("pinned", {"torch": "2.13.0", "datasets": "5.2.0", "numpy": "2.1.0"}, "numpy=2.1.0"),
+        ("fresh", {"torch": "2.13.0", "numpy": "2.1.0"}, "numpy=2.1.0+resolution=fresh+torch=2.13.0"),
+    ],
+)
+def test_pins_of_a_selection_hold_for_its_stacks(
+    config: MatrixConfig, resolution: str, pins: dict[str, str], shown: str
+) -> None:
+    own = {"torch": "2.13.0", "numpy": "2.1.0"}
+    (stack,) = made(config, transformers="latest", peft="latest", trl="latest", resolution=resolution, pins=own).stacks
+
+    assert stack.pins == pins
+    assert Cell(family="alpha", recipe="lora", stack=stack).id.endswith(f"+{shown}")
 
 
 def test_what_selects_nothing_is_an_error(config: MatrixConfig) -> None:
