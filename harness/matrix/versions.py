@@ -12,12 +12,14 @@ from harness.errors import ConfigurationError
 from harness.matrix.cell import MAIN_PACKAGES, PINNED, Stack, canonical_version, checked_pin_name
 from harness.matrix.selectors import Exact, Range, Selector, parse_selector
 
+_RANGES = {"transformers": ">=5.2,<5.6", "peft": ">=0.19,<0.22", "trl": ">=1.4,<1.9"}
+
 
 def version_help(package: str) -> str:
     """Return what the command line says of the option that selects a package's version."""
     return (
-        f"Which {package}: a version, a range as '>=0.19,<0.22' (the newest in it that goes with the rest), latest, "
-        f"oldest, git+URL@REF, a source tree (./{package}) or a wheel."
+        f"Which {package}: a version, a range as '{_RANGES[package]}' (the newest in it that goes with the rest), "
+        f"latest, oldest, git+URL@REF, a source tree (./{package}) or a wheel."
     )
 
 
