@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
@@ -44,15 +44,17 @@ class IndexChooser:
             self.notes.append(f"{package}: {offer.stale}")
         return offer
 
-    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str], *, pre: Collection[str]) -> Mapping[str, str]:
         """Return the versions that the resolver takes for requirements and all that they need.
+
+        Pre-releases count for the packages in ``pre``, and where one is pinned.
 
         Raises:
             ConfigurationError: no versions meet them all; the message is uv's explanation.
         """
         uv, python = self.releases.uv, self.releases.interpreter.python
         try:
-            text = compile_requirements(uv, requirements, python)
+            text = compile_requirements(uv, requirements, python, pre=pre)
         except Unresolvable as error:
             raise ConfigurationError(
                 f"No versions go together with {', '.join(requirements)}. uv says: {error.explanation}",

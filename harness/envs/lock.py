@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -91,10 +91,12 @@ def compile_requirements(
     torch_backend: str | None = None,
     lowest: bool = False,
     before: date | None = None,
+    pre: Collection[str] = (),
 ) -> str:
     """Resolve requirements with ``uv pip compile``; with ``dependencies`` the result is a hashed lock.
 
-    Nothing that was uploaded after the day ``before`` is taken.
+    Nothing that was uploaded after the day ``before`` is taken. Pre-releases count for the packages in
+    ``pre``, and where one is pinned.
 
     Raises:
         Unresolvable: they contradict each other, or name what no index has.
@@ -108,5 +110,6 @@ def compile_requirements(
         options += ["--resolution", "lowest"]
     if before is not None:
         options += ["--exclude-newer", before.isoformat()]
+    options += [word for package in sorted(pre) for word in ("--prerelease-package", f"{package}=allow")]
     text = "\n".join(sorted(requirements)) + "\n"
     return uv(["pip", "compile", "-", *options], stdin=text)

@@ -5,7 +5,7 @@ Nothing is asked here but of a ``Chooser``, which is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Protocol
@@ -30,8 +30,11 @@ class Chooser(Protocol):
         """Return the oldest release of a package that the harness supports."""
         ...
 
-    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
-        """Return the versions that the resolver takes; ``ConfigurationError`` where there are none."""
+    def choose(self, requirements: Sequence[str], *, pre: Collection[str]) -> Mapping[str, str]:
+        """Return the versions that the resolver takes; ``ConfigurationError`` where there are none.
+
+        Pre-releases count for the packages in ``pre``, and where one is pinned.
+        """
         ...
 
     def uploaded(self, versions: Mapping[str, str]) -> Mapping[str, datetime | None]:
@@ -55,12 +58,14 @@ class Choice:
         versions: by package.
         sources: what those that no index has are built from.
         open: what the resolver is to choose, as a requirement by package.
+        pre: the packages whose pre-releases count in that.
         words: sentences about what was chosen.
     """
 
     versions: dict[str, str]
     sources: dict[str, Source]
     open: dict[str, str]
+    pre: set[str]
     words: list[str]
 
 
@@ -94,7 +99,7 @@ def stack_of(
     whole = with_choices(stack, pins or {}, None)
     if proposed and pinned and whole.pins != settled:
         # The versions decided some other pins (overrides): what is proposed has to go together with those.
-        chooser.choose(whole.requirements)
+        chooser.choose(whole.requirements, pre=())
     return stack
 
 
@@ -108,7 +113,7 @@ def _fill(choice: Choice, chooser: Chooser, pins: Mapping[str, str]) -> None:
     """Let the resolver choose what is open, beside what is chosen already and some pins."""
     wanted = {name: f"{name}=={version}" for name, version in {**pins, **choice.versions}.items()}
     wanted |= {name: f"{name} @ {source.location}" for name, source in choice.sources.items()}
-    found = chooser.choose([*wanted.values(), *choice.open.values()])
+    found = chooser.choose([*wanted.values(), *choice.open.values()], pre=choice.pre)
     fixed = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.versions]
     choice.versions |= {name: Version(found[name]).public for name in choice.open}
     taken = [f"{name} {choice.versions[name]}" for name in MAIN_PACKAGES if name in choice.open]
@@ -116,14 +121,9 @@ def _fill(choice: Choice, chooser: Chooser, pins: Mapping[str, str]) -> None:
     choice.words.append(f"{listed(taken)} {verb} what the resolver takes{f' beside {listed(fixed)}' if fixed else ''}.")
 
 
-def open_requirement(package: str, *, pre: bool) -> str:
+def open_requirement(package: str) -> str:
     """Return the requirement that leaves a package's version to the resolver."""
-    return f"{package}>={OLDEST[package]}{pre_bound(pre)}"
-
-
-def pre_bound(pre: bool) -> str:
-    """Return a bound that lets pre-releases of its package in, and of no other: it is one itself (PEP 440)."""
-    return ",>=0.dev0" if pre else ""
+    return f"{package}>={OLDEST[package]}"
 
 
 def with_choices(stack: Stack, chosen: Mapping[str, str], python: str | None) -> Stack:

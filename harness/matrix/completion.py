@@ -23,7 +23,6 @@ from harness.matrix.choice import (
     as_resolved,
     listed,
     open_requirement,
-    pre_bound,
     stack_of,
     with_choices,
 )
@@ -106,7 +105,7 @@ def complete_stack(
 
 def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) -> Choice:
     """Return what each selector settles by itself, and what it leaves to the resolver."""
-    choice = Choice(versions={}, sources={}, open={}, words=[])
+    choice = Choice(versions={}, sources={}, open={}, pre=set(MAIN_PACKAGES) if pre else set(), words=[])
     for name in MAIN_PACKAGES:
         match asked.get(name):
             case Exact(version):
@@ -127,9 +126,11 @@ def _first_choice(asked: Mapping[str, Selector], chooser: Chooser, pre: bool) ->
                     remedy="Name it in a [[selections]] of matrix.toml and run a profile, or use latest here.",
                 )
             case Range(specifiers) | Latest(SpecifierSet() as specifiers):
-                choice.open[name] = f"{name}{specifiers}{pre_bound(pre)}"
+                choice.open[name] = f"{name}{specifiers}"
+                if specifiers.prereleases:
+                    choice.pre.add(name)
             case None:
-                choice.open[name] = open_requirement(name, pre=pre)
+                choice.open[name] = open_requirement(name)
     return choice
 
 

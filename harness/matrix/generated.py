@@ -95,13 +95,13 @@ class _Rules:
 
 def _choice(listed: Mapping[str, SelectedVersions], combination: Combination, *, pre: bool) -> Choice:
     """Return a combination as a choice of versions, in which packages without a selector are open."""
-    choice = Choice(versions={}, sources={}, open={}, words=[])
+    choice = Choice(versions={}, sources={}, open={}, pre=set(MAIN_PACKAGES) if pre else set(), words=[])
     for (name, found), version in zip(listed.items(), combination, strict=True):
         source = found.sources.get(version)
         if source is not None:
             choice.sources[name] = source
         choice.versions[name] = version if source is None else version.removesuffix(source.mark)
-    choice.open = {name: open_requirement(name, pre=pre) for name in MAIN_PACKAGES if name not in listed}
+    choice.open = {name: open_requirement(name) for name in MAIN_PACKAGES if name not in listed}
     return choice
 
 

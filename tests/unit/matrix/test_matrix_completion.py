@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
@@ -25,6 +25,7 @@ class Answers:
     uploads: dict[str, datetime | None] = field(default_factory=dict)
     refuses: str | None = None
     resolved: list[list[str]] = field(default_factory=list)
+    pre: list[list[str]] = field(default_factory=list)
 
     def __call__(self) -> Answers:
         """Be what opens itself."""
@@ -39,9 +40,10 @@ class Answers:
         assert not pre
         return {"transformers": "4.52.1", "peft": "0.15.0", "trl": "0.18.0"}[package]
 
-    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str], *, pre: Collection[str]) -> Mapping[str, str]:
         """What it was made with."""
         self.resolved.append(sorted(requirements))
+        self.pre.append(sorted(pre))
         if self.refuses is not None and self.refuses in requirements:
             raise ConfigurationError(f"nothing goes with {self.refuses}")
         return self.takes
@@ -165,9 +167,12 @@ def test_pre_releases_of_the_three_alone_are_left_to_the_resolver(config: Matrix
     completion = complete_stack(config, {"transformers": "5.24.0", "peft": ">=0.21"}, chooser=answers, pre=True)
 
     assert completion.stack.id == "tf5.24.0-peft0.22.0rc1-trl1.17.0rc1"
-    # a bound that is a pre-release lets pre-releases of that package in, and of no other (PEP 440)
-    asked = ["peft>=0.21,>=0.dev0", "torch==2.13.0", "transformers==5.24.0", "trl>=0.18,>=0.dev0"]
-    assert answers.resolved[0] == asked
+    assert answers.resolved[0] == ["peft>=0.21", "torch==2.13.0", "transformers==5.24.0", "trl>=0.18"]
+    assert answers.pre[0] == ["peft", "transformers", "trl"]
+    for text, counting in ((">=0.21rc1", ["peft"]), (">=0.21", [])):
+        answers = Answers(takes={"peft": "0.22.0rc1", "trl": "1.16.0"})
+        complete_stack(config, {"transformers": "5.24.0", "peft": text}, chooser=answers)
+        assert answers.pre[0] == counting, "a range may name one"
 
 
 def test_the_oldest_are_those_that_the_harness_supports(config: MatrixConfig) -> None:

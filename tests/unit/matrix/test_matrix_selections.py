@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -47,8 +47,9 @@ class Answers:
         """Return a commit."""
         return "5.26.0.dev0", Source(kind=selector.kind, digest="1a2b3c4d" * 5, location=f"git+https://h/{package}")
 
-    def choose(self, requirements: Sequence[str]) -> Mapping[str, str]:
+    def choose(self, requirements: Sequence[str], *, pre: Collection[str]) -> Mapping[str, str]:
         """Take the newest trl."""
+        assert not pre
         self.resolved.append(sorted(requirements))
         return {"trl": "1.16.0"}
 
