@@ -11,7 +11,14 @@ from rich.console import Console
 from harness.cli.device import require_gpu
 from harness.cli.setup import Setup
 from harness.contract.cell_fields import Device
-from harness.envs import cache_dir, check_versions_exist, child_environment, ensure_environment, unmanaged_environment
+from harness.envs import (
+    cache_dir,
+    check_versions_exist,
+    child_environment,
+    ensure_environment,
+    unmanaged_environment,
+    yanked_pins,
+)
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
 from harness.execution.executors import local
@@ -80,7 +87,10 @@ def execute(
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
     if python is None:
-        check_versions_exist({stack_key(cell.stack): cell.stack for cell in cells}.values())
+        stacks = list({stack_key(cell.stack): cell.stack for cell in cells}.values())
+        check_versions_exist(stacks)
+        for sentence in yanked_pins(stacks):
+            console.print(sentence, style="yellow", markup=False, soft_wrap=True)
     cores = len(os.sched_getaffinity(0))
     if device == "cuda" and jobs is None and setup.config.limits.jobs == "auto":
         jobs = max(1, cores // GPU_CELL_PROCESSES)

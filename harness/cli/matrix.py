@@ -24,6 +24,7 @@ from harness.cli.options import (
     ShardOption,
     StackOption,
 )
+from harness.cli.selections import expand_selections
 from harness.cli.setup import console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
@@ -62,6 +63,11 @@ def matrix(
     make_runner = make_executor(executor)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
+    screen = console()
+    installed = installed_stack(python) if python is not None else None
+    generated = expand_selections(
+        setup, profile, say=lambda line: screen.print(line, markup=False, soft_wrap=True), installed=installed
+    )
     selection = Selection(
         profile=profile,
         stacks=tuple(stack or ()),
@@ -69,7 +75,8 @@ def matrix(
         shard=parse_shard(shard) if shard else (1, 1),
         device=chosen,
         unmanaged=python is not None,
-        stack=installed_stack(python) if python is not None else None,
+        stack=installed,
+        generated=generated,
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
     with alone_in(out):
@@ -84,7 +91,7 @@ def matrix(
             keep=keep,
             fresh_processes=fresh_processes,
             make_runner=make_runner,
-            console=console(),
+            console=screen,
             report=True,
             after_interruption="The same command with --resume does the rest.",
         )

@@ -16,6 +16,16 @@ ConfigOption = Annotated[
 ExpectationsOption = Annotated[
     Path | None, typer.Option("--expectations", help="An expectations.toml. Default: the one beside matrix.toml.")
 ]
+PreOption = Annotated[bool, typer.Option("--pre", help="Let pre-releases count where versions are selected.")]
+ResolutionOption = Annotated[
+    str,
+    typer.Option(
+        "--resolution",
+        metavar="pinned|fresh|era-DAYS",
+        help="What is installed beside the three packages: the pins of matrix.toml; fresh: what an installation gives "
+        "today; era-30: nothing uploaded later than 30 days after the newest of the three.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Where results, logs and reports are written.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Which profile of matrix.toml.")]
 SelectOption = Annotated[

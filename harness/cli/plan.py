@@ -1,7 +1,10 @@
-"""``harness plan``: what would run."""
+"""``harness plan``: what would run, why, what is there already, and how long it takes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -9,6 +12,7 @@ from tabulate import tabulate
 
 from harness.cli.device import choose_device
 from harness.cli.options import (
+    DEFAULT_OUT,
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
@@ -17,15 +21,21 @@ from harness.cli.options import (
     ShardOption,
     StackOption,
 )
-from harness.cli.setup import load_setup
+from harness.cli.selections import expand_selections
+from harness.cli.setup import Setup, load_setup
 from harness.counting import counted
-from harness.matrix.plan import (
+from harness.envs import Prepared, prepared_environments
+from harness.execution.durations import recorded_seconds
+from harness.execution.progress import duration
+from harness.matrix.cell import Cell, Stack
+from harness.matrix.durations import expected_durations, makespan
+from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells, reasons
+from harness.matrix.plan_views import (
     COLUMNS,
-    DEFAULT_PROFILE,
-    Selection,
+    OUTLOOK_COLUMNS,
+    Outlook,
     github_matrix,
-    parse_shard,
-    plan_cells,
+    outlook_columns,
     plan_json,
     plan_rows,
 )
@@ -41,12 +51,23 @@ def plan(
         Literal["table", "json", "github"],
         typer.Option("--format", help="table for people, json for programs, github for a workflow's matrix."),
     ] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results",
+            help="Where earlier results lie, which say how long cells take. Default: results. Can be repeated.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
 ) -> None:
     """Show the cells that a profile or a selection means, without running any.
 
-    Example: [bold]harness plan --profile nightly --select 'deepseek_v3/*' --format json[/]
+    Of each it says why it would run (which block of the profile, which selectors), whether its environment is there,
+    and how long it takes, from earlier results: a time with ~ is that of the same cell on other stacks.
+
+    Example: [bold]harness plan --profile nightly --select 'deepseek_v3/*' --json[/]
     """
     setup = load_setup(config, expectations)
     selection = Selection(
@@ -55,15 +76,56 @@ def plan(
         select=tuple(select or ()),
         shard=parse_shard(shard) if shard else (1, 1),
         device=choose_device(device, None),
+        generated=expand_selections(setup, profile, say=lambda line: typer.echo(line, err=True)),
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
-    if output == "json":
-        typer.echo(plan_json(cells, selection))
-        return
-    if output == "github":
+    if output == "github" and not as_json:
         typer.echo(github_matrix(cells, selection))
         return
-    rows = [[row[column] for column in COLUMNS] for row in plan_rows(cells)]
-    typer.echo(tabulate(rows, headers=COLUMNS, tablefmt="plain", disable_numparse=True))
-    stacks = len({cell.stack.id for cell in cells})
-    typer.echo(f"{counted(len(cells), 'cell')} on {counted(stacks, 'stack')}")
+    stacks = {cell.stack.key: cell.stack for cell in cells}
+    prepared = prepared_environments(stacks.values(), device=selection.device)
+    outlooks = _outlooks(setup, cells, selection, prepared, results or [DEFAULT_OUT])
+    if output == "json" or as_json:
+        typer.echo(plan_json(cells, selection, outlooks))
+        return
+    columns = (*COLUMNS, *OUTLOOK_COLUMNS)
+    named = [row | outlook_columns(outlooks[row["id"]]) for row in plan_rows(cells)]
+    rows = [[row[column] for column in columns] for row in named]
+    typer.echo(tabulate(rows, headers=columns, tablefmt="plain", disable_numparse=True))
+    typer.echo(_summary(setup, cells, list(stacks.values()), outlooks, prepared))
+
+
+def _outlooks(
+    setup: Setup, cells: Sequence[Cell], selection: Selection, prepared: Prepared, results: Sequence[Path]
+) -> dict[str, Outlook]:
+    """Return what is known of each cell, by its id."""
+    why = reasons(setup.config, setup.catalogue, selection)
+    durations = expected_durations(cells, recorded_seconds(results))
+    return {
+        cell.id: Outlook(why=why[cell.id], environment=prepared.has(cell.stack), duration=durations.get(cell.id))
+        for cell in cells
+    }
+
+
+def _summary(
+    setup: Setup,
+    cells: Sequence[Cell],
+    stacks: Sequence[Stack],
+    outlooks: Mapping[str, Outlook],
+    prepared: Prepared,
+) -> str:
+    """Return how many there are, what has to be made, and about how long it all takes on this machine."""
+    absent = sum(not prepared.has(stack) for stack in stacks)
+    what = f"{counted(len(cells), 'cell')} on {counted(len(stacks), 'stack')}"
+    what = f"{what}; {counted(absent, 'environment')} to be made, {len(stacks) - absent} there"
+    known = [outlook.duration for outlook in outlooks.values() if outlook.duration is not None]
+    if not known:
+        return f"{what}\nhow long it takes is not known: no earlier results (--results)"
+    jobs, _ = setup.config.limits.share(len(os.sched_getaffinity(0)))
+    seconds = makespan([it.seconds for it in known], jobs=jobs)
+    making = absent * (prepared.seconds_each or 0.0)
+    own = sum(it.basis == "recorded" for it in known)
+    return (
+        f"{what}\nabout {duration(seconds + making)} with {counted(jobs, 'cell')} at a time: {own} by their own last "
+        f"time, {len(known) - own} by the same cell on other stacks, {len(cells) - len(known)} unknown and not counted"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -18,16 +19,19 @@ from harness.cli.options import (
     FreshOption,
     KeepOption,
     OutOption,
+    PreOption,
     PythonOption,
+    ResolutionOption,
 )
 from harness.cli.setup import check_writable, console, installed_stack, load_setup
 from harness.contract.cell_fields import MEANINGS, CellFields
-from harness.envs import newest_release
+from harness.envs import IndexChooser, open_chooser
 from harness.errors import ConfigurationError
 from harness.matrix.catalogue import read_catalogue
-from harness.matrix.cell import Stack
+from harness.matrix.cell import PINNED, Stack
+from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
-from harness.matrix.versions import complete_stack, parse_pin, require_versions, version_help
+from harness.matrix.versions import parse_pin, require_versions, version_help
 from harness.report import quantized, shims
 
 CATALOGUE = read_catalogue()
@@ -75,6 +79,8 @@ def run(
     pin: Annotated[
         list[str] | None, typer.Option(help="Another package's version, as torch==2.12.0. Can be repeated.")
     ] = None,
+    pre: PreOption = False,
+    resolution: ResolutionOption = PINNED,
     python_version: Annotated[str | None, typer.Option(help="The environment's Python, as 3.12.")] = None,
     python: PythonOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -86,26 +92,37 @@ def run(
 ) -> None:
     """Train, merge, reload and compare one tiny model on one stack, and say whether the merge is right.
 
-    Versions that are not given are completed from the first stack in matrix.toml that has the given ones, else from the
-    newest release of each. Any release works, declared or not.
+    Versions that are not given are completed from the first stack in matrix.toml that has the given ones, else by the
+    resolver, which takes the newest that go together. Any release works, declared or not, and so do commits, source
+    trees and wheels: docs/reference/selectors.md.
 
-    Example: [bold]harness run --model qwen3_moe --peft 0.19.1[/]
+    Examples: [bold]harness run --model qwen3_moe --peft 0.19.1[/],
+    [bold]harness run --model qwen3_moe --transformers latest --peft '>=0.19' --trl latest[/]
     """
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     screen = console()
     given = {"transformers": transformers, "peft": peft, "trl": trl}
+    notes: list[str] = []
     if python is not None:
-        stack, sentence = _given_interpreter(python, given, pin, python_version)
+        stack, sentence = _given_interpreter(python, given, pin, python_version, resolution)
     else:
+
+        @cache
+        def chooser() -> IndexChooser:
+            return open_chooser(python_version=python_version, log=None)
+
         completion = complete_stack(
             setup.config,
             given,
-            newest=newest_release,
+            chooser=chooser,
             pins=dict(parse_pin(text) for text in pin or []),
             python=python_version,
+            pre=pre,
+            resolution=resolution,
         )
         stack, sentence = completion.stack, completion.sentence
+        notes = chooser().notes if chooser.cache_info().currsize else []
     cell = one_cell(
         setup.catalogue,
         stack,
@@ -120,7 +137,8 @@ def run(
         fault=fault,
         unmanaged=python is not None,
     )
-    screen.print(sentence, markup=False, soft_wrap=True)
+    for line in (sentence, *notes):
+        screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"cell {cell.id}", markup=False, soft_wrap=True)
     if json_file is not None:
         check_writable(json_file, "--json")
@@ -151,11 +169,13 @@ def run(
 
 
 def _given_interpreter(
-    python: Path, given: dict[str, str | None], pins: list[str] | None, python_version: str | None
+    python: Path, given: dict[str, str | None], pins: list[str] | None, python_version: str | None, resolution: str
 ) -> tuple[Stack, str]:
     """Return the stack of an existing interpreter; a version that was asked for and is another there is an error."""
-    if pins or python_version:
-        raise ConfigurationError("--pin and --python-version choose what is installed; --python takes what is there.")
+    if pins or python_version or resolution != PINNED:
+        raise ConfigurationError(
+            "--pin, --resolution and --python-version choose what is installed; --python takes what is there."
+        )
     stack = installed_stack(python)
     require_versions(stack, given)
     return stack, f"Versions of the interpreter given by --python: {stack.id}."

@@ -6,12 +6,16 @@ because ``noxfile.py`` loads it by path before anything of ours is installed.
 
 from harness.envs.cache import cache_dir, clean_environments, has_environment, list_environments
 from harness.envs.child_environment import child_environment
+from harness.envs.choice import IndexChooser, open_chooser
 from harness.envs.environment import Environment, ensure_environment, unmanaged_environment
+from harness.envs.prepared import Prepared, prepared_environments
 from harness.envs.uv_command import Unresolvable
-from harness.envs.versions import check_versions_exist, newest_release
+from harness.envs.versions import check_versions_exist, newest_release, yanked_pins
 
 __all__ = [
     "Environment",
+    "IndexChooser",
+    "Prepared",
     "Unresolvable",
     "cache_dir",
     "check_versions_exist",
@@ -21,5 +25,8 @@ __all__ = [
     "has_environment",
     "list_environments",
     "newest_release",
+    "open_chooser",
+    "prepared_environments",
     "unmanaged_environment",
+    "yanked_pins",
 ]

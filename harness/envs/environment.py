@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -17,6 +18,7 @@ from harness.envs.resolution import resolve
 from harness.envs.uv_command import find_uv
 from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv
 from harness.matrix.cell import Stack
+from harness.matrix.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,15 @@ def ensure_environment(
         EnvironmentFailedError: an index out of reach, a full disk, no such Python, no torch of the right build.
     """
     return ensure_requirements(
-        stack.requirements, label=stack.id, python_version=stack.python, device=device, link_mode=link_mode, log=log
+        stack.requirements,
+        label=stack.id,
+        python_version=stack.python,
+        device=device,
+        link_mode=link_mode,
+        log=log,
+        sources=stack.sources,
+        marks=stack.marks,
+        before=stack.as_of if stack.resolution.startswith("era") else None,
     )
 
 
@@ -74,6 +84,9 @@ def ensure_requirements(
     link_mode: LinkMode = "hardlink",
     log: Callable[[str], None] | None = None,
     root: Path | None = None,
+    sources: Mapping[str, Source] | None = None,
+    marks: Sequence[str] = (),
+    before: date | None = None,
 ) -> Environment:
     """Return an environment in which ``requirements`` are installed; see :func:`ensure_environment`.
 
@@ -85,6 +98,9 @@ def ensure_requirements(
         link_mode: ``hardlink`` or ``copy``.
         log: receives every external command before it runs.
         root: another cache than the user's.
+        sources: which of the requirements no index has, and what they are built from.
+        marks: what decides the lock and stands in no requirement (``Stack.marks``).
+        before: nothing that was uploaded after this day is taken.
     """
     layout = CacheLayout(cache_dir() if root is None else root)
     uv = find_uv(layout.working_folder, log)
@@ -92,7 +108,7 @@ def ensure_requirements(
         uv.log(f"indexes: {decision}")
     interpreter = find_interpreter(uv, python_version)
     started = time.monotonic()
-    lock = resolve(uv, layout, requirements, interpreter, device=device)
+    lock = resolve(uv, layout, requirements, interpreter, device=device, marks=marks, before=before)
     resolved = time.monotonic()
 
     def install(lock: Lock) -> tuple[Path, Record, bool]:
@@ -105,6 +121,7 @@ def ensure_requirements(
             requirements=tuple(sorted(requirements)),
             device=device,
             link_mode=link_mode,
+            sources=sources,
         )
 
     try:
@@ -114,7 +131,7 @@ def ensure_requirements(
             raise
         # An index may have changed since the lock was made; one that is made now settles whether that was it.
         uv.log(f"the cached lock does not install ({error.message}); resolving again")
-        lock = resolve(uv, layout, requirements, interpreter, device=device, refresh=True)
+        lock = resolve(uv, layout, requirements, interpreter, device=device, refresh=True, marks=marks, before=before)
         resolved = time.monotonic()
         prefix, record, reused = install(lock)
     return Environment(

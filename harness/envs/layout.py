@@ -48,6 +48,16 @@ class CacheLayout:
         return self.root / "known-versions"
 
     @property
+    def releases(self) -> Path:
+        """``<digest of the index settings>-<Python>/<package>.json``: what those indexes offered, and when."""
+        return self.root / "releases"
+
+    @property
+    def sources(self) -> Path:
+        """``<digest>/<wheel>``: what source trees were built into."""
+        return self.root / "sources"
+
+    @property
     def working_folder(self) -> Path:
         """Where uv runs."""
         return self.root / "uv"

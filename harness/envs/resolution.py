@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import date
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -16,7 +17,7 @@ from harness.contract.cell_fields import Device
 from harness.envs.guard import exclusively
 from harness.envs.interpreter import Interpreter
 from harness.envs.layout import CacheLayout, write_atomically
-from harness.envs.lock import Lock, compile_requirements, lock_key, locked_versions
+from harness.envs.lock import Lock, compile_requirements, lock_key, locked_versions, without_sources
 from harness.envs.torch_build import choose_torch, exact_torch
 from harness.envs.uv_command import Uv
 from harness.envs.versions import missing_pins, pinned_version, raise_for_missing
@@ -30,6 +31,8 @@ def resolve(
     *,
     device: Device = "cpu",
     refresh: bool = False,
+    marks: Sequence[str] = (),
+    before: date | None = None,
 ) -> Lock:
     """Return the lock of ``requirements``, from the cache when it has been made before.
 
@@ -40,6 +43,8 @@ def resolve(
         interpreter: the one it must fit.
         device: which build of torch, if the requirements come to one.
         refresh: make it again even if the cache has it.
+        marks: what decides the lock and stands in no requirement (``Stack.marks``).
+        before: nothing that was uploaded after this day is taken.
 
     Raises:
         VersionNotFoundError: a pinned version that no index has.
@@ -52,6 +57,7 @@ def resolve(
         uv_version=uv.version,
         indexes_digest=uv.indexes.digest,
         device=device,
+        marks=marks,
     )
     with exclusively(
         layout.guard(f"lock-{key}"), waiting=lambda: uv.log("another process is resolving the same stack")
@@ -60,7 +66,7 @@ def resolve(
         if cached is not None:
             return cached
         raise_for_missing(missing_pins(uv, layout, requirements, interpreter))
-        lock = _compile(uv, requirements, interpreter, device)
+        lock = _compile(uv, requirements, interpreter, device, before)
         # The lock's own file last: it is what a reader looks for first.
         write_atomically(layout.locks / f"{key}.json", json.dumps({"torch_backend": lock.torch_backend}))
         write_atomically(layout.locks / f"{key}.txt", lock.text)
@@ -77,16 +83,20 @@ def read_lock(layout: CacheLayout, key: str) -> Lock | None:
     return Lock(text=text, torch_backend=backend, reused=True) if text else None
 
 
-def _compile(uv: Uv, requirements: Sequence[str], interpreter: Interpreter, device: Device) -> Lock:
+def _compile(
+    uv: Uv, requirements: Sequence[str], interpreter: Interpreter, device: Device, before: date | None
+) -> Lock:
     pinned: dict[str, str] = {canonicalize_name(Requirement(text).name): text for text in requirements}
     version = pinned_version(pinned["torch"]) if "torch" in pinned else None
     if version is None:
-        text = compile_requirements(uv, requirements, interpreter.python)
+        text = without_sources(compile_requirements(uv, requirements, interpreter.python, before=before))
         found = locked_versions(text).get("torch")
         if found is None:
             return Lock(text=text, torch_backend=None, reused=False)
         version = Version(found).public  # what uv chose freely, in the build that is wanted
     choice = choose_torch(uv, version, interpreter, device)
     pinned["torch"] = choice.requirement
-    text = compile_requirements(uv, list(pinned.values()), interpreter.python, torch_backend=choice.backend)
+    text = without_sources(
+        compile_requirements(uv, list(pinned.values()), interpreter.python, torch_backend=choice.backend, before=before)
+    )
     return Lock(text=exact_torch(text) if device == "cuda" else text, torch_backend=choice.backend, reused=False)

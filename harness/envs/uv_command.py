@@ -74,6 +74,14 @@ class UvRunner(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Said:
+    """What uv said when it succeeded: its standard output, and its warnings, redacted, without their first word."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Uv:
     """uv with its settings: call it with arguments and get its standard output.
 
@@ -94,13 +102,17 @@ class Uv:
     log: Log
 
     def __call__(self, arguments: Sequence[str], *, stdin: str | None = None) -> str:
+        """Run ``uv`` with ``arguments`` and return its standard output; see :meth:`run`."""
+        return self.run(arguments, stdin=stdin).text
+
+    def run(self, arguments: Sequence[str], *, stdin: str | None = None) -> Said:
         """Run ``uv`` with ``arguments``.
 
         Raises:
             Unresolvable: the requirements contradict each other, or name what no index has.
             EnvironmentFailedError: anything else that made it fail.
         """
-        options = self.indexes.options if arguments[0] == "pip" else ()
+        options = self.indexes.options if arguments[0] in {"pip", "build"} else ()
         command = [str(self.binary), *arguments, *options]
         given = f"printf '%s\\n' {shlex.join(stdin.split())} | " if stdin is not None else ""
         self.log(redact(f"$ {given}{shlex.join(command)}"))
@@ -129,7 +141,9 @@ class Uv:
             ) from error
         if done.returncode != 0:
             raise failure(done.returncode, done.stderr)
-        return done.stdout
+        lines = (redact(line.strip()) for line in done.stderr.splitlines())
+        warnings = tuple(line.removeprefix("warning:").strip() for line in lines if line.startswith("warning:"))
+        return Said(text=done.stdout, warnings=warnings)
 
 
 def find_uv(folder: Path, log: Log | None = None, environ: Mapping[str, str] | None = None) -> Uv:

@@ -20,6 +20,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +30,14 @@ from packaging.utils import canonicalize_name
 
 from harness.contract.cell_fields import Device
 from harness.envs.guard import hold_exclusively, hold_shared, open_guard
+from harness.envs.indexes import redact
 from harness.envs.interpreter import Interpreter
 from harness.envs.layout import CacheLayout, write_atomically
 from harness.envs.lock import Lock
 from harness.envs.torch_build import assert_torch_build
 from harness.envs.uv_command import Unresolvable, Uv
 from harness.errors import EnvironmentFailedError
+from harness.matrix.sources import Source
 
 MARKER = "harness-environment.json"
 LinkMode = Literal["hardlink", "copy"]
@@ -76,9 +79,12 @@ class Record:
     seconds_install: float
 
 
-def environment_key(lock: Lock, interpreter: Interpreter, link_mode: LinkMode = "hardlink") -> str:
+def environment_key(
+    lock: Lock, interpreter: Interpreter, link_mode: LinkMode = "hardlink", sources: Mapping[str, Source] | None = None
+) -> str:
     """Return the folder name of an environment: 24 hex digits over everything that makes it what it is."""
-    parts = [lock.sha256, interpreter.tag, str(interpreter.home), lock.torch_backend, link_mode]
+    built = [f"{name} {source.kind} {source.digest}" for name, source in sorted((sources or {}).items())]
+    parts = [lock.sha256, interpreter.tag, str(interpreter.home), lock.torch_backend, link_mode, *built]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -108,6 +114,7 @@ def ensure_venv(
     requirements: tuple[str, ...],
     device: Device = "cpu",
     link_mode: LinkMode = "hardlink",
+    sources: Mapping[str, Source] | None = None,
 ) -> tuple[Path, Record, bool]:
     """Return (prefix, record, reused) of the environment that the lock describes, made if it is not there.
 
@@ -116,7 +123,7 @@ def ensure_venv(
     Raises:
         EnvironmentFailedError: it could not be made; nothing half-made is left to be trusted.
     """
-    key = environment_key(lock, interpreter, link_mode)
+    key = environment_key(lock, interpreter, link_mode, sources)
     prefix = layout.environments / key
     descriptor = open_guard(layout.guard(f"environment-{key}"))
     reused = True
@@ -145,6 +152,7 @@ def ensure_venv(
                         requirements=requirements,
                         device=device,
                         link_mode=link_mode,
+                        sources=sources or {},
                     )
                 except BaseException:
                     # Not needed for correctness (it has no marker), but a full disk is not helped by what is left over.
@@ -183,6 +191,7 @@ def _make(
     requirements: tuple[str, ...],
     device: Device,
     link_mode: LinkMode,
+    sources: Mapping[str, Source],
 ) -> None:
     started = time.monotonic()
     remove(prefix)
@@ -192,7 +201,13 @@ def _make(
         uv(["venv", str(prefix), "--python", str(interpreter.home), "--relocatable", "--no-project"])
         backend = [] if lock.torch_backend is None else ["--torch-backend", lock.torch_backend]
         options = ["--require-hashes", "--link-mode", link_mode, *backend]
-        uv(["pip", "sync", str(lock_file), "--python", str(prefix / "bin" / "python"), *options])
+        python = ["--python", str(prefix / "bin" / "python")]
+        uv(["pip", "sync", str(lock_file), *python, *options])
+        if sources:
+            # What no index has is installed last: a lock of hashes cannot name it. By standard input: an address can
+            # hold credentials.
+            listed = "".join(f"{name} @ {source.location}\n" for name, source in sorted(sources.items()))
+            uv(["pip", "install", "--no-deps", "--link-mode", link_mode, *python, "-r", "-"], stdin=listed)
     except Unresolvable as error:
         raise StaleLockError(
             f"What the lock names is not offered any more. uv says: {error.explanation}",
@@ -207,10 +222,12 @@ def _make(
     packages = site_packages(prefix, interpreter.version)
     versions = installed_versions(packages)
     _assert_locked(lock, versions)
+    if absent := [name for name in sources if name not in versions]:
+        raise EnvironmentFailedError(f"uv reported success, but the environment has no {', '.join(absent)}.")
     record = Record(
         key=prefix.name,
         label=label,
-        requirements=requirements,
+        requirements=tuple(map(redact, requirements)),
         lock_sha256=lock.sha256,
         python_version=interpreter.version,
         platform=interpreter.tag,

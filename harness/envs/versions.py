@@ -10,7 +10,9 @@ no network.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -21,8 +23,11 @@ from harness.envs.interpreter import Interpreter, find_interpreter
 from harness.envs.layout import CacheLayout, cache_dir, write_atomically
 from harness.envs.lock import compile_requirements, locked_versions
 from harness.envs.uv_command import Log, Unresolvable, Uv, find_uv
-from harness.errors import VersionNotFoundError
+from harness.errors import EnvironmentFailedError, VersionNotFoundError
 from harness.matrix.cell import Stack
+
+YANKED_FOR = timedelta(days=7)
+"""How long it is believed whether a release is yanked."""
 
 
 def check_versions_exist(stacks: Iterable[Stack], *, log: Log | None = None) -> None:
@@ -59,6 +64,57 @@ def newest_release(package: str, *, log: Log | None = None) -> str:
             remedy="Check the spelling and the index settings (`harness doctor` lists them).",
         ) from error
     return str(Version(found).public)
+
+
+def yanked_pins(stacks: Iterable[Stack], *, log: Log | None = None) -> tuple[str, ...]:
+    """Return a sentence for each pin of some stack that was withdrawn from its index, with the reason given there.
+
+    What was said is remembered for a week. Indexes that are out of reach say nothing: it is a note and no verdict.
+    """
+    layout = CacheLayout(cache_dir())
+    uv = find_uv(layout.working_folder, log)
+    interpreter = find_interpreter(uv, None)
+    groups = sorted({tuple(pin for pin in stack.requirements if pinned_version(pin) is not None) for stack in stacks})
+    path, today = layout.known_versions / f"{uv.indexes.digest}.yanked.json", datetime.now(UTC).date()
+    known = {pin: said for pin, said in _read_yanked(path).items() if today - said[0] < YANKED_FOR}
+    for group in groups:
+        if all(pin in known for pin in group):
+            continue
+        try:
+            known |= {pin: (today, reason) for pin, reason in yanked(uv, group, interpreter).items()}
+        except (Unresolvable, EnvironmentFailedError):
+            continue  # missing, not for this Python, or not to be asked: said elsewhere, where it matters
+        told = {pin: (day.isoformat(), reason) for pin, (day, reason) in known.items()}
+        write_atomically(path, json.dumps(told, indent=1, sort_keys=True))
+    asked = sorted({pin for group in groups for pin in group})
+    return tuple(reason for pin in asked if pin in known and (reason := known[pin][1]) is not None)
+
+
+def yanked(uv: Uv, pins: Sequence[str], interpreter: Interpreter) -> dict[str, str | None]:
+    """Return for each pin the sentence that says that it is yanked, None where it is not.
+
+    Raises:
+        Unresolvable: no index offers one of them.
+        EnvironmentFailedError: an index is out of reach.
+    """
+    options = ["--no-header", "--no-annotate", "--no-deps", "--python", str(interpreter.python)]
+    said = uv.run(["pip", "compile", "-", *options], stdin="\n".join(pins) + "\n")
+    found: dict[str, str | None] = dict.fromkeys(pins)
+    for warning in said.warnings:
+        if match := re.match(r'`(?P<pin>[^`]+)` is yanked(?: \(reason: "(?P<reason>.*)"\))?', warning):
+            named = next((pin for pin in pins if same_pin(pin, match["pin"])), None)
+            reason = f" ({match['reason']})" if match["reason"] else ""
+            if named is not None:
+                name, version = Requirement(named).name, pinned_version(named)
+                found[named] = f"{name} {version} is yanked{reason}; it is installed because it is pinned exactly."
+    return found
+
+
+def same_pin(one: str, other: str) -> bool:
+    """Say whether two exact pins mean one release: ``5.5`` and ``5.5.0`` do."""
+    first, second = Requirement(one), Requirement(other)
+    versions = [Version(pinned_version(pin) or "0") for pin in (one, other)]
+    return canonicalize_name(first.name) == canonicalize_name(second.name) and versions[0] == versions[1]
 
 
 def missing_pins(uv: Uv, layout: CacheLayout, requirements: Iterable[str], interpreter: Interpreter) -> dict[str, str]:
@@ -133,6 +189,14 @@ def _probe_quietly(uv: Uv, requirement: str, interpreter: Interpreter, *, lowest
         return _probe(uv, requirement, interpreter, lowest=lowest)
     except Unresolvable:
         return None
+
+
+def _read_yanked(path: Path) -> dict[str, tuple[date, str | None]]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return {pin: (date.fromisoformat(day), reason) for pin, (day, reason) in told.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}  # as below
 
 
 def _read_known(path: Path) -> set[str]:

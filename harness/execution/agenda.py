@@ -21,7 +21,7 @@ StackKey = str
 
 def stack_key(stack: Stack) -> StackKey:
     """Return what tells two stacks apart, every pin and the Python included: its id names three packages only."""
-    return stack.model_dump_json()
+    return stack.key
 
 
 @dataclass(kw_only=True)

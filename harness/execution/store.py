@@ -32,7 +32,9 @@ from harness.result import CellResult
 
 
 def fingerprint(cell: Cell, *, code_sha256: str, lock_sha256: str | None, settings: Mapping[str, object]) -> str | None:
-    """Return the sha256 of what decides a cell's result, None where that is not known (an interpreter without a lock).
+    """Return the sha256 of what decides a cell's result, None where that is not known.
+
+    It is not known of an interpreter without a lock, and of a source tree, which somebody is working on.
 
     Args:
         cell: the cell, whose stack holds every pin.
@@ -40,7 +42,7 @@ def fingerprint(cell: Cell, *, code_sha256: str, lock_sha256: str | None, settin
         lock_sha256: the environment's lock.
         settings: bands, limits, threads: JSON values.
     """
-    if lock_sha256 is None:
+    if lock_sha256 is None or not all(source.reusable for source in cell.stack.sources.values()):
         return None
     parts = {
         "cell": cell.model_dump(mode="json"),

@@ -8,6 +8,7 @@ and ``fnmatch``. They hold no character that any of the three treats specially. 
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Self
 
 from packaging.utils import canonicalize_name, is_normalized_name
@@ -15,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.contract.cell_fields import DEFAULTS, MEANINGS, NAME_PATTERN, SEEDS, CellFields
+from harness.matrix.sources import Source
 
 
 def canonical_version(text: str) -> str:
@@ -40,11 +42,15 @@ VersionText = Annotated[str, AfterValidator(canonical_version)]
 MAIN_PACKAGES = ("transformers", "peft", "trl")
 """The three packages whose versions name a stack."""
 
-RESERVED = frozenset(name.replace("_", "-") for name in (*MEANINGS, "python", "unmanaged"))
+RESERVED = frozenset(name.replace("_", "-") for name in (*MEANINGS, "python", "resolution", "unmanaged"))
 """What an id names beside pins, as it writes it: a package of such a name would hide it."""
 
 PYTHON_PATTERN = r"^3\.[0-9]+$"
 """A ``major.minor`` version of Python."""
+
+PINNED = "pinned"
+RESOLUTION_PATTERN = r"^(pinned|fresh|era-[0-9]{1,4})$"
+"""How what is beside the three packages gets its versions: by pins, as today gives them, or as they were then."""
 
 
 def checked_pin_name(name: str) -> str:
@@ -67,6 +73,10 @@ class Stack(BaseModel):
     ``pins`` holds every other package that is pinned (torch, bitsandbytes, accelerate, datasets, …): name to version.
     ``extra_pins`` names those that differ from the configuration's own choice for this stack. An id shows them.
     ``python`` is a ``major.minor`` version for the environment, or None for the interpreter that runs the harness.
+    ``sources`` says which of the three packages come from no index, and what they are built from.
+    ``resolution`` is ``pinned``, ``fresh`` (what an installation gives today) or ``era-N`` (nothing newer than N days
+    after the newest of the three). In the latter two ``unpinned`` are installed beside the three in whatever version
+    the resolver takes, and ``as_of`` is the day that it is asked about.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,23 +87,55 @@ class Stack(BaseModel):
     pins: dict[PinName, VersionText] = Field(default_factory=dict)
     extra_pins: tuple[PinName, ...] = ()
     python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
+    sources: dict[str, Source] = Field(default_factory=dict)
+    resolution: str = Field(default=PINNED, pattern=RESOLUTION_PATTERN)
+    unpinned: tuple[PinName, ...] = ()
+    as_of: date | None = None
 
     @model_validator(mode="after")
-    def _extra_pins_are_pins(self) -> Self:
+    def _consistent(self) -> Self:
         if unknown := [name for name in self.extra_pins if name not in self.pins]:
             raise ValueError(f"extra_pins without a version: {', '.join(unknown)}")
+        if foreign := [name for name in self.sources if name not in MAIN_PACKAGES]:
+            raise ValueError(f"sources of what is none of the three packages: {', '.join(foreign)}")
+        if (self.resolution == PINNED) != (self.as_of is None):
+            raise ValueError(f"resolution {self.resolution!r} {'has no' if self.as_of else 'needs a'} day")
         return self
 
     @property
     def id(self) -> str:
-        """The stack's identifier, ``tf5.5.0-peft0.19.1-trl0.25.1``; other pins are appended to the ids of cells."""
-        return f"tf{self.transformers}-peft{self.peft}-trl{self.trl}"
+        """The stack's identifier, ``tf5.5.0-peft0.19.1-trl0.25.1``; other pins are appended to the ids of cells.
+
+        A package from no index has its mark behind its version: ``tf5.25.0.dev0.git.1a2b3c4d-peft0.21.2-trl1.16.0``.
+        """
+        return "-".join(
+            f"{short}{self.shown(name)}" for short, name in zip(("tf", "peft", "trl"), MAIN_PACKAGES, strict=True)
+        )
+
+    @property
+    def key(self) -> str:
+        """What tells two stacks apart, every pin and the Python included: an id names three packages only."""
+        return self.model_dump_json()
+
+    def shown(self, package: str) -> str:
+        """Return the version of one of the three packages, with the mark of what it is built from."""
+        source = self.sources.get(package)
+        return f"{getattr(self, package)}{source.mark if source is not None else ''}"
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        """Exact requirements, sorted: ``("accelerate==1.15.0", …)``."""
+        """Exact requirements, sorted: ``("accelerate==1.15.0", …)``; without a version where none is pinned."""
         pins = {**self.pins, **{name: getattr(self, name) for name in MAIN_PACKAGES}}
-        return tuple(f"{name}=={version}" for name, version in sorted(pins.items()))
+        exact = {name: f"{name}=={version}" for name, version in pins.items()}
+        exact |= {name: f"{name} @ {source.location}" for name, source in self.sources.items()}
+        exact |= {name: name for name in self.unpinned if name not in exact}
+        return tuple(exact[name] for name in sorted(exact))
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What decides what is installed beside the requirements; none for a stack of pinned releases."""
+        built = [f"{name} {source.kind} {source.digest}" for name, source in sorted(self.sources.items())]
+        return (*built, *([f"{self.resolution} {self.as_of}"] if self.as_of is not None else []))
 
     def version_of(self, package: str) -> str | None:
         """Return the pinned version of ``package``, or None when this stack does not pin it."""
@@ -143,6 +185,8 @@ class Cell(BaseModel, CellFields, frozen=True):
         options |= {name: self.stack.pins[name] for name in self.stack.extra_pins}
         if self.stack.python is not None:
             options["python"] = self.stack.python
+        if self.stack.resolution != PINNED:
+            options["resolution"] = self.stack.resolution
         if self.unmanaged:
             options["unmanaged"] = "yes"
         suffix = "".join(f"+{name.replace('_', '-')}={value}" for name, value in sorted(options.items()))
@@ -160,10 +204,13 @@ class Cell(BaseModel, CellFields, frozen=True):
     def reproduce(self) -> str:
         """The one command line that runs exactly this cell, whatever this machine or the recipe has for a default."""
         words = ["harness run", f"--model {self.family}", f"--recipe {self.recipe}"]
-        words += [f"--{name} {getattr(self.stack, name)}" for name in MAIN_PACKAGES]
+        named = {name: source.named for name, source in self.stack.sources.items()}
+        words += [f"--{name} {named.get(name, getattr(self.stack, name))}" for name in MAIN_PACKAGES]
         words += [f"--pin {name}=={self.stack.pins[name]}" for name in self.stack.extra_pins]
         if self.stack.python is not None:
             words.append(f"--python-version {self.stack.python}")
+        if self.stack.resolution != PINNED:
+            words.append(f"--resolution {self.stack.resolution}")
         for name, default in DEFAULTS.items():
             value = getattr(self, name)
             if value != default or name in _ALWAYS_NAMED:

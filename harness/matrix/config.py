@@ -33,6 +33,7 @@ from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, PinName, Stack, V
 from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
+from harness.matrix.selections import VersionSelection
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
@@ -84,7 +85,9 @@ class Block(_Table):
     """A block of cells: every combination of what its globs match."""
 
     stacks: Globs = ("*",)
-    """Globs over stack ids, ``tf5.5.0-peft0.19.1-trl0.25.1``."""
+    """Globs over stack ids, ``tf5.5.0-peft0.19.1-trl0.25.1``: the declared ones, or those of ``selections``."""
+    selections: tuple[str, ...] = ()
+    """Globs over the names of ``[[selections]]``, whose stacks take the place of the declared ones."""
     families: Globs = ("*",)
     """Globs over the families of this file."""
     recipes: Globs
@@ -192,6 +195,8 @@ class MatrixConfig(_Table):
     """Other pins where the versions of a stack need them; later entries outrank earlier ones."""
     stacks: tuple[DeclaredStack, ...] = Field(min_length=1)
     """Stacks, in the order in which they run and are offered to complete a partial choice."""
+    selections: tuple[VersionSelection, ...] = ()
+    """Stacks that are found and not written down: the newest of each, say. Blocks of profiles name them."""
     families: Names | None = None
     """Model families that profiles may have; absent: all that there are files for."""
     recipes: Names | None = None
@@ -216,6 +221,9 @@ class MatrixConfig(_Table):
         for index, stack_id in enumerate(ids):
             if (first := ids.index(stack_id)) != index:
                 raise ValueError(f"stacks.{index}: {stack_id} is declared already, as stacks.{first}")
+        names = [selection.name for selection in self.selections]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"selections: named more than once: {', '.join(twice)}")
         if missing := [dtype for dtype in DTYPES if dtype not in self.bands]:
             raise ValueError(f"bands: there are none for {', '.join(missing)}")
         for engine, by_dtype in self.engine_bands.items():
@@ -295,20 +303,47 @@ def load_config(path: Path, catalogue: Catalogue) -> MatrixConfig:
             raise UnknownNameError("engine", engine, catalogue.engines, where=f"{path}: engine_bands")
     for profile_name, profile in config.profiles.items():
         for index, block in enumerate(profile.cells):
-            expand_names(block, config, catalogue, where=f"{path}: profiles.{profile_name}.cells.{index}")
+            place = f"{path}: profiles.{profile_name}.cells.{index}"
+            expand_names(block, config, catalogue, where=place)
+            block_selections(block, config, where=place)
     return config
 
 
-def expand_names(block: Block, config: MatrixConfig, catalogue: Catalogue, *, where: str) -> dict[str, tuple[str, ...]]:
+def expand_names(
+    block: Block, config: MatrixConfig, catalogue: Catalogue, *, where: str, stacks: tuple[str, ...] | None = None
+) -> dict[str, tuple[str, ...]]:
     """Return what each of a block's globs match, by the block's key, in the order of declaration.
+
+    Args:
+        block: the block.
+        config: what the file declares.
+        catalogue: the names that exist.
+        where: the block's key path.
+        stacks: the ids of the stacks of the block's selections. None: of a block that has some, nothing is known of
+            stacks, and so nothing is said.
 
     Raises:
         ConfigurationError: a glob matches nothing, or a name is unknown.
     """
+    known = known_names(config, catalogue)
+    if block.selections:
+        known = {"stacks": stacks or (), **{key: names for key, names in known.items() if key != "stacks"}}
     return {
         key: match_names(getattr(block, key), names, AXES[key], f"{where}.{key}")
-        for key, names in known_names(config, catalogue).items()
+        for key, names in known.items()
+        if not (key == "stacks" and block.selections and stacks is None)
     }
+
+
+def block_selections(block: Block, config: MatrixConfig, *, where: str) -> tuple[VersionSelection, ...]:
+    """Return the selections that a block names, in the order of declaration.
+
+    Raises:
+        ConfigurationError: a glob matches none, or a name is unknown.
+    """
+    names = tuple(selection.name for selection in config.selections)
+    wanted = match_names(block.selections, names, "selection", f"{where}.selections")
+    return tuple(selection for selection in config.selections if selection.name in wanted)
 
 
 def known_names(config: MatrixConfig, catalogue: Catalogue) -> dict[str, tuple[str, ...]]:

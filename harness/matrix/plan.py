@@ -1,4 +1,4 @@
-"""From a profile to cells: which ones, in which order, on which shard, and how the plan is shown.
+"""From a profile to cells: which ones, why, in which order, on which shard.
 
 The plan is a pure function of configuration, catalogue and selection. So every machine of a sharded run and every later
 reader computes the same one. A glob that selects nothing is an error, even where another one selects something. A
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import json
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 from rapidfuzz import fuzz, process
@@ -22,14 +20,14 @@ from harness.contract.cell_fields import DEFAULTS, Device
 from harness.counting import counted
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Cell, Stack
-from harness.matrix.config import AXES, MatrixConfig, expand_names, known_names
+from harness.matrix.cell import Cell, Stack
+from harness.matrix.config import AXES, Block, MatrixConfig, block_selections, expand_names, known_names
+from harness.matrix.generated import Generated
 from harness.matrix.names import match_names
 from harness.matrix.reading import describe
+from harness.matrix.selections import VersionSelection
 
 DEFAULT_PROFILE = "default"
-COLUMNS = (*MAIN_PACKAGES, "family", "recipe", "other", "id")
-"""Columns of the plan as a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,7 @@ class Selection:
         device: where the cells run. It is part of their ids.
         unmanaged: True when they run in an interpreter that the user gave.
         stack: what that interpreter holds. It takes the place of every declared stack, and each cell is there once.
+        generated: the stacks that each ``[[selections]]`` comes to today, by its name, as far as they are needed.
     """
 
     profile: str = DEFAULT_PROFILE
@@ -55,6 +54,7 @@ class Selection:
     device: Device = "cpu"
     unmanaged: bool = False
     stack: Stack | None = None
+    generated: Mapping[str, Generated] = field(default_factory=dict)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -82,7 +82,12 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
         UnknownNameError: there is no such profile.
         NothingSelectedError: a glob matches no cell of the profile, or the shard is empty; near ids are named.
         ConfigurationError: a block of the profile has no cell.
+        ValueError: a selection that the profile needs has not been expanded.
     """
+    if missing := [
+        it.name for it in needed_selections(config, selection.profile) if it.name not in selection.generated
+    ]:
+        raise ValueError(f"selections that have not been expanded: {', '.join(missing)}")
     cells = _profile_cells(config, catalogue, selection)
     if selection.stacks:
         known = tuple(dict.fromkeys(cell.stack.id for cell in cells))
@@ -107,8 +112,34 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
     return part
 
 
+def needed_selections(config: MatrixConfig, profile: str) -> tuple[VersionSelection, ...]:
+    """Return the selections that the blocks of a profile name, each once, in the order of declaration.
+
+    Raises:
+        UnknownNameError: there is no such profile.
+    """
+    blocks = enumerate(config.profile(profile).cells)
+    found = [
+        selection
+        for number, block in blocks
+        for selection in block_selections(block, config, where=f"profiles.{profile}.cells.{number}")
+    ]
+    return tuple(selection for selection in config.selections if selection in found)
+
+
+def reasons(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> dict[str, tuple[str, ...]]:
+    """Return why each cell of the selection's profile would run, by its id.
+
+    They are the blocks that have it, each with the selectors that its stack comes from, if any.
+    """
+    return {planned.cell.id: tuple(planned.reasons) for planned in _planned(config, catalogue, selection)}
+
+
 def all_cells(config: MatrixConfig, catalogue: Catalogue, *, device: Device = "cpu") -> tuple[Cell, ...]:
-    """Return the cells of every profile together, each once, as they are when they run on a device."""
+    """Return the cells of every profile together, each once, as they are when they run on a device.
+
+    Cells on stacks that are not declared but found (``[[selections]]``) are not known here.
+    """
     plans = (_profile_cells(config, catalogue, Selection(profile=name, device=device)) for name in config.profiles)
     return tuple({cell.id: cell for cells in plans for cell in cells}.values())
 
@@ -149,77 +180,86 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         raise describe(error, fields, Cell, None) from None
 
 
-def plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
-    """Return the plan as rows of a table whose columns are ``COLUMNS``; ``other`` holds what is not the default."""
-    return [
-        {
-            **{name: str(getattr(cell.stack, name)) for name in MAIN_PACKAGES},
-            "family": cell.family,
-            "recipe": cell.recipe,
-            "other": " ".join(cell.id.split("+")[1:]),
-            "id": cell.id,
-        }
-        for cell in cells
-    ]
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A cell, and the blocks that have it."""
 
-
-def plan_json(cells: Sequence[Cell], selection: Selection) -> str:
-    """Return the plan as JSON: each cell complete, with its id and the command that runs exactly it."""
-    document = {
-        "profile": selection.profile,
-        "select": list(selection.select),
-        "shard": "/".join(str(number) for number in selection.shard),
-        "cells": [{"id": cell.id, "reproduce": cell.reproduce, **cell.model_dump(mode="json")} for cell in cells],
-    }
-    return json.dumps(document, indent=2)
-
-
-def github_matrix(cells: Sequence[Cell], selection: Selection) -> str:
-    """Return the plan as the value of a GitHub Actions ``strategy.matrix``, on one line: one job per stack.
-
-    A stack's cells share its environment. A matrix may have at most 256 jobs (GitHub's documentation, "Running
-    variations of jobs in a workflow"), and a nightly profile has more cells. ``arguments`` is what such a job gives to
-    ``harness matrix``, quoted for a shell.
-    """
-    include = []
-    for stack, members in itertools.groupby(cells, key=lambda cell: cell.stack):
-        ids = [cell.id for cell in members]
-        globs = [f"*@{stack.id}", f"*@{stack.id}+*"]
-        useful = [glob for glob in globs if fnmatch.filter(ids, glob)]
-        # The whole of a stack takes two globs at most. A part of it is spelled out, because selectors only add up.
-        whole = not selection.select and selection.shard == (1, 1)
-        words = ["--profile", selection.profile]
-        words += [word for glob in (useful if whole else ids) for word in ("--select", glob)]
-        words += ["--device", selection.device] if selection.device != "cpu" else []
-        versions = {name: getattr(stack, name) for name in MAIN_PACKAGES}
-        include.append({"stack": stack.id, **versions, "cells": len(ids), "arguments": shlex.join(words)})
-    return json.dumps({"include": include}, separators=(",", ":"))
+    cell: Cell
+    reasons: list[str]
 
 
 def _profile_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> tuple[Cell, ...]:
     """Return all cells of the selection's profile, each once, in order; globs and shard are not looked at."""
-    stacks = {stack.id: stack for stack in config.declared}
-    order = known_names(config, catalogue).values()
-    found: dict[tuple[int, ...], Cell] = {}
+    return tuple(planned.cell for planned in _planned(config, catalogue, selection))
+
+
+def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> list[_Planned]:
+    """Return the cells of the selection's profile, ordered by stack, then the rest, as declared.
+
+    Stacks that were found come before those that are declared: what is new among them runs first.
+    """
+    found = [stack for generated in selection.generated.values() for stack in generated.stacks]
+    stacks = {stack.key: stack for stack in (*found, *config.declared)}
+    places = {key: place for place, key in enumerate(stacks)}
+    others = [names for key, names in known_names(config, catalogue).items() if key != "stacks"]
+    by_place: dict[tuple[int, ...], _Planned] = {}
     for number, block in enumerate(config.profile(selection.profile).cells):
         where = f"profiles.{selection.profile}.cells.{number}"
-        combinations = itertools.product(*expand_names(block, config, catalogue, where=where).values())
-        asked = [dict(zip(AXES.values(), names, strict=True)) for names in combinations]
+        pool = _stacks_of(block, config, selection, where)
+        if pool is None:
+            continue
+        ids = tuple(dict.fromkeys(stack.id for stack in pool))
+        matched = expand_names(block, config, catalogue, where=where, stacks=ids if block.selections else None)
+        wanted = set(matched.pop("stacks"))
+        combinations = [dict(zip(matched, names, strict=True)) for names in itertools.product(*matched.values())]
+        asked = [{AXES[key]: name for key, name in names.items()} for names in combinations]
         real = [fields for fields in asked if fields["variant"] in catalogue.variants_of(fields["family"])]
         if not real:
             raise ConfigurationError(f"{where}: none of its families has any of its variants.")
-        for fields in real:
-            place = tuple(known.index(name) for known, name in zip(order, fields.values(), strict=True))
-            found[place] = _cell(stacks, fields, selection)
-    cells = {cell.id: cell for cell in (found[place] for place in sorted(found))}
-    return tuple(cells.values())
+        for stack in pool:
+            if stack.id not in wanted:
+                continue
+            why = _why(where, block, stack, config, selection)
+            stack_place = places[stack.key]
+            for fields in real:
+                place = (stack_place, *(known.index(name) for known, name in zip(others, fields.values(), strict=True)))
+                if place in by_place:
+                    by_place[place].reasons.append(why)
+                else:
+                    by_place[place] = _Planned(cell=_cell(stack, fields, selection), reasons=[why])
+    cells: dict[str, _Planned] = {}
+    for place in sorted(by_place):
+        planned = by_place[place]
+        cells.setdefault(planned.cell.id, planned)
+    return list(cells.values())
 
 
-def _cell(stacks: Mapping[str, Stack], fields: Mapping[str, str], selection: Selection) -> Cell:
+def _stacks_of(block: Block, config: MatrixConfig, selection: Selection, where: str) -> tuple[Stack, ...] | None:
+    """Return the stacks among which a block's globs choose; None where its selections have not been expanded."""
+    if not block.selections:
+        return config.declared
+    named = [it.name for it in block_selections(block, config, where=where)]
+    if not all(name in selection.generated for name in named):
+        return None
+    return tuple(stack for name in named for stack in selection.generated[name].stacks)
+
+
+def _why(where: str, block: Block, stack: Stack, config: MatrixConfig, selection: Selection) -> str:
+    """Return which block has a cell, and which selectors its stack comes from."""
+    named = [it.name for it in block_selections(block, config, where=where)] if block.selections else []
+    by = [
+        f"selections.{name}: {selection.generated[name].reasons[stack.key]}"
+        for name in named
+        if stack.key in selection.generated[name].reasons
+    ]
+    return f"{where} ({'; '.join(by)})" if by else where
+
+
+def _cell(stack: Stack, fields: Mapping[str, str], selection: Selection) -> Cell:
     return Cell.model_validate(
         {
             **fields,
-            "stack": selection.stack or stacks[fields["stack"]],
+            "stack": selection.stack or stack,
             "device": selection.device,
             "unmanaged": selection.unmanaged,
         }

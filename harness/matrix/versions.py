@@ -1,34 +1,67 @@
-"""Versions on the command line: pins, and the stack that a partial choice means.
-
-``harness run --peft 0.19.1`` names one version of three. The rest is completed from what the configuration declares,
-because a declared stack is one that people have looked at. Where nothing declared fits, the newest releases are taken.
-What was chosen is said in one sentence: a result is only worth something to a reader who knows which versions made it.
-"""
+"""Versions on the command line: what they mean, one option at a time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from harness.errors import ConfigurationError, UnknownNameError
-from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, Stack, canonical_version, checked_pin_name
-from harness.matrix.config import MatrixConfig
+from harness.errors import ConfigurationError
+from harness.matrix.cell import MAIN_PACKAGES, PINNED, Stack, canonical_version, checked_pin_name
+from harness.matrix.selectors import Exact, Range, Selector, parse_selector
+
+_RANGES = {"transformers": ">=5.2,<5.6", "peft": ">=0.19,<0.22", "trl": ">=1.4,<1.9"}
 
 
 def version_help(package: str) -> str:
     """Return what the command line says of the option that selects a package's version."""
-    return f"Exact version of {package}."
+    return (
+        f"Which {package}: a version, a range as '{_RANGES[package]}' (the newest in it that goes with the rest), "
+        f"latest, oldest, git+URL@REF, a source tree (./{package}) or a wheel."
+    )
+
+
+ERA_DAYS = 14
+"""Days that ``era`` alone means."""
+
+
+def option_selector(text: str, option: str) -> Selector:
+    """Return the selector that a text on the command line means.
+
+    What ``--transformers``, ``--peft`` and ``--trl`` give comes through here.
+
+    Raises:
+        ConfigurationError: it is none; the message names the option.
+    """
+    try:
+        return parse_selector(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: {error}.".replace("?.", "?")) from None
+
+
+def parse_resolution(text: str) -> str:
+    """Return how what is beside the three packages gets its versions, as a stack says it.
+
+    Raises:
+        ConfigurationError: it is none of ``pinned``, ``fresh``, ``era``, ``era-DAYS``.
+    """
+    if text in {PINNED, "fresh"}:
+        return text
+    found = re.fullmatch(r"era(?:-(\d{1,4}))?", text)
+    if found is None:
+        raise ConfigurationError(
+            f"--resolution {text!r} is none.",
+            remedy="Write pinned, fresh, era, or era-30 for 30 days after the newest.",
+        )
+    return f"era-{int(found[1] or ERA_DAYS)}"
 
 
 def parse_version(text: str, option: str) -> str:
     """Return the version that a text on the command line means, as PEP 440 writes it: an exact one.
 
-    What ``--transformers``, ``--peft``, ``--trl`` and ``--pin`` give comes through here. ``--python-version`` and the
-    versions of ``matrix.toml`` do not.
+    What ``--pin`` gives comes through here.
 
     Args:
         text: what was given.
@@ -64,53 +97,6 @@ def parse_pin(text: str) -> tuple[str, str]:
     return package, parse_version(version, f"--pin {name}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A complete stack and the sentence that says what was chosen and why."""
-
-    stack: Stack
-    sentence: str
-
-
-def complete_stack(
-    config: MatrixConfig,
-    given: Mapping[str, str | None],
-    *,
-    newest: Callable[[str], str],
-    pins: Mapping[str, str] | None = None,
-    python: str | None = None,
-) -> Completion:
-    """Choose the versions that were not given.
-
-    They are those of the first declared stack that has the given ones, else the newest.
-
-    Args:
-        config: declares stacks and the pins of everything else.
-        given: versions by package (transformers, peft, trl); None or absent: to be chosen.
-        newest: returns the newest release of a package; called only for packages that no declared stack settles.
-        pins: other packages pinned on the command line. Those that differ from the configuration's choice become the
-            stack's ``extra_pins``.
-        python: the environment's ``major.minor`` version; None leaves it to the declared stack.
-
-    Raises:
-        UnknownNameError: ``given`` names another package than the three.
-        ConfigurationError: a given version is malformed.
-    """
-    for package in given:
-        if package not in MAIN_PACKAGES:
-            raise UnknownNameError("package", package, MAIN_PACKAGES)
-    asked = {name: parse_version(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None}
-    missing = [name for name in MAIN_PACKAGES if name not in asked]
-    declared = next((stack for stack in config.declared if _has(stack, asked)), None)
-    if declared is not None:
-        stack = declared
-        sentence = _declared_sentence(stack, asked, missing)
-    else:
-        stack = config.stack({**asked, **{name: newest(name) for name in missing}})
-        sentence = _newest_sentence(stack, asked, missing)
-    return Completion(stack=_with_choices(stack, pins or {}, python), sentence=sentence)
-
-
 def require_versions(stack: Stack, given: Mapping[str, str | None]) -> None:
     """Hold the stack of an existing interpreter against the versions that were asked for.
 
@@ -122,48 +108,21 @@ def require_versions(stack: Stack, given: Mapping[str, str | None]) -> None:
         ConfigurationError: the interpreter holds another version, or a given one is malformed.
     """
     for name, text in given.items():
-        held = stack.version_of(name)
-        if text is not None and (held is None or Version(parse_version(text, f"--{name}")) != Version(held)):
+        if text is None:
+            continue
+        held, selector = stack.version_of(name), option_selector(text, f"--{name}")
+        if held is None or not _takes(selector, held):
             raise ConfigurationError(
                 f"--{name} {text}: the interpreter given by --python has {name} {held}.",
                 remedy=f"Leave out --{name}, or leave out --python.",
             )
 
 
-def _has(stack: Stack, asked: Mapping[str, str]) -> bool:
-    """Say whether ``stack`` has the versions asked for; ``5.5`` and ``5.5.0`` are one version (PEP 440)."""
-    return all(Version(getattr(stack, name)) == Version(version) for name, version in asked.items())
-
-
-def _with_choices(stack: Stack, pins: Mapping[str, str], python: str | None) -> Stack:
-    chosen = {name: parse_version(version, f"--pin {name}") for name, version in pins.items()}
-    extra = tuple(sorted(name for name, version in chosen.items() if stack.pins.get(name) != version))
-    if python is not None and re.fullmatch(PYTHON_PATTERN, python) is None:
-        raise ConfigurationError(
-            f"--python-version {python!r} is not a Python 3 version.", remedy="Write major.minor, as 3.12."
-        )
-    fields = stack.model_dump() | {"pins": {**stack.pins, **chosen}, "extra_pins": extra}
-    return Stack.model_validate(fields | ({"python": python} if python is not None else {}))
-
-
-def _declared_sentence(stack: Stack, asked: Mapping[str, str], missing: list[str]) -> str:
-    if not asked:
-        return f"No version was given: {stack.id} is the first declared stack."
-    if not missing:
-        return f"The given versions are the declared stack {stack.id}."
-    chosen = _and([f"{name} {stack.version_of(name)}" for name in missing])
-    wanted = _and([f"{name} {stack.version_of(name)}" for name in asked])
-    return f"{chosen} complete{'s' if len(missing) == 1 else ''} the first declared stack with {wanted}: {stack.id}."
-
-
-def _newest_sentence(stack: Stack, asked: Mapping[str, str], missing: list[str]) -> str:
-    if not missing:
-        return f"All three versions were given; no declared stack is {stack.id}."
-    chosen = _and([f"{name} {stack.version_of(name)}" for name in missing])
-    wanted = _and([f"{name} {version}" for name, version in asked.items()])
-    verb = "is the newest release" if len(missing) == 1 else "are the newest releases"
-    return f"No declared stack has {wanted}: {chosen} {verb}."
-
-
-def _and(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+def _takes(selector: Selector, held: str) -> bool:
+    """Say whether a selector takes a version that is there; one that asks an index or a place takes none."""
+    match selector:
+        case Exact(version):
+            return Version(version) == Version(held)
+        case Range(specifiers):
+            return specifiers.contains(held, prereleases=True)
+    return False

@@ -14,7 +14,7 @@ from typing import Literal
 from packaging.version import Version
 
 from harness.contract.outcomes import AS_EXPECTED, HARMLESS, Status
-from harness.matrix.cell import Cell
+from harness.matrix.cell import MAIN_PACKAGES, Cell
 from harness.planted import planted_fault
 from harness.report import figures
 from harness.result import CellResult
@@ -100,7 +100,7 @@ def recipe_with_options(row: Row) -> str:
 def stack_title(row: Row) -> str:
     """Return ``transformers / peft / trl`` versions, the name of a stack in tables."""
     stack = row.result.cell.stack
-    return f"{stack.transformers} / {stack.peft} / {stack.trl}"
+    return " / ".join(stack.shown(name) for name in MAIN_PACKAGES)
 
 
 def merged_tensors(row: Row) -> str:
@@ -148,9 +148,9 @@ def _samples_share(row: Row) -> float | None:
 
 
 COLUMNS: tuple[Column, ...] = (
-    _text_column("transformers", "transformers", lambda row: row.result.cell.stack.transformers),
-    _text_column("peft", "peft", lambda row: row.result.cell.stack.peft),
-    _text_column("trl", "trl", lambda row: row.result.cell.stack.trl),
+    _text_column("transformers", "transformers", lambda row: row.result.cell.stack.shown("transformers")),
+    _text_column("peft", "peft", lambda row: row.result.cell.stack.shown("peft")),
+    _text_column("trl", "trl", lambda row: row.result.cell.stack.shown("trl")),
     _text_column("family", "family", lambda row: row.result.cell.family),
     _text_column("recipe", "recipe", recipe_with_options),
     _text_column("engine", "merged by", lambda row: row.result.cell.engine),

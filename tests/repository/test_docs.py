@@ -107,7 +107,7 @@ def command_lines(page: Path) -> Iterator[list[str]]:
     ]
     for line in lines:
         shown = re.sub(r"nox -s harness -- ", "harness ", re.sub(r"\$\{\{.*?\}\}", "", line))
-        for found in re.finditer(r"(?<![\w./-])harness (?P<words>[^;|&>)#]*)", shown):
+        for found in re.finditer(r"(?<![\w./-])harness (?P<words>(?:'[^'\n]*'|[^;|&>)#'])*)", shown):
             yield shlex.split(found["words"].rstrip('"').rstrip())
 
 
@@ -168,7 +168,7 @@ def test_a_command_line_in_a_shell_block_is_complete(name: str) -> None:
     """Inline code may name a command; a block is there to be pasted."""
     lacking = []
     for block in code_blocks(ROOT / name, {"sh", "bash"}):
-        for found in re.finditer(r"^harness (?P<words>[^;|&>#\n]*)", block, flags=re.MULTILINE):
+        for found in re.finditer(r"^harness (?P<words>(?:'[^'\n]*'|[^;|&>#'\n])*)", block, flags=re.MULTILINE):
             words = shlex.split(found["words"])
             command = find(words)
             needed = [item.names for item in command.parameters if item.required and item.names] if command else []

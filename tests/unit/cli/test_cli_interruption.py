@@ -64,6 +64,7 @@ def test_the_advice_is_of_the_command_that_was_run(
     execute = importlib.import_module("harness.cli.execute")
     monkeypatch.setattr(execute, "run_cells", run_cells)
     monkeypatch.setattr(execute, "check_versions_exist", lambda _stacks: None)
+    monkeypatch.setattr(execute, "yanked_pins", lambda _stacks: ())
     out = str(tmp_path_factory.mktemp("out"))
     error = CliRunner().invoke(app, [*command, "--device", "cpu", "--out", out]).exception
 

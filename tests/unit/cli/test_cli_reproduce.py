@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from harness.cli import app
 from harness.cli.setup import load_setup
 from harness.contract.cell_fields import DEFAULTS, SEEDS, CellFields
-from harness.envs import newest_release
+from harness.envs import open_chooser
 from harness.matrix.cell import Cell
+from harness.matrix.completion import complete_stack
 from harness.matrix.plan import all_cells, one_cell
-from harness.matrix.versions import complete_stack
 
 ROOT = Path(__file__).resolve().parents[3]
 SETUP = load_setup(ROOT / "matrix.toml")
@@ -87,7 +87,7 @@ def cells(draw: Any) -> Cell:
     completion = complete_stack(
         SETUP.config,
         given_versions,
-        newest=newest_release,
+        chooser=open_chooser,
         pins=draw(st.dictionaries(st.sampled_from(["torch", "numpy", "huggingface-hub"]), versions)),
         python=draw(st.none() | st.sampled_from(["3.11", "3.13"])),
     )

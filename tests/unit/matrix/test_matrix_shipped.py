@@ -10,7 +10,7 @@ import pytest
 from harness.matrix.catalogue import Catalogue, read_catalogue
 from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
-from harness.matrix.plan import Selection, all_cells, plan_cells
+from harness.matrix.plan import Selection, all_cells, needed_selections, plan_cells
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Bands as WorkerBands
 
@@ -93,8 +93,16 @@ def test_nightly_contains_the_other_profiles(config: MatrixConfig, catalogue: Ca
     nightly = {cell.id for cell in plan_cells(config, catalogue, Selection(profile="nightly"))}
 
     for name in config.profiles:
+        if needed_selections(config, name):
+            continue  # what is found that day
         cells = (cell.model_copy(update={"seed": 0}) for cell in plan_cells(config, catalogue, Selection(profile=name)))
         assert {cell.id for cell in cells} <= nightly, "other seeds are for floors"
+
+
+def test_the_selections_of_this_file_are_all_used(config: MatrixConfig) -> None:
+    used = {it.name for name in config.profiles for it in needed_selections(config, name)}
+
+    assert used == {it.name for it in config.selections} >= {"newest", "wide", "axolotl"}
 
 
 def test_every_expectation_is_about_a_cell(

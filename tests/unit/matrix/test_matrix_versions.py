@@ -1,4 +1,4 @@
-"""Conditions, pins, and which stack a partial choice of versions means."""
+"""Conditions and pins."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import ConfigurationError, UnknownNameError
+from harness.errors import ConfigurationError
 from harness.matrix.cell import Stack, canonical_version
 from harness.matrix.conditions import parse_condition
-from harness.matrix.config import MatrixConfig
-from harness.matrix.versions import complete_stack, parse_pin, require_versions
+from harness.matrix.versions import parse_pin, parse_resolution, require_versions
 
 
 def stack(transformers: str = "5.5.0", peft: str = "0.19.1", **pins: str) -> Stack:
@@ -93,89 +92,31 @@ def test_the_three_packages_are_not_pinned_but_chosen() -> None:
     assert caught.value.remedy == "Use --peft 0.19.1."
 
 
-def nothing_is_looked_up(package: str) -> str:
-    raise AssertionError(package)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "stack_id"),
-    [
-        ({}, "tf5.5.0-peft0.19.1-trl0.25.1"),
-        ({"peft": None}, "tf5.5.0-peft0.19.1-trl0.25.1"),
-        ({"peft": "0.19.1"}, "tf5.5.0-peft0.19.1-trl0.25.1"),
-        ({"transformers": "4.57.6"}, "tf4.57.6-peft0.19.1-trl0.25.1"),
-        ({"trl": "1.16.0"}, "tf5.23.0-peft0.21.2-trl1.16.0"),
-        ({"transformers": "5.5"}, "tf5.5.0-peft0.19.1-trl0.25.1"),
-    ],
-)
-def test_the_first_declared_stack_that_fits_completes_a_choice(
-    config: MatrixConfig, chosen: dict[str, str | None], stack_id: str
-) -> None:
-    completion = complete_stack(config, chosen, newest=nothing_is_looked_up)
-
-    assert completion.stack.id == stack_id
-    assert completion.stack in config.declared
-    assert stack_id in completion.sentence
-
-
-def test_the_newest_releases_complete_what_no_stack_has(config: MatrixConfig) -> None:
-    newest = {"transformers": "5.30.0", "trl": "2.0.0"}
-    completion = complete_stack(config, {"peft": "0.20.0"}, newest=newest.__getitem__)
-
-    assert completion.stack.id == "tf5.30.0-peft0.20.0-trl2.0.0"
-    assert completion.sentence == (
-        "No declared stack has peft 0.20.0: transformers 5.30.0 and trl 2.0.0 are the newest releases."
-    )
-
-
-def test_two_given_versions_are_looked_for_together(config: MatrixConfig) -> None:
-    chosen = {"transformers": "4.57.6", "peft": "0.21.2"}
-    completion = complete_stack(config, chosen, newest={"trl": "2.0.0"}.__getitem__)
-
-    assert completion.stack.id == "tf4.57.6-peft0.21.2-trl2.0.0"
-    assert completion.stack.pins["datasets"] == "5.0.1"
-    assert completion.sentence.endswith("trl 2.0.0 is the newest release.")
-
-
-def test_three_given_versions_need_no_completion(config: MatrixConfig) -> None:
-    chosen = {"transformers": "5.1.0", "peft": "0.18.1", "trl": "1.0.0"}
-
-    assert complete_stack(config, chosen, newest=nothing_is_looked_up).stack.id == "tf5.1.0-peft0.18.1-trl1.0.0"
-
-
-def test_pins_of_the_command_line_that_differ_show_in_ids(config: MatrixConfig) -> None:
-    pins = {"torch": "2.12.0", "datasets": "5.2.0", "numpy": "2.1.0"}
-    completion = complete_stack(config, {}, newest=nothing_is_looked_up, pins=pins, python="3.13")
-
-    assert completion.stack.extra_pins == ("numpy", "torch")
-    assert completion.stack.pins == pins
-    assert completion.stack.python == "3.13"
-
-
-def test_a_declared_interpreter_is_kept_unless_another_is_asked_for(config: MatrixConfig) -> None:
-    chosen = {"trl": "1.16.0"}
-
-    assert complete_stack(config, chosen, newest=nothing_is_looked_up).stack.python == "3.12"
-    assert complete_stack(config, chosen, newest=nothing_is_looked_up, python="3.13").stack.python == "3.13"
-
-
-def test_a_malformed_version_names_its_option(config: MatrixConfig) -> None:
-    with pytest.raises(ConfigurationError, match=r"--peft: '0\.19\.x' is not a version .*'0\.19'"):
-        complete_stack(config, {"peft": "0.19.x"}, newest=nothing_is_looked_up)
-
-
-def test_only_the_three_packages_make_a_stack(config: MatrixConfig) -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'transformers'"):
-        complete_stack(config, {"transformer": "5.5.0"}, newest=nothing_is_looked_up)
-
-
 def test_an_interpreter_is_taken_that_holds_what_was_asked_for() -> None:
     held = stack("5.5.0", "0.19.1")
 
     require_versions(held, {"transformers": "5.5", "peft": None})
+    require_versions(held, {"transformers": ">=5,<6", "peft": "==0.19.*"})
     with pytest.raises(
         ConfigurationError, match=r"--peft 0\.18\.1: the interpreter given by --python has peft 0\.19\.1"
     ):
         require_versions(held, {"transformers": "5.5.0", "peft": "0.18.1"})
     with pytest.raises(ConfigurationError, match="--trl: "):
         require_versions(held, {"trl": "the newest"})
+    for text in (">=6", "latest", "./transformers"):
+        with pytest.raises(ConfigurationError, match=r"given by --python has transformers 5\.5\.0"):
+            require_versions(held, {"transformers": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [("pinned", "pinned"), ("fresh", "fresh"), ("era", "era-14"), ("era-30", "era-30"), ("era-0", "era-0")],
+)
+def test_a_resolution_is_read(text: str, means: str) -> None:
+    assert parse_resolution(text) == means
+
+
+@pytest.mark.parametrize("text", ["", "era-", "era-x", "era-99999", "newest", "era30"])
+def test_what_is_no_resolution_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--resolution"):
+        parse_resolution(text)
