@@ -29,7 +29,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="quantises the output matrix",
-    noticed_by=frozenset({"load"}),
+    noticed_by=frozenset({"load/census"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,
 )
