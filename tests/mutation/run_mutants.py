@@ -32,6 +32,7 @@ CELLS: dict[str, dict[str, str]] = {
     "peft": {"family": "qwen3_moe", "recipe": "lora", "engine": "peft"},
     "all-linear": {"family": "qwen3_moe", "recipe": "all-linear"},
     "two-adapters": {"family": "qwen3_moe", "recipe": "lora-two-adapters"},
+    "two-expert-adapters": {"family": "qwen3_moe", "recipe": "lora-two-expert-adapters"},
     "single": {"family": "qwen3_moe", "recipe": "lora-experts", "geometry": "single"},
     "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
     "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
