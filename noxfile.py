@@ -150,8 +150,8 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
-    """Mutants of PEFT's and the engine's code, each run through a cell: some ten minutes on two cores."""
-    _install(session, "mutants")
+    """Mutants of PEFT's and the engine's code, each run through cells, and the engine's through its tests: an hour."""
+    _install(session, "tests", "mutants", torch=True)
     session.run("python", "tests/mutation/run_mutants.py", *session.posargs)
 
 

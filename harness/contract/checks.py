@@ -54,9 +54,9 @@ def _per_expert(facts: CellFacts) -> bool:
 def _has_paths(facts: CellFacts) -> bool:
     """Whether several experts forwards can be compared.
 
-    transformers has several where experts are fused. We have another where experts have a LoRA.
+    transformers has several where experts are fused. We have another where experts have a LoRA, of one adapter.
     """
-    return facts.fused_experts or "expert" in facts.kinds
+    return facts.fused_experts or ("expert" in facts.kinds and facts.adapters_on_experts == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,8 +302,8 @@ TABLE: tuple[Check, ...] = (
         name="per_expert",
         stage="reload-adapter",
         gate="adapter",
-        passes_when="so is that of the adapter with a pair for every expert's Linear, as transformers 4 has it "
-        "(recipes that ask for it)",
+        passes_when="so is that of the adapter with a pair for every expert's Linear, as transformers 4 has it, and "
+        "each of its tensors fits something (recipes that ask for it)",
         control="the logits of the likeliest tokens are 0.1 lower",
         applies=_per_expert,
     ),

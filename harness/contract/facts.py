@@ -18,6 +18,7 @@ class CellFacts:
         defined: whether ``harness.definitions`` describes the family's architecture.
         plain_batches: whether a step is one batch of rows of one length, each a sequence, computed once.
         resumed: whether training is resumed from a checkpoint, too.
+        adapters_on_experts: how many adapters have a LoRA on the routed experts, where any has.
         per_expert: whether the adapter is loaded once more with a pair for every expert's Linear.
     """
 
@@ -27,4 +28,5 @@ class CellFacts:
     defined: bool = False
     plain_batches: bool = True
     resumed: bool = False
+    adapters_on_experts: int = 1
     per_expert: bool = False

@@ -103,7 +103,9 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
             check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab, dropout=awake)
         save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
         watch.remove()
-        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts="expert" in targets)
+        # Our own forward takes the LoRA of one adapter, and says so where experts have two.
+        on_experts = "expert" in targets and "expert" not in plan.frozen
+        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts=on_experts)
     _save(observation, request, checkpoint, peft_model)
 
 

@@ -26,6 +26,7 @@ class Tried:
         cells: those it was tried in, in order. Only the last can have noticed it.
         outcome: the last cell's: one of a result's outcomes, or ``timeout`` or ``died``.
         noticed_by: the first check that failed there, or the stage that ended otherwise; None where all passed.
+        by_tests: whether the engine's own tests notice what no cell has; None where they were not asked.
     """
 
     group: str
@@ -33,11 +34,17 @@ class Tried:
     cells: tuple[str, ...]
     outcome: str
     noticed_by: str | None
+    by_tests: bool | None = None
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether a cell did not pass."""
+        return self.outcome != "pass"
 
     @property
     def noticed(self) -> bool:
-        """Whether a cell did not pass."""
-        return self.outcome != "pass"
+        """Whether a cell did not pass, or a test of the engine."""
+        return self.by_cell or bool(self.by_tests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +83,14 @@ class Score:
 
 
 def write_run(file: Path, tried: Sequence[Tried], facts: Mapping[str, str]) -> None:
-    """Write a run's record, without the changed sources: reasons are written after it, and the page anew with them."""
+    """Write a run's record: reasons are written after it, and the page anew with them.
+
+    Changed sources are kept of what the engine's tests may be asked of.
+    """
     entries = [asdict(one) for one in tried]
     for entry in entries:
-        del entry["mutant"]["source"]
+        if entry["outcome"] != "pass" or not entry["mutant"]["module"].startswith("harness."):
+            entry["mutant"]["source"] = ""
     file.write_text(json.dumps({"facts": dict(facts), "tried": entries}, indent=1), encoding="utf-8")
 
 
@@ -87,7 +98,7 @@ def read_run(file: Path) -> tuple[list[Tried], dict[str, str]]:
     """Return what ``write_run`` wrote: the mutants and the facts."""
     record = json.loads(file.read_text(encoding="utf-8"))
     tried = [
-        Tried(**{**entry, "mutant": Mutant(**entry["mutant"], source=""), "cells": tuple(entry["cells"])})
+        Tried(**{**entry, "mutant": Mutant(**entry["mutant"]), "cells": tuple(entry["cells"])})
         for entry in record["tried"]
     ]
     return tried, record["facts"]
@@ -104,35 +115,42 @@ def page(score: Score) -> str:
     lines = []
     for group in dict.fromkeys(one.group for one in score.tried):
         part = Score(tried=[one for one in score.tried if one.group == group], known=score.known)
+        by_cell = sum(one.by_cell for one in part.tried)
         alike = len(part.tried) - part.counted
-        row = (len(part.tried), part.noticed, alike, part.counted - part.noticed)
+        row = (len(part.tried), by_cell, part.noticed - by_cell, alike, part.counted - part.noticed)
         lines.append((group, *map(str, row), f"{part.share:.1%}"))
-    noticed_by = Counter(one.noticed_by or "" for one in score.tried if one.noticed)
+    noticed_by = Counter(one.noticed_by or "" for one in score.tried if one.by_cell)
+    by_tests = [(_code(one.mutant.name), ", ".join(one.cells)) for one in score.tried if one.by_tests]
     survivors = [
         (_code(one.mutant.name), ", ".join(one.cells), score.known.get(one.mutant.name, "**a blind spot**"))
         for one in score.tried
         if not one.noticed
     ]
+    by_cell = sum(one.by_cell for one in score.tried)
     return (
         "# Mutants\n\n"
         "One small change each, by cosmic-ray, in a line that a cell runs. A mutant is noticed where a cell that runs "
         "the line does not pass. It is tried in the first such cell, and where that passes in every further one; one "
-        "that is listed as equivalent in the first alone. "
-        f"**{score.share:.1%}** of the {score.counted} that are not equivalent were noticed.\n\n"
+        "that is listed as equivalent in the first alone. A mutant of the engine that no cell notices is given to the "
+        "engine's own tests, `tests/unit/merge`: a cell has no hostile input and interrupts no merge.\n\n"
+        f"**{score.share:.1%}** of the {score.counted} that are not equivalent were noticed, "
+        f"{by_cell / max(score.counted, 1):.1%} by a cell.\n\n"
         + pipe_table(("", ""), list(score.facts.items()))
         + "\n\n"
         + pipe_table(
-            ("code", "mutants", "noticed", "equivalent", "not noticed", "score"),
+            ("code", "mutants", "noticed by a cell", "by a test", "equivalent", "not noticed", "score"),
             lines,
-            numeric=(False, True, True, True, True, True),
+            numeric=(False, *[True] * 6),
         )
-        + "\n\n## Noticed by\n\n"
+        + "\n\n## Noticed by cells\n\n"
         "The first check that failed. A stage's name alone: it raised, or did not come to its end.\n\n"
         + pipe_table(
             ("check", "mutants"), [(name, str(n)) for name, n in noticed_by.most_common()], numeric=(False, True)
         )
         + "\n\n## Not noticed\n\n"
         + pipe_table(("mutant", "tried in", "why nobody could see it"), survivors)
+        + "\n\n## Noticed by the engine's tests alone\n\n"
+        + pipe_table(("mutant", "tried in"), by_tests)
         + "\n"
     )
 

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from engine_tests import TESTS, EngineTests
 from make_mutants import Mutant, compiled, functions_of, mutant_at, places_of
 from mutants_page import Score, Tried, equivalent, page, read_run, write_run
 from stack import Stack
@@ -32,6 +33,7 @@ CELLS: dict[str, dict[str, str]] = {
     "peft": {"family": "qwen3_moe", "recipe": "lora", "engine": "peft"},
     "all-linear": {"family": "qwen3_moe", "recipe": "all-linear"},
     "two-adapters": {"family": "qwen3_moe", "recipe": "lora-two-adapters"},
+    "two-expert-adapters": {"family": "qwen3_moe", "recipe": "lora-two-expert-adapters"},
     "single": {"family": "qwen3_moe", "recipe": "lora-experts", "geometry": "single"},
     "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
     "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
@@ -174,37 +176,66 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
 
 
-def run(jobs: int, only: str) -> tuple[list[Tried], dict[str, str]]:
-    """Draw and try; return what became of the mutants, and what a page says of the run."""
+def run(asked: argparse.Namespace, before: Mapping[str, Tried]) -> tuple[list[Tried], dict[str, str]]:
+    """Draw and try; return what became of the mutants, and what a page says of the run.
+
+    Args:
+        asked: the options.
+        before: what an earlier run has noticed, by mutant, which is not tried again.
+    """
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, Stack(Path(scratch), STACK, CELLS, jobs=jobs) as stack:
+    with tempfile.TemporaryDirectory() as scratch, Stack(Path(scratch), STACK, CELLS, jobs=asked.jobs) as stack:
         stack.refuse_unless_clean(SECONDS)
-        tried = try_all(stack, draw(stack, only), jobs)
+        drawn = draw(stack, asked.only)
+        tried = try_all(stack, [one for one in drawn if one.mutant.name not in before], asked.jobs)
+    tried += [before[one.mutant.name] for one in drawn if one.mutant.name in before]
     return tried, {
         "command": "`nox -s mutants`",
         "commit": f"`{commit()}`",
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "stack": f"`{STACK}`",
         "cells": ", ".join(f"{name} (`{cell.id.replace(f'@{STACK}', '')}`)" for name, cell in stack.cells.items()),
-        "took": f"{(time.monotonic() - start) / 60:.0f} minutes, {jobs} at a time",
+        "took": f"{(time.monotonic() - start) / 60:.0f} minutes, {asked.jobs} at a time"
+        + (f"; {len(before)} noticed by an earlier run were not tried again" if before else ""),
     }
+
+
+def ask_tests(tried: Sequence[Tried], python: str, tests: Sequence[str]) -> list[Tried]:
+    """Give the engine's mutants that no cell notices, and that are not known, to the engine's own tests."""
+    known = equivalent()
+    open_ = [one for one in tried if not one.noticed and one.mutant.name not in known]
+    asked = [one for one in open_ if one.mutant.module.startswith("harness.")]
+    found: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        jury = EngineTests(Path(scratch), python, tests)
+        if asked and jury.notice(None):
+            raise ValueError("the engine's tests fail with nothing changed")
+        for one in asked:
+            found[one.mutant.name] = jury.notice(one.mutant)
+            print(f"{'a test notices' if found[one.mutant.name] else 'NO TEST NOTICES'}: {one.mutant.name}", flush=True)
+    return [replace(one, by_tests=found.get(one.mutant.name, one.by_tests)) for one in tried]
 
 
 def main() -> int:
     """Draw, try, write the page; 1 where fewer were noticed than asked for, or the list of equivalent ones is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results/mutants.md"))
+    parser.add_argument("--out", type=Path, default=Path("results/mutants.md"), help="the page; its record lies beside")
     parser.add_argument("--at-least", type=float, default=0.95, help="share that must be noticed")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")
     parser.add_argument("--only", default="", metavar="TEXT", help="try the drawn mutants whose name holds this")
-    parser.add_argument(
-        "--again", action="store_true", help="write the page of the run that --out has, with new reasons"
-    )
+    parser.add_argument("--again", choices=("page", "tests", "survivors"), help="with what --out has: write the page "
+                        "with new reasons, ask the tests too, or try what was not noticed once more first")  # fmt: skip
+    parser.add_argument("--python", default=sys.executable, help="what runs the engine's tests")
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="the engine's tests")
     asked = parser.parse_args()
     record = asked.out.with_suffix(".json")
-    if not asked.again:
+    tried, facts = read_run(record) if asked.again else ([], {})
+    if asked.again in {None, "survivors"}:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        write_run(record, *run(asked.jobs, asked.only))
+        tried, facts = run(asked, {one.mutant.name: one for one in tried if one.by_cell})
+        write_run(record, tried, facts)
+    if asked.again != "page":
+        write_run(record, ask_tests(tried, asked.python, asked.tests), facts)
     tried, facts = read_run(record)
     score = Score(tried=tried, known=equivalent(), facts=facts)
     asked.out.write_text(page(score), encoding="utf-8")

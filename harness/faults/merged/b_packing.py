@@ -6,6 +6,8 @@ unsloth-zoo read ``j // r`` up to 2026.9.5 (unsloth-zoo#1269). No shape tells th
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 from harness.faults.fault import Facts, Fault, MergeFault, Site
@@ -32,22 +34,42 @@ def plant(site: Site) -> None:
     Raises:
         MisreadError: the adapter, read rightly, does not give PEFT's own delta.
     """
-    from safetensors.torch import load_file
+    import torch
 
-    saved = load_file(site.adapter / "adapter_model.safetensors")
-    other = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}[str(site.facts.b_packing)]
+    adapters, packing, layout = _adapters(site), str(site.facts.b_packing), site.facts.io_layout
+    other = {"rank_major": "grouped_by_expert", "grouped_by_expert": "rank_major"}[packing]
     deltas = dict(site.deltas)
     for pair, name in site.pairs.items():
         if ":" not in name:
             continue
-        a, b = (saved[f"{pair}.lora_{part}.weight"].double() for part in "AB")
-        scaling = site.scalings[pair]
-        right = expert_deltas(a, b, scaling, site.deltas[name].shape, str(site.facts.b_packing), site.facts.io_layout)
+        right, wrong = (torch.zeros_like(site.deltas[name]) for _ in range(2))
+        for saved, scaling in adapters:
+            if f"{pair}.lora_A.weight" in saved:
+                a, b = (saved[f"{pair}.lora_{part}.weight"].double() for part in "AB")
+                right += expert_deltas(a, b, scaling(pair), right.shape, packing, layout)
+                wrong += expert_deltas(a, b, scaling(pair), right.shape, other, layout)
         distance = float((right - site.deltas[name]).abs().max())
         if not distance <= RELATIVE_TOLERANCE * float(site.deltas[name].abs().max()):
-            raise MisreadError(f"{name}: {distance:.3g} away from PEFT's own delta when read as {site.facts.b_packing}")
-        deltas[name] = expert_deltas(a, b, scaling, right.shape, other, site.facts.io_layout)
+            raise MisreadError(f"{name}: {distance:.3g} away from PEFT's own delta when read as {packing}")
+        deltas[name] = wrong
     site.write(deltas)
+
+
+def _adapters(site: Site) -> list[tuple[dict[str, Any], Callable[[str], float]]]:
+    """Return the tensors of every saved adapter, and what scales its pairs: an earlier one has one scale for all."""
+    from safetensors.torch import load_file
+
+    found: list[tuple[dict[str, Any], Callable[[str], float]]] = [
+        (load_file(site.adapter / "adapter_model.safetensors"), site.scalings.__getitem__)
+    ]
+    for file in sorted(site.adapter.glob("*/adapter_model.safetensors")):
+        config = json.loads((file.parent / "adapter_config.json").read_text())
+        found.append((load_file(file), _always(config["lora_alpha"] / config["r"])))
+    return found
+
+
+def _always(scale: float) -> Callable[[str], float]:
+    return lambda _pair: scale
 
 
 def expert_deltas(

@@ -36,6 +36,7 @@ class Recipe:
         alpha_pattern: PEFT's, pattern of a name → alpha; the others have ``alpha_over_rank`` times the geometry's rank.
         use_rslora: whether alpha is divided by the root of the rank (arXiv 2312.03732), and not by the rank.
         frozen: what has a LoRA of an earlier adapter too, which is active and not trained; some of ``kinds``.
+            Experts want a PEFT whose adapters may all target parameters, from 0.20 on.
         init_lora_weights: PEFT's, how a pair begins: True is Kaiming's for lora_A and zero for lora_B.
         use_dora: whether a magnitude for each output feature is trained beside each pair.
         dropout: share of a pair's inputs that are left out while it is trained.
@@ -109,8 +110,8 @@ class Recipe:
             raise ValueError("targets as users write them are a plain LoRA's")
         if not set(self.whole) <= set(self.kinds) & {"embedding", "head"}:
             raise ValueError("embeddings and head are trained whole, where they are trained at all")
-        if not set(self.frozen) <= set(self.kinds) - {"expert"}:
-            raise ValueError("an earlier adapter has some of the kinds that are trained, and no experts")
+        if not set(self.frozen) <= set(self.kinds):
+            raise ValueError("an earlier adapter has some of the kinds that are trained")
 
     @property
     def linears_only(self) -> bool:

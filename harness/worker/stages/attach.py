@@ -50,9 +50,9 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     earlier = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * recipe.alpha_over_rank,
-        target_modules=sorted(module for kind in recipe.frozen for module, _ in targets[kind]),
         init_lora_weights=False,
         task_type="CAUSAL_LM",
+        **_told_of_targets({kind: members for kind, members in targets.items() if kind in recipe.frozen}, recipe),
     )
     peft_model = peft.get_peft_model(model, earlier, adapter_name=FROZEN)
     peft_model.add_adapter(TRAINED, config)
@@ -237,6 +237,7 @@ def attach_and_check(
         defined=is_defined(request.family),
         plain_batches=recipe.plain_batches,
         resumed=recipe.resumed,
+        adapters_on_experts=2 if "expert" in recipe.frozen else 1,
         per_expert=recipe.per_expert,
     )
     observation.data["facts"] = asdict(facts)

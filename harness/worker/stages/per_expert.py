@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.worker.checkpoints.family import Checkpoint
@@ -106,6 +107,13 @@ def check_per_expert(
     from harness.worker.stages.evaluate import logits_of
 
     write_per_expert(request, checkpoint, swapped=observation.data["adapter"]["io_layout"] == "swapped")
-    said = logits_of(PeftModel.from_pretrained(base, request.work / PER_EXPERT), request, vocab)
-    judgement, control = judge_kl(logits, said, clear, band=request.bands.adapter_reload_kl_max)
+    model = PeftModel.from_pretrained(base, request.work / PER_EXPERT)
+    # Once more, because only this says what of the file fitted nothing.
+    left = model.load_adapter(request.work / PER_EXPERT, model.active_adapter).unexpected_keys
+    judgement, control = judge_kl(
+        logits, logits_of(model, request, vocab), clear, band=request.bands.adapter_reload_kl_max
+    )
+    judgement = replace(
+        judgement, passed=judgement.passed and not left, detail=f"{len(left)} keys fit nothing: {left[:4]}"
+    )
     observation.judge("per_expert", "reload-adapter", judgement, control=control)

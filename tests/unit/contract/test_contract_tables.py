@@ -69,6 +69,7 @@ def test_the_checks_are_these() -> None:
         (replace(PLAIN, quantized=True), ALWAYS | DEFINED | WITH_PATHS | QUANTIZED),
         (replace(PLAIN, kinds=("attention",)), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
         (replace(PLAIN, fused_experts=False), ALWAYS | PLAINLY | DEFINED | WITH_PATHS),
+        (replace(PLAIN, fused_experts=False, adapters_on_experts=2), ALWAYS | PLAINLY | DEFINED),
         (replace(PLAIN, kinds=("attention",), fused_experts=False), ALWAYS | PLAINLY | DEFINED),
     ],
 )
