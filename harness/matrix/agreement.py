@@ -6,10 +6,12 @@ agree, those that do not are named. Where no majority does, all are.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
+from harness.counting import counted
 from harness.result import CellResult
 
 FEWEST = 4
@@ -19,17 +21,25 @@ FEWEST = 4
 def disagreements(results: Iterable[CellResult], *, band: float) -> Mapping[str, str]:
     """Return what is to be said of cells whose base says other than it does on most stacks: id → sentence.
 
+    One that says what is no finite number is named whatever others say.
+
     Args:
         results: of one run or of several. Where loading failed, it is known already that the base is not what it was.
         band: how far two log-probabilities may be from each other, nats.
     """
     groups: dict[tuple[object, ...], list[CellResult]] = defaultdict(list)
+    found: dict[str, str] = {}
     for result in results:
         loaded = "load" in result.stages and result.stages["load"].result == "pass"
-        if loaded and result.base_logprobs and result.base_sha256 is not None:
-            codes = result.cell.recipe if result.quantization is not None else None
-            groups[result.base_sha256, codes, result.seed, result.device].append(result)
-    return {cell: sentence for group in groups.values() for cell, sentence in _of_group(group, band).items()}
+        if not loaded or not result.base_logprobs or result.base_sha256 is None:
+            continue
+        if no_numbers := sum(said is not None and not math.isfinite(said) for said in result.base_logprobs):
+            # No distance to it is larger than a band, and others are not to be held against it.
+            found[result.cell_id] = f"what the base model says is no finite number at {counted(no_numbers, 'position')}"
+            continue
+        codes = result.cell.recipe if result.quantization is not None else None
+        groups[result.base_sha256, codes, result.seed, result.device].append(result)
+    return found | {cell: sentence for group in groups.values() for cell, sentence in _of_group(group, band).items()}
 
 
 def _of_group(results: Sequence[CellResult], band: float) -> dict[str, str]:

@@ -47,9 +47,11 @@ def share(part: int | None, whole: int | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Return a duration given in seconds: ``0.4 s``, ``42 s``, ``3 min 05 s``."""
+    """Return a duration given in seconds: ``0.4 s``, ``42 s``, ``3 min 05 s``. What is no finite number is shown so."""
     if value is None:
         return MISSING
+    if not math.isfinite(value):
+        return str(value)
     if value < _TENTHS_BELOW:
         return f"{value:.1f} s"
     if round(value) < _MINUTE:

@@ -73,3 +73,14 @@ def test_other_seeds_have_other_prompts() -> None:
     other.seed = 1
 
     assert not disagreements([result_of(STACKS[0], SAID), other], band=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 5])
+def test_what_is_no_finite_number_is_named_and_others_are_not(value: float, at: int) -> None:
+    said: list[float | None] = [value if number == at else one for number, one in enumerate(SAID)]
+    results = [result_of(STACKS[0], SAID), result_of(STACKS[1], said), result_of(STACKS[2], SAID)]
+    expected = {results[1].cell_id: "what the base model says is no finite number at 1 position"}
+
+    assert disagreements(results, band=1e-3) == expected
+    assert disagreements(results[1:2], band=1e-3) == expected

@@ -99,6 +99,8 @@ def test_kl_has_two_digits_and_is_never_clamped_or_hidden(value: float | None, e
         (59.4, "59 s"),
         (59.7, "1 min 00 s"),
         (245, "4 min 05 s"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
     ],
 )
 def test_seconds(value: float | None, expected: str) -> None:
