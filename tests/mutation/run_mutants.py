@@ -38,6 +38,7 @@ CELLS: dict[str, dict[str, str]] = {
     "patterns": {"family": "qwen3_moe", "recipe": "lora-patterns"},
     "bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16"},
     "peft-bf16": {"family": "qwen3_moe", "recipe": "lora", "dtype": "bf16", "engine": "peft"},
+    "qwen3_5_moe": {"family": "qwen3_5_moe", "recipe": "lora"},
     "dora": {"family": "qwen3_moe", "recipe": "lora-dora"},
     "qlora4": {"family": "qwen3_moe", "recipe": "qlora4", "geometry": "blocks"},
 }
