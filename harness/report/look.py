@@ -99,6 +99,17 @@ class OverviewCell:
 
     worst: Look
     tally: tuple[tuple[str, int], ...]
+    passed: int
+    cells: int
+
+    @property
+    def share(self) -> str:
+        """How many pass, where some do and some do not: ``21 of 24 pass``."""
+        return f"{self.passed} of {self.cells} pass" if 0 < self.passed < self.cells else ""
+
+    def __str__(self) -> str:
+        """Return the worst look and, beside it, how many pass all the same."""
+        return f"{self.worst} ({self.share})" if self.share else str(self.worst)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,8 @@ def _overview_cell(rows: Sequence[Row]) -> OverviewCell | None:
         return None
     looks = [str(look(row)) for row in sorted(rows, key=severity)]
     tally = tuple((text, looks.count(text)) for text in dict.fromkeys(looks))
-    return OverviewCell(worst=look(min(rows, key=severity)), tally=tally)
+    passed = sum(row.passed for row in rows)
+    return OverviewCell(worst=look(min(rows, key=severity)), tally=tally, passed=passed, cells=len(rows))
 
 
 def overview(rows: Iterable[Row]) -> Overview:

@@ -28,7 +28,10 @@ COVERED = {
         "family": FAMILIES,
         "recipe": {
             *("lora", "lora-attention", "lora-down-only", "lora-experts", "lora-gate-up-only"),
-            *("lora-patterns", "lora-dora", "lora-two-adapters", "lora-dropout"),
+            *("lora-patterns", "lora-dora", "lora-two-adapters", "lora-dropout", "lora-two-expert-adapters"),
+            *("lora-checkpointing", "lora-padded", "lora-packed", "lora-chat", "lora-resumed", "lora-autocast"),
+            *("lora-router", "lora-embeddings", "lora-vocabulary", "lora-modules-to-save", "lora-per-expert"),
+            *("module-names", "all-linear", "target-parameters"),
         },
         "engine": {"reference", "peft"},
     },

@@ -55,7 +55,7 @@ def _percent(character: str) -> str:
 def _overview(rows: Sequence[Row]) -> str:
     table = overview(rows)
     lines = [
-        (title, code_span(engine), *(_NOT_PLANNED if cell is None else str(cell.worst) for cell in cells))
+        (title, code_span(engine), *(_NOT_PLANNED if cell is None else str(cell) for cell in cells))
         for _, title, engine, cells in table.lines
     ]
     head = ("transformers / peft / trl", "merged by", *(code_span(family) for family in table.families))
@@ -174,7 +174,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
         legend = "\n".join(f"- {symbol} {text}" for symbol, text in LEGEND if symbol in shown)
         parts += [
             "## Overview",
-            "The worst of the recipes, per stack, engine and family.",
+            "The worst of the recipes, per stack, engine and family, and how many of its cells pass.",
             _overview(rows),
             legend,
             "## Cells",

@@ -180,6 +180,14 @@ def test_counts_leave_out_what_did_not_run() -> None:
     assert sum(summary.outcomes.values()) == 15
 
 
+def test_overview_says_how_many_pass_beside_the_worst() -> None:
+    rows = [row for row in sample_rows() if row.result.cell.family == "qwen3_moe"]
+    found = {stack: line[0] for stack, _, _, line in overview(rows).lines}
+
+    assert str(found[STACK.id]) == "✗ fail (2 of 4 pass)"
+    assert found[STACK.id].share == "2 of 4 pass"
+
+
 def test_overview_shows_the_worst_recipe() -> None:
     table = overview(sample_rows())
     cells = {
