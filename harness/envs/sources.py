@@ -11,7 +11,8 @@ import hashlib
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -61,9 +62,14 @@ def build_source(
         return _commit(uv, interpreter, package, selector.text)
     place = _place(selector.text)
     if selector.kind == "wheel":
-        if not place.is_file():
+        if not _is(Path.is_file, place):
             raise ConfigurationError(f"--{package} {selector.text}: there is no such wheel.")
-        return _wheel(place, package), Source(kind="wheel", digest=_sha256(place), location=place.as_uri())
+        version = _wheel(place, package)
+        if not zipfile.is_zipfile(place):
+            raise ConfigurationError(f"--{package} {selector.text}: it is no wheel, which is a zip archive.")
+        return version, Source(kind="wheel", digest=_sha256(place), location=place.as_uri())
+    if not _is(Path.is_dir, place):
+        raise ConfigurationError(f"--{package} {selector.text}: there is no such folder.")
     if not any((place / name).is_file() for name in ("pyproject.toml", "setup.py")):
         raise ConfigurationError(
             f"--{package} {selector.text}: no source tree: it has neither pyproject.toml nor setup.py."
@@ -135,6 +141,14 @@ def _commit(uv: Uv, interpreter: Interpreter, package: str, text: str) -> tuple[
     repository = rest if at < 0 else rest[:at]
     location = f"git+{scheme}://{repository}@{commit}{hash_mark}{inside}"
     return str(Version(found["version"])), Source(kind="git", digest=commit, location=location)
+
+
+def _is(kind: Callable[[Path], bool], place: Path) -> bool:
+    """Say whether something of a kind is there; what no file can be called is not."""
+    try:
+        return kind(place)
+    except (OSError, ValueError):  # a name that is too long, a folder that may not be read, a null character
+        return False
 
 
 def _place(text: str) -> Path:

@@ -60,7 +60,8 @@ def checked_pin_name(name: str) -> str:
     if name in RESERVED:
         raise ValueError(f"{name} is what a cell's id calls something else, so no package of that name can be pinned")
     if not is_normalized_name(name):
-        raise ValueError(f"write the package's name as {canonicalize_name(name)!r}")
+        right = canonicalize_name(name)
+        raise ValueError(f"write the package's name as {right!r}" if is_normalized_name(right) else "no package's name")
     return name
 
 

@@ -86,7 +86,7 @@ class Block(_Table):
 
     stacks: Globs = ("*",)
     """Globs over stack ids, ``tf5.5.0-peft0.19.1-trl0.25.1``: the declared ones, or those of ``selections``."""
-    selections: tuple[str, ...] = ()
+    selections: Globs = ()
     """Globs over the names of ``[[selections]]``, whose stacks take the place of the declared ones."""
     families: Globs = ("*",)
     """Globs over the families of this file."""

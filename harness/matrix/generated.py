@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from packaging.version import Version
+
 from harness.errors import ConfigurationError
 from harness.matrix.cell import MAIN_PACKAGES, PINNED, Stack
 from harness.matrix.choice import Choice, Chooser, as_resolved, open_requirement, stack_of, with_choices
@@ -48,8 +50,16 @@ def generate_stacks(config: MatrixConfig, selection: VersionSelection, asked: As
         now: the time, which says what is new.
 
     Raises:
-        ConfigurationError: a selector means no release, everything is excluded, or nothing goes with some versions.
+        ConfigurationError: a selector means no release, everything is excluded, or nothing goes with some versions. The
+            message names the selection.
     """
+    try:
+        return _generate(config, selection, asked, now)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"selections.{selection.name}: {error.message}", remedy=error.remedy) from error
+
+
+def _generate(config: MatrixConfig, selection: VersionSelection, asked: Asked, now: datetime) -> Generated:
     listed = {
         name: selected_versions(selection, name, asked, now=now)
         for name in MAIN_PACKAGES
@@ -73,7 +83,7 @@ def generate_stacks(config: MatrixConfig, selection: VersionSelection, asked: As
             stacks.setdefault(stack.key, stack)
             reasons.setdefault(stack.key, _reason(listed, combination, stack))
     if not stacks:
-        raise ConfigurationError(f"selections.{selection.name}: every stack is excluded by its conditions.")
+        raise ConfigurationError("every stack is excluded by its conditions.")
     new = {name: set(it.new) for name, it in listed.items()}
     ordered = sorted(stacks.values(), key=lambda stack: not any(stack.shown(name) in new[name] for name in new))
     news = tuple(f"{words}." for it in listed.values() for words in it.new.values())
@@ -124,8 +134,14 @@ def _stack(
     if not pinned:
         return as_resolved(stack, selection.resolution, asked, selection.pins)[0]
     if selection.python is None and not selection.pins:
-        return next((declared for declared in config.declared if declared.id == stack.id), stack)
+        return next((declared for declared in config.declared if _same(declared, stack)), stack)
     return stack
+
+
+def _same(declared: Stack, stack: Stack) -> bool:
+    """Say whether a declared stack is this one, however its versions are written."""
+    same = all(Version(getattr(declared, name)) == Version(getattr(stack, name)) for name in MAIN_PACKAGES)
+    return same and declared.sources == stack.sources
 
 
 def _reason(listed: Mapping[str, SelectedVersions], combination: Combination, stack: Stack) -> str:

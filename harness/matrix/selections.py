@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Protocol, Self
 
+from packaging.version import Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.contract.cell_fields import NAME_PATTERN
@@ -114,7 +115,7 @@ def selected_versions(selection: VersionSelection, package: str, index: Index, *
     """Return the versions of a package that a selection names.
 
     Raises:
-        ConfigurationError: one of its selectors means none; the message names the selection.
+        ConfigurationError: one of its selectors means none.
     """
     by: dict[str, str] = {}
     sources: dict[str, Source] = {}
@@ -129,12 +130,11 @@ def selected_versions(selection: VersionSelection, package: str, index: Index, *
             found = (selector.version,)
         else:
             offer = index.offer(package)
-            try:
-                found = select(selector, offer.releases, package=package, pre=selection.pre).versions
-            except ConfigurationError as error:
-                raise ConfigurationError(f"selections.{selection.name}: {error.message}", remedy=error.remedy) from None
+            found = select(selector, offer.releases, package=package, pre=selection.pre).versions
             new |= _new_among(found, offer, now)
-        by = dict.fromkeys(found, text) | by  # the selector that came first keeps its version
+        # The selector that came first keeps its version, and the spelling of it: 5.23 and 5.23.0 are one (PEP 440).
+        had = {Version(version) for version in by if version not in sources}
+        by |= {version: text for version in found if version in sources or Version(version) not in had}
     released = newest_first(Release(version=version) for version in by if version not in sources)
     versions = (*sources, *(release.version for release in released))
     return SelectedVersions(versions=versions, by=by, sources=sources, new=new)

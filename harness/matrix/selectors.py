@@ -89,7 +89,7 @@ def parse_selector(text: str) -> Selector:
     text = text.strip()
     if (source := parse_source(text)) is not None:
         return source
-    if found := re.fullmatch(r"latest-minors:(\d+)", text):
+    if found := re.fullmatch(r"latest-minors:(\d{1,4})", text):
         if not (count := int(found[1])):
             raise ValueError(f"{text!r}: of how many minors? At least 1")
         return LatestPatches(minors=count)

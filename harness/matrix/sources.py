@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -69,16 +70,25 @@ def parse_source(text: str) -> SourceSelector | None:
     """
     if text.startswith("git+"):
         if not re.match(r"git\+(?:https?|ssh|file)://\S+$", text):
-            raise ValueError(f"{text!r} is no git repository; write git+https://HOST/OWNER/NAME@REF")
+            raise ValueError(f"{_shown(text)!r} is no git repository; write git+https://HOST/OWNER/NAME@REF")
         return SourceSelector(kind="git", text=text)
+    if text.startswith("file:"):
+        host, path = urlsplit(text)[1:3]
+        if host not in {"", "localhost"} or not path:
+            raise ValueError(f"{_shown(text)!r} names no place on this machine; write file:///PATH")
     if text.endswith(".whl"):
         if "://" in text and not text.startswith("file:"):
-            raise ValueError(f"{text!r}: a wheel has to lie on this machine; download it first")
+            raise ValueError(f"{_shown(text)!r}: a wheel has to lie on this machine; download it first")
         return SourceSelector(kind="wheel", text=text)
     if text in {".", ".."} or text.startswith(("/", "./", "../", "~/", "file:")):
         return SourceSelector(kind="path", text=text)
     if "://" in text or re.match(r"(?:www\.|git@)", text):
         raise ValueError(
-            f"{text!r} is no selector of versions; a repository is written git+https://HOST/OWNER/NAME@REF"
+            f"{_shown(text)!r} is no selector of versions; a repository is written git+https://HOST/OWNER/NAME@REF"
         )
     return None
+
+
+def _shown(text: str) -> str:
+    """Return a text as a message shows it: without what an address may hold of credentials, and of a query."""
+    return re.sub(r"(://[^?]*)\?.*", r"\1?***", re.sub(r"://[^/\s]*@", "://***@", text))

@@ -120,13 +120,23 @@ def test_a_digest_is_of_names_and_contents_of_what_is_built_from(tree: Path) -> 
 
 def test_a_wheel_is_its_bytes(tmp_path: Path) -> None:
     wheel = tmp_path / "peft-0.22.0-py3-none-any.whl"
-    wheel.write_bytes(b"abc")
+    # An archive of nothing is its end record: the signature PK 05 06 and 18 zero bytes (APPNOTE.TXT, 4.3.16).
+    wheel.write_bytes(b"PK\5\6" + bytes(18))
     version, source = built(Builder(), tmp_path, "wheel", str(wheel))
 
     assert version == "0.22.0"
-    # the SHA-256 of "abc", FIPS 180-2
-    assert source.digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert source.mark == ".wheel.ba7816bf"
+    # the SHA-256 of those 22 bytes
+    assert source.digest == "8739c76e681f900923b900c9df0ef75cf421d39cabb54650c4b9ad19b6a76d85"
+    assert source.mark == ".wheel.8739c76e"
+
+
+@pytest.mark.parametrize("content", [b"", b"abc"], ids=["nothing", "no archive"])
+def test_a_file_that_is_called_a_wheel_and_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    wheel = tmp_path / "peft-0.22.0-py3-none-any.whl"
+    wheel.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match="it is no wheel, which is a zip archive"):
+        built(Builder(), tmp_path, "wheel", str(wheel))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +144,10 @@ def test_a_wheel_is_its_bytes(tmp_path: Path) -> None:
     [
         ("wheel", "absent/peft-1-py3-none-any.whl", "there is no such wheel"),
         ("path", ".", "no source tree"),
-        ("path", "./absent", "no source tree"),
+        ("path", "./absent", "there is no such folder"),
+        ("path", "/" + "x" * 5000, "there is no such folder"),
+        ("path", "file:///a%00b", "there is no such folder"),
+        ("wheel", "/" + "x" * 5000 + ".whl", "there is no such wheel"),
     ],
 )
 def test_what_is_not_there_is_refused(

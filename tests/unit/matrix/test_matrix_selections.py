@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell
-from harness.matrix.config import MatrixConfig
+from harness.matrix.config import Block, MatrixConfig
 from harness.matrix.generated import Generated, generate_stacks
 from harness.matrix.plan import Selection, all_cells, needed_selections, plan_cells, reasons
 from harness.matrix.releases import Offer, Release
@@ -106,6 +106,16 @@ def test_strategies_and_conditions_are_obeyed(config: MatrixConfig) -> None:
     assert 15 <= len(made(config, **wide, strategy="pairwise").stacks) < 45
 
 
+def test_a_version_written_in_two_ways_is_one_stack_and_the_declared_one(config: MatrixConfig) -> None:
+    declared = config.declared[2]
+    both = made(config, transformers=["4.57.6", "5.23.0", "5.23"], peft="0.21.2", trl=["latest", "1.16"])
+    short = made(config, transformers="5.23", peft="0.21.2", trl="1.16")
+
+    assert ids(both) == [declared.id, "tf4.57.6-peft0.21.2-trl1.16.0"]
+    assert both.reasons[declared.key] == "transformers 5.23.0, peft 0.21.2, trl latest"
+    assert short.stacks == (declared,)
+
+
 def test_pins_and_declared_stacks_are_as_ever(config: MatrixConfig) -> None:
     found = made(config, transformers=["4.57.6", "5.23.0"], peft=["0.19.1", "0.21.2"], trl=["0.25.1", "1.16.0"])
     stacks = {stack.id: stack for stack in found.stacks}
@@ -175,10 +185,15 @@ def test_pins_of_a_selection_hold_for_its_stacks(
 def test_what_selects_nothing_is_an_error(config: MatrixConfig) -> None:
     with pytest.raises(ConfigurationError, match=r"selections\.found: peft: '<0\.10' selects no release"):
         made(config, peft="<0.10")
-    with pytest.raises(ConfigurationError, match="is excluded"):
+    with pytest.raises(ConfigurationError, match=r"selections\.found: Every combination .* is excluded"):
         made(config, transformers="latest", peft="latest", trl="latest", exclude=["transformers>1"])
     with pytest.raises(ConfigurationError, match=r"selections\.found: every stack is excluded"):
         made(config, transformers="latest", peft="latest", exclude=["trl>1"])
+
+
+def test_a_block_that_names_no_selection_is_not_one_of_all_declared_stacks() -> None:
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Block.model_validate({"recipes": ["lora"], "selections": []})
 
 
 @pytest.mark.parametrize(

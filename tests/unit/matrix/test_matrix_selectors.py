@@ -132,6 +132,7 @@ def test_a_range_is_read() -> None:
         ("latest-minors", "did you mean 'latest-minors:N'"),
         ("latest<zero", "is not a range of versions"),
         ("latest-minors:0", "of how many minors"),
+        pytest.param(f"latest-minors:{'9' * 5000}", "is no selector of versions", id="more minors than there are"),
         ("newest", "is no selector of versions"),
         (">=zero", "is not a range of versions"),
         ("=>5", "is not a version"),
@@ -140,6 +141,8 @@ def test_a_range_is_read() -> None:
         ("5.5.0+cpu", "did you mean '5.5.0'"),
         ("1!5.0", "epoch"),
         ("https://host/o/n", "git\\+https://HOST"),
+        ("file:", "names no place on this machine"),
+        ("file://host/peft", "names no place on this machine"),
         ("git+host/o/n", "is no git repository"),
         ("https://host/peft-1-py3-none-any.whl", "download it first"),
     ],
@@ -147,6 +150,24 @@ def test_a_range_is_read() -> None:
 def test_what_is_no_selector_says_what_was_meant(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_selector(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:secret@host/o/n@main",
+        "git+ftp://secret@host/o/n@main",
+        "https://host/peft-1-py3-none-any.whl?token=secret",
+        "https://me:secret@host/peft-1-py3-none-any.whl",
+        "file://me:secret@host/peft",
+    ],
+)
+def test_a_refused_address_is_shown_without_its_credentials(text: str) -> None:
+    with pytest.raises(ValueError, match=r"host/") as refused:
+        parse_selector(text)
+
+    assert "secret" not in str(refused.value)
+    assert "@main" in str(refused.value) or "main" not in text
 
 
 numbers = st.tuples(st.integers(4, 6), st.integers(0, 60), st.integers(0, 3))

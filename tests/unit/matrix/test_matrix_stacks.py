@@ -18,10 +18,10 @@ VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1"}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pins": {"x; rm -rf ~ #": "1"}}, "write the package's name"),
-        ({"pins": {"../../../x": "1"}}, "write the package's name"),
+        ({"pins": {"x; rm -rf ~ #": "1"}}, "no package's name"),
+        ({"pins": {"../../../x": "1"}}, "no package's name"),
         ({"pins": {"Torch_Vision": "1"}}, "write the package's name as 'torch-vision'"),
-        ({"pins": {"": "1"}}, "write the package's name"),
+        ({"pins": {"": "1"}}, "no package's name"),
         ({"pins": {"peft": "1"}}, "key of the stack itself"),
         ({"pins": {"torch": "1!2.0"}}, "epoch"),
         ({"transformers": "1!5.5.0"}, "epoch"),
