@@ -37,9 +37,19 @@ def disagreements(results: Iterable[CellResult], *, band: float) -> Mapping[str,
             # No distance to it is larger than a band, and others are not to be held against it.
             found[result.cell_id] = f"what the base model says is no finite number at {counted(no_numbers, 'position')}"
             continue
-        codes = result.cell.recipe if result.quantization is not None else None
-        groups[result.base_sha256, codes, result.seed, result.device].append(result)
+        groups[result.base_sha256, _codes_of(result), result.seed, result.device].append(result)
     return found | {cell: sentence for group in groups.values() for cell, sentence in _of_group(group, band).items()}
+
+
+def _codes_of(result: CellResult) -> object:
+    """Return what decides how a base is quantised; None where it is not.
+
+    Experts that are a list of Linears are quantised one by one, and their scales in other groups than those of a fused
+    parameter: both are right, and not the same.
+    """
+    if result.quantization is None:
+        return None
+    return result.cell.recipe, None if result.facts is None else result.facts.fused_experts
 
 
 def _of_group(results: Sequence[CellResult], band: float) -> dict[str, str]:

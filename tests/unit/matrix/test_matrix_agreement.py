@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from harness.contract.facts import CellFacts
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
-from harness.result import CellResult, StageResult
+from harness.result import CellResult, QuantizationInfo, StageResult
 
 STACKS = [Stack(transformers=f"5.{minor}.0", peft="0.19.1", trl="1.4.0") for minor in range(4)]
 SAID = [-1.0, -2.5, None, -0.25, -3.0, -4.0]
@@ -84,3 +87,15 @@ def test_what_is_no_finite_number_is_named_and_others_are_not(value: float, at: 
 
     assert disagreements(results, band=1e-3) == expected
     assert disagreements(results[1:2], band=1e-3) == expected
+
+
+def test_quantised_lists_and_fused_parameters_have_other_codes() -> None:
+    listed, fused = result_of(STACKS[0], SAID, recipe="qlora4"), result_of(STACKS[1], moved(0.02), recipe="qlora4")
+    for result, is_fused in ((listed, False), (fused, True)):
+        result.quantization = QuantizationInfo(kinds={})
+        result.facts = CellFacts(kinds=("expert",), quantized=True, fused_experts=is_fused, defined=True)
+
+    assert not disagreements([listed, fused], band=1e-3)
+    assert listed.facts is not None
+    listed.facts = replace(listed.facts, fused_experts=True)
+    assert len(disagreements([listed, fused], band=1e-3)) == 2
