@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,20 @@ def asleep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     return found
 
 
+def _recipe_with(check: Check) -> str:
+    """Return a recipe whose cells have a check."""
+    facts = {
+        "lora": PLAIN,
+        "lora-resumed": replace(PLAIN, resumed=True),
+        "lora-per-expert": replace(PLAIN, per_expert=True),
+    }
+    return next((recipe for recipe, known in facts.items() if check.applies(known)), "qlora4")
+
+
 def _case(check: Check, scratch: Path) -> dict[str, Any]:
     config = load_config(find_config(), read_catalogue())
     stack = next(stack for stack in config.declared if stack.id == NEWEST)
-    recipe = "lora" if check.applies(PLAIN) else "qlora4"
+    recipe = _recipe_with(check)
     cell = one_cell(read_catalogue(), stack, family="qwen3_moe", recipe=recipe)
     work = scratch / check.stage / check.name
     work.mkdir(parents=True)
@@ -108,7 +119,7 @@ def test_a_check_that_is_asleep_makes_the_cell_blind(asleep: dict[str, dict[str,
     ended = {key: EndedStage(**how) for key, how in fields.pop("stages").items()}  # type: ignore[attr-defined]
     config = load_config(find_config(), read_catalogue())
     stack = next(stack for stack in config.declared if stack.id == NEWEST)
-    recipe = "lora" if "kl_dequantized" not in str(fields["checks"]) else "qlora4"
+    recipe = _recipe_with(next(it for it in TABLE if (it.stage, it.name) == (stage, check)))
     cell = one_cell(read_catalogue(), stack, family="qwen3_moe", recipe=recipe)
     result = decide(CellResult(cell=cell, cell_id=cell.id, outcome="error", **fields), ended)  # type: ignore[arg-type]
 
