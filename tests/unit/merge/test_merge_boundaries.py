@@ -1,4 +1,4 @@
-"""Boundaries that mutants of the engine crossed unnoticed by every cell: exactly full, at the very end, both at once."""
+"""Boundaries that mutants of the engine crossed unnoticed by all cells: exactly full, at the very end, both at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from format_samples import HIDDEN, VOCABULARY, Numbers, small_base, write_adapter, write_base
+from merge_samples import Spec, build
 
 from harness.merge import errors, plan_merge
 from harness.merge.adapter.bounded_regex import BoundedPattern
@@ -124,3 +125,14 @@ def test_memory_is_fixed_and_a_share_of_each_thread_and_the_factors_of_a_layer_m
 def test_one_shard_is_written_whatever_its_factors_take() -> None:
     assert estimate(planned(384 * 2**20 + 1), 3).lanes == 1
     assert estimate(planned(192 * 2**20), 3).lanes == 2
+
+
+def test_experts_that_are_fused_on_disk_are_targets_too(tmp_path: Path) -> None:
+    """Of the last layer as of the others, one by one."""
+    sample = build(tmp_path, Spec(disk="fused"))
+    for half in ("lora_A", "lora_B"):
+        del sample.adapter_tensors[f"base_model.model.model.layers.1.mlp.experts.{half}.weight"]
+    sample.save_adapter()
+
+    with pytest.raises(errors.UncoveredTargetsError, match=r"targets 4 tensors.*layers\.1\.mlp\.experts\.3\.down_proj"):
+        plan_merge(sample.base, sample.adapter)
