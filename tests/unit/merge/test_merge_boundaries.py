@@ -13,7 +13,7 @@ from format_samples import HIDDEN, VOCABULARY, Numbers, small_base, write_adapte
 from merge_samples import Spec, build
 
 from harness.merge import errors, plan_merge
-from harness.merge.adapter.bounded_regex import BoundedPattern
+from harness.merge.adapter.bounded_regex import BoundedPattern, Budget
 from harness.merge.files import json_file
 from harness.merge.plan.estimate import estimate
 from harness.merge.publish.publish import check_space
@@ -41,6 +41,8 @@ def numbers() -> Numbers:
         ("(?=a*b)aab", "aab"),  # any number, asked from its end back
         ("(?=a*b)aac", "aac"),
         ("(?=ba*c)ba", "baaac"),
+        ("a(?=a*b)ab", "aab"),  # from between
+        ("(?=a*b)a", "aacb"),  # not past another letter
         ("(?=.*z)abc", "abcabz"),  # an end beyond all small places
         ("(?!.*z)abc", "abcabz"),
         ("(?=abcdef)a", "abcdef"),
@@ -54,6 +56,13 @@ def test_patterns_say_what_pythons_say_at_line_ends_in_sets_and_ahead(pattern: s
 
     assert bounded.match(name) == (expected.match(name) is not None)
     assert bounded.fullmatch(name) == (expected.fullmatch(name) is not None)
+
+
+def test_a_set_is_paid_for_item_by_item() -> None:
+    """153.4 steps: 100 and 50 to compile, 0.5 to ask, 0.2 for the name and 0.2 for its letters, a node, three items."""
+    assert BoundedPattern("[abc]", budget=Budget(154)).match("a")
+    with pytest.raises(errors.UnsafePatternError, match="take too long"):
+        BoundedPattern("[abc]", budget=Budget(153)).match("a")
 
 
 def test_an_embeddings_pair_without_its_magnitude_is_no_dora(tmp_path: Path, numbers: Numbers) -> None:
