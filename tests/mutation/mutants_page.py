@@ -110,9 +110,15 @@ def equivalent() -> dict[str, str]:
     return {entry["mutant"]: entry["why"] for entry in entries}
 
 
+def readings() -> dict[str, str]:
+    """Return mutant → what it would do, of those that nothing notices though somebody could."""
+    entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("blind", [])
+    return {entry["mutant"]: f"**a blind spot**: {entry['reading']}" for entry in entries}
+
+
 def page(score: Score) -> str:
     """Return the page."""
-    lines = []
+    lines, read = [], readings()
     for group in dict.fromkeys(one.group for one in score.tried):
         part = Score(tried=[one for one in score.tried if one.group == group], known=score.known)
         by_cell = sum(one.by_cell for one in part.tried)
@@ -122,7 +128,7 @@ def page(score: Score) -> str:
     noticed_by = Counter(one.noticed_by or "" for one in score.tried if one.by_cell)
     by_tests = [(_code(one.mutant.name), ", ".join(one.cells)) for one in score.tried if one.by_tests]
     survivors = [
-        (_code(one.mutant.name), ", ".join(one.cells), score.known.get(one.mutant.name, "**a blind spot**"))
+        (_code(one.mutant.name), ", ".join(one.cells), _why(one.mutant.name, score.known, read))
         for one in score.tried
         if not one.noticed
     ]
@@ -133,6 +139,9 @@ def page(score: Score) -> str:
         "the line does not pass. It is tried in the first such cell, and where that passes in every further one; one "
         "that is listed as equivalent in the first alone. A mutant of the engine that no cell notices is given to the "
         "engine's own tests, `tests/unit/merge`: a cell has no hostile input and interrupts no merge.\n\n"
+        "The draw is always the same, and recipes, tests and reasons were written after looking at what it left: the "
+        "score is this draw's, and another draw's would be lower until it was looked at. Operators that exchange "
+        "identity and equality are left out.\n\n"
         f"**{score.share:.1%}** of the {score.counted} that are not equivalent were noticed, "
         f"{by_cell / max(score.counted, 1):.1%} by a cell.\n\n"
         + pipe_table(("", ""), list(score.facts.items()))
@@ -148,10 +157,16 @@ def page(score: Score) -> str:
             ("check", "mutants"), [(name, str(n)) for name, n in noticed_by.most_common()], numeric=(False, True)
         )
         + "\n\n## Not noticed\n\n"
-        + pipe_table(("mutant", "tried in", "why nobody could see it"), survivors)
+        + pipe_table(("mutant", "tried in", "reading"), survivors)
         + "\n\n## Noticed by the engine's tests alone\n\n"
         + pipe_table(("mutant", "tried in"), by_tests)
         + "\n"
+    )
+
+
+def _why(name: str, known: Mapping[str, str], read: Mapping[str, str]) -> str:
+    return (
+        f"equivalent: {known[name]}" if name in known else read.get(name, "**a blind spot**: nobody has looked at it")
     )
 
 

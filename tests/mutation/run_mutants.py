@@ -1,7 +1,8 @@
-"""How many mutants of PEFT's and the engine's code a cell notices: ``nox -s mutants``, half an hour on one core.
+"""How many mutants of PEFT's and the engine's code a cell notices: ``nox -s mutants``, an hour on one core, or more.
 
-Only lines that a cell has run are changed. A mutant is noticed where its cell does not pass. One that no cell notices
-is looked at by a person: ``equivalent.toml`` says why it changes nothing that anybody could see, or it is a blind spot.
+Only lines that a cell has run are changed. A mutant is noticed where its cell does not pass. One of the engine that no
+cell notices is given to the engine's own tests. What is left is looked at by a person: ``equivalent.toml`` says why it
+changes nothing that anybody could see, or what it would do, and then it is a blind spot.
 """
 
 from __future__ import annotations
