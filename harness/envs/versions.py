@@ -69,7 +69,8 @@ def newest_release(package: str, *, log: Log | None = None) -> str:
 def yanked_pins(stacks: Iterable[Stack], *, log: Log | None = None) -> tuple[str, ...]:
     """Return a sentence for each pin of some stack that was withdrawn from its index, with the reason given there.
 
-    What was said is remembered for a week. Indexes that are out of reach say nothing: it is a note and no verdict.
+    What was said is remembered for a week. Indexes that are out of reach say nothing, and are asked
+    once: it is a note and no verdict.
     """
     layout = CacheLayout(cache_dir())
     uv = find_uv(layout.working_folder, log)
@@ -82,8 +83,10 @@ def yanked_pins(stacks: Iterable[Stack], *, log: Log | None = None) -> tuple[str
             continue
         try:
             known |= {pin: (today, reason) for pin, reason in yanked(uv, group, interpreter).items()}
-        except (Unresolvable, EnvironmentFailedError):
-            continue  # missing, not for this Python, or not to be asked: said elsewhere, where it matters
+        except Unresolvable:
+            continue  # missing, or not for this Python: said elsewhere, where it matters
+        except EnvironmentFailedError:
+            break  # nor will the next be answered, and each question waits for an answer
         told = {pin: (day.isoformat(), reason) for pin, (day, reason) in known.items()}
         write_atomically(path, json.dumps(told, indent=1, sort_keys=True))
     asked = sorted({pin for group in groups for pin in group})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from harness.faults.patching import after_training_begins, replace
@@ -168,3 +169,38 @@ def packing_of_linears(patches: ExitStack, change: Callable[[Any], None]) -> Non
         return quantize
 
     replace(patches, Params4bit, "_quantize", make)
+
+
+def after_saving_merged(patches: ExitStack, change: Callable[[Path], None]) -> None:
+    """Change the directory that a model saves itself to once PEFT has merged it."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    def make(original: Any) -> Any:
+        def merge_and_unload(self: Any, *args: Any, **kwargs: Any) -> Any:
+            merged = original(self, *args, **kwargs)
+            save = merged.save_pretrained
+
+            def save_pretrained(save_directory: Any, *others: Any, **options: Any) -> None:
+                save(save_directory, *others, **options)
+                change(Path(save_directory))
+
+            merged.save_pretrained = save_pretrained
+            return merged
+
+        return merge_and_unload
+
+    replace(patches, BaseTuner, "merge_and_unload", make)
+
+
+def sigmoid_weights(router: Any, scores: Any, chosen: Any) -> Any:
+    """Return the weights of chosen experts as a router of DeepSeek-V3 has them, (tokens, top_k).
+
+    Args:
+        router: has whether they are normalised, and what they are multiplied with.
+        scores: of all experts, (tokens, E).
+        chosen: (tokens, top_k) int64.
+    """
+    weights = scores.gather(1, chosen)
+    if router.norm_topk_prob:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return weights * router.routed_scaling_factor

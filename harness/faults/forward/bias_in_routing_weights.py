@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.faults.fault import Fault, LibraryFault
 from harness.faults.patching import replace
-from harness.faults.places import modeling
+from harness.faults.places import modeling, sigmoid_weights
 
 
 def plant(patches: ExitStack) -> None:
@@ -21,10 +21,7 @@ def plant(patches: ExitStack) -> None:
         def forward(self: Any, hidden_states: Any) -> Any:
             logits, _, chosen = original(self, hidden_states)
             corrected = logits.sigmoid() + self.e_score_correction_bias
-            weights = corrected.gather(1, chosen)
-            if self.norm_topk_prob:
-                weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-            return logits, weights * self.routed_scaling_factor, chosen
+            return logits, sigmoid_weights(self, corrected, chosen), chosen
 
         return forward
 

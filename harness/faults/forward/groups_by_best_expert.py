@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.faults.fault import Fault, LibraryFault
 from harness.faults.patching import replace
-from harness.faults.places import modeling
+from harness.faults.places import modeling, sigmoid_weights
 
 
 def plant(patches: ExitStack) -> None:
@@ -28,10 +28,7 @@ def plant(patches: ExitStack) -> None:
             mask = torch.ones(grouped.shape[:2], dtype=torch.bool, device=grouped.device).scatter_(1, kept, value=False)
             masked = grouped.masked_fill(mask.unsqueeze(-1), float("-inf")).flatten(1)
             chosen = masked.topk(self.top_k, dim=-1, sorted=False)[1]
-            weights = scores.gather(1, chosen)
-            if self.norm_topk_prob:
-                weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-            return logits, weights * self.routed_scaling_factor, chosen
+            return logits, sigmoid_weights(self, scores, chosen), chosen
 
         return forward
 

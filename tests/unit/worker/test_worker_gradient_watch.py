@@ -191,6 +191,18 @@ def test_dropout_leaves_out_what_it_left_out_in_training(replayed: bool, right: 
 
 
 @pytest.mark.parametrize(("digits", "right"), [(1, True), (4, False)])
+def test_under_autocast_a_float32_tensor_has_bfloat16_s_room(digits: int, right: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    watch: Any = None
+    found = GradientWatch(tensors={"w": weight}, watch=watch, device="cpu", max_norm=1e6, band=BAND, autocast=True)
+    weight.grad = torch.full((4,), 1 + digits / 128)
+    found._compare({"w": torch.ones(4)}, 1)
+
+    assert (worst_of(found).share <= 1) is right
+    assert replace(found, autocast=False)._room("w") == BAND
+
+
+@pytest.mark.parametrize(("digits", "right"), [(1, True), (4, False)])
 def test_a_tensor_of_fewer_digits_may_be_off_by_two_of_its_last(digits: int, right: bool) -> None:
     """All of a gradient is off by the same, 1/128 for each digit of bfloat16."""
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
