@@ -9,7 +9,8 @@ of declarations is decided in ``harness.matrix.verdict``.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -19,7 +20,7 @@ from harness.contract.cell_fields import Device
 from harness.contract.stages import TABLE, StageName
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.cell import MAIN_PACKAGES, Cell
+from harness.matrix.cell import MAIN_PACKAGES, Cell, Stack
 from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.config import MatrixConfig
 from harness.matrix.plan import all_cells
@@ -82,22 +83,28 @@ class Expectation(_Table):
 
     def applies(self, cell: Cell) -> bool:
         """Say whether this is about ``cell``, by its versions and its id."""
-        return self._reaches(cell) and not _any_matches(self._excluded, cell)
+        return self.holds(cell.stack) and self._names(cell.id)
 
-    def idle_globs(self, cells: Sequence[Cell]) -> list[str]:
-        """Return the globs that match none of ``cells``, and the exclusions that exclude none, for its versions."""
-        reached = [cell for cell in cells if self._reaches(cell)]
-        return [
-            glob
-            for glob in self.cells
-            if not any(_any_matches([glob.removeprefix(EXCLUDES)], cell) for cell in reached)
-        ]
+    def holds(self, stack: Stack) -> bool:
+        """Say whether the condition on versions holds for a stack."""
+        return self.when is None or parse_condition(self.when).holds(stack)
 
-    def _reaches(self, cell: Cell) -> bool:
-        """Say whether this would be about ``cell`` if nothing were excluded."""
-        return (self.when is None or parse_condition(self.when).holds(cell.stack)) and (
-            not self._included or _any_matches(self._included, cell)
-        )
+    def _names(self, cell_id: str) -> bool:
+        """Say whether the globs mean a cell of that id."""
+        return self._reaches(cell_id) and not _any_matches(self._excluded, cell_id)
+
+    def about(self, ids: Iterable[str]) -> bool:
+        """Say whether this is about any of some cells, for whose versions it holds."""
+        return any(map(self._names, ids))
+
+    def idle_globs(self, ids: Iterable[str]) -> list[str]:
+        """Return the globs that match none of some cells, and the exclusions that exclude none; it holds for them."""
+        reached = list(filter(self._reaches, ids))
+        return [glob for glob in self.cells if not fnmatch.filter(reached, glob.removeprefix(EXCLUDES))]
+
+    def _reaches(self, cell_id: str) -> bool:
+        """Say whether this would be about a cell of that id if nothing were excluded."""
+        return not self._included or _any_matches(self._included, cell_id)
 
     def describes(self, stage: StageName, result: StageResult) -> bool:
         """Say whether a stage failed exactly as declared."""
@@ -110,8 +117,8 @@ class Expectation(_Table):
         return not self.checks or any(fnmatch.fnmatchcase(check, glob) for glob in self.checks)
 
 
-def _any_matches(globs: Sequence[str], cell: Cell) -> bool:
-    return any(fnmatch.fnmatchcase(cell.id, glob) for glob in globs)
+def _any_matches(globs: Sequence[str], cell_id: str) -> bool:
+    return any(fnmatch.fnmatchcase(cell_id, glob) for glob in globs)
 
 
 class Expectations(_Table):
@@ -150,20 +157,25 @@ def check_expectations(
         UnknownNameError: a condition names a package that no stack pins, so that it can never hold.
         ConfigurationError: an expectation, or one of its globs, is about no cell of any profile.
     """
-    cells = [cell for device in get_args(Device) for cell in all_cells(config, catalogue, device=device)]
+    ids: dict[str, list[str]] = defaultdict(list)
+    for device in get_args(Device):
+        for cell in all_cells(config, catalogue, device=device):
+            ids[cell.stack.id].append(cell.id)
     packages = {*MAIN_PACKAGES, *(name for stack in config.declared for name in stack.pins)}
     for index, expectation in enumerate(expectations):
         where = f"{label}: expectation.{index}"
         for package in parse_condition(expectation.when).specifiers if expectation.when else ():
             if package not in packages:
                 raise UnknownNameError("package", package, packages, where=f"{where}.when")
-        if not any(expectation.applies(cell) for cell in cells):
+        # Thousands of cells are on a handful of stacks, and every command asks: so versions are asked once for each.
+        concerned = [cell_id for stack in config.declared if expectation.holds(stack) for cell_id in ids[stack.id]]
+        if not expectation.about(concerned):
             raise ConfigurationError(
                 f"{where}: no cell of any profile has when = {expectation.when!r} and cells = "
                 f"{list(expectation.cells)}.",
                 remedy="Correct it, or remove it together with the stack it was about.",
             )
-        for glob in expectation.idle_globs(cells):
+        for glob in expectation.idle_globs(concerned):
             what = "excludes none of the cells that it could" if glob.startswith(EXCLUDES) else "matches no cell"
             raise ConfigurationError(
                 f"{where}.cells: {glob!r} {what}, of any profile.", remedy="Correct it, or remove it."

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.matrix.catalogue import Catalogue, read_catalogue
+from harness.matrix.cell import Stack
+from harness.matrix.conditions import Condition
 from harness.matrix.config import MatrixConfig, load_config
 from harness.matrix.expectations import Expectation, check_expectations, load_expectations
 from harness.matrix.plan import Selection, all_cells, needed_selections, plan_cells
@@ -109,6 +111,27 @@ def test_every_expectation_is_about_a_cell(
     config: MatrixConfig, catalogue: Catalogue, expectations: tuple[Expectation, ...]
 ) -> None:
     check_expectations(expectations, config, catalogue)
+
+
+def test_a_condition_is_asked_once_for_each_stack(
+    config: MatrixConfig,
+    catalogue: Catalogue,
+    expectations: tuple[Expectation, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every command checks the declarations, whose profiles have thousands of cells on a handful of stacks."""
+    asked: list[str] = []
+    holds = Condition.holds
+
+    def counted(self: Condition, stack: Stack) -> bool:
+        asked.append(stack.id)
+        return holds(self, stack)
+
+    monkeypatch.setattr(Condition, "holds", counted)
+    check_expectations(expectations, config, catalogue)
+    of_overrides = len(config.overrides) * len(config.declared)
+
+    assert 0 < len(asked) <= len(expectations) * len(config.declared) + of_overrides
 
 
 def test_the_adapter_reload_failure_is_declared_for_its_stack_alone(
