@@ -105,8 +105,16 @@ def compiled(source: str, name: str) -> CodeType:
         return compile(source, name, "exec")
 
 
-def places_of(module: str, source: str, lines: Collection[int]) -> Iterator[Place]:
-    """Yield every place of a module that lies in one of the lines and that an operator can change."""
+def places_of(module: str, source: str, lines: Collection[int], number: int) -> Iterator[Place]:
+    """Yield every place of a module that lies in one of the lines and that an operator can change.
+
+    Args:
+        module: its name.
+        source: its source.
+        lines: the lines, from 1.
+        number: the draw's, from 1: each ranks the places in an order of its own.
+    """
+    salt = "" if number == 1 else f" draw {number}"
     text, tree = source.splitlines(), get_ast(source)
     for name in sorted(filter(_says_something, operator_names())):
         positions = _Positions(get_operator(name)())
@@ -116,7 +124,7 @@ def places_of(module: str, source: str, lines: Collection[int]) -> Iterator[Plac
             key = f"{module} {name} {text[line - 1].strip()}"
             alike[key] += 1
             if line in lines:
-                rank = hashlib.sha256(f"{key} {alike[key]}".encode()).hexdigest()
+                rank = hashlib.sha256(f"{key} {alike[key]}{salt}".encode()).hexdigest()
                 yield Place(module=module, operator=name, occurrence=occurrence, line=line, rank=rank)
 
 

@@ -101,10 +101,10 @@ def modules_of(group: Group) -> Iterator[str]:
         yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def draw(stack: Stack, only: str) -> list[Drawn]:
+def draw(stack: Stack, only: str, number: int) -> list[Drawn]:
     """Return the mutants to try, each with the cells that run its line.
 
-    They are the same ones each time, and a change of other lines draws no others.
+    A draw's are the same ones each time, and a change of other lines draws no others.
     """
     modules = [module for group in GROUPS for module in modules_of(group)]
     run = stack.lines_run(modules, seconds=10 * SECONDS)
@@ -116,7 +116,7 @@ def draw(stack: Stack, only: str) -> list[Drawn]:
                 continue
             sources[module] = stack.file_of(module).read_text(encoding="utf-8")
             functions[module] = functions_of(compiled(sources[module], module))
-            places += places_of(module, sources[module], lines)
+            places += places_of(module, sources[module], lines, number)
         mutants: dict[str, Drawn] = {}
         for place in sorted(places, key=lambda place: place.rank):
             mutant = mutant_at(place, sources[place.module], functions[place.module])
@@ -188,11 +188,11 @@ def run(asked: argparse.Namespace, before: Mapping[str, Tried]) -> tuple[list[Tr
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, Stack(Path(scratch), STACK, CELLS, jobs=asked.jobs) as stack:
         stack.refuse_unless_clean(SECONDS)
-        drawn = draw(stack, asked.only)
+        drawn = draw(stack, asked.only, asked.draw)
         tried = try_all(stack, [one for one in drawn if one.mutant.name not in before], asked.jobs)
     tried += [before[one.mutant.name] for one in drawn if one.mutant.name in before]
     return tried, {
-        "command": "`nox -s mutants`",
+        "command": "`nox -s mutants" + (f" -- --draw {asked.draw}`" if asked.draw > 1 else "`"),
         "commit": f"`{commit()}`",
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "stack": f"`{STACK}`",
@@ -225,6 +225,8 @@ def main() -> int:
     parser.add_argument("--at-least", type=float, default=0.95, help="share that must be noticed")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")
     parser.add_argument("--only", default="", metavar="TEXT", help="try the drawn mutants whose name holds this")
+    parser.add_argument("--draw", type=int, default=1, metavar="N", help="another N draws other mutants; the first has "
+                        "been looked at, and what it left has got checks, tests or reasons")  # fmt: skip
     parser.add_argument("--again", choices=("page", "tests", "survivors"), help="with what --out has: write the page "
                         "with new reasons, ask the tests too, or try what was not noticed once more first")  # fmt: skip
     parser.add_argument("--python", default=sys.executable, help="what runs the engine's tests")
