@@ -140,7 +140,7 @@ def page(score: Score) -> str:
         "that is listed as equivalent in the first alone. A mutant of the engine that no cell notices is given to the "
         "engine's own tests, `tests/unit/merge`: a cell has no hostile input and interrupts no merge.\n\n"
         "The first draw is always the same, and recipes, tests and reasons were written after looking at what it left: "
-        "that score is the first draw's. What a draw scores that nobody has looked at, `--draw 2` and further ones say. "
+        "that score is the first draw's. What a draw scores that nobody has looked at, `--draw 2` says. "
         "Operators that exchange identity and equality are left out.\n\n"
         f"**{score.share:.1%}** of the {score.counted} that are not equivalent were noticed, "
         f"{by_cell / max(score.counted, 1):.1%} by a cell.\n\n"
