@@ -179,7 +179,7 @@ def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
     limits = setup.config.limits
     return CellSettings(
         limits=Limits(seconds=limits.cell_seconds, memory_mb=limits.memory_mb),
-        bands=setup.config.bands_of(cell.engine, cell.dtype).model_dump(),
+        bands=setup.config.bands_of(engine=cell.engine, dtype=cell.dtype, geometry=cell.geometry).model_dump(),
         threads=threads,
     )
 

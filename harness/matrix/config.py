@@ -30,6 +30,7 @@ from harness.contract.cell_fields import CellFields, Dtype
 from harness.errors import UnknownNameError, nearest
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import MAIN_PACKAGES, PYTHON_PATTERN, PinName, Stack, VersionText
+from harness.matrix.combine import Strategy
 from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
@@ -82,7 +83,7 @@ class Override(_Table):
 
 
 class Block(_Table):
-    """A block of cells: every combination of what its globs match."""
+    """A block of cells: combinations of what its globs match, every one unless ``strategy`` says otherwise."""
 
     stacks: Globs = ("*",)
     """Globs over stack ids, ``tf5.5.0-peft0.19.1-trl0.25.1``: the declared ones, or those of ``selections``."""
@@ -102,6 +103,9 @@ class Block(_Table):
     """Globs over merge engines."""
     seeds: Globs = (str(CellFields.seed),)
     """Globs over the seeds 0 to 99; ``?`` are the first ten. ``harness run --seed`` takes any."""
+    strategy: Strategy = "full"
+    """Which combinations: ``full``, all; ``pairwise``, so few that any two values of different keys meet at least once;
+    ``extremes``, the first of every key, the last of every key, and each key's last among the firsts of the others."""
 
 
 SEEDS = tuple(map(str, range(100)))
@@ -208,6 +212,8 @@ class MatrixConfig(_Table):
     engine_bands: dict[str, dict[Dtype, dict[str, Number]]] = Field(default_factory=dict)
     """Other values of single bands of the merge itself, by engine and storage dtype, where an engine's own arithmetic
     has another floor."""
+    geometry_bands: dict[str, dict[Dtype, dict[str, Number]]] = Field(default_factory=dict)
+    """Other values of single bands, by geometry and storage dtype, where so many layers have another floor."""
     limits: Limits = Limits()
     """What a cell may use."""
 
@@ -226,27 +232,44 @@ class MatrixConfig(_Table):
             raise ValueError(f"selections: named more than once: {', '.join(twice)}")
         if missing := [dtype for dtype in DTYPES if dtype not in self.bands]:
             raise ValueError(f"bands: there are none for {', '.join(missing)}")
-        for engine, by_dtype in self.engine_bands.items():
-            for dtype in by_dtype:
-                self.bands_of(engine, dtype)
         return self
 
-    def bands_of(self, engine: str, dtype: Dtype) -> Bands:
-        """Return the bands that an engine's merges of a storage dtype are held to.
+    @model_validator(mode="after")
+    def _bands_can_be(self) -> Self:
+        for engine, by_dtype in self.engine_bands.items():
+            for dtype, changes in by_dtype.items():
+                if others := sorted(changes.keys() & _NOT_OF_THE_MERGE):
+                    place = f"engine_bands.{engine}.{dtype}.{others[0]}"
+                    raise ValueError(f"{place}: this is no band of a merge, so no engine's")
+                self._changed(self.bands[dtype], changes, f"engine_bands.{engine}.{dtype}")
+        for geometry, by_dtype in self.geometry_bands.items():
+            for dtype, changes in by_dtype.items():
+                self._changed(self.bands[dtype], changes, f"geometry_bands.{geometry}.{dtype}")
+        return self
+
+    def bands_of(self, *, engine: str, dtype: Dtype, geometry: str) -> Bands:
+        """Return the bands that cells of a geometry and a storage dtype are held to, and an engine's merges of them.
+
+        An engine's own band outranks a geometry's.
+        """
+        changes = {
+            **self.geometry_bands.get(geometry, {}).get(dtype, {}),
+            **self.engine_bands.get(engine, {}).get(dtype, {}),
+        }
+        return self._changed(self.bands[dtype], changes, "bands")
+
+    @staticmethod
+    def _changed(bands: Bands, changes: Mapping[str, float], where: str) -> Bands:
+        """Return bands with other values of some.
 
         Raises:
-            ValueError: ``engine_bands`` has a band that does not exist or that no engine decides, or a value that it
-                cannot have.
+            ValueError: there is no such band, or a value is none that it can have.
         """
-        changes = self.engine_bands.get(engine, {}).get(dtype, {})
-        if others := sorted(changes.keys() & _NOT_OF_THE_MERGE):
-            raise ValueError(f"engine_bands.{engine}.{dtype}.{others[0]}: this is no band of a merge, so no engine's")
         try:
-            return Bands.model_validate({**self.bands[dtype].model_dump(), **changes})
+            return Bands.model_validate({**bands.model_dump(), **changes})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(("engine_bands", engine, dtype, *map(str, first["loc"])))
-            raise ValueError(f"{place}: {first['msg']}") from None
+            raise ValueError(f"{'.'.join((where, *map(str, first['loc'])))}: {first['msg']}") from None
 
     @cached_property
     def declared(self) -> tuple[Stack, ...]:
@@ -298,6 +321,9 @@ def load_config(path: Path, catalogue: Catalogue) -> MatrixConfig:
             if name not in known:
                 what = "family" if key == "families" else "recipe"
                 raise UnknownNameError(what, name, known, where=f"{path}: {key}.{index}")
+    for geometry in config.geometry_bands:
+        if geometry not in catalogue.geometries:
+            raise UnknownNameError("geometry", geometry, catalogue.geometries, where=f"{path}: geometry_bands")
     for engine in config.engine_bands:
         if engine not in catalogue.engines:
             raise UnknownNameError("engine", engine, catalogue.engines, where=f"{path}: engine_bands")

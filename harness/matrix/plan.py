@@ -21,6 +21,7 @@ from harness.counting import counted
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
 from harness.matrix.cell import Cell, Stack
+from harness.matrix.combine import Allowed, combine
 from harness.matrix.config import AXES, Block, MatrixConfig, block_selections, expand_names, known_names
 from harness.matrix.generated import Generated
 from harness.matrix.names import match_names
@@ -210,19 +211,19 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
             continue
         ids = tuple(dict.fromkeys(stack.id for stack in pool))
         matched = expand_names(block, config, catalogue, where=where, stacks=ids if block.selections else None)
-        wanted = set(matched.pop("stacks"))
-        combinations = [dict(zip(matched, names, strict=True)) for names in itertools.product(*matched.values())]
-        asked = [{AXES[key]: name for key, name in names.items()} for names in combinations]
-        real = [fields for fields in asked if fields["variant"] in catalogue.variants_of(fields["family"])]
-        if not real:
+        names = [matched[key] for key in AXES]
+        real = _real(catalogue)
+        if not any(map(real, itertools.product(*names))):
             raise ConfigurationError(f"{where}: none of its families has any of its variants.")
+        by_id: dict[str, list[Stack]] = {}
         for stack in pool:
-            if stack.id not in wanted:
-                continue
-            why = _why(where, block, stack, config, selection)
-            stack_place = places[stack.key]
-            for fields in real:
-                place = (stack_place, *(known.index(name) for known, name in zip(others, fields.values(), strict=True)))
+            by_id.setdefault(stack.id, []).append(stack)
+        for stack_id, *rest in combine(names, block.strategy, allowed=real):
+            fields = {AXES[key]: name for key, name in zip(list(AXES)[1:], rest, strict=True)}
+            for stack in by_id[stack_id]:
+                why = _why(where, block, stack, config, selection)
+                indexes = (known.index(name) for known, name in zip(others, rest, strict=True))
+                place = (places[stack.key], *indexes)
                 if place in by_place:
                     by_place[place].reasons.append(why)
                 else:
@@ -232,6 +233,13 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
         planned = by_place[place]
         cells.setdefault(planned.cell.id, planned)
     return list(cells.values())
+
+
+def _real(catalogue: Catalogue) -> Allowed:
+    """Return what tells whether a combination of names can be a cell: its family has its variant."""
+    family, variant = list(AXES).index("families"), list(AXES).index("variants")
+    offered = {name: frozenset(catalogue.variants_of(name)) for name in catalogue.families}
+    return lambda names: names[variant] in offered[names[family]]
 
 
 def _stacks_of(block: Block, config: MatrixConfig, selection: Selection, where: str) -> tuple[Stack, ...] | None:

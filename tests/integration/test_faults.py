@@ -106,7 +106,7 @@ def _case(check: Check, scratch: Path) -> dict[str, Any]:
     cell = one_cell(read_catalogue(), stack, family="qwen3_moe", recipe=recipe)
     work = scratch / check.stage / check.name
     work.mkdir(parents=True)
-    bands = config.bands_of(cell.engine, cell.dtype).model_dump()
+    bands = config.bands_of(engine=cell.engine, dtype=cell.dtype, geometry=cell.geometry).model_dump()
     request = WorkerRequest(cell=cell, work=work, bands=bands, threads=2)
     return {"request": str(request.write()), "stage": check.stage, "check": check.name}
 

@@ -29,7 +29,11 @@ def test_a_forward_past_the_lora_is_caught_by_the_cell(stack_id: str, recipe: st
     environment = ensure_environment(stack)
     work = tmp_path / "work"
     work.mkdir()
-    request = WorkerRequest(cell=cell, work=work, bands=config.bands_of(cell.engine, cell.dtype).model_dump())
+    request = WorkerRequest(
+        cell=cell,
+        work=work,
+        bands=config.bands_of(engine=cell.engine, dtype=cell.dtype, geometry=cell.geometry).model_dump(),
+    )
     path = tmp_path / "request.json"
     path.write_text(request.to_json())
     program = Path(__file__).with_name("planted_forward.py")

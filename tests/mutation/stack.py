@@ -111,7 +111,7 @@ class Stack:
         work = self._scratch / name
         work.mkdir()
         asked = self.cells[cell]
-        bands = self._config.bands_of(asked.engine, asked.dtype).model_dump()
+        bands = self._config.bands_of(engine=asked.engine, dtype=asked.dtype, geometry=asked.geometry).model_dump()
         request = WorkerRequest(cell=asked, work=work, bands=bands).write()
         process = self._processes[worker]
         if process.stdin is None or process.stdout is None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from harness.contract.cell_fields import Dtype
 from harness.errors import ConfigurationError, UnknownNameError
 from harness.matrix.catalogue import Catalogue
-from harness.matrix.config import Limits, MatrixConfig, load_config
+from harness.matrix.config import Bands, Limits, MatrixConfig, load_config
 
 Load = Callable[..., MatrixConfig]
 
@@ -177,9 +178,27 @@ def test_an_engine_s_bands_change_those_that_they_name_and_no_others(load: Calla
     config = load("[bands.bf16]", "[engine_bands.peft.bf16]\nkl_max = 1e-3\nexact_min = 0.5\n[bands.bf16]")
     plain = config.bands["bf16"]
 
-    assert config.bands_of("peft", "bf16") == plain.model_copy(update={"kl_max": 1e-3, "exact_min": 0.5})
-    assert config.bands_of("peft", "float32") == config.bands["float32"]
-    assert config.bands_of("reference", "bf16") == plain
+    def bands(engine: str, dtype: Dtype) -> Bands:
+        return config.bands_of(engine=engine, dtype=dtype, geometry="distinct")
+
+    assert bands("peft", "bf16") == plain.model_copy(update={"kl_max": 1e-3, "exact_min": 0.5})
+    assert bands("peft", "float32") == config.bands["float32"]
+    assert bands("reference", "bf16") == plain
+
+
+def test_a_geometry_s_bands_change_those_that_they_name_and_an_engine_s_outrank_them(
+    load: Callable[..., MatrixConfig],
+) -> None:
+    geometry = "[geometry_bands.square.bf16]\nkl_max = 1e-2\npaths_max = 1e-3\n"
+    config = load("[bands.bf16]", f"[engine_bands.peft.bf16]\nkl_max = 1e-3\n{geometry}[bands.bf16]")
+    plain = config.bands["bf16"]
+
+    def bands(engine: str, geometry: str) -> Bands:
+        return config.bands_of(engine=engine, dtype="bf16", geometry=geometry)
+
+    assert bands("reference", "distinct") == plain
+    assert bands("reference", "square") == plain.model_copy(update={"kl_max": 1e-2, "paths_max": 1e-3})
+    assert bands("peft", "square") == plain.model_copy(update={"kl_max": 1e-3, "paths_max": 1e-3})
 
 
 @pytest.mark.parametrize(
@@ -193,6 +212,9 @@ def test_an_engine_s_bands_change_those_that_they_name_and_no_others(load: Calla
         ("[engine_bands.peft.bf16]\nadapter_reload_kl_max = 1", "engine_bands.peft.bf16.adapter_reload_kl_max"),
         ("[engine_bands.peft.bf16]\npaths_max = 1", "engine_bands.peft.bf16.paths_max"),
         ("[engine_bands.peft.fp8]\nkl_max = 1", "engine_bands.peft.fp8"),
+        ("[geometry_bands.square.bf16]\nkl_maximum = 1", "geometry_bands.square.bf16.kl_maximum"),
+        ("[geometry_bands.square.bf16]\nsamples_min = 2", "geometry_bands.square.bf16.samples_min"),
+        ("[geometry_bands.sqare.bf16]\nkl_max = 1", "geometry_bands: unknown geometry 'sqare'"),
         ("[engine_bands.pefd.bf16]\nkl_max = 1", "engine_bands: unknown engine 'pefd'"),
     ],
 )

@@ -15,6 +15,7 @@ from harness.contract.cell_fields import DEFAULTS
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
 from harness.matrix.catalogue import Catalogue, read_catalogue
 from harness.matrix.cell import Cell, Stack
+from harness.matrix.combine import Strategy
 from harness.matrix.config import AXES, Block, MatrixConfig, known_names
 from harness.matrix.plan import (
     Selection,
@@ -71,7 +72,20 @@ def test_the_full_cross_has_the_variants_that_families_have(config: MatrixConfig
     assert set(ids(all_cells(config, catalogue))) == set(ids(cells))
 
 
-@pytest.mark.parametrize("key", [key for key in Block.model_fields if key != "selections"])
+@pytest.mark.parametrize(("strategy", "count"), [("full", 12), ("pairwise", 6), ("extremes", 5)])
+def test_a_block_s_strategy_thins_its_combinations(
+    config: MatrixConfig, catalogue: Catalogue, strategy: Strategy, count: int
+) -> None:
+    """Of 3 stacks, 2 recipes and 2 dtypes: any stack with any recipe are 6; all first, all last, and three between."""
+    block = Block(recipes=("*",), families=("alpha",), dtypes=("*",), strategy=strategy)
+    profiles = {"default": config.profiles["default"].model_copy(update={"cells": (block,)})}
+
+    cells = plan_cells(config.model_copy(update={"profiles": profiles}), catalogue, Selection())
+
+    assert len(cells) == count
+
+
+@pytest.mark.parametrize("key", [key for key in Block.model_fields if key in AXES])
 def test_each_key_of_a_block_varies_its_field(config: MatrixConfig, catalogue: Catalogue, key: str) -> None:
     """A key that is read and not planned would be believed to widen a profile."""
     field, plain = AXES[key], config.profile("default").cells[0]
@@ -86,7 +100,7 @@ def test_each_key_of_a_block_varies_its_field(config: MatrixConfig, catalogue: C
 
 def test_a_key_of_a_block_that_is_left_out_is_the_default() -> None:
     block = Block(recipes=("lora",))
-    assert Block.model_fields.keys() - AXES.keys() == {"selections"}
+    assert Block.model_fields.keys() - AXES.keys() == {"selections", "strategy"}
     assert block.selections == ()
 
     assert {AXES[key]: getattr(block, key) for key in AXES} == {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,9 +61,32 @@ def test_everything_that_exists_is_in_the_matrix(config: MatrixConfig, catalogue
 
 
 def test_a_worker_is_told_every_band_by_its_name(config: MatrixConfig, catalogue: Catalogue) -> None:
-    for engine in catalogue.engines:
-        for dtype in config.bands:
-            assert WorkerBands(**config.bands_of(engine, dtype).model_dump()).signal_min == 0.1
+    for engine, dtype, geometry in itertools.product(catalogue.engines, config.bands, catalogue.geometries):
+        bands = config.bands_of(engine=engine, dtype=dtype, geometry=geometry)
+        assert WorkerBands(**bands.model_dump()).signal_min == 0.1
+
+
+def test_nightly_has_any_two_choices_together(config: MatrixConfig, catalogue: Catalogue) -> None:
+    """What pairwise means, counted here anew: whatever two things a recipe of plain LoRA can be crossed with."""
+    cells = plan_cells(config, catalogue, Selection(profile="nightly"))
+    axes = ("stack", "family", "recipe", "geometry", "dtype")
+    seen = {
+        (one, parts[one], other, parts[other])
+        for cell in cells
+        for parts in [{"stack": cell.stack.id, **{axis: getattr(cell, axis) for axis in axes[1:]}}]
+        for one, other in itertools.combinations(axes, 2)
+    }
+    values: dict[str, Sequence[object]] = {
+        "stack": [stack.id for stack in config.declared],
+        "family": catalogue.families,
+        "recipe": [name for name in catalogue.recipes if name == "lora" or name.startswith("lora-")],
+        "geometry": catalogue.geometries,
+        "dtype": tuple(config.bands),
+    }
+    assert len(cells) < len(plan_cells(config, catalogue, Selection(profile="exhaustive"))) / 5
+    for one, other in itertools.combinations(axes, 2):
+        for first, second in itertools.product(values[one], values[other]):
+            assert (one, first, other, second) in seen
 
 
 def test_smoke_is_one_stack_and_every_family(config: MatrixConfig, catalogue: Catalogue) -> None:
@@ -95,8 +120,8 @@ def test_nightly_contains_the_other_profiles(config: MatrixConfig, catalogue: Ca
     nightly = {cell.id for cell in plan_cells(config, catalogue, Selection(profile="nightly"))}
 
     for name in config.profiles:
-        if needed_selections(config, name):
-            continue  # what is found that day
+        if needed_selections(config, name) or name == "exhaustive":
+            continue  # what is found that day, and what nightly thins
         cells = (cell.model_copy(update={"seed": 0}) for cell in plan_cells(config, catalogue, Selection(profile=name)))
         assert {cell.id for cell in cells} <= nightly, "other seeds are for floors"
 
@@ -148,7 +173,7 @@ def test_every_recipe_but_those_without_experts_fails_on_a_single_fused_expert(
 ) -> None:
     """A recipe that trains no experts is an exclusion of that entry in ``expectations.toml``."""
     (declared,) = (item for item in expectations if item.match == "must match the size of tensor")
-    cells = plan_cells(config, catalogue, Selection(profile="nightly", select=("*+geometry=single*",)))
+    cells = plan_cells(config, catalogue, Selection(profile="exhaustive", select=("*+geometry=single*",)))
     about = {(cell.stack.id, cell.recipe) for cell in cells if declared.applies(cell)}
 
     assert {"lora-experts", "lora-attention"} < {cell.recipe for cell in cells}
