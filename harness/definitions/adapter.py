@@ -10,6 +10,9 @@ An embedding is looked up, so its weight lies the other way round, (tokens, feat
 or head PEFT saves these weights of the base too, as ``base_layer.weight``. A module of ``modules_to_save`` is saved
 whole, by its own name.
 
+With ``bias="lora_only"`` the biases of Linears that have a LoRA are trained themselves. They are saved whole, as
+``base_layer.bias``, and take the base's place.
+
 DoRA gives a Linear another weight: each row of V = W + the pair's delta, divided by its norm, times a magnitude m
 (arXiv 2402.09353, equation 5). Training holds the norm constant (its section 4.3), and so must a slope.
 """
@@ -33,6 +36,8 @@ PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 EMBEDDING_A = ".lora_embedding_A"
 COPY = ".base_layer.weight"
+BIAS = ".base_layer.bias"
+BIASES = ("none", "lora_only")
 
 
 class UnreadableAdapterError(ValueError):
@@ -95,8 +100,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnreadableAdapterError: it says something that is not understood here.
     """
     config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise UnreadableAdapterError(f"{directory.name}: only LoRA without biases is understood here")
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") not in BIASES:
+        raise UnreadableAdapterError(f"{directory.name}: only LoRA is understood here, with biases of its own Linears")
     return config
 
 
@@ -132,10 +137,17 @@ def _read(
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     embeddings = [name.removesuffix(EMBEDDING_A) for name in saved if name.endswith(EMBEDDING_A)]
     whole = [name for name in saved if ".lora_" not in name and _is_whole(config, name.removesuffix(".weight"))]
-    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole) != len(saved):
-        raise UnreadableAdapterError("it holds something beside pairs of A and B, and with DoRA their magnitudes")
+    trained = {pair for pair in pairs if config.get("bias", "none") != "none"}
+    biases = [name for name in saved if name.removesuffix(BIAS) in trained]
+    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole + biases) != len(saved):
+        raise UnreadableAdapterError("it holds more than pairs of A and B, their magnitudes, and what is whole")
     for name in whole:
         linears[_path(name.removesuffix(".weight"))] = saved[name] - base.stored[_path(name)]
+    for name in biases:
+        path = f"{_path(name.removesuffix(BIAS))}.bias"
+        if path not in base.stored:
+            raise UnreadableAdapterError(f"{name} is a bias that the base does not have")
+        linears[path] = saved[name] - base.stored[path]
     for pair in embeddings:
         a, b = saved[f"{pair}{EMBEDDING_A}"], saved[f"{pair}.lora_embedding_B"]
         linears[_path(pair)] = _scaling(config, pair.removeprefix(PREFIX), len(a)) * (b @ a).T

@@ -39,7 +39,7 @@ class Deltas:
     """What an adapter adds.
 
     Attributes:
-        linears: ``layers.0.self_attn.q_proj`` → (out, in).
+        linears: ``layers.0.self_attn.q_proj`` → (out, in), and ``layers.0.self_attn.q_proj.bias`` → (out,).
         fused: ``layers.0.mlp.experts``, ``gate_up_proj`` → (experts, out, in).
     """
 

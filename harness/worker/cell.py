@@ -61,6 +61,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
 
 def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.attach import attach_and_check, lora_layers
+    from harness.worker.stages.biases import trained_biases
     from harness.worker.stages.consistency import check_generated, check_modes, check_unchanged
     from harness.worker.stages.evaluate import near_ties, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
@@ -90,7 +91,8 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         )
         if plan.resumed:
             _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
-        layers = {**lora_layers(peft_model), **whole_modules(peft_model)}
+        layers = lora_layers(peft_model)
+        layers = {**layers, **trained_biases(layers, request.work), **whole_modules(peft_model)}
         record(observation, "gradient", by_kind(checkpoint, with_gradient(layers, norms)))
         record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)

@@ -15,6 +15,7 @@ from typing import Any
 from harness.worker.observation import Judgement, Observation
 from harness.worker.request import Request
 from harness.worker.stages.attach import MAGNITUDE, adapters_of, factors_of, lora_layers, magnitudes
+from harness.worker.stages.biases import biases_of, trained_biases
 from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
 from harness.worker.stages.whole import trained_weight, whole_modules
@@ -32,9 +33,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
 
     The model is float64 afterwards.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …)
-    for fused experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what
-    PEFT multiplies the product of the trained adapter's pair with.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, ``<module>:<parameter>`` → (E, …) for
+    fused experts and ``<module>:bias`` → (out,) for a Linear's bias. ``pairs.json`` has the adapter's key prefix → that
+    name. ``scalings.json`` has the prefix → what PEFT multiplies the product of the trained adapter's pair with.
     """
     import torch
     from safetensors.torch import save_file
@@ -56,6 +57,9 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
             delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
             deltas[name] = delta.reshape(shape).contiguous().cpu()
             pairs[key], scalings[key] = name, float(layer.scaling[TRAINED])
+        for key, ((module, parameter), bias) in trained_biases(lora_layers(peft_model), directory).items():
+            name = f"{module}:{parameter}"
+            deltas[name], pairs[key] = bias.delta.contiguous(), name
         for key, ((module, _), wrapper) in whole_modules(peft_model).items():
             deltas[module] = (trained_weight(wrapper) - wrapper.original_module.weight).contiguous().cpu()
             pairs[key] = module
@@ -93,6 +97,9 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         if target[1] not in NO_EXPERTS:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
+    for name, (target, bias) in trained_biases(lora_layers(peft_model), request.work).items():
+        memory[name] = bias.parameter.detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(memory[name], saved[name]) else set()
     for key, (target, wrapper) in whole_modules(peft_model).items():
         name = f"{key}.weight"
         memory[name] = trained_weight(wrapper).detach().cpu()
@@ -151,6 +158,10 @@ def check_reloaded(observation: Observation, peft_model: Any, request: Request) 
             own |= {f"{folder}{name}": tensor for name, tensor in parts_of(key, layer, adapter).items()}
         loaded |= {name: tensor.to(saved[name].dtype) if name in saved else tensor for name, tensor in own.items()}
         rightly |= {target} if all(n in saved and _same_bits(loaded[n], saved[n]) for n in own) else set()
+    for name, (target, bias) in biases_of(lora_layers(peft_model)).items():
+        if name in saved:
+            loaded[name] = bias.parameter.detach().cpu()
+            rightly |= {target} if _same_bits(loaded[name], saved[name]) else set()
     for key, (target, wrapper) in whole_modules(peft_model).items():
         name = f"{key}.weight"
         loaded[name] = trained_weight(wrapper).detach().cpu()

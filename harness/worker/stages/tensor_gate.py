@@ -18,6 +18,7 @@ from typing import Any
 from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import Kind, TensorSpec
+from harness.worker.stages.biases import BIAS
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
@@ -126,6 +127,8 @@ def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
     """
     import torch
 
+    if spec.bias_of is not None and f"{spec.bias_of}:{BIAS}" in deltas:
+        yield f"{spec.bias_of}:{BIAS}", deltas[f"{spec.bias_of}:{BIAS}"]
     if spec.module is None:
         return
     if spec.role is None:

@@ -155,6 +155,23 @@ def test_an_embedding_is_looked_up_so_its_delta_lies_the_other_way_round(tmp_pat
         read_deltas(write(tmp_path / "other", {**pair, **other}), base)
 
 
+def test_a_bias_beside_a_lora_takes_the_place_of_the_base_s(tmp_path: Path) -> None:
+    """The base's is (1, 2) and the saved one (4, 0). What is asked for one by one is the saved one."""
+    key, name = "base_model.model.model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj"
+    base = Weights(stored={**BASE.stored, f"{name}.bias": np.array([1.0, 2.0])})
+    pair = {f"{key}.lora_A.weight": [[1.0]], f"{key}.lora_B.weight": [[1.0], [3.0]]}
+    trained = {**pair, f"{key}.base_layer.bias": [4.0, 0.0]}
+    found = read_deltas(write(tmp_path / "adapter", trained, bias="lora_only"), base)
+
+    assert found.linears[f"{name}.bias"].tolist() == [3.0, -2.0]
+    assert base.plus(found)[f"{name}.bias"].tolist() == [4.0, 0.0]
+    assert read_deltas(write(tmp_path / "lost", pair, bias="lora_only"), base).linears.keys() == {name}
+    with pytest.raises(UnreadableAdapterError, match="more than pairs"):
+        read_deltas(write(tmp_path / "unsaid", trained), base)
+    with pytest.raises(UnreadableAdapterError, match="does not have"):
+        read_deltas(write(tmp_path / "another", trained, bias="lora_only"), BASE)
+
+
 @pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"bias": "all"}])
 def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UnreadableAdapterError):
@@ -228,5 +245,5 @@ def test_a_module_that_is_saved_whole_replaces_the_base_s(tmp_path: Path) -> Non
     found = read_deltas(write(tmp_path / "adapter", tensors, modules_to_save=["lm_head"]), base)
 
     assert base.plus(found)["lm_head.weight"].tolist() == [[5.0], [2.5]]
-    with pytest.raises(UnreadableAdapterError, match="beside pairs"):
+    with pytest.raises(UnreadableAdapterError, match="more than pairs"):
         read_deltas(write(tmp_path / "other", tensors), base)
