@@ -28,6 +28,7 @@ class Recipe:
             ``target_parameters``, everything of ``kinds`` is named in full.
         target_parameters: PEFT's, as a user writes it.
         whole: what is trained whole instead (PEFT's ``modules_to_save``); some of ``kinds``.
+        new_tokens: how many rows the vocabulary is resized by before anything is attached.
         bias: PEFT's, which biases are trained beside the LoRA: none, or those of Linears that have one.
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
@@ -65,6 +66,7 @@ class Recipe:
     target_modules: tuple[str, ...] | Literal["all-linear"] = ()
     target_parameters: tuple[str, ...] = ()
     whole: tuple[Kind, ...] = ()
+    new_tokens: int = 0
     bias: Literal["none", "lora_only"] = "none"
     steps: int = 8
     learning_rate: float = 2e-2
@@ -114,6 +116,8 @@ class Recipe:
             raise ValueError("embeddings and head are trained whole, where they are trained at all")
         if self.bias != "none" and (self.as_written or self.frozen or self.quantization is not None):
             raise ValueError("biases are trained beside a plain LoRA")
+        if self.new_tokens and (self.frozen or self.quantization is not None or self.resumed or self.per_expert):
+            raise ValueError("a vocabulary is resized for a plain LoRA")
         if not set(self.frozen) <= set(self.kinds):
             raise ValueError("an earlier adapter has some of the kinds that are trained")
 

@@ -246,6 +246,7 @@ def attach_and_check(
         resumed=recipe.resumed,
         adapters_on_experts=2 if "expert" in recipe.frozen else 1,
         per_expert=recipe.per_expert,
+        resized=recipe.new_tokens > 0,
     )
     observation.data["facts"] = asdict(facts)
     return peft_model, targets

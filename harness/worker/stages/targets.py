@@ -21,6 +21,7 @@ from harness.worker.stages.peft_names import REWRITTEN_SUFFIXES, Target, rewrite
 
 ROLES_OF_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 ALL_LINEAR = "all-linear"
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,8 @@ def _of_lora(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, se
                 if _is_meant(recipe, name):
                     found = _of_experts(spec.module, role if form.fused else name, fused=form.fused, experts=experts)
                     targets[spec.kind] |= found
+    if "head" in recipe.kinds and checkpoint.config.get("tie_word_embeddings"):
+        targets["head"].add((HEAD, None))  # which has no tensor of its own
     return targets
 
 
@@ -108,6 +111,7 @@ def kind_of(checkpoint: Checkpoint, target: Target) -> Kind:
         KeyError: the checkpoint describes nothing there.
     """
     kinds = {spec.module: spec.kind for spec in checkpoint.tensors if spec.module is not None}
+    kinds.setdefault(HEAD, "head")  # the embedding, where the two are tied
     module, _ = target
     return kinds[module] if module in kinds else kinds[module.rsplit(".", 2)[0]]  # a Linear of one expert
 

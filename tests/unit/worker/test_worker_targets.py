@@ -143,7 +143,9 @@ def test_embeddings_and_head_are_kinds_of_their_own() -> None:
     assert set(expected_targets(_checkpoint("glm4_moe"), recipe("lora-embeddings"), FUSED)) == {
         "attention", "embedding",
     }  # fmt: skip
-    assert "head" not in expected_targets(tied, recipe("lora-vocabulary"), FUSED), "it has no tensor of its own"
+    ends = expected_targets(tied, recipe("lora-vocabulary"), FUSED)
+    assert ends["head"] == {("lm_head", None)}, "which has no tensor of its own"
+    assert kind_of(tied, ("lm_head", None)) == "head"
 
 
 def test_what_is_trained_whole_gets_no_lora() -> None:
