@@ -102,6 +102,11 @@ def _is_end_of(name: str, tensor: Array, base: Weights) -> bool:
     return stored is not None and _path(name) in ENDS and np.array_equal(stored, tensor)
 
 
+def _has_grown(name: str, tensor: Array, base: Weights) -> bool:
+    """Whether a tensor is an embedding or head of more tokens than the base's."""
+    return _path(name) in ENDS and len(tensor) > len(base.stored[_path(name)])
+
+
 def _is_whole(config: dict[str, Any], path: str) -> bool:
     """Whether a module is saved whole: ``modules_to_save`` has its name, or its end from a dot on."""
     return any(path.endswith(f".{name}") for name in config.get("modules_to_save") or ())
@@ -159,7 +164,7 @@ def _read(
     divided: dict[str, Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     embeddings = [name.removesuffix(EMBEDDING_A) for name in saved if name.endswith(EMBEDDING_A)]
-    whole = [name for name in saved if _path(name) in ENDS or _is_whole_tensor(config, name)]
+    whole = [name for name in saved if _has_grown(name, saved[name], base) or _is_whole_tensor(config, name)]
     trained = {pair for pair in pairs if config.get("bias", "none") != "none"}
     biases = [name for name in saved if name.removesuffix(BIAS) in trained]
     if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole + biases) != len(saved):

@@ -55,6 +55,8 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
 def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what is trained, per kind: what must get a LoRA, and biases beside it."""
     targets = _of_lora(checkpoint, recipe, form)
+    if "head" in recipe.kinds and checkpoint.config.get("tie_word_embeddings"):
+        targets["head"].add((HEAD, None))  # which has no tensor of its own
     for kind, target in _biases(checkpoint, recipe):
         targets[kind].add(target)
     return {kind: members for kind, members in targets.items() if members}
@@ -81,8 +83,6 @@ def _of_lora(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, se
                 if _is_meant(recipe, name):
                     found = _of_experts(spec.module, role if form.fused else name, fused=form.fused, experts=experts)
                     targets[spec.kind] |= found
-    if "head" in recipe.kinds and checkpoint.config.get("tie_word_embeddings"):
-        targets["head"].add((HEAD, None))  # which has no tensor of its own
     return targets
 
 

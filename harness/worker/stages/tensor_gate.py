@@ -180,8 +180,7 @@ def inspect(
     report = TensorReport()
     originals, weights = read_weights(base), read_weights(merged)
     vocabulary = Vocabulary.of(checkpoint, load_file(work / DELTAS))
-    checkpoint = vocabulary.checkpoint
-    before, after = vocabulary.before(originals.tensors), weights.tensors
+    checkpoint, before, after = vocabulary.checkpoint, vocabulary.before(originals.tensors), weights.tensors
     deltas, by, report.unpaired = covered(checkpoint, work, adapter)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
@@ -222,11 +221,8 @@ def inspect(
         report.by_target[spec.kind, by[spec.key]].append(verdict)
         for counter in (report.counts, report.by_kind[spec.kind]):
             counter.update((verdict, "attempted"))
-        grew = spec.key in vocabulary.grown
-        report.verdicts[spec.key], report.norms[spec.key] = (
-            verdict,
-            float((old.double() + delta if grew else delta).norm()),
-        )
+        report.verdicts[spec.key] = verdict
+        report.norms[spec.key] = float((old.double() + delta if spec.key in vocabulary.grown else delta).norm())
         if verdict in {"dropped", "wrong"}:
             report.not_applied.append(f"{spec.key} ({verdict})")
     if changed_elements:
