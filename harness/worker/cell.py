@@ -251,12 +251,17 @@ def _load_for_training(request: Request, checkpoint: Checkpoint) -> Any:
     from harness.worker.stages.quantized import load_quantized
     from harness.worker.stages.vocabulary import resize
 
-    quantization = recipe(request.recipe).quantization
-    if quantization is None:
+    plan = recipe(request.recipe)
+    first = None
+    if plan.loaded_before is not None:  # as in a notebook: of what it left behind nothing may reach the next
+        first = load_quantized(request.base, request, plan.loaded_before, checkpoint)
+    if plan.quantization is None:
         model = load_model(request.base, request)
         resize(model, request, checkpoint)
-        return model
-    return load_quantized(request.base, request, quantization, checkpoint)
+    else:
+        model = load_quantized(request.base, request, plan.quantization, checkpoint)
+    del first
+    return model
 
 
 def _check_coverage(observation: Observation, watch: Any) -> None:

@@ -44,6 +44,8 @@ class Recipe:
         dropout: share of a pair's inputs that are left out while it is trained.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
+        loaded_before: how a first model is quantised that is loaded in the same process before every other one, and
+            kept while that is loaded; None: there is none.
         texts: what is trained on: sequences of one length; of several; or conversations, which the trainer renders by a
             chat template and of which it trains on the answers.
         packing: whether several sequences lie in a row (TRL's ``packing``, by its own strategy).
@@ -80,6 +82,7 @@ class Recipe:
     dropout: float = 0.0
     geometry: str = "distinct"
     quantization: Quantization | None = None
+    loaded_before: Quantization | None = None
     texts: Literal["equal", "unequal", "chats"] = "equal"
     packing: bool = False
     accumulation: int = 1
