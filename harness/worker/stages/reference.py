@@ -16,6 +16,7 @@ from harness.worker.stages.deltas import DELTAS
 from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_view
 from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.load import load_model
+from harness.worker.stages.vocabulary import Vocabulary
 
 
 def save_reference(
@@ -35,8 +36,10 @@ def save_reference(
 
     model = load_model(base or request.base, request)
     dtype = getattr(torch, TORCH_DTYPE[request.dtype])
+    deltas = load_file(request.work / DELTAS)
+    Vocabulary.of(checkpoint, deltas).prepare(model)
     with torch.no_grad():
-        for target, delta in load_file(request.work / DELTAS).items():
+        for target, delta in deltas.items():
             path, _, parameter = target.partition(":")
             weight = getattr(model.get_submodule(path), parameter or "weight")
             exact = weight.double() + delta.to(weight.device)
