@@ -48,6 +48,7 @@ class TensorReport:
         by_kind: the same per kind.
         by_target: what became of the tensors that each module or parameter in memory covers, by its kind and name.
         exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
+        changed_elements: how many elements those tensors have.
         max_ulp: largest distance from the exact result, beyond what float32 accumulation may lose. In units in the last
             place of the largest of |base|, |delta|, |result|.
         not_applied: names of dropped and wrong tensors.
@@ -71,6 +72,7 @@ class TensorReport:
     by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     by_target: dict[tuple[Kind, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     exact_fraction: float | None = None
+    changed_elements: int = 0
     max_ulp: float = 0.0
     not_applied: list[str] = field(default_factory=list)
     unpaired: list[str] = field(default_factory=list)
@@ -192,7 +194,7 @@ def inspect(
     report.index_wrong = weights.unreadable + wrong_in_index(merged, weights)
     report.index_wrong += moved_in_index(base, merged) if keeps_bytes else []
     report.files_changed += _wrong_metadata(originals, weights, keeps_bytes=keeps_bytes)
-    changed_elements = exact_elements = 0
+    exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], found[spec.key].tensor
         if new is not None and new.dtype != old.dtype:
@@ -215,7 +217,7 @@ def inspect(
             rounded = exact.to(new.dtype)
             ulps = _ulps(new, exact, old, delta)
             verdict = _verdict(old, new, rounded, delta, ulps, ulp_max)
-            changed_elements += delta.numel()
+            report.changed_elements += delta.numel()
             exact_elements += int((new == rounded).sum())
             report.max_ulp = max(report.max_ulp, ulps)
         report.by_target[spec.kind, by[spec.key]].append(verdict)
@@ -225,8 +227,8 @@ def inspect(
         report.norms[spec.key] = float((old.double() + delta if spec.key in vocabulary.grown else delta).norm())
         if verdict in {"dropped", "wrong"}:
             report.not_applied.append(f"{spec.key} ({verdict})")
-    if changed_elements:
-        report.exact_fraction = exact_elements / changed_elements
+    if report.changed_elements:
+        report.exact_fraction = exact_elements / report.changed_elements
     return report
 
 
