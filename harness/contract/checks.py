@@ -372,8 +372,8 @@ TABLE: tuple[Check, ...] = (
         name="exact",
         stage="compare",
         gate="tensor",
-        passes_when="enough elements (`exact_min`, or all but 16) equal the correctly rounded float64 result, and none is "
-        "further away than `ulp_max`",
+        passes_when="enough elements (`exact_min`, or all but 16) equal the correctly rounded float64 result, and none "
+        "is further away than `ulp_max`",
         metrics=("tensors_exact_fraction",),
     ),
     Check(

@@ -12,6 +12,7 @@ from make_mutants import Mutant
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("tests/unit/merge",)
+FIRST = "test_merge_boundaries.py"
 SECONDS = 1800.0
 """What they may take on a busy core; on a free one they take three minutes. A mutant that hangs them is noticed."""
 
@@ -29,7 +30,7 @@ class EngineTests:
     def notice(self, mutant: Mutant | None) -> bool:
         """Return whether a test fails with a mutant in place, or with nothing changed.
 
-        Files that name the mutant's module come first, the smallest first: most mutants fall there.
+        The file that was written after mutants comes first, then those that name the mutant's module, the smallest first.
 
         Raises:
             ValueError: they cannot be run: no test was found, or pytest itself failed.
@@ -48,7 +49,10 @@ class EngineTests:
         found = [self._copy / name for name in self._tests]
         files = [file for path in found for file in (path.rglob("test_*.py") if path.is_dir() else (path,))]
         texts = {file: file.read_text(encoding="utf-8") for file in files}
-        return sorted(map(str, texts), key=lambda name: (module not in texts[Path(name)], len(texts[Path(name)])))
+        return sorted(
+            map(str, texts),
+            key=lambda name: (not name.endswith(FIRST), module not in texts[Path(name)], len(texts[Path(name)])),
+        )
 
     def _fail(self, tests: Sequence[str]) -> bool:
         command = [self._python, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
