@@ -30,7 +30,7 @@ class EngineTests:
     def notice(self, mutant: Mutant | None) -> bool:
         """Return whether a test fails with a mutant in place, or with nothing changed.
 
-        The file that was written after mutants comes first, then those that name the mutant's module, the smallest first.
+        The file that was written after mutants comes first, then those that name the module, the smallest first.
 
         Raises:
             ValueError: they cannot be run: no test was found, or pytest itself failed.
