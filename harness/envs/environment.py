@@ -16,7 +16,7 @@ from harness.envs.layout import CacheLayout, cache_dir
 from harness.envs.lock import Lock
 from harness.envs.resolution import resolve
 from harness.envs.uv_command import find_uv
-from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv
+from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv, environment_identity
 from harness.matrix.cell import Stack
 from harness.matrix.sources import Source
 
@@ -29,6 +29,7 @@ class Environment:
         python: its executable.
         prefix: its folder.
         lock_sha256: hex digest of the lock it was installed from; None for an interpreter that the user gave.
+        identity: hex digest of all that it holds (``venv.environment_identity``); None where the lock is.
         versions: installed distributions, canonical name to version, local labels included (``2.13.0+cpu``).
         python_version: as ``3.11.2``.
         reused: whether it was there already.
@@ -39,6 +40,7 @@ class Environment:
     python: Path
     prefix: Path
     lock_sha256: str | None
+    identity: str | None
     versions: dict[str, str]
     python_version: str
     reused: bool
@@ -138,6 +140,7 @@ def ensure_requirements(
         python=prefix / "bin" / "python",
         prefix=prefix,
         lock_sha256=record.lock_sha256,
+        identity=environment_identity(record.lock_sha256, record.platform, sources),
         versions=record.versions,
         python_version=record.python_version,
         reused=reused,
@@ -157,6 +160,7 @@ def unmanaged_environment(python: Path) -> Environment:
         python=told.python,
         prefix=told.prefix,
         lock_sha256=None,
+        identity=None,
         versions={canonicalize_name(name): version for name, version in told.versions.items()},
         python_version=told.version,
         reused=True,

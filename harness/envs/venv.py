@@ -88,6 +88,16 @@ def environment_key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def environment_identity(lock_sha256: str, interpreter_tag: str, sources: Mapping[str, Source] | None = None) -> str:
+    """Return a hex digest of what an environment holds, wherever it lies and however its files got there.
+
+    It is over the hashes of all that is installed, the interpreter that runs it, and what was built from sources. The
+    build of torch is among the hashes. Two machines that agree on it have the same environment.
+    """
+    built = [f"{name} {source.kind} {source.digest}" for name, source in sorted((sources or {}).items())]
+    return hashlib.sha256(json.dumps([lock_sha256, interpreter_tag, *built]).encode()).hexdigest()
+
+
 def site_packages(prefix: Path, python_version: str) -> Path:
     """Return where an environment's packages lie (POSIX)."""
     major, minor = python_version.split(".")[:2]
