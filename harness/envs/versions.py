@@ -163,7 +163,10 @@ def raise_for_missing(missing: dict[str, str]) -> None:
 
 def neighbours(uv: Uv, pin: str, interpreter: Interpreter) -> str:
     """Return a sentence that names the releases just below and just above a pin, and the newest one."""
-    name, version = Requirement(pin).name, pinned_version(pin)
+    name, version = Requirement(pin).name, Version(pinned_version(pin) or "0")
+    if version.local and _probe_quietly(uv, f"{name}=={version.public}", interpreter) is not None:
+        return f"{name} {version.public} is offered, without the build +{version.local}."
+    version = Version(version.public)  # an order of builds there is none
     below = _probe_quietly(uv, f"{name}<{version}", interpreter)
     above = _probe_quietly(uv, f"{name}>{version}", interpreter, lowest=True)
     newest = _probe_quietly(uv, name, interpreter)

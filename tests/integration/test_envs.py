@@ -156,6 +156,22 @@ def test_a_version_that_no_index_has_is_named_with_its_neighbours() -> None:
 
 
 @pytest.mark.usefixtures("wheelhouse")
+@pytest.mark.parametrize(
+    ("pin", "words"),
+    [
+        ("alpha==2.0+cpu", "alpha 2.0 is offered, without the build +cpu."),
+        ("alpha==1.7+cpu", "1.1 is the nearest below and 2.0 the nearest above, 3.0 is the newest"),
+    ],
+)
+def test_a_build_that_no_index_has_is_told_in_our_words(pin: str, words: str) -> None:
+    with pytest.raises(VersionNotFoundError) as caught:
+        make(pin)
+
+    assert caught.value.message == f"No configured package index offers {pin}."
+    assert words in str(caught.value.remedy)
+
+
+@pytest.mark.usefixtures("wheelhouse")
 def test_a_package_that_no_index_has_is_told_from_a_version() -> None:
     with pytest.raises(VersionNotFoundError, match=r"gamma==1\.0") as caught:
         make("gamma==1.0")
