@@ -35,9 +35,7 @@ def test_it_is_refused_before_anything_else_is_done(
 
 
 @pytest.mark.parametrize("there", ["", "out", "out/cells"])
-def test_the_nearest_folder_that_is_there_decides(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: str
-) -> None:
+def test_the_nearest_folder_that_is_there_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: str) -> None:
     """Tests may run as root, who may write everywhere, so what the kernel says is set here."""
     place = tmp_path / there
     place.mkdir(parents=True, exist_ok=True)
