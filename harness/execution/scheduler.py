@@ -326,6 +326,8 @@ class _Run:
             self.environments[key] = environment
             self.agenda.ready(key)
             self.observer.environment_ready(stack, seconds)
+            if environment.note is not None:
+                self.observer.note(environment.note)
 
     def _fail_stack(self, key: StackKey, *, outcome: Outcome, stage: StageName, reason: str) -> None:
         """Give every cell of a stack the outcome of its environment. It is not kept, because indexes change."""

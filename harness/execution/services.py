@@ -59,6 +59,11 @@ class PreparedEnvironment(Protocol):
         """Seconds that making the environment took."""
         ...
 
+    @property
+    def note(self) -> str | None:
+        """What a user should know of it; None without."""
+        ...
+
 
 class ChildEnvironment(Protocol):
     """Gives the whole environment of a cell's process."""

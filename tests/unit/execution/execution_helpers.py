@@ -172,6 +172,7 @@ class FakeEnvironment:
     python_version: str = "3.11.7"
     seconds_resolve: float | None = 0.5
     seconds_install: float | None = 1.5
+    note: str | None = None
 
 
 def fake_environment(folder: Path, wanted: Stack) -> FakeEnvironment:
