@@ -29,10 +29,10 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One kept result.
+    """One kept result, or a log that a run which was killed has left without one.
 
     Attributes:
-        path: its file; the log lies beside it.
+        path: its file, or where it would be; the log lies beside it.
         size: bytes of both.
         used: when it was last made or used, Unix time.
     """
