@@ -150,6 +150,13 @@ def test_a_run_that_may_not_reuse_keeps_what_it_came_to(tmp_path: Path) -> None:
     assert json.loads(kept_results(cache.root)[0].path.read_text())["result"] != before["result"]
 
 
+def test_a_run_that_ran_a_cell_makes_room(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path / "kept", room=1)
+    run_cells([cell()], services(tmp_path, results=cache), Recorder())
+
+    assert kept_results(cache.root) == []
+
+
 class Counting:
     """A runner that runs nothing and remembers which cells it was asked for."""
 
