@@ -33,8 +33,9 @@ def list_() -> None:
         typer.echo(tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True))
     typer.echo(f"{counted(len(found), 'environment')} in {cache_dir()}")
     results = kept_results(results_folder())
+    whole = sum(entry.whole for entry in results)
     room, taken = results_room(), decimal(sum(entry.size for entry in results))
-    typer.echo(f"{counted(len(results), 'result')} kept for later runs: {taken} of {decimal(room)} ({ROOM_VARIABLE})")
+    typer.echo(f"{counted(whole, 'result')} kept for later runs: {taken} of {decimal(room)} ({ROOM_VARIABLE})")
 
 
 @app.command()

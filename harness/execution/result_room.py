@@ -35,11 +35,13 @@ class Entry:
         path: its file, or where it would be; the log lies beside it.
         size: bytes of both.
         used: when it was last made or used, Unix time.
+        whole: whether the result is there.
     """
 
     path: Path
     size: int
     used: float
+    whole: bool
 
 
 def results_room(environ: Mapping[str, str] | None = None) -> int:
@@ -61,14 +63,19 @@ def results_room(environ: Mapping[str, str] | None = None) -> int:
 
 def kept_results(root: Path) -> list[Entry]:
     """Return the results that are kept under ``root``, the least recently used first."""
-    sizes: dict[Path, int] = {}
-    found: dict[Path, float] = {}
+    found: dict[Path, dict[str, os.stat_result]] = {}
     for path, status in _files(root):
         if path.suffix in {".json", ".log"} and not path.name.startswith("."):
-            sizes[path.with_suffix("")] = sizes.get(path.with_suffix(""), 0) + status.st_size
-            used = found.get(path.with_suffix(""), 0.0)
-            found[path.with_suffix("")] = max(used, status.st_mtime)
-    entries = (Entry(path=Path(f"{stem}.json"), size=sizes[stem], used=used) for stem, used in found.items())
+            found.setdefault(path.with_suffix(".json"), {})[path.suffix] = status
+    entries = (
+        Entry(
+            path=path,
+            size=sum(status.st_size for status in files.values()),
+            used=max(status.st_mtime for status in files.values()),
+            whole=".json" in files,
+        )
+        for path, files in found.items()
+    )
     return sorted(entries, key=lambda entry: (entry.used, entry.path))
 
 

@@ -27,6 +27,7 @@ from harness.envs import (
     ensure_environment,
     list_environments,
     newest_release,
+    prepared_environments,
     unmanaged_environment,
 )
 from harness.envs.environment import ensure_requirements
@@ -241,6 +242,7 @@ def test_a_stack_that_was_made_need_not_be_offered_any_more(wheelhouse: Path) ->
     stack = Stack(transformers="5.5.0", peft="0.19.1", trl="1.4.0")
     other = stack.model_copy(update={"trl": "1.5.0"})
     made = ensure_environment(stack)
+    assert prepared_environments([stack]).identities == {stack.key: made.identity}, "what its lock alone says"
     wheelhouse.rename(wheelhouse.with_name("elsewhere"))
 
     check_versions_exist([stack])

@@ -192,6 +192,15 @@ def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
     assert make_room(tmp_path / "absent", 0) == []
 
 
+def test_a_log_alone_takes_room_and_is_no_result(tmp_path: Path) -> None:
+    kept(tmp_path).unlink()
+    (alone,) = kept_results(tmp_path)
+
+    assert (alone.whole, alone.size) == (False, 4)
+    assert make_room(tmp_path, 0) == [alone]
+    assert kept_results(tmp_path) == []
+
+
 def test_results_are_forgotten_by_age_or_all(tmp_path: Path) -> None:
     old, new = kept(tmp_path, "0" * 64), kept(tmp_path, "1" * 64)
     long_ago = time.time() - 40 * 86400
