@@ -45,6 +45,8 @@ class StageResult(_Model):
     result: Outcome | Literal["not_run"]
     seconds: float | None = None
     reason: str | None = None
+    raised: bool = False
+    """Whether an exception ended it, as its process told; not how that process died, nor what the host concluded."""
 
 
 class Check(_Model):
@@ -346,6 +348,8 @@ class CellResult(_Model):
     """The log's path, relative to the output directory."""
     started: str | None = None
     """ISO 8601, UTC."""
+    reused: str | None = None
+    """When a later run took this result over instead of running the cell (ISO 8601, UTC); None where it ran."""
 
     @model_validator(mode="after")
     def _named_after_its_cell(self) -> Self:
@@ -355,8 +359,11 @@ class CellResult(_Model):
 
 
 HOST_FIELDS = frozenset(
-    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started"}
-)
+    {
+        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started",
+        "reused",
+    }
+)  # fmt: skip
 """What the host alone says. A worker observes the rest."""
 
 WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS

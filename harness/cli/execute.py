@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +16,8 @@ from harness.envs import (
     check_versions_exist,
     child_environment,
     ensure_environment,
+    prepared_environments,
+    results_folder,
     unmanaged_environment,
     yanked_pins,
 )
@@ -26,6 +28,8 @@ from harness.execution.files import stage_tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
+from harness.execution.result_cache import ResultCache
+from harness.execution.result_room import results_room
 from harness.execution.runner import MakeRunner
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
@@ -56,7 +60,7 @@ def execute(
     jobs: int | None,
     device: Device,
     python: Path | None,
-    resume: bool,
+    fresh: bool,
     keep: bool,
     fresh_processes: bool,
     console: Console,
@@ -64,6 +68,7 @@ def execute(
     after_interruption: str,
     make_runner: MakeRunner = local.runner,
     show: bool = True,
+    results: ResultCache | None = None,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -74,7 +79,7 @@ def execute(
         jobs: cells at a time; None: what the configuration says for this machine.
         device: where cells run.
         python: an interpreter to run in as it is, or None.
-        resume: take over results on disk that this run would make again just so.
+        fresh: run every cell, also those whose result was kept.
         keep: leave work directories under ``out``.
         fresh_processes: start a new process for each cell.
         console: where to print.
@@ -82,15 +87,19 @@ def execute(
         show: whether to print the table and the failures; else the caller shows what came of the cells.
         after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
+        results: where results are kept; None: in the user's cache, as far as it has room for any.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
+    kept = results or users_results()
+    identities: Mapping[str, str] = {}
     if python is None:
         stacks = list({stack_key(cell.stack): cell.stack for cell in cells}.values())
         check_versions_exist(stacks)
         for sentence in yanked_pins(stacks):
             console.print(sentence, style="yellow", markup=False, soft_wrap=True)
+        identities = prepared_environments(stacks, device=device).identities
     cores = len(os.sched_getaffinity(0))
     if device == "cuda" and jobs is None and setup.config.limits.jobs == "auto":
         jobs = max(1, cores // GPU_CELL_PROCESSES)
@@ -99,10 +108,13 @@ def execute(
         services = Services(
             prepare=_preparer(python, device),
             child_environment=child_environment,
-            settings=lambda cell: _settings(setup, cell, threads),
+            settings=lambda cell: cell_settings(setup, cell, threads),
             cache=cache_dir(),
             out=out.absolute(),
             scratch=out.absolute() / "work" if keep else scratch,
+            results=kept,
+            reuse=None if fresh or keep else lambda cell: may_be_reused(setup, cell),
+            identities=identities,
         )
         try:
             ran = run_cells(
@@ -110,7 +122,6 @@ def execute(
                 services,
                 choose_progress(console),
                 jobs=min(at_a_time, len(cells)),
-                resume=resume,
                 keep=keep,
                 make_runner=make_runner,
                 processes="fresh" if fresh_processes else "warm",
@@ -129,6 +140,21 @@ def execute(
     if ran.environment_failures:
         return max(error.exit_code for _, error in ran.environment_failures), rows
     return int(not all(row.as_expected for row in rows)), rows
+
+
+def users_results() -> ResultCache | None:
+    """Return the results in the user's cache; None where it has no room for any.
+
+    Raises:
+        ConfigurationError: the variable that says how much room there is says no size.
+    """
+    room = results_room()
+    return ResultCache(results_folder(), room=room) if room else None
+
+
+def may_be_reused(setup: Setup, cell: Cell) -> bool:
+    """Say whether a kept result may stand for a cell: not for one that is declared to come out now so, now so."""
+    return not any(item.flaky and item.applies(cell) for item in setup.expectations)
 
 
 def judged(setup: Setup, results: Sequence[CellResult]) -> list[Row]:
@@ -175,7 +201,8 @@ def _preparer(python: Path | None, device: Device) -> Prepare:
     return prepare
 
 
-def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
+def cell_settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
+    """Return the limits, bands and threads of a cell."""
     limits = setup.config.limits
     return CellSettings(
         limits=Limits(seconds=limits.cell_seconds, memory_mb=limits.memory_mb),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.device import choose_device
-from harness.cli.execute import execute
+from harness.cli.execute import execute, users_results
 from harness.cli.folder_help import FolderHelp
 from harness.cli.options import (
     DEFAULT_OUT,
@@ -15,6 +15,7 @@ from harness.cli.options import (
     DeviceOption,
     ExpectationsOption,
     FreshOption,
+    FreshProcessesOption,
     JobsOption,
     KeepOption,
     OutOption,
@@ -25,7 +26,7 @@ from harness.cli.options import (
     StackOption,
 )
 from harness.cli.selections import expand_selections
-from harness.cli.setup import console, installed_stack, load_setup
+from harness.cli.setup import check_out, console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
 from harness.execution.store import alone_in
@@ -44,11 +45,9 @@ def matrix(
     device: DeviceOption = "cpu",
     python: PythonOption = None,
     out: OutOption = DEFAULT_OUT,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep results of an earlier run that this one would make again just so.")
-    ] = False,
     keep: KeepOption = False,
-    fresh_processes: FreshOption = False,
+    fresh: FreshOption = False,
+    fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
 ) -> None:
@@ -61,6 +60,7 @@ def matrix(
     Example: [bold]harness matrix --profile smoke[/]
     """
     make_runner = make_executor(executor)
+    check_out(out)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     screen = console()
@@ -87,12 +87,21 @@ def matrix(
             jobs=jobs,
             device=chosen,
             python=python,
-            resume=resume,
+            fresh=fresh,
             keep=keep,
             fresh_processes=fresh_processes,
             make_runner=make_runner,
             console=screen,
             report=True,
-            after_interruption="The same command with --resume does the rest.",
+            after_interruption=_rest(fresh=fresh, keep=keep, unmanaged=python is not None),
         )
     raise typer.Exit(code)
+
+
+def _rest(*, fresh: bool, keep: bool, unmanaged: bool) -> str:
+    """Return which command does the rest of an interrupted run."""
+    if unmanaged or users_results() is None:
+        return "The same command again runs every cell: of this run no result is kept for a later one."
+    given = [option for option, on in (("--fresh", fresh), ("--keep", keep)) if on]
+    how = f"without {' and '.join(given)}" if given else "again"
+    return f"The same command {how} does the rest: what this one has finished is kept."

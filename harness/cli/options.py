@@ -54,9 +54,20 @@ PythonOption = Annotated[
     ),
 ]
 KeepOption = Annotated[
-    bool, typer.Option("--keep", help="Keep each cell's work directory: base, adapter and merged checkpoint.")
+    bool,
+    typer.Option(
+        "--keep",
+        help="Keep each cell's work directory: base, adapter and merged checkpoint. Every cell runs, as with --fresh.",
+    ),
 ]
 FreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Run every cell, also those whose result an earlier run has kept. What they come to now is kept instead.",
+    ),
+]
+FreshProcessesOption = Annotated[
     bool,
     typer.Option(
         "--fresh-processes",

@@ -56,7 +56,7 @@ def report(
     if found.planned:
         screen.print(
             f"not run: {counted(len(found.planned), 'cell')} planned and without a result. The command that planned "
-            f"them does the rest (`harness matrix` with --resume). Remove {next(iter(found.planned))} and the like "
+            f"them does the rest. Remove {next(iter(found.planned))} and the like "
             "where nobody wants them.",
             markup=False,
             soft_wrap=True,

@@ -17,13 +17,14 @@ from harness.cli.options import (
     DeviceOption,
     ExpectationsOption,
     FreshOption,
+    FreshProcessesOption,
     KeepOption,
     OutOption,
     PreOption,
     PythonOption,
     ResolutionOption,
 )
-from harness.cli.setup import check_writable, console, installed_stack, load_setup
+from harness.cli.setup import check_out, check_writable, console, installed_stack, load_setup
 from harness.contract.cell_fields import MEANINGS, CellFields
 from harness.envs import IndexChooser, open_chooser
 from harness.errors import ConfigurationError
@@ -86,7 +87,8 @@ def run(
     out: OutOption = DEFAULT_OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the cell's result here.")] = None,
     keep: KeepOption = False,
-    fresh_processes: FreshOption = False,
+    fresh: FreshOption = False,
+    fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
 ) -> None:
@@ -99,6 +101,7 @@ def run(
     Examples: [bold]harness run --model qwen3_moe --peft 0.19.1[/],
     [bold]harness run --model qwen3_moe --transformers latest --peft '>=0.19' --trl latest[/]
     """
+    check_out(out)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     screen = console()
@@ -149,7 +152,7 @@ def run(
         jobs=None,
         device=chosen,
         python=python,
-        resume=False,
+        fresh=fresh,
         keep=keep,
         fresh_processes=fresh_processes,
         console=screen,

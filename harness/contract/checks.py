@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from harness.contract.facts import CellFacts
@@ -448,6 +449,7 @@ NAME_PATTERN = (
 """What the name of a check in a result matches."""
 
 
+@lru_cache(maxsize=4096)
 def find(name: str, stage: StageName) -> Check:
     """Return the row of a check, or of a control.
 
@@ -484,6 +486,7 @@ def control_of(check: Check) -> Check:
     )
 
 
+@lru_cache(maxsize=1024)
 def needed(facts: CellFacts) -> tuple[Check, ...]:
     """Return the checks that a pass of a cell with these facts must show, and their own controls.
 

@@ -108,7 +108,7 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
         outcome = "error"
     else:
         outcome = "oom" if out_of_memory and how.signal == SIGKILL else "crash"
-    return StageResult(result=outcome, seconds=how.seconds, reason=reason)
+    return StageResult(result=outcome, seconds=how.seconds, reason=reason, raised=how.ended == "raised")
 
 
 def _let_through(result: CellResult) -> str | None:

@@ -63,7 +63,12 @@ def supported(package: str, version: Version) -> bool:
 
 def age(then: datetime, now: datetime) -> str:
     """Return how long ago something was, in the largest unit that fits: ``3 days``, ``2 hours``, ``5 minutes``."""
-    seconds = max(0, int((now - then).total_seconds()))
+    return age_text((now - then).total_seconds())
+
+
+def age_text(seconds: float) -> str:
+    """Return a time span in the largest unit that fits, see :func:`age`."""
+    seconds = max(0, int(seconds))
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if count := seconds // length:
             return f"{count} {name}{'' if count == 1 else 's'}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from harness.contract.checks import CONTROL
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
-from harness.report import figures, funnel, quantized
+from harness.report import figures, funnel, quantized, reuse
 from harness.report.margins import mildest_broken
 from harness.report.table import Row
 from harness.report.text import fold, one_line
@@ -171,6 +171,7 @@ def _environment(result: CellResult) -> Section:
         ("base checkpoint sha256", result.base_sha256),
         ("environment lock sha256", result.lock_sha256),
         ("started", result.started),
+        ("reused", None if result.reused is None else reuse.note(result)),
     ]
     if adapter is not None:
         pairs += [

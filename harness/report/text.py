@@ -30,6 +30,8 @@ def clean(text: str) -> str:
     Line ends become line feeds, tabs spaces. What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice
     changes nothing.
     """
+    if text.isascii() and text.isprintable():
+        return text  # as most are: names and numbers
     text = _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", text)).expandtabs(4)
     text = _NONCHARACTERS.sub("", text)
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _INVISIBLE)

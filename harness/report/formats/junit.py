@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.contract.outcomes import Outcome
+from harness.report import reuse
 from harness.report.details import failed_checks, reason
 from harness.report.format import Format
 from harness.report.last_run import last_run
@@ -56,6 +57,8 @@ def _case(row: Row) -> TestCase:
     verdict = _verdict(row)
     if verdict is not None:
         case.result = [verdict]
+    if (said := reuse.note(row.result)) is not None:
+        case.system_out = said
     return case
 
 

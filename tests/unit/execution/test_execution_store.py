@@ -19,8 +19,7 @@ from harness.execution.files import stage_tail, tail, write_atomically
 from harness.execution.loading import load_found, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore, alone_in, fingerprint
-from harness.matrix.sources import Source
+from harness.execution.store import ResultStore, alone_in
 from harness.result import CellResult
 
 
@@ -35,20 +34,6 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert path == tmp_path / "cells" / "qwen3_moe" / "lora@tf5.5.0-peft0.19.1-trl0.25.1+seed=3.json"
     assert load_result(path) == result(3)
     assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_only_what_is_built_from_a_tree_is_never_taken_over() -> None:
-    """A tree is what somebody is working on; a commit and a wheel are what they are."""
-    parts = {"code_sha256": "c", "lock_sha256": "l", "settings": {}}
-    plain = cell()
-    prints = {fingerprint(plain, **parts)}
-    for kind in ("git", "wheel", "path"):
-        source = Source(kind=kind, digest="1a2b3c4d" * 5)  # type: ignore[arg-type]  # a literal
-        stack = plain.stack.model_copy(update={"sources": {"peft": source}})
-        prints.add(fingerprint(plain.model_copy(update={"stack": stack}), **parts))
-        assert (fingerprint(plain.model_copy(update={"stack": stack}), **parts) is None) == (kind == "path")
-
-    assert len(prints) == 4
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
