@@ -26,6 +26,18 @@ class EngineTests:
         self._copy = scratch / "engine-tests"
         ignored = shutil.ignore_patterns(".*", "results", "reports", "__pycache__")
         shutil.copytree(ROOT, self._copy, ignore=ignored)
+        # Compiled once, and checked by their content: tests start the command line hundreds of times, and a mutant may
+        # be as large as the original and written in the same second.
+        compile_ = [
+            python,
+            "-m",
+            "compileall",
+            "-q",
+            "--invalidation-mode",
+            "checked-hash",
+            str(self._copy / "harness"),
+        ]
+        subprocess.run(compile_, check=True)
 
     def notice(self, mutant: Mutant | None) -> bool:
         """Return whether a test fails with a mutant in place, or with nothing changed.
@@ -56,7 +68,8 @@ class EngineTests:
 
     def _fail(self, tests: Sequence[str]) -> bool:
         command = [self._python, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(self._copy)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         try:
             done = subprocess.run(
                 command, cwd=self._copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
