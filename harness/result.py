@@ -332,6 +332,11 @@ class CellResult(_Model):
     """Of each kind, from what the recipe asks for to what was merged."""
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
+    not_possible: dict[Word, str] = Field(default_factory=dict)
+    """Optional features that were tried and that this release does not offer, or ours does not know there, and why.
+
+    They are nobody's failure.
+    """
     quantization: QuantizationInfo | None = None
     shims: list[Word] = Field(default_factory=list)
     """What was replaced in a library while the adapter was loaded again, because the recipe says so.
