@@ -314,6 +314,8 @@ class CellResult(_Model):
     device: str | None = Field(default=None, pattern=DEVICE_PATTERN)
     threads: int | None = None
     seed: int = 0
+    import_first: Word | None = None
+    """Which of the libraries had to be imported first; None where the usual order works. The import stage says why."""
     base_sha256: str | None = None
     base_logprobs: list[float | None] = Field(default_factory=list)
     """What the base model says, which stacks must agree on: log-probabilities of tokens of the held-out prompts, nats.

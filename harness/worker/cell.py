@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
+from harness.worker.import_order import USUAL
 from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
@@ -27,7 +28,12 @@ def _import(observation: Observation, request: Request, checkpoint: Checkpoint) 
     from harness.worker.libraries import import_libraries
 
     with observation.stage("import"):
-        import_libraries(threads=request.threads, device=request.device)
+        import_libraries(threads=request.threads, device=request.device, first=request.import_first)
+    if request.import_first != USUAL:
+        observation.data["import_first"] = request.import_first
+        said = f"imports when {request.import_first} comes first; when {USUAL} does: {request.import_failure}"
+        observation.data["stages"]["import"]["reason"] = said
+        observation.save()
 
 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
