@@ -353,6 +353,8 @@ class CellResult(_Model):
     """The log's path, relative to the output directory."""
     started: str | None = None
     """ISO 8601, UTC."""
+    last_passed: str | None = None
+    """When an earlier run into the same directory had this cell pass (ISO 8601, UTC); None where none is known of."""
 
     @model_validator(mode="after")
     def _named_after_its_cell(self) -> Self:
@@ -362,7 +364,19 @@ class CellResult(_Model):
 
 
 HOST_FIELDS = frozenset(
-    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started"}
+    {
+        "schema_version",
+        "cell",
+        "cell_id",
+        "outcome",
+        "stage",
+        "reason",
+        "last_passed",
+        "lock_sha256",
+        "log",
+        "seed",
+        "started",
+    }
 )
 """What the host alone says. A worker observes the rest."""
 

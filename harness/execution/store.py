@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import ConfigurationError
+from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import write_atomically
 from harness.execution.loading import PLANNED, load_result
 from harness.matrix.cell import Cell
@@ -155,6 +155,18 @@ class ResultStore:
         """
         with self._writing(f"The result of {result.cell_id}"):
             return self._save(result, resume_key)
+
+    def with_history(self, result: CellResult) -> CellResult:
+        """Return a result that knows when its cell last passed, by the result that it is about to replace.
+
+        A result that cannot be read is no history.
+        """
+        try:
+            before = load_result(self.result_path(result.cell))
+        except InputRefusedError:
+            return result
+        passed = before.started if before.outcome == "pass" and before.cell.fault is None else before.last_passed
+        return result.model_copy(update={"last_passed": passed})
 
     def _save(self, result: CellResult, resume_key: str | None) -> Path:
         path = self.result_path(result.cell)

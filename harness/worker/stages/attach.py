@@ -51,7 +51,7 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     torch.manual_seed(request.seed)
     if not recipe.frozen:
         return peft.get_peft_model(model, config)
-    of_earlier = {kind: members for kind, members in targets.items() if kind in recipe.frozen}
+    of_earlier: dict[str, set[Target]] = {kind: members for kind, members in targets.items() if kind in recipe.frozen}
     earlier = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * recipe.alpha_over_rank,
