@@ -23,7 +23,7 @@ from harness.contract.tensors import COUNTS, Kind
 from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 DEVICE_PATTERN = r"^[A-Za-z0-9][\w .()/+-]*$"
 """What a GPU is called: no formula, no tag, no link, nothing that begins another line."""
@@ -300,7 +300,7 @@ class ControlResult(_Model):
 class CellResult(_Model):
     """Everything known about one cell."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     cell: Cell
     cell_id: str
     outcome: Outcome

@@ -21,7 +21,7 @@ def test_files_that_a_cell_spoils_are_a_problem_of_that_cell(tmp_path: Path, rec
     warm_package(tmp_path)
     report = run_cells([cell(recipe), cell("passes")], services(tmp_path), Recorder(), keep=keep)
 
-    assert [result.outcome for result in report.results] == ["error", "pass"]
+    assert [result.outcome for result in report.results] == ["environment", "pass"]
     assert (report.results[0].reason or "").startswith("the worker wrote no observation")
 
 
@@ -37,7 +37,7 @@ def refused(folder: Path) -> str | None:
     [result] = report.results
     [(stack, error)] = report.environment_failures
 
-    assert (result.outcome, result.stage) == ("error", "import")
+    assert (result.outcome, result.stage) == ("environment", "import")
     assert (stack, error.exit_code) == (cell().stack, 4)
     assert error.remedy is not None
     return result.reason

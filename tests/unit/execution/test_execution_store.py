@@ -70,10 +70,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     ("content", "words"),
     [
         (b"", "not JSON"),
-        (b'{"schema_version": 2', "not JSON"),
+        (b'{"schema_version": 3', "not JSON"),
         (b"[]", "no schema_version"),
-        (b'{"schema_version": 1}', "schema_version 1; this program reads 2"),
-        (b'{"schema_version": 2}', "cell: Field required"),
+        (b'{"schema_version": 1}', "schema_version 1; this program reads 3"),
+        (b'{"schema_version": 3}', "cell: Field required"),
         (b'{"schema_version": "\\ud800"}', "surrogates not allowed"),
         (b'{"threads": ' + b"1" * 5000 + b"}", "digits"),
         (b'{"threads": ' + b"1" * 400 + b"}", "digits"),
