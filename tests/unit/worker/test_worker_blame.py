@@ -1,4 +1,4 @@
-"""What a reason says: the words, what is missing, the call of ours and the place of theirs, and nothing cut at an end."""
+"""What a reason says: the words, what is missing, the call of ours, the place of theirs; nothing is cut at an end."""
 
 from __future__ import annotations
 
@@ -75,11 +75,13 @@ def test_where_torch_raises_the_package_that_asked_it_is_named_too(site: Path) -
 
 
 def test_what_it_was_raised_from_is_told_with_its_own_place(site: Path) -> None:
-    source = "def f():\n    try:\n        {}['k']\n    except KeyError as error:\n        raise RuntimeError('no') from error\n"
+    source = (
+        "def f():\n    try:\n        {}['k']\n    except KeyError as it:\n        raise RuntimeError('no') from it\n"
+    )
     write(site, {"pkg/__init__.py": source})
     text = describe(raised_by(site, "pkg.f()"))
 
-    assert text.startswith("RuntimeError: no, because of KeyError: 'k' [")
+    assert text.startswith("OSError: no, because of KeyError: 'k' [")
     assert text.endswith("raised in pkg/__init__.py:3 in f]")
 
 

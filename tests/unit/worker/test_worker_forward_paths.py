@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_gradient_where_there_should_be_none_is_infinitely_far() -> None:
     assert compare_paths(seen(), other)["gradients"] == math.inf
 
 
-class Model:
+class _Model:
     """A model with a LoRA of one number, whose experts take one of several ways, each of which says what it is told."""
 
     def __init__(self, says: dict[str, Any], usual: str = "grouped_mm") -> None:
@@ -56,7 +56,7 @@ class Model:
         self.config = SimpleNamespace(_experts_implementation=usual, get_text_config=lambda: self.config)
         self.is_quantized = False
 
-    def get_base_model(self) -> Model:
+    def get_base_model(self) -> _Model:
         return self
 
     def set_experts_implementation(self, name: str) -> None:
@@ -87,21 +87,21 @@ class Model:
 FORWARDS: dict[str, Any] = {}
 
 
-class Grouped:
+class _Grouped:
     """What stands for ``enable_grouped_forward``: its blocks say whether ours ran."""
 
     def __init__(self, ran: int) -> None:
         self.blocks = [SimpleNamespace(name="layers.0.mlp.experts", reason="has_gate = None", grouped_calls=ran,
                                        library_calls=1 - ran)]  # fmt: skip
 
-    def __enter__(self) -> Grouped:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
 
 def tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, *, offered: tuple[str, ...] = PATHS, ours: int = 1
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: _Model, *, offered: tuple[str, ...] = PATHS, ours: int = 1
 ) -> Observation:
     """Run the stage on a model, and return what was recorded."""
     FORWARDS.clear()
@@ -110,7 +110,7 @@ def tried(
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())  # type: ignore[arg-type]  # stands for it
     monkeypatch.setitem(sys.modules, "transformers.integrations", SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "transformers.integrations.moe", moe)  # type: ignore[arg-type]
-    monkeypatch.setattr(forward_paths, "enable_grouped_forward", lambda _model: Grouped(ours))
+    monkeypatch.setattr(forward_paths, "enable_grouped_forward", lambda _model: _Grouped(ours))
     monkeypatch.setattr(forward_paths, "evaluation_prompts", lambda *_: torch.tensor([[0, 1, 2], [2, 1, 0]]))
     request = SimpleNamespace(
         seed=0, device="cpu", bands=SimpleNamespace(near_tie_epsilon=0.0, paths_max=1e-4), work=tmp_path
@@ -128,7 +128,7 @@ def checks(observation: Observation) -> dict[str, tuple[bool, str | None]]:
 
 
 def test_all_paths_that_agree_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    observation = tried(tmp_path, monkeypatch, Model({}))
+    observation = tried(tmp_path, monkeypatch, _Model({}))
 
     assert set(observation.data["forward_paths"]) == {*PATHS, OURS}
     assert observation.data["not_possible"] == {}
@@ -136,7 +136,7 @@ def test_all_paths_that_agree_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_path_that_is_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = checks(tried(tmp_path, monkeypatch, Model({"batched_mm": 1.5})))["forward_paths"]
+    found = checks(tried(tmp_path, monkeypatch, _Model({"batched_mm": 1.5})))["forward_paths"]
 
     assert found == (False, "batched_mm differs from eager in its logits")
 
@@ -144,7 +144,7 @@ def test_a_path_that_is_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_ours_that_is_not_possible_is_recorded_and_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observation = tried(tmp_path, monkeypatch, Model({}), ours=0)
+    observation = tried(tmp_path, monkeypatch, _Model({}), ours=0)
 
     assert observation.data["not_possible"] == {OURS: "layers.0.mlp.experts: has_gate = None"}
     assert set(observation.data["forward_paths"]) == set(PATHS), "what ran in its place is the library's own"
@@ -154,7 +154,7 @@ def test_ours_that_is_not_possible_is_recorded_and_fails_nothing(
 def test_a_path_that_is_not_offered_is_recorded_and_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observation = tried(tmp_path, monkeypatch, Model({"batched_mm": "refused"}), offered=PATHS[:1])
+    observation = tried(tmp_path, monkeypatch, _Model({"batched_mm": "refused"}), offered=PATHS[:1])
 
     assert observation.data["not_possible"] == {
         "batched_mm": "ValueError: batched_mm needs another torch",
@@ -167,7 +167,7 @@ def test_a_path_that_is_not_offered_is_recorded_and_fails_nothing(
 def test_a_path_that_is_chosen_and_not_taken_fails_for_that_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = checks(tried(tmp_path, monkeypatch, Model({"batched_mm": "ignored"})))["forward_paths"]
+    found = checks(tried(tmp_path, monkeypatch, _Model({"batched_mm": "ignored"})))["forward_paths"]
 
     assert found == (False, "batched_mm was chosen and not taken")
 
@@ -175,7 +175,7 @@ def test_a_path_that_is_chosen_and_not_taken_fails_for_that_reason(
 def test_a_path_that_raises_is_told_after_the_others_were_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Model({"batched_mm": RuntimeError("modified by an inplace operation")})
+    model = _Model({"batched_mm": RuntimeError("modified by an inplace operation")})
     observation = tried(tmp_path, monkeypatch, model)
     stage = observation.data["stages"]["forward-paths"]
 
@@ -191,7 +191,7 @@ def test_a_path_that_raises_is_told_after_the_others_were_tried(
 def test_the_path_that_the_stack_takes_by_itself_is_said_to_be_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observation = tried(tmp_path, monkeypatch, Model({"grouped_mm": RuntimeError("no")}))
+    observation = tried(tmp_path, monkeypatch, _Model({"grouped_mm": RuntimeError("no")}))
 
     assert (
         "grouped_mm, which is what this stack takes by itself, raised"
