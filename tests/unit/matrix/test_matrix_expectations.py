@@ -251,6 +251,15 @@ def test_what_needed_a_stage_that_is_known_to_fail_is_part_of_it() -> None:
     assert (verdict.status, verdict.expectation) == ("known-failure", TRAIN)
 
 
+@pytest.mark.parametrize(("outcome", "status"), [("crash", "known-failure"), ("error", "new")])
+def test_what_shares_the_process_of_a_known_crash_is_part_of_it(outcome: DeclaredOutcome, status: str) -> None:
+    """An exception ends its stage and not the process: then a stage that is missing stays unexplained."""
+    known = Expectation(cells=("*",), stage="generate", outcome=outcome, reason="router logits", since="always")
+    stages = {"generate": f"{outcome}: x", "forward-paths": "not_run", "generate-merged": "not_run"}
+
+    assert judge(result(stages), [known]).status == status
+
+
 def test_stages_that_follow_a_known_failure_at_the_end_are_part_of_it() -> None:
     expected = Expectation(cells=("*",), stage="merge", outcome="error", reason="unreadable", since="always")
     verdict = judge(result({"merge": "error: x", **after("merge", "not_run")}), [expected])
