@@ -34,7 +34,8 @@ from harness.matrix.cell import PINNED, Stack
 from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
 from harness.matrix.versions import parse_pin, require_versions, version_help
-from harness.report import import_order, quantized, shims
+from harness.report import quantized, shims
+from harness.report.remarks import remarks
 
 CATALOGUE = read_catalogue()
 """What the help texts name: whatever lies in the folders."""
@@ -162,7 +163,7 @@ def run(
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     result = rows[0].result
-    for line in filter(None, (*quantized.lines(rows[0]), shims.note(result), import_order.note(result))):
+    for line in filter(None, (*quantized.lines(rows[0]), shims.note(result), *remarks(result))):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:

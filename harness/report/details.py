@@ -212,6 +212,7 @@ def sections(row: Row) -> tuple[Section, ...]:
         _pairs("Quantised base", ("what", "value"), quantized.pairs(row)),
         _controls(result),
         _training(result),
+        _pairs("Not possible in this release", ("feature", "why"), sorted(result.not_possible.items())),
         _pairs("Timings", ("phase", "time"), timings),
         _pairs("Versions", ("package", "version"), versions),
         _environment(result),

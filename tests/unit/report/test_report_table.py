@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from report_samples import NEWEST, OLDEST, STACK, cell, measured, rejected, sample_rows, stopped
 
 from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome, Status
+from harness.report.details import sections
 from harness.report.formats.csv_table import frame, render_csv
 from harness.report.look import look, outcome_text, overview
+from harness.report.remarks import remarks
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, not_run, ordered
 from harness.result import Check, StageResult
@@ -111,6 +113,25 @@ def _many(outcome: Outcome, status: Status, count: int) -> list[Row]:
     return [
         Row(result=stopped(cell("qwen3_moe", seed=seed), outcome, "load", "x"), status=status) for seed in range(count)
     ]
+
+
+def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
+    plain = measured(cell("qwen3_moe"))
+    stages = plain.stages | {
+        "import": StageResult(result="pass", reason="imports when trl comes first; when peft does: x")
+    }
+    odd = plain.model_copy(
+        update={"stages": stages, "import_first": "trl", "not_possible": {"grouped_forward": "has_gate = None"}}
+    )
+
+    assert list(remarks(plain)) == []
+    assert list(remarks(odd)) == [
+        "imports when trl comes first; when peft does: x",
+        "not possible here, which is nobody's failure: grouped_forward (has_gate = None)",
+    ]
+    assert "has_gate = None" in {
+        text for s in sections(Row(result=odd, status="ok")) for it in s.lines for text in it.cells
+    }
 
 
 def test_sentences() -> None:
