@@ -34,7 +34,7 @@ from harness.execution.services import CellSettings, Prepare, PreparedEnvironmen
 from harness.execution.supervise import Limits
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
-from harness.matrix.releases import refuse_too_old
+from harness.matrix.too_old import refuse_too_old
 from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table

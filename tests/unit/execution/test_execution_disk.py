@@ -21,7 +21,7 @@ def test_files_that_a_cell_spoils_are_a_problem_of_that_cell(tmp_path: Path, rec
     warm_package(tmp_path)
     report = run_cells([cell(recipe), cell("passes")], services(tmp_path), Recorder(), keep=keep)
 
-    assert [result.outcome for result in report.results] == ["environment", "pass"]
+    assert [result.outcome for result in report.results] == ["error", "pass"]
     assert (report.results[0].reason or "").startswith("the worker wrote no observation")
 
 

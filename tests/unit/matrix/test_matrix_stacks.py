@@ -11,7 +11,7 @@ from harness.contract.cell_fields import MEANINGS
 from harness.contract.supported import OLDEST
 from harness.errors import ConfigurationError
 from harness.matrix.cell import Stack
-from harness.matrix.releases import refuse_too_old
+from harness.matrix.too_old import refuse_too_old
 from harness.matrix.versions import parse_pin
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1"}
