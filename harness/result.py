@@ -23,7 +23,7 @@ from harness.contract.tensors import COUNTS, Kind
 from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 DEVICE_PATTERN = r"^[A-Za-z0-9][\w .()/+-]*$"
 """What a GPU is called: no formula, no tag, no link, nothing that begins another line."""
@@ -302,7 +302,7 @@ class ControlResult(_Model):
 class CellResult(_Model):
     """Everything known about one cell."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     cell: Cell
     cell_id: str
     outcome: Outcome
@@ -316,6 +316,8 @@ class CellResult(_Model):
     device: str | None = Field(default=None, pattern=DEVICE_PATTERN)
     threads: int | None = None
     seed: int = 0
+    import_first: Word | None = None
+    """Which of the libraries had to be imported first; None where the usual order works. The import stage says why."""
     base_sha256: str | None = None
     base_logprobs: list[float | None] = Field(default_factory=list)
     """What the base model says, which stacks must agree on: log-probabilities of tokens of the held-out prompts, nats.
@@ -334,6 +336,11 @@ class CellResult(_Model):
     """Of each kind, from what the recipe asks for to what was merged."""
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
+    not_possible: dict[Word, str] = Field(default_factory=dict)
+    """Optional features that were tried and that this release does not offer, or ours does not know there, and why.
+
+    They are nobody's failure.
+    """
     quantization: QuantizationInfo | None = None
     shims: list[Word] = Field(default_factory=list)
     """What was replaced in a library while the adapter was loaded again, because the recipe says so.
@@ -350,6 +357,8 @@ class CellResult(_Model):
     """ISO 8601, UTC."""
     reused: str | None = None
     """When a later run took this result over instead of running the cell (ISO 8601, UTC); None where it ran."""
+    last_passed: str | None = None
+    """When an earlier run into the same directory had this cell pass (ISO 8601, UTC); None where none is known of."""
 
     @model_validator(mode="after")
     def _named_after_its_cell(self) -> Self:
@@ -360,8 +369,8 @@ class CellResult(_Model):
 
 HOST_FIELDS = frozenset(
     {
-        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started",
-        "reused",
+        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "last_passed", "lock_sha256", "log", "seed",
+        "started", "reused",
     }
 )  # fmt: skip
 """What the host alone says. A worker observes the rest."""

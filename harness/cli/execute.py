@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from harness.cli.device import require_gpu
 from harness.cli.setup import Setup
 from harness.contract.cell_fields import Device
+from harness.contract.outcomes import AS_EXPECTED
 from harness.envs import (
     cache_dir,
     check_versions_exist,
@@ -37,7 +38,8 @@ from harness.execution.services import CellSettings, Prepare, PreparedEnvironmen
 from harness.execution.supervise import Limits
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
-from harness.matrix.verdict import Verdict, judge
+from harness.matrix.too_old import refuse_too_old
+from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
@@ -69,6 +71,7 @@ def execute(
     make_runner: MakeRunner = local.runner,
     show: bool = True,
     results: ResultCache | None = None,
+    passed_before: Collection[str] = (),
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -88,10 +91,12 @@ def execute(
         after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
         results: where results are kept; None: in the user's cache, as far as it has room for any.
+        passed_before: ids of cells that passed in a baseline.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
+    refuse_too_old({stack_key(cell.stack): cell.stack for cell in cells}.values())
     kept = results or users_results()
     identities: Mapping[str, str] = {}
     if python is None:
@@ -127,12 +132,12 @@ def execute(
                 processes="fresh" if fresh_processes else "warm",
             )
         except RunInterruptedError as interruption:
-            rows = rows_of(setup, interruption.report)
+            rows = rows_of(setup, interruption.report, passed_before)
             if show:
                 _say(console, rows, out, report=report)
             interruption.remedy = after_interruption
             raise
-    rows = rows_of(setup, ran)
+    rows = rows_of(setup, ran, passed_before)
     if show:
         _say(console, rows, out, report=report)
     for stack, error in ran.environment_failures:
@@ -157,19 +162,29 @@ def may_be_reused(setup: Setup, cell: Cell) -> bool:
     return not any(item.flaky and item.applies(cell) for item in setup.expectations)
 
 
-def judged(setup: Setup, results: Sequence[CellResult]) -> list[Row]:
-    """Judge results in the light of the expectations, and each base in the light of what other stacks say of it."""
+def judged(setup: Setup, results: Sequence[CellResult], passed_before: Collection[str] = ()) -> list[Row]:
+    """Judge results in the light of the expectations, and each base in the light of what other stacks say of it.
+
+    Args:
+        setup: the configuration.
+        results: what happened.
+        passed_before: ids of cells that passed in a baseline. A result itself knows of earlier runs into its directory.
+    """
     found: dict[str, str] = {}
     for dtype in {result.cell.dtype for result in results}:
         band = setup.config.bands[dtype].definition_max
         found |= disagreements((it for it in results if it.cell.dtype == dtype), band=band)
-    return [_row_of(setup, result, found.get(result.cell_id)) for result in results]
+    return [
+        _row_of(setup, result, found.get(result.cell_id), passed_before=result.cell_id in passed_before)
+        for result in results
+    ]
 
 
-def _row_of(setup: Setup, result: CellResult, disagreement: str | None) -> Row:
-    verdict = judge(result, setup.expectations, setup.catalogue.facts_of)
-    if disagreement is not None and verdict.status != "regression":
-        verdict = Verdict(status="regression", sentence=disagreement)
+def _row_of(setup: Setup, result: CellResult, disagreement: str | None, *, passed_before: bool) -> Row:
+    verdict = judge(result, setup.expectations, setup.catalogue.facts_of, passed_before=passed_before)
+    if disagreement is not None and verdict.status in AS_EXPECTED:
+        known_to_pass = passed_before or result.last_passed is not None
+        verdict = Verdict(status=status_of(None, passed_before=known_to_pass), sentence=disagreement)
     expectation = verdict.expectation
     return Row(
         result=result,
@@ -181,9 +196,9 @@ def _row_of(setup: Setup, result: CellResult, disagreement: str | None) -> Row:
     )
 
 
-def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
+def rows_of(setup: Setup, ran: RunReport, passed_before: Collection[str] = ()) -> list[Row]:
     """Judge every result; a planned cell without one is ``not run``, which never looks like a pass."""
-    return judged(setup, ran.results) + [
+    return judged(setup, ran.results, passed_before) + [
         not_run(cell, "the run was interrupted before it had a result", options=setup.options)
         for cell in ran.unfinished
     ]

@@ -11,6 +11,7 @@ from harness.cli.execute import execute, users_results
 from harness.cli.folder_help import FolderHelp
 from harness.cli.options import (
     DEFAULT_OUT,
+    BaselineOption,
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
@@ -29,6 +30,7 @@ from harness.cli.selections import expand_selections
 from harness.cli.setup import check_out, console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
+from harness.execution.loading import load_passed
 from harness.execution.store import alone_in
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
 
@@ -50,12 +52,13 @@ def matrix(
     fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """Run every cell of a profile and write the version-compat report.
 
     Each stack gets an isolated environment; each cell runs in processes of its own, and whatever happens to one the
-    others go on. Exits with 1 on a regression or an unexpected pass; failures declared in expectations.toml do not make
-    a run red.
+    others go on. Exits with 1 on a failure that nobody declared or an unexpected pass; failures declared in
+    expectations.toml do not make a run red.
 
     Example: [bold]harness matrix --profile smoke[/]
     """
@@ -84,6 +87,7 @@ def matrix(
             setup,
             cells,
             out=out,
+            passed_before=load_passed(baseline or ()),
             jobs=jobs,
             device=chosen,
             python=python,

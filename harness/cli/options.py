@@ -74,6 +74,14 @@ FreshProcessesOption = Annotated[
         help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker.",
     ),
 ]
+BaselineOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--baseline",
+        help="What passed before: a report.json, results, or a directory of them. A cell that passed there and does "
+        "not now is a regression; any other is new. Can be repeated.",
+    ),
+]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core; on a GPU, one per four.")
 ]

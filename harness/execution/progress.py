@@ -25,7 +25,8 @@ from harness.result import CellResult
 
 COLOURS: dict[Outcome, str] = {
     "crash": "bold red", "oom": "bold red", "timeout": "bold red", "error": "red", "noop": "red", "fail": "red",
-    "blind": "yellow", "unresolvable": "yellow", "unsupported": "dim", "skipped": "dim", "pass": "green",
+    "blind": "yellow", "environment": "yellow", "unresolvable": "yellow", "unsupported": "dim", "skipped": "dim",
+    "pass": "green",
 }  # fmt: skip
 _REASON_WIDTH = 100
 _WIDEST_OUTCOME = max(len(outcome) for outcome in COLOURS)

@@ -137,7 +137,7 @@ class ResultCache:
         """
         if key is None or log is None or not worth_keeping(result, planted=self._planted):
             return False
-        plain = result.model_copy(update={"log": None, "reused": None}).model_dump(mode="json")
+        plain = result.model_copy(update={"log": None, "reused": None, "last_passed": None}).model_dump(mode="json")
         entry = {
             "schema": SCHEMA,
             "key": key,

@@ -277,6 +277,7 @@ class _Run:
             entered=lambda stage: self.notices.put(lambda: self.observer.cell_stage(cell, stage)),
         )
         if result is not None:
+            result = self.store.with_history(result)
             self.store.save(result)
             if self.services.results is not None:
                 log = b"" if result.log is None else read_if_there(self.store.log_path(cell))
@@ -306,7 +307,7 @@ class _Run:
                 result = ended.result()
             except EnvironmentFailedError as error:
                 self.failures.append((cell.stack, error))
-                self._finish_without_worker(cell, outcome="error", stage="import", reason=error.message)
+                self._finish_without_worker(cell, outcome="environment", stage="import", reason=error.message)
             else:
                 if result is not None:
                     self._finish(result)
@@ -318,10 +319,12 @@ class _Run:
             environment, seconds = future.result()
         except Unresolvable as error:
             self._fail_stack(key, outcome="unresolvable", stage="resolve", reason=error.explanation)
-        except (EnvironmentFailedError, VersionNotFoundError) as error:
+        except VersionNotFoundError as error:
             self.failures.append((stack, error))
-            stage: StageName = "resolve" if isinstance(error, VersionNotFoundError) else "install"
-            self._fail_stack(key, outcome="error", stage=stage, reason=error.message)
+            self._fail_stack(key, outcome="unresolvable", stage="resolve", reason=error.message)
+        except EnvironmentFailedError as error:
+            self.failures.append((stack, error))
+            self._fail_stack(key, outcome="environment", stage="install", reason=error.message)
         else:
             self.environments[key] = environment
             self.agenda.ready(key)
@@ -345,6 +348,7 @@ class _Run:
             redactor=self.context.redactor(),
             started=utc_now(),
         )
+        result = self.store.with_history(result)
         self.store.save(result)
         self._finish(result)
 

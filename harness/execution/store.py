@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import ConfigurationError
+from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import write_atomically
-from harness.execution.loading import PLANNED
+from harness.execution.loading import PLANNED, load_result
 from harness.execution.result_cache import Kept
 from harness.matrix.cell import Cell
 from harness.result import CellResult
@@ -123,6 +123,18 @@ class ResultStore:
                 self.log_path(result.cell).unlink(missing_ok=True)  # of an earlier run, about another result
         return path
 
+    def with_history(self, result: CellResult) -> CellResult:
+        """Return a result that knows when its cell last passed, by the result that it is about to replace.
+
+        A result that cannot be read is no history.
+        """
+        try:
+            before = load_result(self.result_path(result.cell))
+        except InputRefusedError:
+            return result
+        passed = before.started if before.outcome == "pass" and before.cell.fault is None else before.last_passed
+        return result.model_copy(update={"last_passed": passed})
+
     def take_over(self, kept: Kept, *, reused: str) -> CellResult:
         """Write a result that was kept as this directory's, its log beside it; return it.
 
@@ -136,7 +148,7 @@ class ResultStore:
         cell = kept.result.cell
         log = self.log_path(cell)
         named = self.relative(log) if kept.log else None
-        result = kept.result.model_copy(update={"log": named, "reused": reused})
+        result = self.with_history(kept.result.model_copy(update={"log": named, "reused": reused}))
         with self._writing(f"The result of {cell.id}"):
             self.running_log_path(cell).unlink(missing_ok=True)
             if kept.log:

@@ -43,6 +43,18 @@ def one_line(text: str, limit: int = 160) -> str:
     return words if len(words) <= limit else f"{words[: limit - 1].rstrip()}…"
 
 
+def in_the_middle(text: str, limit: int) -> str:
+    """Return ``text``, cleaned, on one line of at most ``limit`` characters; what is cut out of its middle is ``…``.
+
+    A reason begins with what was said and ends with where. ``limit`` is at least 3.
+    """
+    words = " ".join(clean(text).split())
+    if len(words) <= limit:
+        return words
+    head = (limit - 1) // 2
+    return f"{words[:head].rstrip()}…{words[len(words) - (limit - 1 - head) :].lstrip()}"
+
+
 def fold(text: str, *, max_chars: int = 4000, max_lines: int = 60) -> str:
     """Return ``text``, cleaned, with its middle left out when it is long.
 

@@ -17,12 +17,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from harness.worker.cell import GROUPS, IMPORT
 from harness.worker.channel import take_channel
 from harness.worker.checkpoints.family import build
 from harness.worker.checkpoints.geometry import geometry
+from harness.worker.import_order import choose_another
 from harness.worker.libraries import import_libraries
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import record_end
@@ -51,15 +53,21 @@ class StartedAhead:
         """
         observation.save()
         self._observation = observation
-        self._waiting = [_Group(number, request, main) for number in range(count)]
+        self._request = request
+        self._start = partial(_started, request, main, count)
+        self._waiting = self._start()
 
     def import_libraries(self) -> None:
-        """Import in the first group's process.
+        """Import in the first group's process. Where only another order works, all of them begin again with that.
 
         Raises:
             StageStoppedError: the import has failed, or has ended the process.
         """
         self._run(self._waiting[FIRST], IMPORT)
+        if not self._observation.completed("import") and choose_another(self._observation, self._request) is not None:
+            self.close()
+            self._waiting = self._start()
+            self._run(self._waiting[FIRST], IMPORT)
         if not self._observation.completed("import"):
             raise StageStoppedError("import")
 
@@ -82,6 +90,10 @@ class StartedAhead:
         code = group.run(step)
         through = code is None
         record_end(self._observation, code or 0, names=step.stages, expected=(0,) if through else ())
+
+
+def _started(request: Request, main: Path, count: int) -> list[_Group]:
+    return [_Group(number, request, main) for number in range(count)]
 
 
 class _Group:
@@ -151,12 +163,12 @@ def serve_group(number: int, path: Path) -> None:
     checkpoint = build(request.family, geometry(request.geometry), request.variant)
     imported = False
     if number != FIRST:
-        import_libraries(threads=request.threads, device=request.device)
+        import_libraries(threads=request.threads, device=request.device, first=request.import_first)
         imported = True
     for line in orders:
         step = steps[line.decode().strip()]
         if step is not IMPORT and not imported:
-            import_libraries(threads=request.threads, device=request.device)
+            import_libraries(threads=request.threads, device=request.device, first=request.import_first)
         imported = True
         try:
             run_step(step, Observation.load(request.observation), request, checkpoint)

@@ -46,7 +46,7 @@ def _row(row: Row) -> dict[str, Any]:
         "sentence": row.sentence,
         "expectation": expectation if row.expectation_reason or row.expectation_link else None,
         "reproduce": row.reproduce,
-        "result": _finite(row.result.model_dump(mode="json", exclude={"started", "reused"})),
+        "result": _finite(row.result.model_dump(mode="json", exclude={"started", "last_passed", "reused"})),
     }
 
 
@@ -55,8 +55,8 @@ def render_json(rows: Iterable[Row]) -> str:
 
     ``faults`` is what the last published run of ``harness faults`` has shown, or null.
 
-    ``rows[].result`` is a ``CellResult`` without its start; ``rows[].standing`` is the status, or ``not-run`` for a
-    cell that did not run (``status`` is null then). ``reused`` has, by cell, when a result was taken over and how old
+    ``rows[].result`` is a ``CellResult`` without times of day; ``rows[].standing`` is the status, or ``not-run`` for
+    a cell that did not run (``status`` is null then). ``reused`` has, by cell, when a result was taken over and how old
     it was then, in seconds (null where that is not known).
 
     Raises:

@@ -112,11 +112,14 @@ def test_unresolvable_is_an_outcome_of_every_cell_of_the_stack_in_the_resolvers_
 
 
 @pytest.mark.parametrize(
-    ("error", "stage"),
-    [(EnvironmentFailedError("no index answers"), "install"), (VersionNotFoundError("no peft 0.18.1"), "resolve")],
+    ("error", "outcome", "stage"),
+    [
+        (EnvironmentFailedError("no index answers"), "environment", "install"),
+        (VersionNotFoundError("no peft 0.18.1"), "unresolvable", "resolve"),
+    ],
 )
-def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on(
-    tmp_path: Path, error: EnvironmentFailedError | VersionNotFoundError, stage: str
+def test_an_environment_that_fails_is_what_its_cells_ended_in_and_the_others_go_on(
+    tmp_path: Path, error: EnvironmentFailedError | VersionNotFoundError, outcome: str, stage: str
 ) -> None:
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
@@ -128,7 +131,7 @@ def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on
     report = run_cells([failing, cell()], services(tmp_path, prepare=prepare), recorder)
     result = report.results[0]
 
-    assert [each.outcome for each in report.results] == ["error", "pass"]
+    assert [each.outcome for each in report.results] == [outcome, "pass"]
     assert (result.stage, result.reason) == (stage, error.message)
     assert report.environment_failures == ((failing.stack, error),)
     assert ("environment_failed", "0.18.1", error.message) in recorder.events
