@@ -56,7 +56,8 @@ def test_a_second_run_runs_nothing_and_makes_no_environment(tmp_path: Path) -> N
     assert one.reused == frozenset()
     assert two.reused == {each.id for each in plan}
     assert [it.reused is None for it in two.results] == [False] * 3
-    assert [it.model_copy(update={"reused": None}) for it in two.results] == list(one.results)
+    assert [it.model_copy(update={"reused": None, "last_passed": None}) for it in two.results] == list(one.results)
+    assert [it.last_passed for it in two.results] == [it.started for it in one.results], "into the same directory"
     for result in two.results:
         assert result.log is not None
         assert (tmp_path / "out" / result.log).read_text().startswith("$ ")

@@ -81,7 +81,7 @@ def test_what_it_was_raised_from_is_told_with_its_own_place(site: Path) -> None:
     write(site, {"pkg/__init__.py": source})
     text = describe(raised_by(site, "pkg.f()"))
 
-    assert text.startswith("OSError: no, because of KeyError: 'k' [")
+    assert text.startswith("RuntimeError: no, because of KeyError: 'k' [")
     assert text.endswith("raised in pkg/__init__.py:3 in f]")
 
 
