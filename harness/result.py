@@ -314,6 +314,8 @@ class CellResult(_Model):
     device: str | None = Field(default=None, pattern=DEVICE_PATTERN)
     threads: int | None = None
     seed: int = 0
+    import_first: Word | None = None
+    """Which of the libraries had to be imported first; None where the usual order works. The import stage says why."""
     base_sha256: str | None = None
     base_logprobs: list[float | None] = Field(default_factory=list)
     """What the base model says, which stacks must agree on: log-probabilities of tokens of the held-out prompts, nats.
@@ -332,6 +334,11 @@ class CellResult(_Model):
     """Of each kind, from what the recipe asks for to what was merged."""
     forward_paths: dict[str, PathDifference] = Field(default_factory=dict)
     """Experts forwards of the trained model, each held against ``eager``."""
+    not_possible: dict[Word, str] = Field(default_factory=dict)
+    """Optional features that were tried and that this release does not offer, or ours does not know there, and why.
+
+    They are nobody's failure.
+    """
     quantization: QuantizationInfo | None = None
     shims: list[Word] = Field(default_factory=list)
     """What was replaced in a library while the adapter was loaded again, because the recipe says so.

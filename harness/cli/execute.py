@@ -33,6 +33,7 @@ from harness.execution.services import CellSettings, Prepare, PreparedEnvironmen
 from harness.execution.supervise import Limits
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
+from harness.matrix.releases import refuse_too_old
 from harness.matrix.verdict import Verdict, judge
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table
@@ -86,6 +87,7 @@ def execute(
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
+    refuse_too_old({stack_key(cell.stack): cell.stack for cell in cells}.values())
     if python is None:
         stacks = list({stack_key(cell.stack): cell.stack for cell in cells}.values())
         check_versions_exist(stacks)

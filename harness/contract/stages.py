@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 StageName = Literal[
-    "resolve", "install", "import", "build", "load", "attach", "train", "save",
-    "reload-adapter", "merge", "reload-merged", "compare", "controls",
+    "resolve", "install", "import", "build", "load", "attach", "train", "save", "generate", "forward-paths",
+    "reload-adapter", "merge", "reload-merged", "generate-merged", "compare", "controls",
 ]  # fmt: skip
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
@@ -20,6 +20,8 @@ class Stage:
     Attributes:
         does: what happens in it, for the reader of a table.
         needs: stages without which it cannot be run.
+        after: stages that share its process and come before it. It needs nothing of them, and cannot be run where that
+            process has ended in one of them.
         on_host: whether the host runs it; the worker runs the others.
         may_lack: whether a stack may say here that it has no such family or feature. Later the same words are a fault,
             because the family was there a moment ago.
@@ -27,6 +29,7 @@ class Stage:
 
     does: str
     needs: tuple[StageName, ...] = ()
+    after: tuple[StageName, ...] = ()
     on_host: bool = False
     may_lack: bool = False
 
@@ -38,11 +41,24 @@ TABLE: Mapping[StageName, Stage] = {
     "build": Stage(does="the base checkpoint is written, byte for byte the same in every stack", needs=("import",)),
     "load": Stage(does="the base is loaded, quantised where the recipe says so", needs=("build",), may_lack=True),
     "attach": Stage(does="the LoRA is attached", needs=("load",), may_lack=True),
-    "train": Stage(does="a few steps with `trl.SFTTrainer`; the trained model is kept as the truth", needs=("attach",)),
+    "train": Stage(
+        does="a few steps with `trl.SFTTrainer`; the trained model is kept as the truth",
+        needs=("attach",),
+        may_lack=True,
+    ),
     "save": Stage(does="the adapter is saved", needs=("train",)),
+    "generate": Stage(does="the trained model generates", needs=("train",), after=("save",)),
+    "forward-paths": Stage(
+        does="the trained model goes through every experts forward that the stack has, and through ours",
+        needs=("train",),
+        after=("save", "generate"),
+    ),
     "reload-adapter": Stage(does="base and saved adapter are loaded in a fresh process", needs=("save",)),
     "merge": Stage(does="the engine merges, in a process of its own", needs=("save",)),
     "reload-merged": Stage(does="the merged directory is loaded in a fresh process", needs=("merge",)),
+    "generate-merged": Stage(
+        does="the merged model generates, where the trained one could", needs=("reload-merged", "generate")
+    ),
     "compare": Stage(does="both gates judge the merge", needs=("merge",)),
     "controls": Stage(does="merges that are broken on purpose go through the same gates", needs=("compare",)),
 }

@@ -32,6 +32,7 @@ class Job:
         dtype: how the base's weights are stored and the merged ones shall be: ``float32`` or ``bf16``.
         device: ``cpu`` or ``cuda``, for engines that compute on a device.
         threads: how many threads the process may compute with.
+        dtype_argument: what ``from_pretrained`` of the installed transformers calls the dtype to load in.
     """
 
     base: Path
@@ -40,6 +41,7 @@ class Job:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int = 1
+    dtype_argument: str = "dtype"
 
     @property
     def adapters(self) -> tuple[Path, ...]:

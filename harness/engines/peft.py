@@ -24,7 +24,7 @@ class Peft:
 
         def work() -> Claims:
             dtype = getattr(torch, TORCH_DTYPE[job.dtype])
-            base = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype).to(job.device)
+            base = AutoModelForCausalLM.from_pretrained(job.base, **{job.dtype_argument: dtype}).to(job.device)
             first, *others = job.adapters
             model = PeftModel.from_pretrained(base, first)
             for folder in others:

@@ -97,7 +97,7 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
     if how.ended == "completed":
         failed = [check for check in result.checks if check.stage == name and not check.passed]
         outcome = _judged(name, failed, result.merge) if failed else "pass"
-        reason = "; ".join(map(describe_check, failed)) or None
+        reason = "; ".join(map(describe_check, failed)) or how.reason
         if name == "controls" and outcome == "pass" and (through := _let_through(result)):
             outcome, reason = "blind", through
     elif how.ended == "raised":

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from packaging.version import Version
 
 from harness.contract.supported import OLDEST
+from harness.errors import ConfigurationError
+from harness.matrix.cell import Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,22 @@ def newest_first(releases: Iterable[Release]) -> tuple[Release, ...]:
 def supported(package: str, version: Version) -> bool:
     """Say whether the harness can work with a release: pre-releases of the oldest supported one are too old."""
     return package not in OLDEST or version >= Version(OLDEST[package])
+
+
+def refuse_too_old(stacks: Iterable[Stack]) -> None:
+    """Refuse stacks with a release that the harness cannot work with: whatever it said of them would be about itself.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for stack in stacks:
+        for package, oldest in OLDEST.items():
+            version = stack.version_of(package)
+            if version is not None and not supported(package, Version(version)):
+                raise ConfigurationError(
+                    f"{package} {version} is too old for the harness, which works with {package} {oldest} and later.",
+                    remedy=f"Give {package} {oldest} or a later release.",
+                )
 
 
 def age(then: datetime, now: datetime) -> str:

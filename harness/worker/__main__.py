@@ -11,6 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from harness.worker.groups import serve_group
+    from harness.worker.libraries import import_libraries
     from harness.worker.offline import forbid_network
     from harness.worker.orphans import adopt_orphans, end_children
     from harness.worker.run import main, serve_cells
@@ -21,6 +22,8 @@ if __name__ == "__main__":
             serve_cells(device=device, threads=int(threads))
         case ["--group", number, request]:
             serve_group(int(number), Path(request))
+        case ["--imports", first, device, threads]:
+            import_libraries(threads=int(threads), device=device, first=first)
         case ["--started", request] | [request]:
             adopt_orphans()
             atexit.register(end_children)  # the first to be registered is the last to run

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.observation import Judgement, Observation
+from harness.worker.import_order import USUAL
+from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.steps import Step
+
+if TYPE_CHECKING:
+    from harness.worker.stages.peft_names import Target
 
 
 def _import(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:  # noqa: ARG001
     from harness.worker.libraries import import_libraries
 
     with observation.stage("import"):
-        import_libraries(threads=request.threads, device=request.device)
+        import_libraries(threads=request.threads, device=request.device, first=request.import_first)
+    if request.import_first != USUAL:
+        observation.data["import_first"] = request.import_first
+        said = f"imports when {request.import_first} comes first; when {USUAL} does: {request.import_failure}"
+        observation.data["stages"]["import"]["reason"] = said
+        observation.save()
 
 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -59,12 +68,33 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
     return model, tokenizer, logits, clear
 
 
-def _load_attach_train_save(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the stages after training are about: the model, what it said, and where it lies clear of router ties."""
+
+    model: Any
+    targets: dict[str, set[Target]]
+    gaps: Any
+
+
+def _train_and_use(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
+    """Load, attach and train. Then save, generate and try forward paths, none of which can stop another.
+
+    The adapter is saved first, so that whatever becomes of this process the rest of the cell has it.
+    """
+    trained = _load_attach_train(observation, request, checkpoint)
+    for stage in (_save, _generate, _forward_paths):
+        try:
+            stage(observation, request, checkpoint, trained)
+        except StageStoppedError as stopped:
+            print(f"    {stopped} ended; what does not need it goes on", flush=True)
+
+
+def _load_attach_train(observation: Observation, request: Request, checkpoint: Checkpoint) -> _Trained:
     from harness.worker.stages.attach import attach_and_check, lora_layers
-    from harness.worker.stages.consistency import check_generated, check_modes, check_unchanged
+    from harness.worker.stages.consistency import check_modes, check_unchanged
     from harness.worker.stages.evaluate import near_ties, save_view
     from harness.worker.stages.experts_watch import ExpertWatch
-    from harness.worker.stages.forward_paths import check_forward_paths
     from harness.worker.stages.funnel import record, with_delta, with_gradient
     from harness.worker.stages.targets import by_kind
     from harness.worker.stages.train import train
@@ -94,19 +124,36 @@ def _load_attach_train_save(observation: Observation, request: Request, checkpoi
         record(observation, "gradient", by_kind(checkpoint, with_gradient(layers, norms)))
         record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)
+        watch.remove()
         _check_coverage(observation, watch)
         _check_precision(observation, watch, "bfloat16" if plan.autocast else "float32")
-        samples = check_generated(observation, peft_model, request, watch=watch, vocab=vocab)
+        save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps})
         if plan.quantization is None:
             clear = gaps >= request.bands.near_tie_epsilon
             awake = plan.dropout > 0
             check_modes(observation, peft_model, request, logits=logits, clear=clear, vocab=vocab, dropout=awake)
-        save_view(request.work, "trained", {"logits": logits, "base_logits": base_logits, "gaps": gaps}, samples)
-        watch.remove()
-        # Our own forward takes the LoRA of one adapter, and says so where experts have two.
-        on_experts = "expert" in targets and "expert" not in plan.frozen
-        check_forward_paths(observation, peft_model, request, gaps=gaps, vocab=vocab, on_experts=on_experts)
-    _save(observation, request, checkpoint, peft_model)
+    return _Trained(model=peft_model, targets=targets, gaps=gaps)
+
+
+def _generate(observation: Observation, request: Request, checkpoint: Checkpoint, trained: _Trained) -> None:
+    from harness.worker.stages.consistency import check_generated
+    from harness.worker.stages.evaluate import save_samples
+    from harness.worker.stages.experts_watch import watching
+
+    with observation.stage("generate"), watching(trained.model, checkpoint) as watch:
+        samples = check_generated(observation, trained.model, request, watch=watch, vocab=_vocab(checkpoint))
+        save_samples(request.work, "trained", samples)
+
+
+def _forward_paths(observation: Observation, request: Request, checkpoint: Checkpoint, trained: _Trained) -> None:
+    from harness.worker.stages.forward_paths import check_forward_paths
+
+    # Our own forward takes the LoRA of one adapter, and says so where experts have two.
+    on_experts = "expert" in trained.targets and "expert" not in recipe(request.recipe).frozen
+    with observation.stage("forward-paths"):
+        check_forward_paths(
+            observation, trained.model, request, gaps=trained.gaps, vocab=_vocab(checkpoint), on_experts=on_experts
+        )
 
 
 def _resume(
@@ -122,7 +169,7 @@ def _resume(
     check_resumed(observation, peft_model, fresh, tokenizer, targets, recipe=plan, request=request, vocab=vocab)
 
 
-def _save(observation: Observation, request: Request, checkpoint: Checkpoint, peft_model: Any) -> None:
+def _save(observation: Observation, request: Request, checkpoint: Checkpoint, trained: _Trained) -> None:
     from harness.worker.stages.compare import Truth
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.deltas import check_saved, save_deltas
@@ -133,7 +180,7 @@ def _save(observation: Observation, request: Request, checkpoint: Checkpoint, pe
     from harness.worker.stages.quantized import save_lora_dtypes
     from harness.worker.stages.targets import by_kind
 
-    vocab = _vocab(checkpoint)
+    vocab, peft_model = _vocab(checkpoint), trained.model
     with observation.stage("save"):
         save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
@@ -143,7 +190,7 @@ def _save(observation: Observation, request: Request, checkpoint: Checkpoint, pe
             logits = logits_of(peft_model, request, vocab)
             check_derivative(observation, peft_model, request, clear=clear, vocab=vocab)
         check_definition(observation, "save", request, name="adapted", logits=logits, clear=clear)
-        save_deltas(peft_model, request.work)  # last: the model is float64 after it
+        save_deltas(peft_model, request.work)
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -198,30 +245,34 @@ def _merge(observation: Observation, request: Request, checkpoint: Checkpoint) -
 
 
 def _reload_merged(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
-    from harness.worker.stages.evaluate import logits_of, samples_of, save_view
+    from harness.worker.stages.evaluate import logits_of, samples_of, save_samples, save_view
     from harness.worker.stages.load import load_model
     from harness.worker.stages.quantized import MERGED_DEQUANTIZED
+    from harness.worker.stages.reference import judged_by_reference, save_reference_samples
 
+    vocab = _vocab(checkpoint)
     with observation.stage("reload-merged"):
-        model = load_model(request.merged, request)
-        vocab = _vocab(checkpoint)
-        save_view(
-            request.work, "merged", {"logits": logits_of(model, request, vocab)}, samples_of(model, request, vocab)
-        )
+        merged = load_model(request.merged, request)
+        save_view(request.work, "merged", {"logits": logits_of(merged, request, vocab)})
         if recipe(request.recipe).quantization is not None:
             model = load_model(request.work / MERGED_DEQUANTIZED, request)
-            save_view(request.work, MERGED_DEQUANTIZED, {"logits": logits_of(model, request, vocab)}, [])
+            save_view(request.work, MERGED_DEQUANTIZED, {"logits": logits_of(model, request, vocab)})
+    if observation.completed("generate"):  # else there is nothing to hold samples against
+        with observation.stage("generate-merged"):
+            save_samples(request.work, "merged", samples_of(merged, request, vocab))
+            if judged_by_reference(request):
+                save_reference_samples(request, vocab)
 
 
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.compare import compare
     from harness.worker.stages.merge import ENGINE_REPORT
     from harness.worker.stages.quantization_gap import compare_quantized
-    from harness.worker.stages.reference import save_reference
+    from harness.worker.stages.reference import judged_by_reference, save_reference
 
     with observation.stage("compare"):
         quantized = recipe(request.recipe).quantization is not None
-        if quantized or request.dtype != "float32":
+        if judged_by_reference(request):
             save_reference(request, checkpoint, _vocab(checkpoint))
         engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
         compare(observation, request, checkpoint, engine)
@@ -284,12 +335,12 @@ IMPORT = Step(stages=("import",), run=_import)
 GROUPS: tuple[tuple[Step, ...], ...] = (
     (
         Step(stages=("build",), run=_build),
-        Step(stages=("load", "attach", "train", "save"), run=_load_attach_train_save),
+        Step(stages=("load", "attach", "train", "save", "generate", "forward-paths"), run=_train_and_use),
     ),
     (Step(stages=("reload-adapter",), run=_reload_adapter),),
     (Step(stages=("merge",), run=_merge),),
     (
-        Step(stages=("reload-merged",), run=_reload_merged),
+        Step(stages=("reload-merged", "generate-merged"), run=_reload_merged),
         Step(stages=("compare",), run=_compare),
         Step(stages=("controls",), run=_controls),
     ),

@@ -23,6 +23,7 @@ from harness.worker.cell import GROUPS, IMPORT
 from harness.worker.channel import take_channel
 from harness.worker.checkpoints.family import build
 from harness.worker.checkpoints.geometry import geometry
+from harness.worker.import_order import choose_another
 from harness.worker.libraries import import_libraries
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import record_end
@@ -51,15 +52,21 @@ class StartedAhead:
         """
         observation.save()
         self._observation = observation
-        self._waiting = [_Group(number, request, main) for number in range(count)]
+        self._request = request
+        self._start = lambda: [_Group(number, request, main) for number in range(count)]
+        self._waiting = self._start()
 
     def import_libraries(self) -> None:
-        """Import in the first group's process.
+        """Import in the first group's process. Where only another order works, all of them begin again with that.
 
         Raises:
             StageStoppedError: the import has failed, or has ended the process.
         """
         self._run(self._waiting[FIRST], IMPORT)
+        if not self._observation.completed("import") and choose_another(self._observation, self._request) is not None:
+            self.close()
+            self._waiting = self._start()
+            self._run(self._waiting[FIRST], IMPORT)
         if not self._observation.completed("import"):
             raise StageStoppedError("import")
 
@@ -151,12 +158,12 @@ def serve_group(number: int, path: Path) -> None:
     checkpoint = build(request.family, geometry(request.geometry), request.variant)
     imported = False
     if number != FIRST:
-        import_libraries(threads=request.threads, device=request.device)
+        import_libraries(threads=request.threads, device=request.device, first=request.import_first)
         imported = True
     for line in orders:
         step = steps[line.decode().strip()]
         if step is not IMPORT and not imported:
-            import_libraries(threads=request.threads, device=request.device)
+            import_libraries(threads=request.threads, device=request.device, first=request.import_first)
         imported = True
         try:
             run_step(step, Observation.load(request.observation), request, checkpoint)

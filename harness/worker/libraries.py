@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 from harness.contract.packages import WORKER_PACKAGES
+from harness.worker.import_order import USUAL
 
 
-def import_libraries(*, threads: int, device: str) -> None:
+def import_libraries(*, threads: int, device: str, first: str = USUAL) -> None:
     """Import everything that stages need, and run no tensor operation.
 
     Args:
         threads: how many threads torch computes with.
         device: ``cpu`` or ``cuda``.
+        first: which of the libraries under test is imported first.
     """
     import torch
 
@@ -26,21 +28,37 @@ def import_libraries(*, threads: int, device: str) -> None:
     # On a GPU float32 must mean float32: TF32 convolutions would drown the comparison.
     torch.backends.cudnn.allow_tf32 = False
     import datasets  # noqa: F401
-    import peft
     import safetensors.torch  # noqa: F401
+
+    for name in sorted(_IMPORTED, key=lambda name: name != first):
+        _IMPORTED[name]()
     import transformers
-    from transformers import AutoModelForCausalLM  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
 
     # PEFT imports bitsandbytes only when it attaches, which would be once per child.
     # An interpreter that a user gave may lack it. A recipe that does not quantise does not need it.
     # With a GPU it may start CUDA in the parent. After that no forked child can use CUDA.
     if device == "cpu" and importlib.util.find_spec("bitsandbytes") is not None:
-        import peft.tuners.lora.bnb  # noqa: F401
+        importlib.import_module("peft.tuners.lora.bnb")
 
     transformers.utils.logging.disable_progress_bar()
     # Keys of the prediction layers are unexpected in every load, by design; the checks say what matters.
     transformers.utils.logging.set_verbosity_error()
+
+
+def _import_peft() -> None:
+    import peft  # noqa: F401
+
+
+def _import_transformers() -> None:
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+
+def _import_trl() -> None:
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+
+_IMPORTED = {"peft": _import_peft, "transformers": _import_transformers, "trl": _import_trl}
+"""In the usual order."""
 
 
 def cuda_started() -> bool:

@@ -23,8 +23,7 @@ from typing import Any
 from harness.contract.checks import CONTROL, find
 from harness.contract.outcomes import Ended
 from harness.contract.stages import StageName
-
-TRACEBACK_LINES = 3
+from harness.worker.blame import describe
 
 
 class StageStoppedError(Exception):
@@ -182,10 +181,3 @@ class Observation:
     def completed(self, name: StageName) -> bool:
         """Whether a stage has come to its end, whatever its checks say."""
         return bool(self.data["stages"].get(name, {}).get("ended") == "completed")
-
-
-def describe(error: BaseException) -> str:
-    """Return an error as one paragraph: its type, its message, and the last places it passed through."""
-    frames = traceback.extract_tb(error.__traceback__)[-TRACEBACK_LINES:]
-    places = " < ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames))
-    return f"{type(error).__name__}: {error} [{places}]"

@@ -33,6 +33,11 @@ class Request(CellFields):
     See ``harness.worker.run``.
     """
 
+    import_first: str = "peft"
+    """Which of the libraries is imported first (``harness.worker.import_order``)."""
+    import_failure: str | None = None
+    """Why the usual order of imports failed; None where it is the usual one."""
+
     @property
     def file(self) -> Path:
         """The request itself, where the host writes it."""
@@ -69,4 +74,5 @@ def read_request(path: Path) -> Request:
         threads=int(data["threads"]),
         bands=Bands(**data["bands"]),
         processes=data["processes"],
+        **{name: data[name] for name in ("import_first", "import_failure") if name in data},
     )

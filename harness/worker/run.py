@@ -23,6 +23,7 @@ from harness.worker.cell import GROUPS, IMPORT
 from harness.worker.checkpoints.family import Checkpoint, build
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.groups import MAIN, StartedAhead
+from harness.worker.import_order import choose_another
 from harness.worker.libraries import cuda_started, import_libraries, preload, try_to_compute
 from harness.worker.observation import Observation, StageStoppedError
 from harness.worker.processes import peak_rss_mb, run_in_child
@@ -70,8 +71,17 @@ class Forked:
         self._checkpoint = checkpoint
 
     def import_libraries(self) -> None:
-        """Import here. Where that leaves what cannot be forked, this process begins again and imports nothing."""
-        run_step(IMPORT, self._observation, self._request, self._checkpoint)
+        """Import here. Where that leaves what cannot be forked, this process begins again and imports nothing.
+
+        Where only another order of imports works, it begins again too, with that.
+        """
+        try:
+            run_step(IMPORT, self._observation, self._request, self._checkpoint)
+        except StageStoppedError:
+            if (another := choose_another(self._observation, self._request)) is None:
+                raise
+            print(f"=== again, with {another.import_first} imported first", flush=True)
+            os.execv(sys.executable, [sys.executable, "-I", "-u", str(MAIN), str(self._request.file)])  # noqa: S606
         try:
             refuse_unforkable()
         except RefusedError as refused:

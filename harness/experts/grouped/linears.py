@@ -206,5 +206,6 @@ def _check_plain(layer: Any, name: str, role: str) -> None:
         check_untouched(factor)
     if not isinstance(layer.lora_dropout[name], torch.nn.Identity):
         raise IneligibleError(f"the LoRA on {role} has dropout")
-    if layer.use_dora.get(name) or name in layer.lora_variant or not getattr(layer, "cast_input_dtype_enabled", True):
+    variants = getattr(layer, "lora_variant", {})  # from peft 0.16 on
+    if layer.use_dora.get(name) or name in variants or not getattr(layer, "cast_input_dtype_enabled", True):
         raise IneligibleError(f"the LoRA on {role} is a variant (DoRA, say), not plain")

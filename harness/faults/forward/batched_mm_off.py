@@ -26,6 +26,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="makes the experts' batched products a hundredth larger",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     plant=plant,
 )

@@ -38,6 +38,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="leaves the LoRA of down_proj out of the experts' batched forward",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     plant=plant,
 )

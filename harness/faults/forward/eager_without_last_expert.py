@@ -35,6 +35,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="leaves the last expert out of the experts' eager forward",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     plant=plant,
 )

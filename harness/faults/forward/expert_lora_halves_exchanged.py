@@ -29,6 +29,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="adds the LoRA of the experts' gate to up, and the other way round",
-    noticed_by=frozenset({"save/definition", "train/forward_paths"}),
+    noticed_by=frozenset({"save/definition", "forward-paths/forward_paths"}),
     plant=plant,
 )

@@ -32,7 +32,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="reads the experts' lora_B in another packing than it is saved in",
-    noticed_by=frozenset({"save/definition", "train/forward_paths"}),
+    noticed_by=frozenset({"save/definition", "forward-paths/forward_paths"}),
     reference="unsloth#6930",
     plant=plant,
 )

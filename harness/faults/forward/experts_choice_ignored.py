@@ -24,7 +24,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="ignores which experts forward is chosen",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     reference="unsloth#6727",
     plant=plant,
 )

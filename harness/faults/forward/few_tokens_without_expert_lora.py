@@ -29,6 +29,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="leaves the experts' LoRA out where there are fewer tokens than experts",
-    noticed_by=frozenset({"train/generation", "train/cache"}),
+    noticed_by=frozenset({"generate/generation", "generate/cache"}),
     plant=plant,
 )

@@ -36,7 +36,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="gives tokens the experts' outputs of others in our grouped forward",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,
 )

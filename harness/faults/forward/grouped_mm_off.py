@@ -26,6 +26,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="makes the experts' grouped products a hundredth larger",
-    noticed_by=frozenset({"load/definition", "train/forward_paths"}),
+    noticed_by=frozenset({"load/definition", "forward-paths/forward_paths"}),
     plant=plant,
 )

@@ -30,6 +30,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="leaves routing weights unsorted in the experts' grouped forward",
-    noticed_by=frozenset({"load/definition", "train/forward_paths"}),
+    noticed_by=frozenset({"load/definition", "forward-paths/forward_paths"}),
     plant=plant,
 )

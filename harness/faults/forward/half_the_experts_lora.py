@@ -31,7 +31,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="applies the LoRA to half of the experts",
-    noticed_by=frozenset({"train/forward_paths", "compare/coverage"}),
+    noticed_by=frozenset({"forward-paths/forward_paths", "compare/coverage"}),
     reference="unsloth-zoo#606",
     plant=plant,
 )

@@ -26,6 +26,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="drops the last token of each expert where rows are grouped",
-    noticed_by=frozenset({"load/definition", "train/forward_paths"}),
+    noticed_by=frozenset({"load/definition", "forward-paths/forward_paths"}),
     plant=plant,
 )

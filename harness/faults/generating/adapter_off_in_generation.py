@@ -25,6 +25,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="switches the LoRA off in generation",
-    noticed_by=frozenset({"train/generation"}),
+    noticed_by=frozenset({"generate/generation"}),
     plant=plant,
 )

@@ -27,6 +27,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="forgets in the cache what was generated",
-    noticed_by=frozenset({"train/generation"}),
+    noticed_by=frozenset({"generate/generation"}),
     plant=plant,
 )

@@ -30,6 +30,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="rounds keys and values of generated tokens in the cache to bfloat16",
-    noticed_by=frozenset({"train/cache"}),
+    noticed_by=frozenset({"generate/cache"}),
     plant=plant,
 )

@@ -25,6 +25,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="draws tokens where the likeliest was asked for",
-    noticed_by=frozenset({"train/generation"}),
+    noticed_by=frozenset({"generate/generation"}),
     plant=plant,
 )

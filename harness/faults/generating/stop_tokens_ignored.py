@@ -25,7 +25,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="ignores stop tokens",
-    noticed_by=frozenset({"train/generation"}),
+    noticed_by=frozenset({"generate/generation"}),
     reference="unsloth-zoo#647",
     plant=plant,
 )

@@ -28,6 +28,6 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="stops at tokens that are no stop tokens",
-    noticed_by=frozenset({"train/generation"}),
+    noticed_by=frozenset({"generate/generation"}),
     plant=plant,
 )

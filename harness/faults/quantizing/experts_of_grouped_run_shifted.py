@@ -24,7 +24,7 @@ def plant(patches: ExitStack) -> None:
 
 FAULT: Fault = LibraryFault(
     breaks="shifts the experts of runs that our grouped forward unpacks",
-    noticed_by=frozenset({"train/forward_paths"}),
+    noticed_by=frozenset({"forward-paths/forward_paths"}),
     cell={"recipe": "qlora4", "geometry": "blocks"},
     plant=plant,
 )

@@ -12,6 +12,7 @@ from harness.definitions import is_defined
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
+from harness.worker.releases import known_to_lora
 from harness.worker.request import Request
 from harness.worker.stages.funnel import record
 from harness.worker.stages.peft_names import Target, name_of, rank_and_scaling
@@ -27,6 +28,9 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
     """Return the PEFT model with a LoRA on every target; lora_B starts at zero, as PEFT does it.
 
     That of an earlier adapter is drawn at random whole.
+
+    Raises:
+        UnsupportedError: this release of PEFT cannot be told of such targets.
     """
     import peft
     import torch
@@ -42,17 +46,18 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
         lora_dropout=recipe.dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        **_told_of_targets(targets, recipe),
+        **known_to_lora(peft.LoraConfig, _told_of_targets(targets, recipe)),
     )
     torch.manual_seed(request.seed)
     if not recipe.frozen:
         return peft.get_peft_model(model, config)
+    of_earlier = {kind: members for kind, members in targets.items() if kind in recipe.frozen}
     earlier = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * recipe.alpha_over_rank,
         init_lora_weights=False,
         task_type="CAUSAL_LM",
-        **_told_of_targets({kind: members for kind, members in targets.items() if kind in recipe.frozen}, recipe),
+        **known_to_lora(peft.LoraConfig, _told_of_targets(of_earlier, recipe)),
     )
     peft_model = peft.get_peft_model(model, earlier, adapter_name=FROZEN)
     peft_model.add_adapter(TRAINED, config)

@@ -86,7 +86,8 @@ def judge(
         request: the cell.
         checkpoint: what the base is.
         merged: the directory.
-        view: the name under which its reloaded model's logits and samples were kept; None: it could not be loaded.
+        view: the name under which its reloaded model's logits, and samples where it could generate, were kept; None: it
+            could not be loaded.
         edited: files of its inputs that the engine changed; none where no engine ran.
 
     Returns:
@@ -129,12 +130,11 @@ def record_merge(observation: Observation, report: TensorReport) -> None:
 
 
 def functional_checks(
-    observation: Observation, request: Request, truth: Truth, logits: Any, samples: list[Sample]
+    observation: Observation, request: Request, truth: Truth, logits: Any, samples: list[Sample] | None
 ) -> None:
-    """Record what a user of the merged model would notice."""
+    """Record what a user of the merged model would notice. Samples are compared where both models could generate."""
     bands = request.bands
     merged = distance(truth.logits, logits, truth.clear)
-    matches = match_samples(truth.samples, samples, tie=2 * bands.logprob_max)
     trained = distance(truth.trained, logits, truth.clear)
     observation.data["metrics"] |= {
         "kl_trained_merged": trained.kl,
@@ -146,9 +146,6 @@ def functional_checks(
         "kl_merged_base": distance(logits, truth.base_logits, truth.clear).kl,
         "max_logprob_diff": merged.max_logprob_diff,
         "top1_agreement": merged.top1_agreement,
-        "samples_matched": matches.matched,
-        "samples_total": len(truth.samples),
-        "first_divergence": matches.first_divergence,
         "positions_total": truth.clear.numel(),
         "positions_near_tie": int((~truth.clear).sum()),
     }
@@ -171,6 +168,22 @@ def functional_checks(
     )
     check_definition(observation, "compare", request, name="merged", logits=logits, clear=truth.clear)
 
+    if truth.samples is not None and samples is not None:
+        check_samples(observation, request, truth.samples, samples)
+
+
+def check_samples(
+    observation: Observation, request: Request, reference: Sequence[Sample], samples: Sequence[Sample]
+) -> None:
+    """Record how many greedy samples of the merge are those of what it is held against."""
+    bands = request.bands
+    matches = match_samples(reference, samples, tie=2 * bands.logprob_max)
+    observation.data["metrics"] |= {
+        "samples_matched": matches.matched,
+        "samples_total": len(reference),
+        "first_divergence": matches.first_divergence,
+    }
+
     def judged(matches: Matches) -> Judgement:
         share = (matches.matched + matches.tied) / len(samples)
         return Judgement(
@@ -180,7 +193,7 @@ def functional_checks(
             detail=matches.first_divergence,
         )
 
-    altered = match_samples(truth.samples, surest_replaced(truth.samples), tie=2 * bands.logprob_max)
+    altered = match_samples(reference, surest_replaced(reference), tie=2 * bands.logprob_max)
     observation.judge("samples", "compare", judged(matches), control=judged(altered))
 
 

@@ -145,7 +145,7 @@ def check_generation(
             detail=f"the token that is furthest from the likeliest: {where}{ending}",
         )
 
-    observation.judge("generation", "train", judged(shortfalls), control=judged({**shortfalls, "altered": altered}))
+    observation.judge("generation", "generate", judged(shortfalls), control=judged({**shortfalls, "altered": altered}))
 
 
 def check_cache(observation: Observation, request: Request, cached: Sequence[Any], whole: Sequence[Whole]) -> None:
@@ -163,7 +163,7 @@ def check_cache(observation: Observation, request: Request, cached: Sequence[Any
     if [len(sample) for sample in cached] != [len(sample.logits) for sample in whole]:
         words = "there are more or fewer logits than tokens"
         lost = Judgement(value=math.inf, band=f"<= {band:g}", passed=False, detail=words)
-        observation.judge("cache", "train", lost, control=lost)
+        observation.judge("cache", "generate", lost, control=lost)
         return
     judgement, control = judge_logprobs(
         torch.cat([sample.logits for sample in whole])[None],
@@ -172,7 +172,7 @@ def check_cache(observation: Observation, request: Request, cached: Sequence[Any
         band=band,
         detail="the model says something else with a cache than without",
     )
-    observation.judge("cache", "train", judgement, control=control)
+    observation.judge("cache", "generate", judgement, control=control)
 
 
 def stop_tokens(request: Request) -> set[int]:

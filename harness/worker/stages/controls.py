@@ -17,7 +17,7 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Observation
 from harness.worker.request import Request
 from harness.worker.stages.compare import judge
-from harness.worker.stages.evaluate import logits_of, samples_of, save_view
+from harness.worker.stages.evaluate import logits_of, samples_of, save_samples, save_view
 from harness.worker.stages.load import load_model
 from harness.worker.stages.planting import facts_of, merge_with_fault
 
@@ -33,18 +33,23 @@ def run_controls(observation: Observation, request: Request, checkpoint: Checkpo
             continue
         broken = request.work / f"control-{name}"
         merge_with_fault(name, request, checkpoint, adapter, out=broken)
-        view = _loaded_again(request, vocab, broken) if fault(name).checks_of("compare") & FUNCTIONAL else None
+        said = bool(fault(name).checks_of("compare") & FUNCTIONAL)
+        view = _loaded_again(observation, request, vocab, broken) if said else None
         _record(observation, name, _judged(observation, request, checkpoint, broken, view))
         shutil.rmtree(broken)
     if request.fault is not None and isinstance(fault(request.fault), MergeFault):
         _record(observation, request.fault, observation)
 
 
-def _loaded_again(request: Request, vocab: int, broken: Path) -> str:
-    """Load a broken merge and keep what it says; return the name that it is kept under."""
+def _loaded_again(observation: Observation, request: Request, vocab: int, broken: Path) -> str:
+    """Load a broken merge and keep what it says; return the name that it is kept under.
+
+    It generates where the cell's own merge did. Where that could not, there is nothing to hold samples against.
+    """
     model = load_model(broken, request)
-    logits, samples = logits_of(model, request, vocab), samples_of(model, request, vocab)
-    save_view(request.work, broken.name, {"logits": logits}, samples)
+    save_view(request.work, broken.name, {"logits": logits_of(model, request, vocab)})
+    if observation.completed("generate-merged"):
+        save_samples(request.work, broken.name, samples_of(model, request, vocab))
     return broken.name
 
 

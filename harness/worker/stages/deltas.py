@@ -8,7 +8,8 @@ in an engine. Of DoRA it is what PEFT's own merge in float64 has changed, becaus
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ NO_EXPERTS = (None, "weight")
 def save_deltas(peft_model: Any, directory: Path) -> None:
     """Write every delta in float64, that of all adapters together, and which saved LoRA pair it belongs to.
 
-    The model is float64 afterwards.
+    The model is float64 meanwhile, and afterwards what it was.
 
     ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …)
     for fused experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what
@@ -39,11 +40,10 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    peft_model.double()
     deltas: dict[str, Any] = {}
     pairs: dict[str, str] = {}
     scalings: dict[str, float] = {}
-    with torch.no_grad():
+    with torch.no_grad(), in_float64(peft_model):
         for key, ((module, parameter), layer) in lora_layers(peft_model).items():
             name = module if parameter in NO_EXPERTS else f"{module}:{parameter}"
             base = layer.get_base_layer()
@@ -64,11 +64,37 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
         (directory / file).write_text(json.dumps(content, indent=1, sort_keys=True))
 
 
+@contextmanager
+def in_float64(model: Any) -> Iterator[None]:
+    """Have a model in float64 within the block. Afterwards it has the very parameters and numbers that it had.
+
+    What is quantised stays so. Gradients are dropped.
+    """
+    model.zero_grad(set_to_none=True)
+    held = [
+        (tensors, name, tensor, None if tensor is None else tensor.data)
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)  # noqa: SLF001 - so that a replaced one comes back too
+        for name, tensor in tensors.items()
+    ]
+    model.double()
+    try:
+        yield
+    finally:
+        for tensors, name, tensor, data in held:
+            if tensor is not None:
+                tensor.data = data
+            tensors[name] = tensor
+
+
 def _merged_delta(layer: Any) -> Any:
-    """Return what PEFT's own merge adds to a Linear's weight. The layer is merged afterwards."""
+    """Return what PEFT's own merge adds to a Linear's weight. The layer is not merged afterwards."""
     before = layer.get_base_layer().weight.detach().clone()
     layer.merge(adapter_names=[TRAINED])
-    return layer.get_base_layer().weight.detach() - before
+    try:
+        return layer.get_base_layer().weight.detach() - before
+    finally:
+        layer.unmerge()
 
 
 def check_saved(observation: Observation, peft_model: Any, request: Request) -> set[Target]:

@@ -5,6 +5,8 @@ With them is recorded where its routing is a near tie.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,26 +119,32 @@ def near_ties(watch: ExpertWatch, model: Any, request: Request, vocab: int) -> t
     return logits, gaps.cummin(dim=1)[0]
 
 
-def save_view(directory: Path, name: str, tensors: dict[str, Any], samples: list[Sample]) -> None:
-    """Keep what a model said for the compare stage: ``<name>.safetensors`` and ``<name>.json``."""
-    import json
+def save_view(directory: Path, name: str, tensors: dict[str, Any], samples: Sequence[Sample] | None = None) -> None:
+    """Keep what a model said for the compare stage: ``<name>.safetensors`` and, where it generated, ``<name>.json``.
 
+    A model that cannot generate still says something: its logits do not wait for samples (``save_samples``).
+    """
     from safetensors.torch import save_file
 
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / f"{name}.safetensors")
+    if samples is not None:
+        save_samples(directory, name, samples)
+
+
+def save_samples(directory: Path, name: str, samples: Sequence[Sample]) -> None:
+    """Keep the samples of a model beside its view."""
     (directory / f"{name}.json").write_text(json.dumps([asdict(sample) for sample in samples]))
 
 
 def has_view(directory: Path, name: str) -> bool:
     """Say whether a view of that name was kept."""
-    return (directory / f"{name}.json").exists()
+    return (directory / f"{name}.safetensors").exists()
 
 
-def load_view(directory: Path, name: str) -> tuple[dict[str, Any], list[Sample]]:
-    """Read what ``save_view`` kept."""
-    import json
-
+def load_view(directory: Path, name: str) -> tuple[dict[str, Any], list[Sample] | None]:
+    """Read what ``save_view`` and ``save_samples`` kept; the samples are None where the model did not generate."""
     from safetensors.torch import load_file
 
-    samples = [Sample(**entry) for entry in json.loads((directory / f"{name}.json").read_text())]
+    file = directory / f"{name}.json"
+    samples = [Sample(**entry) for entry in json.loads(file.read_text())] if file.exists() else None
     return load_file(directory / f"{name}.safetensors"), samples

@@ -150,6 +150,16 @@ class ExpertWatch:
         return hook
 
 
+@contextmanager
+def watching(model: Any, checkpoint: Checkpoint) -> Iterator[ExpertWatch]:
+    """Watch a model within the block. No hook is left on it, whatever happens in there."""
+    watch = ExpertWatch(model, checkpoint)
+    try:
+        yield watch
+    finally:
+        watch.remove()
+
+
 def precision_of(hidden: Any) -> str:
     """Return the dtype that a product with these activations is computed in here and now."""
     import torch

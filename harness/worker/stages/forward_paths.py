@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.experts import enable_grouped_forward
@@ -94,6 +94,27 @@ def lora_in_float32(peft_model: Any) -> Iterator[None]:
             parameter.data = values
 
 
+class PathFailedError(RuntimeError):
+    """A forward raised that the stack offers. The cause is what it raised."""
+
+
+@dataclass(kw_only=True)
+class Tried:
+    """What came of the forwards.
+
+    Attributes:
+        found: path → how far it is from ``eager``.
+        not_possible: path → why the release, or the model, has no such forward.
+        ignored: paths that were chosen and not taken.
+        failed: path → what it raised.
+    """
+
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_possible: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+
 def check_forward_paths(
     observation: Observation, peft_model: Any, request: Request, *, gaps: Any, vocab: int, on_experts: bool
 ) -> None:
@@ -102,46 +123,102 @@ def check_forward_paths(
     transformers 4 has one way through its experts, which are Linears. Ours is held against that. No hook may be left on
     the experts: the grouped forward does not call them. Without a LoRA ``on_experts`` it leaves them to the library,
     and is not looked at.
+
+    A forward that a release does not offer, and ours where it does not know the release's experts, is recorded as not
+    possible and is nobody's failure.
+
+    Raises:
+        PathFailedError: a forward that is offered raised. The others have been tried all the same.
     """
     prompts = evaluation_prompts(vocab, request.seed).to(request.device)
     clear = (gaps >= request.bands.near_tie_epsilon).to(request.device)
-    found: dict[str, dict[str, float]] = {}
+    usual = _usual_path(peft_model)
     with lora_in_float32(peft_model), _path_set(peft_model, REFERENCE_PATH) as choosable:
         reference = look(peft_model, prompts, clear)
-        refusals = []
-        for path in PATHS if choosable else ():
-            with _path_set(peft_model, path), _counted(path) as calls:
-                found[path] = compare_paths(reference, look(peft_model, prompts, clear))
-            if not calls:
-                refusals.append(f"{path} was chosen and not taken")
-        if on_experts:
-            with enable_grouped_forward(peft_model) as grouped:
-                found[OURS] = compare_paths(reference, look(peft_model, prompts, clear))
-                # What ran, not what would: a call can be refused for its arguments.
-                refusals += [
-                    f"{OURS} is not possible in {block.name}: {block.reason}"
-                    for block in grouped.blocks
-                    if not block.grouped_calls or block.library_calls
-                ]
-    if not found:
-        return
-    observation.data["forward_paths"] = found
+        tried = _try_all(peft_model, reference, prompts, clear, choosable=choosable, on_experts=on_experts)
+    observation.data["forward_paths"] = tried.found
+    observation.data["not_possible"] = tried.not_possible
+    for path, reason in tried.not_possible.items():
+        print(f"    {path} is not possible: {reason}", flush=True)
+    if tried.found:
+        _judge(observation, request, reference, tried)
+    for path, error in tried.failed.items():
+        taken = "is what this stack takes by itself" if path == usual else "is taken only where it is asked for"
+        others = f"; {', '.join(tried.found)} ran" if tried.found else ""
+        raise PathFailedError(f"the experts forward {path}, which {taken}, raised{others}") from error
+
+
+def _try_all(
+    peft_model: Any, reference: Seen, prompts: Any, clear: Any, *, choosable: bool, on_experts: bool
+) -> Tried:
+    """Try transformers' paths where one can be chosen, and ours where experts have a LoRA."""
+    tried = Tried()
+
+    def attempt(path: str) -> None:
+        try:
+            tried.found[path] = compare_paths(reference, look(peft_model, prompts, clear))
+        except Exception as error:  # noqa: BLE001 - what a library raises is the observation; the next path is tried
+            tried.failed[path] = error
+
+    for path in PATHS if choosable else ():
+        if (lacking := _lacking(peft_model, path)) is not None:
+            tried.not_possible[path] = lacking
+            continue
+        with _path_set(peft_model, path), _counted(path) as calls:
+            attempt(path)
+        if not calls and path not in tried.failed:
+            tried.ignored.append(path)
+    if on_experts:
+        with enable_grouped_forward(peft_model) as grouped:
+            attempt(OURS)
+            # What ran, not what would: a call can be refused for its arguments.
+            refused = [block for block in grouped.blocks if not block.grouped_calls or block.library_calls]
+            taken = any(block.grouped_calls for block in grouped.blocks)
+        if refused and OURS not in tried.failed:
+            tried.not_possible[OURS] = f"{refused[0].name}: {refused[0].reason}"
+            if not taken:
+                del tried.found[OURS]  # it is the library's own
+    return tried
+
+
+def _judge(observation: Observation, request: Request, reference: Seen, tried: Tried) -> None:
+    band = request.bands.paths_max
 
     def judged(found: dict[str, dict[str, float]]) -> Judgement:
         worst = max(found, key=lambda path: max(found[path].values()))
-        value, band = max(found[worst].values()), request.bands.paths_max
         what = max(found[worst], key=lambda name: found[worst][name])
-        detail = f"{worst} differs from {REFERENCE_PATH} in its {what}"
+        value = found[worst][what]
+        off = [f"{worst} differs from {REFERENCE_PATH} in its {what}"] if not value <= band else []
+        off += [f"{path} was chosen and not taken" for path in tried.ignored]
         return Judgement(
             value=value,
             band=f"<= {band:g}, on all of {', '.join(found)}",
-            passed=value <= band and not refusals,
-            detail=refusals[0] if refusals else detail,
+            passed=not off,
+            detail="; ".join(off),
         )
 
     altered = _with_larger_gradient(reference)
     altered_by = compare_paths(reference, altered) if altered is not None else {"gradients": math.inf}
-    observation.judge("forward_paths", "train", judged(found), control=judged({REFERENCE_PATH: altered_by}))
+    control = judged({REFERENCE_PATH: altered_by})
+    observation.judge("forward_paths", "forward-paths", judged(tried.found), control=control)
+
+
+def _usual_path(peft_model: Any) -> str | None:
+    """Return the experts forward that the stack takes by itself; None where there is one only."""
+    return getattr(peft_model.get_base_model().config.get_text_config(), "_experts_implementation", None)
+
+
+def _lacking(peft_model: Any, path: str) -> str | None:
+    """Say in the library's words, or for want of an entry in its table, why a path is not offered; None where it is."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if path not in ALL_EXPERTS_FUNCTIONS:
+        return "this release of transformers does not offer it"
+    try:
+        with _path_set(peft_model, path):
+            return None
+    except (ImportError, ValueError) as error:  # what it says of a path that it, or this torch, cannot take
+        return f"{type(error).__name__}: {error}"
 
 
 def _with_larger_gradient(seen: Seen) -> Seen | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +143,7 @@ class Matches:
     first_divergence: str | None
 
 
-def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -> Matches:
+def match_samples(reference: Sequence[Sample], other: Sequence[Sample], *, tie: float) -> Matches:
     """Compare greedy samples token by token.
 
     Args:
@@ -165,7 +166,7 @@ def match_samples(reference: list[Sample], other: list[Sample], *, tie: float) -
     return Matches(matched=matched, tied=tied, first_divergence=first)
 
 
-def surest_replaced(samples: list[Sample]) -> list[Sample]:
+def surest_replaced(samples: Sequence[Sample]) -> list[Sample]:
     """Return the samples with one token replaced: the one that was chosen by the largest margin."""
     number, at = max(
         ((number, at) for number, sample in enumerate(samples) for at in range(len(sample.tokens))),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.worker.observation import UnsupportedError
+from harness.worker.releases import loaded_in
 from harness.worker.request import Request
 
 _NOT_KNOWN_HERE = (
@@ -49,7 +50,7 @@ def load_model(directory: Path, request: Request) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **loaded_in(torch.float32))
     return checked(loaded).to(request.device).eval()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.quantization import Quantization
-from harness.worker.releases import release
+from harness.worker.releases import loaded_in, release
 from harness.worker.request import Request
 from harness.worker.stages.load import checked
 from harness.worker.stages.rewriting import write_like
@@ -73,7 +73,7 @@ def load_quantized(directory: Path, request: Request, quantization: Quantization
     model = checked(
         AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=torch.float32,
+            **loaded_in(torch.float32),
             output_loading_info=True,
             device_map={"": request.device},
             quantization_config=quantization_config(quantization, checkpoint),

@@ -8,12 +8,14 @@ of files.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harness.engines.engine import TORCH_DTYPE
 from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.stages.deltas import DELTAS
-from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_view
+from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_samples, save_view
 from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.load import load_model
 
@@ -30,10 +32,22 @@ def save_reference(
         base: another base that the deltas go onto.
         name: what the view is kept as.
     """
+    model = rightly_rounded(request, base or request.base)
+    logits, gaps = near_ties(ExpertWatch(model, checkpoint), model, request, vocab)
+    save_view(request.work, name, {"logits": logits, "gaps": gaps})
+
+
+def save_reference_samples(request: Request, vocab: int) -> None:
+    """Keep what the rightly rounded model generates, beside the view that ``save_reference`` makes of it."""
+    save_samples(request.work, REFERENCE, samples_of(rightly_rounded(request, request.base), request, vocab))
+
+
+def rightly_rounded(request: Request, base: Path) -> Any:
+    """Return the base with PEFT's deltas added in float64 and rounded once to the cell's dtype, in memory."""
     import torch
     from safetensors.torch import load_file
 
-    model = load_model(base or request.base, request)
+    model = load_model(base, request)
     dtype = getattr(torch, TORCH_DTYPE[request.dtype])
     with torch.no_grad():
         for target, delta in load_file(request.work / DELTAS).items():
@@ -41,5 +55,9 @@ def save_reference(
             weight = getattr(model.get_submodule(path), parameter or "weight")
             exact = weight.double() + delta.to(weight.device)
             weight.copy_(exact.to(dtype).to(weight.dtype))
-    logits, gaps = near_ties(ExpertWatch(model, checkpoint), model, request, vocab)
-    save_view(request.work, name, {"logits": logits, "gaps": gaps}, samples_of(model, request, vocab))
+    return model
+
+
+def judged_by_reference(request: Request) -> bool:
+    """Say whether a right merge of the cell cannot say what the trained model said, so that it has a reference."""
+    return request.dtype != "float32" or recipe(request.recipe).quantization is not None

@@ -1,16 +1,12 @@
-"""The options of TRL's trainer that a recipe means, under the names that this release has for them.
-
-TRL renames and drops options between releases. All of them are set here. An option that this release does not have is
-left out only when it is listed as one that came or went. So a new rename fails instead of being ignored.
-"""
+"""The options of TRL's trainer that a recipe means; ``harness.worker.releases`` has the names that a release knows."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from harness.worker.recipes.recipe import Recipe
+from harness.worker.releases import known_to_trainer
 from harness.worker.request import Request
 from harness.worker.stages.data import TRAINING_LENGTH
 
@@ -19,18 +15,13 @@ BATCH = 8
 TEMPLATE = "marked.jinja"
 """The file of the chat template, in the work directory."""
 
-OPTIONAL = {"average_tokens_across_devices", "use_cpu", "include_num_input_tokens_seen"}
-"""Options that some supported release lacks, and without which training means the same."""
-
-RENAMED = {"max_length": "max_seq_length"}
-"""Today's name → the name in older releases."""
-
 
 def trainer_options(config_class: Any, request: Request, recipe: Recipe, output: Path) -> dict[str, Any]:
     """Return the options of SFTConfig, under the names that this release of TRL has for them.
 
     Raises:
-        TypeError: this release lacks an option that is neither optional nor renamed.
+        UnsupportedError: this release lacks a feature that the recipe asks for.
+        TypeError: it lacks an option that is neither optional nor renamed.
     """
     wanted: dict[str, Any] = {
         "output_dir": str(output),
@@ -62,12 +53,7 @@ def trainer_options(config_class: Any, request: Request, recipe: Recipe, output:
         wanted |= {"assistant_only_loss": True, "chat_template_path": str(request.work / TEMPLATE)}
     if recipe.resumed:
         wanted |= {"save_strategy": "steps", "save_steps": steps_before_saving(recipe)}
-    known = {field.name for field in dataclasses.fields(config_class)}
-    options = {name if name in known else RENAMED.get(name, name): value for name, value in wanted.items()}
-    unknown = sorted(set(options) - known - OPTIONAL)
-    if unknown:
-        raise TypeError(f"this release of trl has no SFTConfig option {', '.join(unknown)}")
-    return {name: value for name, value in options.items() if name in known}
+    return known_to_trainer(config_class, wanted)
 
 
 def steps_before_saving(recipe: Recipe) -> int:

@@ -55,7 +55,9 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Observation:
     monkeypatch.setattr(controls, "load_model", lambda directory, _request: directory)
     monkeypatch.setattr(controls, "logits_of", lambda model, _request, _vocab: logits_in(model))
     monkeypatch.setattr(controls, "samples_of", lambda model, _request, _vocab: samples_in(model))
-    return make_cell(tmp_path)
+    made = make_cell(tmp_path)
+    made.close("generate-merged", "completed")
+    return made
 
 
 def controls_stage(cell: Observation, **changes: Any) -> dict[str, Any]:
