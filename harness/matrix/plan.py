@@ -19,7 +19,7 @@ from rapidfuzz import fuzz, process
 from harness.contract.cell_fields import DEFAULTS, Device
 from harness.counting import counted
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
-from harness.matrix.catalogue import Catalogue
+from harness.matrix.catalogue import MODEL_TYPE, Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.combine import Allowed, combine
 from harness.matrix.config import AXES, Block, MatrixConfig, block_selections, expand_names, known_names
@@ -163,7 +163,9 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     """
     options = {name: value for name, value in options.items() if value is not None}
     options.setdefault("geometry", catalogue.geometry_of(recipe) or DEFAULTS["geometry"])
-    names = {"model": (family, catalogue.families), "recipe": (recipe, catalogue.recipes)}
+    names = {"recipe": (recipe, catalogue.recipes)}
+    if not MODEL_TYPE.fullmatch(family):
+        names["model"] = (family, catalogue.families)
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
         names[what] = (str(options.get(what, DEFAULTS[what])), known)
     for what, (name, known) in names.items():
@@ -172,6 +174,8 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     if (fault := options.get("fault")) is not None and fault not in catalogue.faults:
         raise UnknownNameError("fault", str(fault), catalogue.faults)
     variant = str(options.get("variant", DEFAULTS["variant"]))
+    if not catalogue.is_described(family):
+        refuse_of_described(catalogue, family, recipe, options)
     if variant not in (offered := catalogue.variants_of(family)):
         raise UnknownNameError(f"variant of {family}", variant, offered)
     fields = {"family": family, "recipe": recipe, "stack": stack, **options}
@@ -179,6 +183,23 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         return Cell.model_validate(fields)
     except ValidationError as error:
         raise describe(error, fields, Cell, None) from None
+
+
+def refuse_of_described(catalogue: Catalogue, family: str, recipe: str, options: Mapping[str, object]) -> None:
+    """Refuse of a family without a file what only a file can say: other sizes, other layouts, what users call things.
+
+    Raises:
+        ConfigurationError: something of it is asked for.
+    """
+    facts = catalogue.facts_of.get(recipe)
+    asked = [f"{name} {options[name]}" for name in ("geometry", "variant") if options.get(name, DEFAULTS[name]) != DEFAULTS[name]]
+    if facts is not None and (facts.quantized or facts.as_written or facts.per_expert):
+        asked.append(f"recipe {recipe}")
+    if asked:
+        raise ConfigurationError(
+            f"{family} has no file of its own, and {' and '.join(asked)} is for families that have one: "
+            f"{', '.join(catalogue.families)}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
+from harness.worker.introspection.description import describe, write_description
 from harness.worker.import_order import USUAL
 from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
@@ -38,6 +39,9 @@ def _import(observation: Observation, request: Request, checkpoint: Checkpoint) 
 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     with observation.stage("build"):
+        if checkpoint.introspected is not None:
+            checkpoint = describe(checkpoint.introspected.model_type)
+            write_description(checkpoint, request.work)
         digest = write_checkpoint(checkpoint, request.base, seed=request.seed, dtype=request.dtype)
         observation.data["base_sha256"] = digest
 
@@ -47,7 +51,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
     from harness.worker.stages.coding import check_coding
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import logprobs_of, near_ties
-    from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.experts_watch import watch_experts
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
 
@@ -59,7 +63,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
             save_dequantized(model, request, checkpoint)
             check_coding(observation, request, checkpoint, quantization, schemes_of(model))
         tokenizer = load_tokenizer(request.base)
-        watch = ExpertWatch(model, checkpoint)
+        watch = watch_experts(model, checkpoint)
         logits, gaps = near_ties(watch, model, request, _vocab(checkpoint))
         watch.remove()
         clear = gaps >= request.bands.near_tie_epsilon
@@ -94,7 +98,7 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
     from harness.worker.stages.attach import attach_and_check, lora_layers
     from harness.worker.stages.consistency import check_modes, check_unchanged
     from harness.worker.stages.evaluate import near_ties, save_view
-    from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.experts_watch import watch_experts
     from harness.worker.stages.funnel import record, with_delta, with_gradient
     from harness.worker.stages.targets import by_kind
     from harness.worker.stages.train import train
@@ -107,7 +111,7 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
     with observation.stage("train"):
-        watch = ExpertWatch(peft_model, checkpoint)
+        watch = watch_experts(peft_model, checkpoint)
         before = base_logits
         if plan.frozen:
             with frozen_alone(peft_model):

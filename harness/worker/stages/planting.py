@@ -21,7 +21,7 @@ from harness.worker.request import Request
 from harness.worker.stages.deltas import DELTAS, PAIRS, SCALINGS
 from harness.worker.stages.merge import merge_with_engine
 from harness.worker.stages.rewriting import write_like
-from harness.worker.stages.tensor_gate import slices_of
+from harness.worker.stages.tensor_gate import on_disk
 
 
 class FaultDoesNotApplyError(ValueError):
@@ -104,7 +104,7 @@ def merge_with_fault(
 
 def _write_merge(checkpoint: Checkpoint, base: Path, out: Path, deltas: Mapping[str, Any]) -> None:
     """Write base + deltas, added in float64 and rounded once to the dtype of each tensor."""
-    parts = {spec.key: part for spec in checkpoint.tensors for _, part in slices_of(spec, dict(deltas))}
+    parts = {key: delta for key, (_, delta) in on_disk(checkpoint, dict(deltas), base).items()}
     write_like(
         base, out, lambda key, tensor: (tensor.double() + parts[key]).to(tensor.dtype) if key in parts else tensor
     )

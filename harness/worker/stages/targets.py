@@ -42,6 +42,11 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
     """Return the form of a loaded model, by its first layer with experts."""
     import torch
 
+    if checkpoint.introspected is not None:
+        parts = checkpoint.introspected.parts
+        routers = {part.parameter for part in parts if part.kind == "router"}
+        fused = all(one.parameters for one in checkpoint.introspected.experts)
+        return Form(fused=fused, linear_router=routers == {None}, rewritten=rewrites_names_of(model))
     block = model.get_submodule(f"model.layers.{checkpoint.layers_with_experts[0]}.mlp")
     return Form(
         fused=hasattr(block.experts, "gate_up_proj"),
@@ -53,6 +58,11 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
 def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what must get a LoRA, per kind."""
     targets: dict[str, set[Target]] = defaultdict(set)
+    if checkpoint.introspected is not None:
+        for part in checkpoint.introspected.parts:
+            if part.kind in recipe.kinds and (part.parameter is None or not recipe.linears_only):
+                targets[part.kind].add((part.module, part.parameter))
+        return dict(targets)
     for spec in checkpoint.tensors:
         if spec.module is None or spec.kind not in recipe.kinds:
             continue
@@ -92,6 +102,8 @@ def kind_of(checkpoint: Checkpoint, target: Target) -> Kind:
     Raises:
         KeyError: the checkpoint describes nothing there.
     """
+    if checkpoint.introspected is not None:
+        return {(part.module, part.parameter): part.kind for part in checkpoint.introspected.parts}[target]
     kinds = {spec.module: spec.kind for spec in checkpoint.tensors if spec.module is not None}
     module, _ = target
     return kinds[module] if module in kinds else kinds[module.rsplit(".", 2)[0]]  # a Linear of one expert

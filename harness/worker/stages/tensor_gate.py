@@ -18,6 +18,7 @@ from typing import Any
 from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import Kind, TensorSpec
+from harness.worker.introspection.saved import deltas_on_disk
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
@@ -95,7 +96,9 @@ class TensorReport:
         return {kind: kinds.count(kind) for kind in kinds}
 
 
-def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def covered(
+    checkpoint: Checkpoint, work: Path, adapter: Path, base: Path
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Return on-disk key → delta for all that a saved lora pair covers, key → what covers it, and the unpaired pairs.
 
     A delta is float64 and has the tensor's shape.
@@ -109,14 +112,27 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
     pairs |= {key.removesuffix(".weight") for key in saved} & names.keys()  # what was trained whole
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
-    result: dict[str, Any] = {}
-    by: dict[str, str] = {}
-    for spec in checkpoint.tensors:
-        for name, delta in slices_of(spec, available):
-            result[spec.key] = delta
-            by[spec.key] = name
-    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - set(by.values()))
-    return result, by, unpaired
+    found = on_disk(checkpoint, available, base)
+    reached = {name for covering, _ in found.values() for name in covering}
+    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - reached)
+    return (
+        {key: delta for key, (_, delta) in found.items()},
+        {key: covering[-1] for key, (covering, _) in found.items()},
+        unpaired,
+    )
+
+
+def on_disk(checkpoint: Checkpoint, deltas: dict[str, Any], base: Path) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Return on-disk key → (names of what covers it, delta of this tensor) from the deltas of parameters in memory.
+
+    Of a family without a file transformers itself says where they go (``introspection.saved``).
+    """
+    if checkpoint.introspected is None:
+        sliced = ((spec.key, name, delta) for spec in checkpoint.tensors for name, delta in slices_of(spec, deltas))
+        return {key: ((name,), delta) for key, name, delta in sliced}
+    saved = deltas_on_disk(base, deltas)
+    covering = {spec.key: tuple(name for name in spec.sources if name in deltas) for spec in checkpoint.tensors}
+    return {key: (names, saved[key]) for key, names in covering.items() if names}
 
 
 def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -174,7 +190,7 @@ def inspect(
     report = TensorReport()
     originals, weights = read_weights(base), read_weights(merged)
     before, after = originals.tensors, weights.tensors
-    deltas, by, report.unpaired = covered(checkpoint, work, adapter)
+    deltas, by, report.unpaired = covered(checkpoint, work, adapter, base)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)

@@ -1,0 +1,122 @@
+"""Which model types the installed transformers knows that have routed experts, found by building them.
+
+A model type is looked at where its own module says anything of experts. That is a cheap first look; what decides is the
+model, built on the meta device, or the reason why it cannot be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.worker.observation import UnsupportedError
+
+_SAYS_EXPERTS = re.compile(r"class \w*Experts?\w*\(|use_experts_implementation")
+NEAREST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A model type that has a causal language model.
+
+    Attributes:
+        model_type: the text model's own, as its config.json says it.
+        config_class: of the text model.
+        model_class: the causal language model.
+    """
+
+    model_type: str
+    config_class: type
+    model_class: type
+
+
+def known(model_type: str) -> Known:
+    """Return the classes of a model type. Of one that takes images too it is the text model alone.
+
+    Raises:
+        UnsupportedError: this transformers has none, in its own words and with the nearest names.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    try:
+        config_class = CONFIG_MAPPING[model_type]
+    except KeyError:
+        raise UnsupportedError(_not_known(AutoConfig, model_type, list(CONFIG_MAPPING_NAMES))) from None
+    text = getattr(config_class, "sub_configs", {}).get("text_config")
+    for candidate in (config_class, text):
+        is_alone = candidate is not None and "text_config" not in getattr(candidate, "sub_configs", {})
+        if is_alone and candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way
+            found = AutoModelForCausalLM._model_mapping[candidate]  # noqa: SLF001 - as above
+            return Known(model_type=candidate.model_type, config_class=candidate, model_class=found)
+    raise UnsupportedError(_no_causal_model(text or config_class))
+
+
+def _not_known(auto: Any, model_type: str, names: list[str]) -> str:
+    """Return what transformers says of a model type that it does not know, and names that are near."""
+    try:
+        auto.for_model(model_type)
+    except ValueError as error:
+        said = " ".join(str(error).split()).partition(" Should contain one of")[0]
+    else:
+        said = f"{model_type} is no model type"
+    near = difflib.get_close_matches(model_type, names, n=NEAREST)
+    return f"{said}{f'; near it are {chr(44).join(near)}' if near else ''}"
+
+
+def _no_causal_model(config_class: type) -> str:
+    """Return what transformers says of a configuration that it has no causal language model for."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        AutoModelForCausalLM.from_config(config_class())
+    except Exception as error:  # noqa: BLE001 - its words are what is asked for
+        return " ".join(str(error).split()).partition(" Model type should be one of")[0]
+    return f"{config_class.__name__} has a model that is none of AutoModelForCausalLM's own"
+
+
+def with_experts() -> dict[str, str | None]:
+    """Return the model types whose causal language model has routed experts: name → why it is not known whether.
+
+    None where it is known. Names of one text model are one: its own.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    found: dict[str, str | None] = {}
+    for name in CONFIG_MAPPING_NAMES:
+        if not _may_have_experts(name):
+            continue
+        try:
+            it = known(name)
+        except UnsupportedError:
+            continue
+        if it.model_type not in found:
+            said = _look(it)
+            if said is not False:
+                found[it.model_type] = said
+    return dict(sorted(found.items()))
+
+
+def _look(it: Known) -> str | None | bool:
+    """Return None where a model has experts, False where it has none, and the reason where it cannot be built."""
+    from harness.worker.introspection.parts import has_experts
+    from harness.worker.introspection.smallest import NotDerivedError, on_meta, smallest
+
+    try:
+        made = smallest(it.config_class, it.model_class)
+    except NotDerivedError as error:
+        return str(error)
+    return None if has_experts(on_meta(made.model_class, made.config)) else False
+
+
+def _may_have_experts(model_type: str) -> bool:
+    """Say whether the module of a model type says anything of experts."""
+    import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    name = model_type_to_module_name(model_type)
+    path = Path(transformers.__file__).parent / "models" / name / f"modeling_{name}.py"
+    return path.exists() and bool(_SAYS_EXPERTS.search(path.read_text(encoding="utf-8")))

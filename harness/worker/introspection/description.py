@@ -1,0 +1,139 @@
+"""What is written of a family that no file describes, and what is known of it afterwards, kept in the work directory.
+
+The first stage makes a description from what transformers says. All others read it: what was written stays what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from harness.worker.checkpoints.family import Checkpoint, Introspected
+from harness.worker.checkpoints.tensors import Init, Kind, TensorSpec
+from harness.worker.checkpoints.tokenizer import BOS, EOS, PAD
+from harness.worker.introspection.catalogue import known
+from harness.worker.introspection.layout import OnDisk, read_layout, save_tensors
+from harness.worker.introspection.parts import Experts, Part, experts_of, parts_of
+from harness.worker.introspection.smallest import smallest
+
+DESCRIPTION = "description.json"
+SEED = 0
+NEAR = 4
+"""The exponent of what lies near a value: norms, biases, decays."""
+GRAIN = 8
+"""Values that something lies near are whole multiples of 1/8, so that no library's last digit is in them."""
+ROUTER, HEAD = 1, 2
+"""Exponents of what is scaled otherwise than by its fan-in, as in the families that have a file."""
+
+
+class NoExpertsError(RuntimeError):
+    """The model has no routed experts, so there is nothing here to be tested."""
+
+
+def describe(model_type: str) -> Checkpoint:
+    """Return the smallest checkpoint of a model type, as the installed transformers writes it.
+
+    Raises:
+        UnsupportedError: this transformers has no causal language model of that type.
+        NotDerivedError: the rules do not lead to a small model.
+        NoExpertsError: it has no routed experts.
+    """
+    import torch
+
+    it = known(model_type)
+    made = smallest(it.config_class, it.model_class)
+    torch.manual_seed(SEED)
+    model = made.model_class._from_config(made.config)  # type: ignore[attr-defined]  # noqa: SLF001 - of every model
+    experts, parts = experts_of(model), parts_of(model)
+    if not experts:
+        raise NoExpertsError(f"{made.model_class.__name__} has no routed experts")
+    initial, config = save_tensors(model)
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    counts = {f"{one.path}.{name}": one.count for one in experts for name in one.parameters}
+    counts |= {part.name: int(model.get_parameter(part.name).shape[0]) for part in parts if _stacked(model, part)}
+    layout = read_layout(model, counts)
+    by_name = {part.name: part for part in parts}
+    specs = [_spec(key, on_disk, by_name, initial[key], tied=tied) for key, on_disk in layout.items()]
+    return Checkpoint(
+        config={**config, "dtype": "float32"},
+        tensors=tuple(specs),
+        routing=None,
+        layers_with_experts=tuple(range(len(experts))),
+        num_experts=max(one.count for one in experts),
+        generation_config={"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": PAD, "do_sample": False},
+        introspected=Introspected(model_type=it.model_type, experts=tuple(experts), parts=tuple(parts)),
+    )
+
+
+def _stacked(model: Any, part: Part) -> bool:
+    return part.parameter not in {None, "weight"} and model.get_parameter(part.name).dim() > 2  # noqa: PLR2004
+
+
+def _spec(key: str, on_disk: OnDisk, parts: Mapping[str, Part], initial: Any, *, tied: bool) -> TensorSpec:
+    """Return what is to be written of one tensor."""
+    of = [parts[name] for name in on_disk.parameters if name in parts]
+    kind: Kind = of[0].kind if of else "other"
+    spec = TensorSpec(
+        key=key,
+        shape=on_disk.shape,
+        kind=kind,
+        module=of[0].module if of else None,
+        role=of[0].parameter if of and kind in {"expert", "shared_expert"} else None,
+        expert=on_disk.expert if kind == "expert" else None,
+        sources=tuple(dict.fromkeys(part.delta for part in of)),
+    )
+    return replace(spec, **_values(spec, on_disk, initial, tied=tied))
+
+
+def _values(spec: TensorSpec, on_disk: OnDisk, initial: Any, *, tied: bool) -> dict[str, Any]:
+    """Return how a tensor is filled: matrices at random, by fan-in; what begins near a value, near that.
+
+    What no parameter says and what is not the same everywhere was computed (the decay of linear attention, say) or is
+    a table. It stays what transformers makes of it.
+    """
+    if not on_disk.floating:
+        return {"literal": initial.contiguous().numpy().tobytes().hex(), "stored_as": str(initial.dtype)}
+    values = initial.double()
+    mean, spread = float(values.mean()), float(values.std()) if values.numel() > 1 else 0.0
+    if not on_disk.parameters and spread > 0:
+        return {"literal": initial.float().contiguous().numpy().tobytes().hex(), "stored_as": "torch.float32"}
+    is_matrix = len(spec.shape) > 1 and spread > 0 and abs(mean) < spread
+    if not is_matrix:
+        init: Init = "random"
+        return {"init": init, "exponent": NEAR, "offset": round(mean * GRAIN) / GRAIN}
+    exponents = {"router": ROUTER, "head": HEAD, "embedding": HEAD if tied else 0}
+    return {"exponent": exponents.get(spec.kind)}
+
+
+def write_description(checkpoint: Checkpoint, work: Path) -> None:
+    """Keep a description for the stages that follow."""
+    (work / DESCRIPTION).write_text(json.dumps(asdict(checkpoint)))
+
+
+def described(checkpoint: Checkpoint, work: Path) -> Checkpoint:
+    """Return what is known of a checkpoint by now: as it is where a file describes it, else as the build left it."""
+    path = work / DESCRIPTION
+    if checkpoint.introspected is None or not path.exists():
+        return checkpoint
+    told = json.loads(path.read_text())
+    inside = told["introspected"]
+    return Checkpoint(
+        **{
+            **told,
+            "tensors": tuple(TensorSpec(**_tuples(one)) for one in told["tensors"]),
+            "layers_with_experts": tuple(told["layers_with_experts"]),
+            "prefixes": tuple(told["prefixes"]),
+            "introspected": Introspected(
+                model_type=inside["model_type"],
+                experts=tuple(Experts(**_tuples(one)) for one in inside["experts"]),
+                parts=tuple(Part(**one) for one in inside["parts"]),
+            ),
+        }
+    )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
