@@ -9,6 +9,7 @@ import typer
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
 from harness.cli.folder_help import FolderHelp
+from harness.cli.known_families import with_known_families
 from harness.cli.options import (
     DEFAULT_OUT,
     ConfigOption,
@@ -77,6 +78,9 @@ def matrix(
         unmanaged=python is not None,
         stack=installed,
         generated=generated,
+    )
+    selection = with_known_families(
+        setup, selection, say=lambda line: screen.print(line, markup=False, soft_wrap=True), python=python
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
     with alone_in(out):
