@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.introspection.description import describe, write_description
+from harness.worker.introspection.building import build_introspected
 from harness.worker.import_order import USUAL
 from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
@@ -40,9 +40,9 @@ def _import(observation: Observation, request: Request, checkpoint: Checkpoint) 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     with observation.stage("build"):
         if checkpoint.introspected is not None:
-            checkpoint = describe(checkpoint.introspected.model_type)
-            write_description(checkpoint, request.work)
-        digest = write_checkpoint(checkpoint, request.base, seed=request.seed, dtype=request.dtype)
+            digest = build_introspected(observation, request, checkpoint.introspected.model_type)
+        else:
+            digest = write_checkpoint(checkpoint, request.base, seed=request.seed, dtype=request.dtype)
         observation.data["base_sha256"] = digest
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -49,11 +50,13 @@ class Introspected:
         model_type: its name.
         experts: where the model in memory has its routed experts.
         parts: every weight that a LoRA can cover.
+        refused: name of a module → why PEFT refuses it, in its own words.
     """
 
     model_type: str
     experts: tuple[Experts, ...] = ()
     parts: tuple[Part, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

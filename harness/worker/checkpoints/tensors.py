@@ -35,6 +35,7 @@ class TensorSpec:
         always_float32: stored in float32 whatever the checkpoint's dtype, as published router biases are.
         sources: names of the deltas of the parameters in memory that it is made of (``stages.deltas``), where that was
             found by introspection.
+        draw: which of its random fillings it has.
         literal: its bytes in hexadecimal, where it is no weight: a table, or what a model computes of its configuration.
         stored_as: the dtype of those bytes, as torch calls it.
     """
@@ -51,6 +52,7 @@ class TensorSpec:
     extra: bool = False
     always_float32: bool = False
     sources: tuple[str, ...] = ()
+    draw: int = 0
     literal: str | None = None
     stored_as: str | None = None
 

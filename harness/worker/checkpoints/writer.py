@@ -71,7 +71,7 @@ def tensor_bytes(spec: TensorSpec, *, seed: int, dtype: str) -> bytes:
     """Return the little-endian bytes of one tensor, C order."""
     import numpy as np
 
-    values = random_float32(seed, spec.key, spec.count, spec.scale_exponent)
+    values = random_float32(seed, f"{spec.key}#{spec.draw}" if spec.draw else spec.key, spec.count, spec.scale_exponent)
     if spec.offset:
         values = (values + np.float32(spec.offset)).astype(np.float32)
     if dtype == "bf16":

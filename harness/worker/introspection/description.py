@@ -6,7 +6,7 @@ The first stage makes a description from what transformers says. All others read
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ def describe(model_type: str) -> Checkpoint:
     torch.manual_seed(SEED)
     model = made.model_class._from_config(made.config)  # type: ignore[attr-defined]  # noqa: SLF001 - of every model
     experts, parts = experts_of(model), parts_of(model)
+    refused = refused_by_peft(model, parts)
+    parts = [part for part in parts if part.parameter is not None or _leaf(part) not in refused]
     if not experts:
         raise NoExpertsError(f"{made.model_class.__name__} has no routed experts")
     initial, config = save_tensors(model)
@@ -64,8 +66,30 @@ def describe(model_type: str) -> Checkpoint:
         layers_with_experts=tuple(range(len(experts))),
         num_experts=max(one.count for one in experts),
         generation_config={"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": PAD, "do_sample": False},
-        introspected=Introspected(model_type=it.model_type, experts=tuple(experts), parts=tuple(parts)),
+        introspected=Introspected(model_type=it.model_type, experts=tuple(experts), parts=tuple(parts), refused=refused),
     )
+
+
+def _leaf(part: Part) -> str:
+    return part.module.rpartition(".")[2]
+
+
+def refused_by_peft(model: Any, parts: Sequence[Part]) -> dict[str, str]:
+    """Return the names of modules that PEFT refuses in a model of this type, each with its words.
+
+    It looks at the last part of a name (``tuners_utils``, 0.17 to 0.21.2), and says so as it attaches.
+    """
+    import peft
+    from peft.tuners import tuners_utils
+
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    found: dict[str, str] = {}
+    for name in sorted({_leaf(part) for part in parts if part.parameter is None}) if check else ():
+        try:
+            check(peft.LoraConfig(target_modules=[name]), model, name)
+        except ValueError as error:
+            found[name] = " ".join(str(error).split())
+    return found
 
 
 def _stacked(model: Any, part: Part) -> bool:
@@ -130,6 +154,7 @@ def described(checkpoint: Checkpoint, work: Path) -> Checkpoint:
                 model_type=inside["model_type"],
                 experts=tuple(Experts(**_tuples(one)) for one in inside["experts"]),
                 parts=tuple(Part(**one) for one in inside["parts"]),
+                refused=inside["refused"],
             ),
         }
     )

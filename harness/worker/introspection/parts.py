@@ -123,6 +123,8 @@ def _mixes(module: Any) -> bool:
     return bool(_MIXER.search(name)) and not _WHOLE.search(name)
 
 
+# Shared experts that are parameters, several of one shape in a module, are left out: no key of a saved adapter says on
+# which of them a pair is.
 def _parts(model: Any, experts: list[Experts], mixers: list[str]) -> Iterator[Part]:
     import torch
 
@@ -138,10 +140,6 @@ def _parts(model: Any, experts: list[Experts], mixers: list[str]) -> Iterator[Pa
                 yield Part(module=path, parameter=name, kind="expert")
         elif isinstance(module, torch.nn.Linear) and type(module).forward is linear and path:
             yield Part(module=path, parameter=None, kind=_kind(path, experts, mixers))
-        elif _SHARED.search(path) and _EXPERTS.search(path):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == STACK:
-                    yield Part(module=path, parameter=name, kind="shared_expert")
         elif (block := path.rpartition(".")[0]) in counts and _ROUTER.search(path):
             weight = getattr(module, "weight", None)
             if isinstance(weight, torch.nn.Parameter) and weight.dim() == MATRIX and weight.shape[0] >= counts[block]:

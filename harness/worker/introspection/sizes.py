@@ -89,6 +89,8 @@ NEEDED: Mapping[str, int] = {
     "n_routed_experts": EXPERTS, "num_experts": EXPERTS, "num_local_experts": EXPERTS, "n_shared_experts": 1,
     "num_experts_per_tok": TOP_K, "head_dim": HEAD_DIM, "moe_intermediate_size": 40, "top_k_experts": TOP_K,
     "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS,
+    "indexer_n_heads": HEADS, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM, "indexer_budget": EVERY_BLOCK,
+    "indexer_compress_ratio": 4,
 }  # fmt: skip
 """What a configuration may leave open that a model with experts cannot do without. What else is open stays open."""
 
@@ -96,6 +98,7 @@ ONE_EXPERT = frozenset({"num_experts_per_tok", "moe_topk"})
 """Where a token goes to one expert by default, it stays one."""
 
 _COMPILED = tuple((re.compile(pattern), value) for pattern, value in RULES)
+_ROPE = frozenset({"rope_parameters", "rope_scaling", "id2label", "label2id"})
 _UNKNOWN_SIZE = re.compile(r"\w+_(size|dim|rank|width|channels)")
 SMALL = 64
 
@@ -112,10 +115,43 @@ def tiny(settings: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = made
     if "qk_rope_head_dim" in settings:
         found |= _latent_attention(settings)
+    for name, value in settings.items():
+        if isinstance(value, dict) and name not in _ROPE:
+            found |= _inside(name, value, found, settings)
+    _heads_of_parts(found, settings)
     groups = [name for name in ("n_group", "num_expert_group") if (settings.get(name) or 1) > 1]
     if groups:
         found |= {**dict.fromkeys(groups, GROUPS), "topk_group": TOP_GROUPS}
     return found
+
+
+def _heads_of_parts(found: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Where the head's size is that of some layers' latent attention, keep it so."""
+    rope, head = settings.get("qk_rope_head_dim"), settings.get("head_dim")
+    for name, value in settings.items():
+        for key, layer in value.items() if isinstance(value, dict) and rope and head else ():
+            if isinstance(layer, dict) and layer.get("qk_nope_head_dim", 0) + rope == head:
+                found["head_dim"] = found[name][key]["qk_nope_head_dim"] + ROPE
+
+
+def _inside(name: str, inner: Mapping[Any, Any], outer: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a setting that holds settings: sizes of single layers, or of a part.
+
+    What is otherwise than outside stays so, in proportion: a head twice as wide in some layers is twice as wide.
+    """
+    made = {key: _in_proportion(it, outer, settings) if isinstance(it, dict) else it for key, it in inner.items()}
+    if not any(isinstance(it, dict) for it in inner.values()):
+        made |= {key: size for key, it in inner.items() if (size := _tiny(str(key), it)) is not None}
+    return {name: made} if made != inner else {}
+
+
+def _in_proportion(layer: Mapping[str, Any], outer: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(layer)
+    for name, value in layer.items():
+        whole = settings.get(name)
+        if type(value) is int and type(whole) is int and whole and name in outer:
+            made[name] = max(1, outer[name] * value // whole)
+    return made
 
 
 def _tiny(name: str, value: Any) -> Any:

@@ -56,8 +56,14 @@ def smallest(config_class: type, model_class: type) -> Smallest:
         raise NotDerivedError(f"{config_class.__name__} has none of {', '.join(DEPTH)}")
     depth = getattr(default, depth_names[0])
     sizes = _relations(tiny(settings), settings)
+    types = _types_of_layers(config_class, model_class, sizes, depth_names, getattr(default, "layer_types", ()))
+    if types:
+        depth, sizes = len(types), {**sizes, "layer_types": types}
     full = _made(config_class, sizes, depth_names, depth, {})
-    kinds = _kinds(model_class, full)
+    try:
+        kinds = _kinds(model_class, full)
+    except NotDerivedError as error:
+        raise _by_whom(error, model_class, default) from error
     every = set(kinds)
     layers = max(FEWEST, min(n for n in range(1, len(kinds) + 1) if set(kinds[:n]) == every))
     if layers > MOST:
@@ -71,6 +77,40 @@ def smallest(config_class: type, model_class: type) -> Smallest:
     return Smallest(config=built, model_class=model_class, layers=layers)
 
 
+def _by_whom(error: NotDerivedError, model_class: type, default: Any) -> NotDerivedError:
+    """Return the error, or that of the configuration's own defaults where these cannot be built either."""
+    try:
+        on_meta(model_class, default)
+    except NotDerivedError as own:
+        return NotDerivedError(f"not even with its configuration's own defaults: {own}")
+    return error
+
+
+def _types_of_layers(
+    config_class: type, model_class: type, sizes: Mapping[str, Any], depth_names: Sequence[str], said: Any
+) -> list[str]:
+    """Return a layer of each type that makes a layer of another kind, where a configuration names none, or one.
+
+    Such a class leaves it to each checkpoint which layers it has. Nothing where the configuration itself has several
+    types, or none at all.
+    """
+    if said == () or (said and len(set(said)) > 1):
+        return []
+    from transformers import configuration_utils
+
+    allowed = getattr(configuration_utils, "ALLOWED_LAYER_TYPES", ())
+    kinds: dict[str, str] = {}
+    for name in dict.fromkeys((*(said or ()), *allowed)):
+        try:
+            built = _made(config_class, {**sizes, "layer_types": [name] * FEWEST}, depth_names, FEWEST, {})
+            last = _kinds(model_class, built)[-1].partition("\n")[2]
+        except NotDerivedError:
+            continue
+        kinds.setdefault(last, name)
+    # Dense first layers come first, and each type is to be seen with experts too.
+    return [*kinds.values(), *kinds.values()] if len(kinds) > 1 else []
+
+
 def _made(config_class: type, sizes: Mapping[str, Any], depth_names: Sequence[str], depth: int, cut: Mapping[str, Any]) -> Any:
     """Return a configuration of these sizes and so many layers."""
     try:
@@ -82,9 +122,13 @@ def _made(config_class: type, sizes: Mapping[str, Any], depth_names: Sequence[st
 
 def _cut(settings: Mapping[str, Any], depth: int, layers: int) -> dict[str, Any]:
     """Return what the configuration says layer by layer, of the layers that are kept."""
-    return {
+    cut: dict[str, Any] = {
         name: value[:layers] for name, value in settings.items() if isinstance(value, list) and len(value) == depth
     }
+    for name, value in settings.items():
+        if isinstance(value, dict) and value and all(str(key).isdigit() for key in value) and "label" not in name:
+            cut[name] = {key: it for key, it in value.items() if int(key) < layers}
+    return cut
 
 
 def _relations(sizes: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

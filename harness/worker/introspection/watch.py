@@ -8,7 +8,7 @@ tables are all in what the block does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +39,14 @@ class _Place:
     heard: Any = None
     calls: int = 0
 
+    def last(self, output: Any) -> Any:  # noqa: ARG002 - the same call as ``said``
+        """Return what the experts were last called with."""
+        return self.heard
+
+    def said(self, output: Any) -> Any:
+        """Return what a router says is chosen."""
+        return chosen(output if isinstance(output, tuple | list) else [output], self.experts.count)
+
 
 @dataclass(kw_only=True)
 class _Seen:
@@ -66,8 +74,10 @@ class ChoiceWatch(ExpertWatch):
             else:
                 for expert, module in enumerate(holder):
                     self._hooks.append(module.register_forward_pre_hook(self._heard_one(place, expert)))
-            asked = _router_of(block) if mixes_tokens(block) else block
-            self._hooks.append(asked.register_forward_hook(self._ask_again(place), with_kwargs=True))
+            asked, heard = block, place.last
+            if mixes_tokens(block):
+                asked, heard = _router_of(block), place.said
+            self._hooks.append(asked.register_forward_hook(self._ask_again(place, heard), with_kwargs=True))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -107,24 +117,24 @@ class ChoiceWatch(ExpertWatch):
 
         return hook
 
-    def _ask_again(self, place: _Place) -> Any:
+    def _ask_again(self, place: _Place, heard: Callable[[Any], Any]) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
             if not self._recording or self._asking:
                 return
             import torch
 
-            told, same = place.heard, None
+            kept, told, same = place.heard, heard(output), None
             generator = torch.Generator().manual_seed(place.number)
             self._asking = True
             try:
                 with torch.no_grad():
                     for _ in range(ASKED):
-                        module(*(_changed(a, generator) for a in args), **_changed_all(kwargs, generator))
-                        alike = (place.heard == told).all(-1)
+                        again = module(*(_changed(a, generator) for a in args), **_changed_all(kwargs, generator))
+                        alike = (heard(again) == told).all(-1)
                         same = alike if same is None else same & alike
             finally:
                 self._asking = False
-                place.heard = told
+                place.heard = kept
             gap = torch.where(same, torch.inf, 0.0)
             before = self.gaps.get(place.number)
             self.gaps[place.number] = gap if before is None or before.shape != gap.shape else torch.minimum(before, gap)
@@ -163,9 +173,8 @@ def chosen(values: Sequence[Any], experts: int) -> Any:
             none = (index < 0) | (index >= experts)
             seen = torch.zeros(len(index), experts + 1, dtype=torch.bool)
             return seen.scatter_(1, index.masked_fill(none, experts), value=True)[:, :experts]
-    hidden = next((value for value in values if is_real(value)), None)
-    whole = [value for value in values if isinstance(value, torch.Tensor)]
-    if hidden is not None and len(whole) == 1 and hidden.dim() == 2 and len(hidden) % experts == 0:  # noqa: PLR2004
+    hidden = values[0] if len(values) == 1 and is_real(values[0]) else None
+    if hidden is not None and hidden.dim() == 2 and len(hidden) % experts == 0:  # noqa: PLR2004 - (E * tokens, H)
         return hidden.detach().view(experts, -1, hidden.shape[-1]).any(-1).T.cpu()
     raise NoRouterFoundError("experts are called with nothing that says which tokens are whose")
 

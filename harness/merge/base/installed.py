@@ -1,0 +1,97 @@
+"""What an installed transformers calls in memory what a base calls otherwise on disk: its own conversion mapping.
+
+The engine needs no transformers. Most bases are read by the names that all families share (``names``) and by the files of
+``families``. Where an adapter names modules that a base has not by any of these, and a transformers is installed here
+that knows the base's model type, that release is asked what the names on disk are in memory. It is asked for names
+alone. What it would compute (a transposed weight, permuted rows) is not done here, and a pair on such a weight is
+refused.
+
+Read off ``transformers.conversion_mapping`` and ``core_model_loading`` of 5.23.0 and 5.24.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_NATURAL = re.compile(r"\d+|\D+")
+_STACKING = ({"MergeModulelist"}, {"MergeModulelist", "Concatenate"})
+"""What only puts the experts of a layer together, gate before up: the plain rules know it."""
+_LEAVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",), "up_proj": ("up_proj",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstalledNames:
+    """What an installed transformers says of a base's keys.
+
+    Attributes:
+        in_memory: key on disk → name in memory, for those that differ.
+        converted: key → what is done to the tensor on the way, in transformers' own words.
+        said_by: the release.
+    """
+
+    in_memory: Mapping[str, str] = field(default_factory=dict)
+    converted: Mapping[str, str] = field(default_factory=dict)
+    said_by: str = ""
+
+
+def installed_names(config: Mapping[str, Any], keys: Iterable[str]) -> InstalledNames | None:
+    """Return the names in memory of a base's keys; None where no transformers is installed that says any.
+
+    Args:
+        config: config.json.
+        keys: of all tensors.
+    """
+    try:
+        import transformers
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:
+        return None
+    names = [str(name) for name in config.get("architectures") or ()] + [str(config.get("model_type"))]
+    found = next((mapping for name in names if (mapping := get_checkpoint_conversion_mapping(name))), None)
+    if not found:
+        return None
+    renamings = [it for it in found if isinstance(it, WeightRenaming)]
+    converters = [it for it in found if not isinstance(it, WeightRenaming)]
+    in_memory: dict[str, str] = {}
+    converted: dict[str, str] = {}
+    for key in sorted(keys, key=_natural):  # the order in which it loads them, on which some of its rules depend
+        name = key
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        for converter in converters:
+            other, pattern = converter.rename_source_key(name)
+            if pattern is None:
+                continue
+            leaf = _leaf(converter, pattern)
+            if leaf is None:
+                done = ", ".join(type(operation).__name__ for operation in converter.operations)
+                name = other
+                converted[key] = f"{done} by transformers {transformers.__version__}"
+            else:
+                name = re.sub(r"\.[^.]+\.weight$", f".{leaf}.weight", name)
+            break
+        if name != key:
+            in_memory[key] = name
+    return InstalledNames(
+        in_memory=in_memory, converted=converted, said_by=f"transformers {transformers.__version__}"
+    )
+
+
+def _leaf(converter: Any, pattern: str) -> str | None:
+    """Return what an expert's Linear is called by all, where a converter only puts experts together; else None."""
+    operations = {type(operation).__name__ for operation in converter.operations}
+    targets = [str(target).rpartition(".")[2] for target in converter.target_patterns]
+    leaves = _LEAVES.get(targets[0], ()) if len(targets) == 1 else ()
+    sources = list(converter.source_patterns)
+    if operations not in _STACKING or len(leaves) != len(sources) or not re.search(r"experts\.\*\.", pattern):
+        return None
+    return leaves[sources.index(pattern)]
+
+
+def _natural(key: str) -> list[tuple[bool, int, str]]:
+    """Return what sorts numbers as numbers."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _NATURAL.findall(key)]
