@@ -75,7 +75,7 @@ def ask(
 def _run(command: list[str], stack: Stack) -> None:
     try:
         with scratch_directory() as scratch:
-            ended = subprocess.run(  # noqa: S603 - our own program, in an interpreter of the stack's
+            ended = subprocess.run(
                 command,
                 env=child_environment(scratch=scratch),
                 capture_output=True,

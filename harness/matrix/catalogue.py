@@ -74,7 +74,7 @@ class Catalogue:
         return self.variants.get(family, (PUBLISHED,))
 
     def is_described(self, family: str) -> bool:
-        """Say whether a family has a file. Another's smallest form is derived from what a stack's transformers knows."""
+        """Say whether a family has a file. Another's smallest form is derived from what a stack knows of it."""
         return family in self.families
 
     def geometry_of(self, recipe: str) -> str | None:

@@ -194,7 +194,11 @@ def refuse_of_described(catalogue: Catalogue, family: str, recipe: str, options:
         ConfigurationError: something of it is asked for.
     """
     facts = catalogue.facts_of.get(recipe)
-    asked = [f"{name} {options[name]}" for name in ("geometry", "variant") if options.get(name, DEFAULTS[name]) != DEFAULTS[name]]
+    asked = [
+        f"{name} {options[name]}"
+        for name in ("geometry", "variant")
+        if options.get(name, DEFAULTS[name]) != DEFAULTS[name]
+    ]
     if facts is not None and (facts.quantized or facts.as_written or facts.per_expert):
         asked.append(f"recipe {recipe}")
     if asked:

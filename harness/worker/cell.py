@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.introspection.building import build_introspected
 from harness.worker.import_order import USUAL
+from harness.worker.introspection.building import build_introspected
 from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request

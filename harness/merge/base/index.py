@@ -7,16 +7,16 @@ from dataclasses import replace
 
 from harness.merge.base.checkpoint import Checkpoint
 from harness.merge.base.expert_parameters import ExpertParameter, read_expert_parameter
-from harness.merge.base.installed import InstalledNames, installed_names
 from harness.merge.base.families import PLAIN, Family, family_of
+from harness.merge.base.installed import InstalledNames, installed_names
 from harness.merge.base.names import (
-    PARTS,
     ExpertKeys,
     common,
     expert_keys,
     expert_module,
     fused_module,
     fused_parameter,
+    parts_of,
 )
 from harness.merge.base.weight import Weight
 from harness.merge.base.weights import FLOAT_DTYPES, Weights, read_weights
@@ -114,34 +114,33 @@ class Index:
         """
         if path not in self.experts:
             return {}
-        for name in PARTS:
+        names = parts_of(self.family)
+        for name in names:
             if (path, name) not in self._expert_parameters:
                 self._expert_parameters[path, name] = self._read(path, name)
-        found = {name: parameter for name in PARTS if (parameter := self._expert_parameters[path, name]) is not None}
+        found = {name: parameter for name in names if (parameter := self._expert_parameters[path, name]) is not None}
         self._check_orientation(path, found)
         return found
 
     def _read(self, path: str, name: str) -> ExpertParameter | None:
         stored = self.experts[path]
         keys = [stored.fused[name]] if name in stored.fused else []
-        keys += [key for part in PARTS[name] for key in stored.linears.get(part, {}).values()]
-        if len(keys) != len(set(keys)) or any(
-            len(self._keys[self.common(self.in_memory(key))]) > 1 for key in keys
-        ):
+        keys += [key for part in parts_of(self.family)[name] for key in stored.linears.get(part, {}).values()]
+        if len(keys) != len(set(keys)) or any(len(self._keys[self.common(self.in_memory(key))]) > 1 for key in keys):
             raise AdapterMismatchError(f"the base holds the experts of {path} under several prefixes.")
         for key in keys:
             self.check_dtype(self.weights[key])
-        return read_expert_parameter(self.base, self.weights, path, stored, name, transposed=self.family.transposed)
+        return read_expert_parameter(self.base, self.weights, path, stored, name, family=self.family)
 
     def _check_orientation(self, path: str, found: Mapping[str, ExpertParameter]) -> None:
         """Prove by shapes that fused parameters are stored the way round that the family says.
 
         gate_up_proj is (2I, H) beside down_proj (H, I), or (H, 2I) beside (I, H); both cannot hold, as 2I is not I.
         """
-        if len(found) != len(PARTS):
+        if len(found) != len(parts_of(self.family)):
             return
-        gate_up, down = found["gate_up_proj"], found["down_proj"]
-        if gate_up.out_features == 2 * down.in_features and gate_up.in_features == down.out_features:
+        gate_up, down = (found[name] for name in parts_of(self.family))
+        if gate_up.out_features == len(gate_up.parts) * down.in_features and gate_up.in_features == down.out_features:
             return
         shapes = f"gate_up_proj {(gate_up.rows, gate_up.columns)}, down_proj {(down.rows, down.columns)}"
         if self.family is PLAIN and gate_up.columns == 2 * down.rows and gate_up.rows == down.columns:

@@ -1,7 +1,7 @@
 """What an installed transformers calls in memory what a base calls otherwise on disk: its own conversion mapping.
 
-The engine needs no transformers. Most bases are read by the names that all families share (``names``) and by the files of
-``families``. Where an adapter names modules that a base has not by any of these, and a transformers is installed here
+The engine needs no transformers. Most bases are read by the names that all families share (``names``) and by the files
+of ``families``. Where an adapter names modules that a base has not by any of these, and a transformers is installed here
 that knows the base's model type, that release is asked what the names on disk are in memory. It is asked for names
 alone. What it would compute (a transposed weight, permuted rows) is not done here, and a pair on such a weight is
 refused.
@@ -45,9 +45,9 @@ def installed_names(config: Mapping[str, Any], keys: Iterable[str]) -> Installed
         keys: of all tensors.
     """
     try:
-        import transformers
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming
+        import transformers  # noqa: PLC0415 - it may not be here, and takes seconds where it is
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: PLC0415
+        from transformers.core_model_loading import WeightRenaming  # noqa: PLC0415
     except ImportError:
         return None
     names = [str(name) for name in config.get("architectures") or ()] + [str(config.get("model_type"))]
@@ -76,9 +76,7 @@ def installed_names(config: Mapping[str, Any], keys: Iterable[str]) -> Installed
             break
         if name != key:
             in_memory[key] = name
-    return InstalledNames(
-        in_memory=in_memory, converted=converted, said_by=f"transformers {transformers.__version__}"
-    )
+    return InstalledNames(in_memory=in_memory, converted=converted, said_by=f"transformers {transformers.__version__}")
 
 
 def _leaf(converter: Any, pattern: str) -> str | None:

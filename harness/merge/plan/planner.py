@@ -283,7 +283,13 @@ def plan_merge(
         base_as="original" if found is None else "quantized",
         quantization=found,
         dtype=dtype,
-        notes=(*_repeated(adapters), *index.notes, *ancestry_notes(index.base.root, adapters), *planner.notes, *vocabulary.notes),
+        notes=(
+            *_repeated(adapters),
+            *index.notes,
+            *ancestry_notes(index.base.root, adapters),
+            *planner.notes,
+            *vocabulary.notes,
+        ),
     )
 
 

@@ -17,7 +17,6 @@ from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.introspection.parts import Experts, Part
 
-
 FAMILIES = "harness.worker.checkpoints.families"
 
 

@@ -36,7 +36,7 @@ class TensorSpec:
         sources: names of the deltas of the parameters in memory that it is made of (``stages.deltas``), where that was
             found by introspection.
         draw: which of its random fillings it has.
-        literal: its bytes in hexadecimal, where it is no weight: a table, or what a model computes of its configuration.
+        literal: its bytes in hexadecimal, where it is no weight: a table, or what a model computes by itself.
         stored_as: the dtype of those bytes, as torch calls it.
     """
 

@@ -1,4 +1,4 @@
-"""The build stage of a family that no file describes: derived, written, and drawn again where an expert would be idle."""
+"""The build of a family that no file describes: derived, written, and drawn again where an expert would be idle."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def build_introspected(observation: Observation, request: Request, model_type: s
         NoExpertsError: it has no routed experts.
     """
     checkpoint = describe(model_type)
+    drawn, digest = checkpoint, ""
     for draw in range(DRAWS):
         drawn = _with_routers_of(checkpoint, draw)
         if request.base.exists():
@@ -40,7 +41,7 @@ def build_introspected(observation: Observation, request: Request, model_type: s
         if fewest is None or fewest >= FEWEST:
             break
     refused = drawn.introspected.refused if drawn.introspected is not None else {}
-    observation.data["not_possible"] = {f"a LoRA on {name}": words for name, words in refused.items()}
+    observation.data["not_possible"] = {f"lora-on-{name.lower()}": words for name, words in refused.items()}
     return digest
 
 

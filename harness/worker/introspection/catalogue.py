@@ -48,8 +48,9 @@ def known(model_type: str) -> Known:
         raise UnsupportedError(_not_known(AutoConfig, model_type, list(CONFIG_MAPPING_NAMES))) from None
     text = getattr(config_class, "sub_configs", {}).get("text_config")
     for candidate in (config_class, text):
-        is_alone = candidate is not None and "text_config" not in getattr(candidate, "sub_configs", {})
-        if is_alone and candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way
+        if candidate is None or "text_config" in getattr(candidate, "sub_configs", {}):
+            continue
+        if candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way
             found = AutoModelForCausalLM._model_mapping[candidate]  # noqa: SLF001 - as above
             return Known(model_type=candidate.model_type, config_class=candidate, model_class=found)
     raise UnsupportedError(_no_causal_model(text or config_class))
@@ -81,26 +82,33 @@ def _no_causal_model(config_class: type) -> str:
 def with_experts() -> dict[str, str | None]:
     """Return the model types whose causal language model has routed experts: name → why it is not known whether.
 
-    None where it is known. Names of one text model are one: its own.
+    None where it is known. Names of one text model are one: its own. Where a module says that it has experts and none
+    of its models is a causal language model, it is there by its own name, with what transformers says of that.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 
     found: dict[str, str | None] = {}
+    looked_at: set[str] = set()
+    without: dict[str, str] = {}
     for name in CONFIG_MAPPING_NAMES:
         if not _may_have_experts(name):
             continue
+        module = model_type_to_module_name(name)
         try:
             it = known(name)
-        except UnsupportedError:
+        except UnsupportedError as error:
+            without.setdefault(module, str(error))
             continue
+        looked_at.add(module)
         if it.model_type not in found:
             said = _look(it)
-            if said is not False:
+            if not isinstance(said, bool):
                 found[it.model_type] = said
+    found |= {module: said for module, said in without.items() if module not in looked_at}
     return dict(sorted(found.items()))
 
 
-def _look(it: Known) -> str | None | bool:
+def _look(it: Known) -> str | bool | None:
     """Return None where a model has experts, False where it has none, and the reason where it cannot be built."""
     from harness.worker.introspection.parts import has_experts
     from harness.worker.introspection.smallest import NotDerivedError, on_meta, smallest

@@ -17,6 +17,7 @@ from harness.worker.checkpoints.tokenizer import BOS, EOS, PAD
 from harness.worker.introspection.catalogue import known
 from harness.worker.introspection.layout import OnDisk, read_layout, save_tensors
 from harness.worker.introspection.parts import Experts, Part, experts_of, parts_of
+from harness.worker.introspection.sizes import EXPERTS
 from harness.worker.introspection.smallest import smallest
 
 DESCRIPTION = "description.json"
@@ -25,6 +26,10 @@ NEAR = 4
 """The exponent of what lies near a value: norms, biases, decays."""
 GRAIN = 8
 """Values that something lies near are whole multiples of 1/8, so that no library's last digit is in them."""
+DECAY = "A_log"
+"""The end of the key of linear attention's decay, which is drawn around 1 as in the family that has a file. As models
+begin, they forget in one step, and rounding is all that is left of the rest.
+"""
 ROUTER, HEAD = 1, 2
 """Exponents of what is scaled otherwise than by its fan-in, as in the families that have a file."""
 
@@ -66,7 +71,9 @@ def describe(model_type: str) -> Checkpoint:
         layers_with_experts=tuple(range(len(experts))),
         num_experts=max(one.count for one in experts),
         generation_config={"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": PAD, "do_sample": False},
-        introspected=Introspected(model_type=it.model_type, experts=tuple(experts), parts=tuple(parts), refused=refused),
+        introspected=Introspected(
+            model_type=it.model_type, experts=tuple(experts), parts=tuple(parts), refused=refused
+        ),
     )
 
 
@@ -82,9 +89,11 @@ def refused_by_peft(model: Any, parts: Sequence[Part]) -> dict[str, str]:
     import peft
     from peft.tuners import tuners_utils
 
-    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    check: Any = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
     found: dict[str, str] = {}
-    for name in sorted({_leaf(part) for part in parts if part.parameter is None}) if check else ():
+    if check is None:
+        return found
+    for name in sorted({_leaf(part) for part in parts if part.parameter is None}):
         try:
             check(peft.LoraConfig(target_modules=[name]), model, name)
         except ValueError as error:
@@ -119,17 +128,34 @@ def _values(spec: TensorSpec, on_disk: OnDisk, initial: Any, *, tied: bool) -> d
     a table. It stays what transformers makes of it.
     """
     if not on_disk.floating:
+        initial = _spread(initial)
         return {"literal": initial.contiguous().numpy().tobytes().hex(), "stored_as": str(initial.dtype)}
     values = initial.double()
     mean, spread = float(values.mean()), float(values.std()) if values.numel() > 1 else 0.0
     if not on_disk.parameters and spread > 0:
         return {"literal": initial.float().contiguous().numpy().tobytes().hex(), "stored_as": "torch.float32"}
     is_matrix = len(spec.shape) > 1 and spread > 0 and abs(mean) < spread
+    if spec.key.endswith(DECAY):
+        return {"exponent": 1}
     if not is_matrix:
         init: Init = "random"
         return {"init": init, "exponent": NEAR, "offset": round(mean * GRAIN) / GRAIN}
     exponents = {"router": ROUTER, "head": HEAD, "embedding": HEAD if tied else 0}
     return {"exponent": exponents.get(spec.kind)}
+
+
+def _spread(table: Any) -> Any:
+    """Return a table of whole numbers; one that is all zero, (tokens, experts of each), with every expert in it.
+
+    A model that chooses experts by token begins with such a table and is published with another. Where each token goes
+    to the next experts in turn, every expert is as much used.
+    """
+    import torch
+
+    if table.dim() != 2 or bool(table.any()) or table.dtype == torch.bool:  # noqa: PLR2004 - (tokens, experts of each)
+        return table
+    tokens, each = table.shape
+    return (torch.arange(tokens).unsqueeze(1) * each + torch.arange(each)).remainder(EXPERTS).to(table.dtype)
 
 
 def write_description(checkpoint: Checkpoint, work: Path) -> None:

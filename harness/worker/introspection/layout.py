@@ -67,7 +67,7 @@ def read_layout(model: Any, experts: dict[str, int]) -> dict[str, OnDisk]:
             parameter.fill_(float(number + 1))
             if name in experts:
                 offsets = STEP * torch.arange(parameter.shape[0], dtype=torch.float64)
-                parameter += offsets.view(-1, *[1] * (parameter.dim() - 1))
+                parameter.add_(offsets.view(-1, *[1] * (parameter.dim() - 1)))
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.fill_(BUFFER)

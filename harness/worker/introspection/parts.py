@@ -112,9 +112,11 @@ def parts_of(model: Any) -> list[Part]:
     """Return every weight of a model that a LoRA can cover, and what it is part of."""
     experts = experts_of(model)
     mixers = [path for path, module in model.named_modules() if path and _mixes(module)]
-    mixers = [path for path in mixers if _IN_LAYER.search(f"{path}.") and not any(
-        it.path == path or it.path.startswith(f"{path}.") for it in experts
-    )]
+    mixers = [
+        path
+        for path in mixers
+        if _IN_LAYER.search(f"{path}.") and not any(it.path == path or it.path.startswith(f"{path}.") for it in experts)
+    ]
     return list(_parts(model, experts, mixers))
 
 

@@ -78,11 +78,12 @@ RULES: tuple[tuple[str, int | float | bool], ...] = (
     (r"\w+_token_(id|index)", UNUSED),
     (r"(\w+_)?aux_loss_coef|router_z_loss_coef|output_router_logits", 0),
     (r"(\w+_)?(dropout|pdrop|dropout_rate|layerdrop|jitter_noise)", 0.0),
+    ("logit_scale", 0.5),
     ("use_cache", True),
 )
 """A regular expression for a setting's whole name → what it becomes.
 
-The load-balancing loss is off: each family has its own formula for it, and none of them is in a merge.
+Logits are scaled by no less than a half, because a small random model's are small as they are. The load-balancing loss is off: each family has its own formula for it, and none of them is in a merge.
 """
 
 NEEDED: Mapping[str, int] = {
@@ -134,7 +135,9 @@ def _heads_of_parts(found: dict[str, Any], settings: Mapping[str, Any]) -> None:
                 found["head_dim"] = found[name][key]["qk_nope_head_dim"] + ROPE
 
 
-def _inside(name: str, inner: Mapping[Any, Any], outer: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _inside(
+    name: str, inner: Mapping[Any, Any], outer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return a setting that holds settings: sizes of single layers, or of a part.
 
     What is otherwise than outside stays so, in proportion: a head twice as wide in some layers is twice as wide.

@@ -111,7 +111,9 @@ def _types_of_layers(
     return [*kinds.values(), *kinds.values()] if len(kinds) > 1 else []
 
 
-def _made(config_class: type, sizes: Mapping[str, Any], depth_names: Sequence[str], depth: int, cut: Mapping[str, Any]) -> Any:
+def _made(
+    config_class: type, sizes: Mapping[str, Any], depth_names: Sequence[str], depth: int, cut: Mapping[str, Any]
+) -> Any:
     """Return a configuration of these sizes and so many layers."""
     try:
         made = config_class(**{**sizes, **dict.fromkeys(depth_names, depth), **cut})
@@ -168,6 +170,6 @@ def on_meta(model_class: type, config: Any) -> Any:
 
     try:
         with torch.device("meta"):
-            return model_class._from_config(config) if hasattr(model_class, "_from_config") else model_class(config)
+            return model_class._from_config(config)  # type: ignore[attr-defined]  # noqa: SLF001 - of every model
     except Exception as error:
         raise NotDerivedError(f"{model_class.__name__} cannot be built: {type(error).__name__}: {error}") from error

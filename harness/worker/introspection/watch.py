@@ -1,9 +1,9 @@
 """Which experts see tokens, and where a choice is a near tie, of a model whose routing no file describes.
 
-What is chosen is read where it is dispatched: in the call of the experts. Near ties are found by asking again. The block
-around the experts is given what it was given, changed by a ten-thousandth, several times. Where it ever chooses other
-experts, rounding may make it choose them too. So no rule of any router is needed: softmax or sigmoid, biases, groups and
-tables are all in what the block does.
+What is chosen is read where it is dispatched: in the call of the experts. Near ties are found by asking again: the
+block around the experts is given what it was given, changed by a ten-thousandth, several times. Where it ever chooses
+other experts, rounding may make it choose them too. So no rule of any router is needed. Softmax or sigmoid, biases,
+groups and tables are all in what the block does.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ChoiceWatch(ExpertWatch):
         return hook
 
     def _ask_again(self, place: _Place, heard: Callable[[Any], Any]) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not self._recording or self._asking:
                 return
             import torch

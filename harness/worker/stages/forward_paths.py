@@ -148,9 +148,7 @@ def check_forward_paths(
         raise PathFailedError(f"the experts forward {path}, which {taken}, raised{others}") from error
 
 
-def _try_all(
-    peft_model: Any, reference: Seen, prompts: Any, clear: Any, *, choosable: bool, on_experts: bool
-) -> Tried:
+def _try_all(peft_model: Any, reference: Seen, prompts: Any, clear: Any, *, choosable: bool, on_experts: bool) -> Tried:
     """Try transformers' paths where one can be chosen, and ours where experts have a LoRA."""
     tried = Tried()
 

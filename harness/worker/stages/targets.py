@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.contract.tensors import KINDS, Kind
-from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.stages.peft_names import REWRITTEN_SUFFIXES, Target, rewrites_names_of
 
@@ -57,12 +57,14 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
 
 def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what must get a LoRA, per kind."""
-    targets: dict[str, set[Target]] = defaultdict(set)
     if checkpoint.introspected is not None:
-        for part in checkpoint.introspected.parts:
-            if part.kind in recipe.kinds and (part.parameter is None or not recipe.linears_only):
-                targets[part.kind].add((part.module, part.parameter))
-        return dict(targets)
+        return _found_targets(checkpoint.introspected, recipe)
+    return _described_targets(checkpoint, recipe, form)
+
+
+def _described_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
+    """Return what must get a LoRA of a family with a file, by its description."""
+    targets: dict[str, set[Target]] = defaultdict(set)
     for spec in checkpoint.tensors:
         if spec.module is None or spec.kind not in recipe.kinds:
             continue
@@ -82,6 +84,16 @@ def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict
                     found = _of_experts(spec.module, role if form.fused else name, fused=form.fused, experts=experts)
                     targets[spec.kind] |= found
     return {kind: members for kind, members in targets.items() if members}
+
+
+def _found_targets(inside: Introspected, recipe: Recipe) -> dict[str, set[Target]]:
+    """Return what must get a LoRA of a family without a file: all that was found of each kind."""
+    targets: dict[str, set[Target]] = defaultdict(set)
+    for part in inside.parts:
+        left_out = part.parameter in ROLES_OF_LINEARS and part.parameter not in recipe.expert_roles
+        if part.kind in recipe.kinds and not left_out and (part.parameter is None or not recipe.linears_only):
+            targets[part.kind].add((part.module, part.parameter))
+    return dict(targets)
 
 
 def also_allowed(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:

@@ -112,12 +112,12 @@ def covered(
     pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
     pairs |= {key.removesuffix(".weight") for key in saved} & names.keys()  # what was trained whole
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
-    found = on_disk(checkpoint, available, base)
-    reached = {name for covering, _ in found.values() for name in covering}
+    there = on_disk(checkpoint, available, base)
+    reached = {name for covering, _ in there.values() for name in covering}
     unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - reached)
     return (
-        {key: delta for key, (_, delta) in found.items()},
-        {key: covering[-1] for key, (covering, _) in found.items()},
+        {key: delta for key, (_, delta) in there.items()},
+        {key: covering[-1] for key, (covering, _) in there.items()},
         unpaired,
     )
 
