@@ -12,16 +12,16 @@ from harness.worker.observation import Observation
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 
-DRAWS = 8
+DRAWS = 24
 """How often the routers' weights are drawn at most."""
-FEWEST = 4
+FEWEST = 5
 """Tokens that an expert is to see of each phase before anything is trained. Training moves some."""
 
 
 def build_introspected(observation: Observation, request: Request, model_type: str) -> str:
     """Write the smallest checkpoint of a model type, and return its SHA-256 in hexadecimal.
 
-    Routers' weights are drawn again until every expert sees tokens. A router that reads what is nearly the same for all
+    Routers' weights are drawn again until every expert sees tokens, or the best draw is kept. A router that reads what is nearly the same for all
     tokens leaves some experts idle, and what an idle expert has says nothing. It is the same draw in every run.
 
     Raises:
@@ -30,18 +30,28 @@ def build_introspected(observation: Observation, request: Request, model_type: s
         NoExpertsError: it has no routed experts.
     """
     checkpoint = describe(model_type)
-    drawn, digest = checkpoint, ""
+    found: dict[int, int] = {}
+    draw, digest = 0, ""
     for draw in range(DRAWS):
-        drawn = _with_routers_of(checkpoint, draw)
-        if request.base.exists():
-            shutil.rmtree(request.base)
-        digest = write_checkpoint(drawn, request.base, seed=request.seed, dtype=request.dtype)
-        write_description(drawn, request.work)
-        fewest = _fewest_tokens(drawn, request)
-        if fewest is None or fewest >= FEWEST:
+        digest = _write(checkpoint, request, draw)
+        fewest = _fewest_tokens(checkpoint, request)
+        found[draw] = FEWEST if fewest is None else fewest
+        if found[draw] >= FEWEST:
             break
-    refused = drawn.introspected.refused if drawn.introspected is not None else {}
+    if (best := max(found, key=lambda number: found[number])) != draw:
+        digest = _write(checkpoint, request, best)
+    refused = checkpoint.introspected.refused if checkpoint.introspected is not None else {}
     observation.data["not_possible"] = {f"lora-on-{name.lower()}": words for name, words in refused.items()}
+    return digest
+
+
+def _write(checkpoint: Checkpoint, request: Request, draw: int) -> str:
+    """Write the checkpoint with its routers of a draw, and its description; return the SHA-256."""
+    drawn = _with_routers_of(checkpoint, draw)
+    if request.base.exists():
+        shutil.rmtree(request.base)
+    digest = write_checkpoint(drawn, request.base, seed=request.seed, dtype=request.dtype)
+    write_description(drawn, request.work)
     return digest
 
 
@@ -62,7 +72,7 @@ def _fewest_tokens(checkpoint: Checkpoint, request: Request) -> int | None:
     from harness.worker.stages.experts_watch import watching
     from harness.worker.stages.load import load_model
 
-    vocab = int(checkpoint.config["vocab_size"])
+    vocab = int(checkpoint.config.get("text_config", checkpoint.config)["vocab_size"])
     training = torch.tensor([one.tokens for one in training_documents(recipe("lora"), vocab, request.seed)])
     try:
         model = load_model(request.base, request)

@@ -23,23 +23,29 @@ class Known:
     """A model type that has a causal language model.
 
     Attributes:
-        model_type: the text model's own, as its config.json says it.
-        config_class: of the text model.
-        model_class: the causal language model.
+        model_type: as its config.json says it: the text model's own, where that can be built alone.
+        config_class: of that model.
+        model_class: the causal language model, or one that takes images too.
     """
 
     model_type: str
     config_class: type
     model_class: type
 
+    @property
+    def text_config(self) -> type | None:
+        """The configuration's class of the text model inside; None where the model is that alone."""
+        found: type | None = getattr(self.config_class, "sub_configs", {}).get("text_config")
+        return found
+
 
 def known(model_type: str) -> Known:
-    """Return the classes of a model type. Of one that takes images too it is the text model alone.
+    """Return the classes of a model type. Of one that takes images too it is the text model alone, where it can be had.
 
     Raises:
         UnsupportedError: this transformers has none, in its own words and with the nearest names.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     try:
@@ -53,6 +59,9 @@ def known(model_type: str) -> Known:
         if candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way
             found = AutoModelForCausalLM._model_mapping[candidate]  # noqa: SLF001 - as above
             return Known(model_type=candidate.model_type, config_class=candidate, model_class=found)
+    if text is not None and config_class in AutoModelForImageTextToText._model_mapping:  # noqa: SLF001 - as above
+        found = AutoModelForImageTextToText._model_mapping[config_class]  # noqa: SLF001 - as above
+        return Known(model_type=config_class.model_type, config_class=config_class, model_class=found)
     raise UnsupportedError(_no_causal_model(text or config_class))
 
 
@@ -111,10 +120,11 @@ def with_experts() -> dict[str, str | None]:
 def _look(it: Known) -> str | bool | None:
     """Return None where a model has experts, False where it has none, and the reason where it cannot be built."""
     from harness.worker.introspection.parts import has_experts
-    from harness.worker.introspection.smallest import NotDerivedError, on_meta, smallest
+    from harness.worker.introspection.composite import smallest_of
+    from harness.worker.introspection.smallest import NotDerivedError, on_meta
 
     try:
-        made = smallest(it.config_class, it.model_class)
+        made = smallest_of(it)
     except NotDerivedError as error:
         return str(error)
     return None if has_experts(on_meta(made.model_class, made.config)) else False

@@ -15,10 +15,10 @@ from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.checkpoints.tensors import Init, Kind, TensorSpec
 from harness.worker.checkpoints.tokenizer import BOS, EOS, PAD
 from harness.worker.introspection.catalogue import known
+from harness.worker.introspection.composite import smallest_of
 from harness.worker.introspection.layout import OnDisk, read_layout, save_tensors
 from harness.worker.introspection.parts import Experts, Part, experts_of, parts_of
 from harness.worker.introspection.sizes import EXPERTS
-from harness.worker.introspection.smallest import smallest
 
 DESCRIPTION = "description.json"
 SEED = 0
@@ -49,7 +49,7 @@ def describe(model_type: str) -> Checkpoint:
     import torch
 
     it = known(model_type)
-    made = smallest(it.config_class, it.model_class)
+    made = smallest_of(it)
     torch.manual_seed(SEED)
     model = made.model_class._from_config(made.config)  # type: ignore[attr-defined]  # noqa: SLF001 - of every model
     experts, parts = experts_of(model), parts_of(model)
@@ -65,7 +65,7 @@ def describe(model_type: str) -> Checkpoint:
     by_name = {part.name: part for part in parts}
     specs = [_spec(key, on_disk, by_name, initial[key], tied=tied) for key, on_disk in layout.items()]
     return Checkpoint(
-        config={**config, "dtype": "float32"},
+        config=_in_float32(config),
         tensors=tuple(specs),
         routing=None,
         layers_with_experts=tuple(range(len(experts))),
@@ -75,6 +75,12 @@ def describe(model_type: str) -> Checkpoint:
             model_type=it.model_type, experts=tuple(experts), parts=tuple(parts), refused=refused
         ),
     )
+
+
+def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that says float32 wherever it says a dtype: the layout was read from a float64 model."""
+    said = {name: _in_float32(value) if isinstance(value, dict) else value for name, value in config.items()}
+    return said | ({"dtype": "float32"} if "dtype" in said else {})
 
 
 def _leaf(part: Part) -> str:

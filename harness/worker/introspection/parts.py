@@ -26,7 +26,14 @@ _WHOLE = re.compile("(Layer|Block|Model)$")
 """At the end of the name of a class: it holds what mixes tokens, and other things."""
 _INDEXER = re.compile("indexer|compressor", re.IGNORECASE)
 """It chooses which tokens attention reads, and no gradient comes back through a choice."""
+_OTHER_SENSES = re.compile(r"(?:^|\.)\w*(?:visual|vision|vit|image|audio|talker|code_predictor)\w*\.")
+"""In a path: it is not of the text model."""
 _IN_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.\d+\.")
+
+
+def _in_text(path: str) -> bool:
+    """Say whether a module lies in a layer of the text model."""
+    return bool(_IN_LAYER.search(f"{path}.")) and not _OTHER_SENSES.search(f"{path}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,7 @@ def experts_of(model: Any) -> list[Experts]:
     for path, module in model.named_modules():
         leaf = path.rpartition(".")[2]
         named = _EXPERTS.search(leaf) or _EXPERTS.search(type(module).__name__)
-        if not _IN_LAYER.search(f"{path}.") or not named or _SHARED.search(path):
+        if not _in_text(path) or not named or _SHARED.search(path):
             continue
         if any(path.startswith(f"{other.path}.") for other in found):
             continue
@@ -115,7 +122,7 @@ def parts_of(model: Any) -> list[Part]:
     mixers = [
         path
         for path in mixers
-        if _IN_LAYER.search(f"{path}.") and not any(it.path == path or it.path.startswith(f"{path}.") for it in experts)
+        if _in_text(path) and not any(it.path == path or it.path.startswith(f"{path}.") for it in experts)
     ]
     return list(_parts(model, experts, mixers))
 
@@ -150,7 +157,7 @@ def _parts(model: Any, experts: list[Experts], mixers: list[str]) -> Iterator[Pa
 
 def _kind(path: str, experts: list[Experts], mixers: list[str]) -> Kind:
     """Return what a Linear is part of."""
-    if not _IN_LAYER.search(f"{path}.") or _INDEXER.search(path):
+    if not _in_text(path) or _INDEXER.search(path):
         return "other"
     if any(path.startswith(f"{it.path}.") for it in experts):
         return "expert"

@@ -46,9 +46,10 @@ def deltas_on_disk(base: Path, deltas: Mapping[str, Any]) -> dict[str, Any]:
 def load_exactly(base: Path) -> Any:
     """Load the base in float64 on the CPU."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).double()
+    from harness.worker.stages.load import auto_class
+
+    return auto_class(base).from_pretrained(base, dtype=torch.float64).double()
 
 
 def _check_same(base: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -185,6 +185,8 @@ def _latent_attention(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return head sizes of latent attention (DeepSeek-V2, arXiv 2405.04434), by what they are made of by default."""
     found: dict[str, Any] = {}
     rope, nope = settings.get("qk_rope_head_dim"), settings.get("qk_nope_head_dim")
+    if rope == 0:
+        found["qk_rope_head_dim"] = 0  # no rotary positions at all, and so it stays
     for name in ("head_dim", "qk_head_dim"):
         if name in settings and settings[name] is not None:
             if settings[name] == rope:

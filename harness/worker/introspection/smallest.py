@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.worker.introspection.sizes import DEPTH, tiny
+from harness.worker.introspection.sizes import DEPTH, HEADS, HIDDEN, WINDOW, tiny
 
 FEWEST = 2
 MOST = 12
@@ -39,12 +39,13 @@ class Smallest:
     layers: int
 
 
-def smallest(config_class: type, model_class: type) -> Smallest:
+def smallest(config_class: type, model_class: type, *, takes_images: bool = False) -> Smallest:
     """Derive the smallest form, and prove by building it on the meta device that it has every kind of layer.
 
     Args:
         config_class: the configuration's class of the text model.
         model_class: its causal language model.
+        takes_images: whether it is the text model of one that takes images too.
 
     Raises:
         NotDerivedError: the rules do not lead to one.
@@ -55,7 +56,7 @@ def smallest(config_class: type, model_class: type) -> Smallest:
     if not depth_names:
         raise NotDerivedError(f"{config_class.__name__} has none of {', '.join(DEPTH)}")
     depth = getattr(default, depth_names[0])
-    sizes = _relations(tiny(settings), settings)
+    sizes = _relations(tiny(settings), settings, takes_images=takes_images)
     types = _types_of_layers(config_class, model_class, sizes, depth_names, getattr(default, "layer_types", ()))
     if types:
         depth, sizes = len(types), {**sizes, "layer_types": types}
@@ -133,11 +134,17 @@ def _cut(settings: Mapping[str, Any], depth: int, layers: int) -> dict[str, Any]
     return cut
 
 
-def _relations(sizes: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _relations(sizes: dict[str, Any], settings: Mapping[str, Any], *, takes_images: bool) -> dict[str, Any]:
     """Return the sizes with what else hangs on them: sections of rotary dimensions add up to half of them."""
     rope = settings.get("rope_parameters") or settings.get("rope_scaling")
-    if isinstance(rope, dict) and "mrope_section" in rope:
-        rotary = int(sizes.get("head_dim", settings.get("head_dim") or 0) * rope.get("partial_rotary_factor", 1.0)) // 2
+    if settings.get("sliding_window") is None and "sliding_attention" in (settings.get("layer_types") or ()):
+        sizes["sliding_window"] = WINDOW
+    # A model that takes images has sections by default where its configuration names none.
+    flat = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
+    if flat and ("mrope_section" in rope or takes_images):
+        head = sizes.get("head_dim") or settings.get("head_dim") or HIDDEN // HEADS
+        factor = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
+        rotary = int(head * factor) // 2
         first = rotary - 2 * (rotary // 3)
         sizes["rope_parameters"] = {**rope, "mrope_section": [first, rotary // 3, rotary // 3]}
     return sizes
