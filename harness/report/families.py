@@ -34,9 +34,9 @@ def family_table(results: Iterable[CellResult]) -> str:
         f"Every family with routed experts that transformers knows, on {', '.join(stacks)}, recipe"
         f" {', '.join(recipes)}: {len(found)} families, {said}.\n\n"
         "The smallest form of each is derived from its configuration's class, and its layout on disk is what that"
-        " transformers saves. *built* is whether that form could be made and loaded, *attached* and *merged* are how"
-        " many of the targets and of the tensors on disk. There is no independent definition of these architectures here, so"
-        " the checks `definition` and `derivative` are not part of a pass; families with a file have them.\n\n"
+        " transformers saves. *built* is whether that form could be made and loaded. *attached* and *merged* are how"
+        " many of the targets and of the tensors on disk. Nothing here defines these architectures independently. So"
+        " the checks `definition` and `derivative` are not part of a pass, as they are for families with a file.\n\n"
     )
     return words + pipe_table(COLUMNS, [_row(it) for it in found]) + "\n"
 

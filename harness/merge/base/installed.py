@@ -1,8 +1,8 @@
 """What an installed transformers calls in memory what a base calls otherwise on disk: its own conversion mapping.
 
 The engine needs no transformers. Most bases are read by the names that all families share (``names``) and by the files
-of ``families``. Where an adapter names modules that a base has not by any of these, and a transformers is installed here
-that knows the base's model type, that release is asked what the names on disk are in memory. It is asked for names
+of ``families``. An adapter may name modules that a base has not by any of these. If a transformers is installed here
+that knows the base's model type, that release is then asked what the names on disk are in memory. It is asked for names
 alone. What it would compute (a transposed weight, permuted rows) is not done here, and a pair on such a weight is
 refused.
 

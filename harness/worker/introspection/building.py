@@ -21,8 +21,9 @@ FEWEST = 5
 def build_introspected(observation: Observation, request: Request, model_type: str) -> str:
     """Write the smallest checkpoint of a model type, and return its SHA-256 in hexadecimal.
 
-    Routers' weights are drawn again until every expert sees tokens, or the best draw is kept. A router that reads what is nearly the same for all
-    tokens leaves some experts idle, and what an idle expert has says nothing. It is the same draw in every run.
+    Routers' weights are drawn again until every expert sees tokens, or the best draw is kept. A router that reads what
+    is nearly the same for all tokens leaves some experts idle, and what an idle expert has says nothing. It is the same
+    draw in every run.
 
     Raises:
         UnsupportedError: this transformers has no such model.

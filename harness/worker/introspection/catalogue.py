@@ -16,6 +16,8 @@ from harness.worker.observation import UnsupportedError
 
 _SAYS_EXPERTS = re.compile(r"class \w*Experts?\w*\(|use_experts_implementation")
 NEAREST = 3
+SAYS_NEXT_TOKENS = ("ForConditionalGeneration", "ForCausalLM")
+"""What the names of models end with that say one token after the other. One that fills in blocks is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ def known(model_type: str) -> Known:
             return Known(model_type=candidate.model_type, config_class=candidate, model_class=found)
     if text is not None and config_class in AutoModelForImageTextToText._model_mapping:  # noqa: SLF001 - as above
         found = AutoModelForImageTextToText._model_mapping[config_class]  # noqa: SLF001 - as above
-        return Known(model_type=config_class.model_type, config_class=config_class, model_class=found)
+        if found.__name__.endswith(SAYS_NEXT_TOKENS):
+            return Known(model_type=config_class.model_type, config_class=config_class, model_class=found)
     raise UnsupportedError(_no_causal_model(text or config_class))
 
 
@@ -119,8 +122,8 @@ def with_experts() -> dict[str, str | None]:
 
 def _look(it: Known) -> str | bool | None:
     """Return None where a model has experts, False where it has none, and the reason where it cannot be built."""
-    from harness.worker.introspection.parts import has_experts
     from harness.worker.introspection.composite import smallest_of
+    from harness.worker.introspection.parts import has_experts
     from harness.worker.introspection.smallest import NotDerivedError, on_meta
 
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.worker.introspection.catalogue import Known
 from harness.worker.introspection.sizes import HIDDEN, tiny
-from harness.worker.introspection.smallest import NotDerivedError, Smallest, on_meta, smallest
+from harness.worker.introspection.smallest import NotDerivedError, Smallest, by_whom, on_meta, related, smallest
 
 TEXT = "text_config"
 DEPTHS = ("depth", "num_hidden_layers", "num_layers", "n_layers", "encoder_layers")
@@ -34,9 +34,13 @@ def smallest_of(it: Known) -> Smallest:
         if name != TEXT and getattr(default, name, None) is not None
     }
     own = tiny({name: value for name, value in default.to_dict().items() if not isinstance(value, dict)})
-    text = {TEXT: tiny(getattr(default, TEXT).to_dict())}
-    whole = _whole(it.config_class, {**own, **parts, **text})
-    inside = _text_model(on_meta(it.model_class, whole), text_class)
+    said = getattr(default, TEXT).to_dict()
+    text = related(tiny(said), said, takes_images=True)
+    whole = _whole(it.config_class, {**own, **parts, TEXT: text})
+    try:
+        inside = _text_model(on_meta(it.model_class, whole), text_class)
+    except NotDerivedError as error:
+        raise by_whom(error, it.model_class, default) from error
     made = smallest(text_class, inside, takes_images=True)
     config = _whole(it.config_class, {**own, **parts, TEXT: made.config.to_dict()})
     on_meta(it.model_class, config)

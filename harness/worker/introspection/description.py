@@ -70,7 +70,7 @@ def describe(model_type: str) -> Checkpoint:
         routing=None,
         layers_with_experts=tuple(range(len(experts))),
         num_experts=max(one.count for one in experts),
-        generation_config={"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": PAD, "do_sample": False},
+        generation_config={"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": PAD},
         introspected=Introspected(
             model_type=it.model_type, experts=tuple(experts), parts=tuple(parts), refused=refused
         ),

@@ -83,7 +83,8 @@ RULES: tuple[tuple[str, int | float | bool], ...] = (
 )
 """A regular expression for a setting's whole name → what it becomes.
 
-Logits are scaled by no less than a half, because a small random model's are small as they are. The load-balancing loss is off: each family has its own formula for it, and none of them is in a merge.
+Logits are scaled by no less than a half, because a small random model's are small as they are.
+The load-balancing loss is off: each family has its own formula for it, and none of them is in a merge.
 """
 
 NEEDED: Mapping[str, int] = {

@@ -56,7 +56,7 @@ def smallest(config_class: type, model_class: type, *, takes_images: bool = Fals
     if not depth_names:
         raise NotDerivedError(f"{config_class.__name__} has none of {', '.join(DEPTH)}")
     depth = getattr(default, depth_names[0])
-    sizes = _relations(tiny(settings), settings, takes_images=takes_images)
+    sizes = related(tiny(settings), settings, takes_images=takes_images)
     types = _types_of_layers(config_class, model_class, sizes, depth_names, getattr(default, "layer_types", ()))
     if types:
         depth, sizes = len(types), {**sizes, "layer_types": types}
@@ -64,7 +64,7 @@ def smallest(config_class: type, model_class: type, *, takes_images: bool = Fals
     try:
         kinds = _kinds(model_class, full)
     except NotDerivedError as error:
-        raise _by_whom(error, model_class, default) from error
+        raise by_whom(error, model_class, default) from error
     every = set(kinds)
     layers = max(FEWEST, min(n for n in range(1, len(kinds) + 1) if set(kinds[:n]) == every))
     if layers > MOST:
@@ -78,7 +78,7 @@ def smallest(config_class: type, model_class: type, *, takes_images: bool = Fals
     return Smallest(config=built, model_class=model_class, layers=layers)
 
 
-def _by_whom(error: NotDerivedError, model_class: type, default: Any) -> NotDerivedError:
+def by_whom(error: NotDerivedError, model_class: type, default: Any) -> NotDerivedError:
     """Return the error, or that of the configuration's own defaults where these cannot be built either."""
     try:
         on_meta(model_class, default)
@@ -134,14 +134,15 @@ def _cut(settings: Mapping[str, Any], depth: int, layers: int) -> dict[str, Any]
     return cut
 
 
-def _relations(sizes: dict[str, Any], settings: Mapping[str, Any], *, takes_images: bool) -> dict[str, Any]:
+def related(sizes: dict[str, Any], settings: Mapping[str, Any], *, takes_images: bool) -> dict[str, Any]:
     """Return the sizes with what else hangs on them: sections of rotary dimensions add up to half of them."""
     rope = settings.get("rope_parameters") or settings.get("rope_scaling")
     if settings.get("sliding_window") is None and "sliding_attention" in (settings.get("layer_types") or ()):
         sizes["sliding_window"] = WINDOW
     # A model that takes images has sections by default where its configuration names none.
-    flat = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
-    if flat and ("mrope_section" in rope or takes_images):
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        return sizes
+    if "mrope_section" in rope or takes_images:
         head = sizes.get("head_dim") or settings.get("head_dim") or HIDDEN // HEADS
         factor = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
         rotary = int(head * factor) // 2
