@@ -72,6 +72,10 @@ class Index:
         """Return what a key on disk is called in memory, where an installed transformers was asked; else the key."""
         return key if self.installed is None else self.installed.in_memory.get(key, key)
 
+    def joined(self, path: str) -> str | None:
+        """Return how a weight lies in a tensor with others, in the words of an installed transformers; None where not."""
+        return None if self.installed is None else self.installed.joined.get(path)
+
     def common(self, path: str) -> str:
         """Return the common spelling of a path or key."""
         return common(path, self.family)

@@ -29,11 +29,13 @@ class InstalledNames:
     Attributes:
         in_memory: key on disk → name in memory, for those that differ.
         converted: key → what is done to the tensor on the way, in transformers' own words.
+        joined: name in memory → what is done to the tensor that it is stored in with others.
         said_by: the release.
     """
 
     in_memory: Mapping[str, str] = field(default_factory=dict)
     converted: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, str] = field(default_factory=dict)
     said_by: str = ""
 
 
@@ -51,32 +53,56 @@ def installed_names(config: Mapping[str, Any], keys: Iterable[str]) -> Installed
     except ImportError:
         return None
     names = [str(name) for name in config.get("architectures") or ()] + [str(config.get("model_type"))]
-    found = next((mapping for name in names if (mapping := get_checkpoint_conversion_mapping(name))), None)
+    found = next((mapping for name in names if (mapping := get_checkpoint_conversion_mapping(name))), None) or []
+    text = config.get("text_config")
+    if isinstance(text, dict):  # as ``get_model_conversion_mapping`` has it for a model inside another
+        for inside in get_checkpoint_conversion_mapping(str(text.get("model_type"))) or []:
+            inside.scope_prefix, inside.base_model_prefix = "language_model", "model"
+            found = [*found, inside]
     if not found:
         return None
-    renamings = [it for it in found if isinstance(it, WeightRenaming)]
-    converters = [it for it in found if not isinstance(it, WeightRenaming)]
-    in_memory: dict[str, str] = {}
-    converted: dict[str, str] = {}
+    said = _Said(
+        renamings=[it for it in found if isinstance(it, WeightRenaming)],
+        converters=[it for it in found if not isinstance(it, WeightRenaming)],
+        by=f"transformers {transformers.__version__}",
+    )
     for key in sorted(keys, key=_natural):  # the order in which it loads them, on which some of its rules depend
+        said.take(key)
+    return InstalledNames(in_memory=said.in_memory, converted=said.converted, joined=said.joined, said_by=said.by)
+
+
+@dataclass(kw_only=True)
+class _Said:
+    """What is gathered key by key."""
+
+    renamings: list[Any]
+    converters: list[Any]
+    by: str
+    in_memory: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, str] = field(default_factory=dict)
+
+    def take(self, key: str) -> None:
+        """Rename a key by all renamings, then by the first converter that takes it, as the library does."""
         name = key
-        for renaming in renamings:
+        for renaming in self.renamings:
             name, _ = renaming.rename_source_key(name)
-        for converter in converters:
+        for converter in self.converters:
             other, pattern = converter.rename_source_key(name)
             if pattern is None:
                 continue
             leaf = _leaf(converter, pattern)
-            if leaf is None:
-                done = ", ".join(type(operation).__name__ for operation in converter.operations)
-                name = other
-                converted[key] = f"{done} by transformers {transformers.__version__}"
-            else:
+            if leaf is not None:
                 name = re.sub(r"\.[^.]+\.weight$", f".{leaf}.weight", name)
+                break
+            done = ", ".join(type(operation).__name__ for operation in converter.operations)
+            self.converted[key] = f"{done} by {self.by}"
+            name = other
+            first, *others = (str(target) for target in converter.target_patterns)
+            self.joined |= {name.replace(first, target, 1): self.converted[key] for target in others}
             break
         if name != key:
-            in_memory[key] = name
-    return InstalledNames(in_memory=in_memory, converted=converted, said_by=f"transformers {transformers.__version__}")
+            self.in_memory[key] = name
 
 
 def _leaf(converter: Any, pattern: str) -> str | None:

@@ -31,7 +31,8 @@ RULES: tuple[tuple[str, int | float | bool], ...] = (
     ("shared_(experts?_)?intermediate_size|moe_shared_expert_intermediate_size|share_expert_dim", 56),
     ("intermediate_size", 72),
     ("ffn_hidden_size|intermediate_size_mlp|dense_intermediate_size", 88),
-    ("(swa_|full_|num_sliding_)?(num_)?attention_heads|n_heads|num_sliding_attention_heads", HEADS),
+    ("num_sliding_attention_heads", 2 * HEADS),
+    ("(full_)?num_attention_heads|n_heads", HEADS),
     ("swa_num_attention_heads", HEADS),
     ("(swa_|full_)?num_key_value_heads|num_global_key_value_heads|num_attention_groups", 2),
     ("(swa_|global_)?head_dim|kv_channels|index_head_dim", HEAD_DIM),
@@ -78,7 +79,8 @@ RULES: tuple[tuple[str, int | float | bool], ...] = (
     (r"\w+_token_(id|index)", UNUSED),
     (r"(\w+_)?aux_loss_coef|router_z_loss_coef|output_router_logits", 0),
     (r"(\w+_)?(dropout|pdrop|dropout_rate|layerdrop|jitter_noise)", 0.0),
-    ("logit_scale", 0.5),
+    ("logit_scale|output_multiplier", 0.5),
+    ("(encoder|decoder)_attention_heads", HEADS),
     ("use_cache", True),
 )
 """A regular expression for a setting's whole name → what it becomes.
@@ -194,6 +196,6 @@ def _latent_attention(settings: Mapping[str, Any]) -> dict[str, Any]:
                 found[name] = ROPE
             elif nope is not None and settings[name] == rope + nope:
                 found[name] = ROPE + NOPE
-    if settings.get("num_key_value_heads") == settings.get("num_attention_heads"):
+    if settings.get("num_key_value_heads", 0) == settings.get("num_attention_heads"):
         found["num_key_value_heads"] = HEADS
     return found

@@ -137,7 +137,8 @@ def _cut(settings: Mapping[str, Any], depth: int, layers: int) -> dict[str, Any]
 def related(sizes: dict[str, Any], settings: Mapping[str, Any], *, takes_images: bool) -> dict[str, Any]:
     """Return the sizes with what else hangs on them: sections of rotary dimensions add up to half of them."""
     rope = settings.get("rope_parameters") or settings.get("rope_scaling")
-    if settings.get("sliding_window") is None and "sliding_attention" in (settings.get("layer_types") or ()):
+    slides = "sliding_attention" in (settings.get("layer_types") or ()) or "num_sliding_attention_heads" in settings
+    if settings.get("sliding_window") is None and slides:
         sizes["sliding_window"] = WINDOW
     # A model that takes images has sections by default where its configuration names none.
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):

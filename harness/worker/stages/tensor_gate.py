@@ -212,11 +212,11 @@ def inspect(
                 report.untouched_changed.append(spec.key)
             continue
         delta = deltas[spec.key]
-        report.idle += _idle(spec, delta)
+        report.idle += _idle(spec, delta, checkpoint.num_experts)
         if not report.idle_altered:
             altered = delta.clone()
             altered[0 if spec.role is not None and spec.expert is None else slice(None)] = 0
-            report.idle_altered = _idle(spec, altered)
+            report.idle_altered = _idle(spec, altered, checkpoint.num_experts)
         if new is None or new.shape != old.shape or new.dtype not in _judged_dtypes():
             verdict = "wrong"
         else:
@@ -303,8 +303,13 @@ def _judged_dtypes() -> frozenset[Any]:
     return frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
-def _idle(spec: TensorSpec, delta: Any) -> list[str]:
-    """Return the tensor, or the experts inside it, that training has left without a delta."""
+def _idle(spec: TensorSpec, delta: Any, experts: int) -> list[str]:
+    """Return the tensor, or the experts inside it, that training has left without a delta.
+
+    What lies beyond the routed experts never sees a token: experts that pass on what they are given.
+    """
+    if spec.expert is not None and spec.expert >= experts:
+        return []
     if spec.role is not None and spec.expert is None:
         moved = delta.flatten(1).any(1).tolist()
         return [f"{spec.key}[{expert}]" for expert, any_ in enumerate(moved) if not any_]
