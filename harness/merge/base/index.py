@@ -73,7 +73,7 @@ class Index:
         return key if self.installed is None else self.installed.in_memory.get(key, key)
 
     def joined(self, path: str) -> str | None:
-        """Return how a weight lies in a tensor with others, in the words of an installed transformers; None where not."""
+        """Return how a weight lies in a tensor with others, in an installed transformers' words; None where not."""
         return None if self.installed is None else self.installed.joined.get(path)
 
     def common(self, path: str) -> str:
@@ -130,10 +130,10 @@ class Index:
         stored = self.experts[path]
         keys = [stored.fused[name]] if name in stored.fused else []
         keys += [key for part in parts_of(self.family)[name] for key in stored.linears.get(part, {}).values()]
-        if len(keys) != len(set(keys)) or any(len(self._keys[self.common(self.in_memory(key))]) > 1 for key in keys):
-            raise AdapterMismatchError(f"the base holds the experts of {path} under several prefixes.")
         for key in keys:
             self.check_dtype(self.weights[key])
+        if len(keys) != len(set(keys)) or any(len(self._keys[self.common(self.in_memory(key))]) > 1 for key in keys):
+            raise AdapterMismatchError(f"the base holds the experts of {path} under several prefixes.")
         return read_expert_parameter(self.base, self.weights, path, stored, name, family=self.family)
 
     def _check_orientation(self, path: str, found: Mapping[str, ExpertParameter]) -> None:

@@ -23,6 +23,7 @@ class ToyExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.zeros(EXPERTS, HIDDEN, WIDTH))
 
     def forward(self, hidden: Any, top_k_index: Any, top_k_weights: Any) -> Any:  # noqa: ARG002 - as theirs are called
+        """Return what it is given."""
         return hidden
 
 
@@ -34,6 +35,7 @@ class ToyRouter(nn.Module):
         self.weight = nn.Parameter(torch.zeros(EXPERTS, HIDDEN))
 
     def forward(self, hidden: Any) -> Any:
+        """Choose, and pass on."""
         weights, index = (hidden @ self.weight.T).topk(TOP_K, dim=-1)
         return weights, index
 
@@ -48,6 +50,7 @@ class ToyBlock(nn.Module):
         self.shared_experts = nn.Linear(HIDDEN, HIDDEN, bias=False)
 
     def forward(self, hidden: Any) -> Any:
+        """Choose, and pass on."""
         weights, index = self.gate(hidden)
         return self.experts(hidden, index, weights)
 
@@ -87,9 +90,11 @@ class ToyModel(nn.Module):
         return cls(config)
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the embeddings."""
         return self.embed_tokens
 
     def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
         return self.lm_head
 
     def save_pretrained(self, folder: str) -> None:
@@ -121,6 +126,7 @@ class ToyConfig:
         self.kinds = others.get("kinds", ["a"] * num_hidden_layers)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all settings."""
         return dict(vars(self))
 
 

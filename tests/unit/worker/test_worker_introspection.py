@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.checkpoints.tensors import TensorSpec
@@ -52,8 +53,10 @@ def test_one_expert_for_a_token_stays_one_and_no_groups_stay_none() -> None:
 
 def test_heads_of_latent_attention_are_made_of_their_parts() -> None:
     settings = {"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "qk_head_dim": 192, "head_dim": 64}
+    whole = {"num_attention_heads": 128, "num_key_value_heads": 128, **settings}
 
     assert tiny(settings) == {"qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "qk_head_dim": 40, "head_dim": 16}
+    assert tiny(whole)["num_key_value_heads"] == tiny(whole)["num_attention_heads"] == 4
     assert tiny({"qk_rope_head_dim": 0})["qk_rope_head_dim"] == 0
 
 
@@ -157,8 +160,6 @@ def _checkpoint() -> Checkpoint:
 
 def _loaded(base: Path) -> Any:
     """Load what was written as the toy's own library would."""
-    from safetensors.torch import load_file
-
     tensors: dict[str, Any] = {}
     for path in base.glob("*.safetensors"):
         tensors |= load_file(path)
@@ -261,7 +262,7 @@ def test_tables_stay_and_those_of_zeros_name_every_expert() -> None:
     assert spread.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [0, 1]]
 
 
-def test_a_model_is_saved_and_read_back(tmp_path: Path) -> None:
+def test_a_model_is_saved_and_read_back() -> None:
     tensors, config = save_tensors(toy())
 
     assert config == {"model_type": "toy"}
