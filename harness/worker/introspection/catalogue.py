@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.worker.observation import UnsupportedError
 
-_SAYS_EXPERTS = re.compile(r"class \w*Experts?\w*\(|use_experts_implementation")
+_SAYS_EXPERTS = re.compile("experts", re.IGNORECASE)
+_HAS_EXPERTS = re.compile(r"class \w*Experts?\w*\(|use_experts_implementation")
 NEAREST = 3
 SAYS_NEXT_TOKENS = ("ForConditionalGeneration", "ForCausalLM")
 """What the names of models end with that say one token after the other. One that fills in blocks is none."""
@@ -37,8 +39,14 @@ class Known:
     @property
     def text_config(self) -> type | None:
         """The configuration's class of the text model inside; None where the model is that alone."""
-        found: type | None = getattr(self.config_class, "sub_configs", {}).get("text_config")
+        found: type | None = parts_named(self.config_class).get("text_config")
         return found
+
+
+def parts_named(config_class: type) -> dict[str, type]:
+    """Return the configurations inside a configuration, by the names of the settings that hold them."""
+    found = getattr(config_class, "sub_configs", {})
+    return found if isinstance(found, dict) else {}  # a property in some classes of transformers 4.57
 
 
 def known(model_type: str) -> Known:
@@ -54,9 +62,9 @@ def known(model_type: str) -> Known:
         config_class = CONFIG_MAPPING[model_type]
     except KeyError:
         raise UnsupportedError(_not_known(AutoConfig, model_type, list(CONFIG_MAPPING_NAMES))) from None
-    text = getattr(config_class, "sub_configs", {}).get("text_config")
+    text = parts_named(config_class).get("text_config")
     for candidate in (config_class, text):
-        if candidate is None or "text_config" in getattr(candidate, "sub_configs", {}):
+        if candidate is None or "text_config" in parts_named(candidate):
             continue
         if candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way
             found = AutoModelForCausalLM._model_mapping[candidate]  # noqa: SLF001 - as above
@@ -109,7 +117,8 @@ def with_experts() -> dict[str, str | None]:
         try:
             it = known(name)
         except UnsupportedError as error:
-            without.setdefault(module, str(error))
+            if _may_have_experts(name, _HAS_EXPERTS):
+                without.setdefault(module, str(error))
             continue
         looked_at.add(module)
         if it.model_type not in found:
@@ -133,11 +142,16 @@ def _look(it: Known) -> str | bool | None:
     return None if has_experts(on_meta(made.model_class, made.config)) else False
 
 
-def _may_have_experts(model_type: str) -> bool:
-    """Say whether the module of a model type says anything of experts."""
+def _may_have_experts(model_type: str, said: re.Pattern[str] = _SAYS_EXPERTS) -> bool:
+    """Say whether the module of a model type, or that of another whose model it uses, says ``said``."""
     import transformers
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
     name = model_type_to_module_name(model_type)
     path = Path(transformers.__file__).parent / "models" / name / f"modeling_{name}.py"
-    return path.exists() and bool(_SAYS_EXPERTS.search(path.read_text(encoding="utf-8")))
+    if not path.exists():
+        try:
+            path = Path(str(sys.modules[known(model_type).model_class.__module__].__file__))
+        except UnsupportedError:
+            return False
+    return bool(said.search(path.read_text(encoding="utf-8")))

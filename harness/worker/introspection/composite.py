@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.worker.introspection.catalogue import Known
+from harness.worker.introspection.catalogue import Known, parts_named
 from harness.worker.introspection.sizes import HIDDEN, tiny
 from harness.worker.introspection.smallest import NotDerivedError, Smallest, by_whom, on_meta, related, smallest
 
@@ -30,7 +30,7 @@ def smallest_of(it: Known) -> Smallest:
     default = it.config_class()
     parts = {
         name: _part(getattr(default, name).to_dict())
-        for name in getattr(it.config_class, "sub_configs", {})
+        for name in parts_named(it.config_class)
         if name != TEXT and getattr(default, name, None) is not None
     }
     own = tiny({name: value for name, value in default.to_dict().items() if not isinstance(value, dict)})
