@@ -63,7 +63,8 @@ def known(model_type: str) -> Known:
     except KeyError:
         raise UnsupportedError(_not_known(AutoConfig, model_type, list(CONFIG_MAPPING_NAMES))) from None
     text = parts_named(config_class).get("text_config")
-    for candidate in (config_class, text):
+    candidates: tuple[Any, ...] = (config_class, text)
+    for candidate in candidates:
         if candidate is None or "text_config" in parts_named(candidate):
             continue
         if candidate in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public way

@@ -31,12 +31,14 @@ class _Place:
         number: which it is.
         experts: what it is.
         heard: what it was last called with, (tokens, E) bool; None where a call tells no more than how many.
+        given: expert → tokens, of what is asked of experts that are modules.
         calls: how often it was called since recording began.
     """
 
     number: int
     experts: Experts
     heard: Any = None
+    given: dict[int, int] = field(default_factory=dict)
     calls: int = 0
 
     def last(self, output: Any) -> Any:  # noqa: ARG002 - the same call as ``said``
@@ -74,6 +76,8 @@ class ChoiceWatch(ExpertWatch):
             else:
                 for expert, module in enumerate(holder):
                     self._hooks.append(module.register_forward_pre_hook(self._heard_one(place, expert)))
+                self._hooks.append(block.register_forward_hook(self._ask_each_alone(place), with_kwargs=True))
+                continue
             asked, heard = block, place.last
             if mixes_tokens(block):
                 asked, heard = _router_of(block), place.said
@@ -97,10 +101,7 @@ class ChoiceWatch(ExpertWatch):
 
     def _add_tokens(self, place: _Place, counts: Any, tokens: int, hidden: Any) -> None:
         self._add(place.number, counts, hidden)
-        place.calls += 1
-        if self._phase is not None:
-            seen = self._seen.setdefault(self._phase, _Seen()).tokens
-            seen[place.number] = seen.get(place.number, 0) + tokens
+        self._saw(place, tokens)
 
     def _heard(self, place: _Place) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
@@ -113,9 +114,56 @@ class ChoiceWatch(ExpertWatch):
 
     def _heard_one(self, place: _Place, expert: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG001
-            raise NoRouterFoundError(f"{place.experts.path}: which tokens expert {expert} is given is not told")
+            import torch
+
+            rows = args[0].reshape(-1, args[0].shape[-1]).shape[0]
+            place.given[expert] = place.given.get(expert, 0) + rows
+            if not self._asking:
+                counts = torch.zeros(place.experts.count, dtype=torch.int64)
+                counts[expert] = rows
+                self._add(place.number, counts, args[0])
 
         return hook
+
+    def _ask_each_alone(self, place: _Place) -> Any:
+        """Ask about every token by itself: experts that are modules are given so many tokens, and not told which."""
+
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+            if self._asking:
+                return
+            import torch
+
+            hidden = next(value for value in (*args, *kwargs.values()) if is_real(value)).detach()
+            tokens = hidden.reshape(-1, 1, 1, hidden.shape[-1])
+            self._saw(place, len(tokens))
+            if not self._recording:
+                return
+            generator = torch.Generator().manual_seed(place.number)
+            self._asking = True
+            try:
+                with torch.no_grad():
+                    told = [self._chosen_by(module, place, token) for token in tokens]
+                    same = [
+                        all(self._chosen_by(module, place, _changed(token, generator)) == it for _ in range(ASKED))
+                        for token, it in zip(tokens, told, strict=True)
+                    ]
+            finally:
+                self._asking = False
+            self.gaps[place.number] = torch.where(torch.tensor(same), torch.inf, 0.0)
+
+        return hook
+
+    def _chosen_by(self, block: Any, place: _Place, token: Any) -> frozenset[int]:
+        place.given = {}
+        block(token)
+        return frozenset(expert for expert, rows in place.given.items() if rows)
+
+    def _saw(self, place: _Place, tokens: int) -> None:
+        """Count a call of a place, and the tokens that go through it."""
+        place.calls += 1
+        if self._phase is not None:
+            seen = self._seen.setdefault(self._phase, _Seen()).tokens
+            seen[place.number] = seen.get(place.number, 0) + tokens
 
     def _ask_again(self, place: _Place, heard: Callable[[Any], Any]) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -55,6 +55,25 @@ class ToyBlock(nn.Module):
         return self.experts(hidden, index, weights)
 
 
+class ToyListBlock(nn.Module):
+    """A router, and experts that are modules, each called with its own tokens, as transformers 4 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN, bias=False) for _ in range(EXPERTS))
+
+    def forward(self, hidden: Any) -> Any:
+        """Give each expert the tokens that choose it."""
+        tokens = hidden.reshape(-1, HIDDEN)
+        index = self.gate(tokens).topk(TOP_K, dim=-1)[1]
+        found = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            rows = (index == number).any(-1).nonzero()[:, 0]
+            found[rows] += expert(tokens[rows])
+        return found.view(hidden.shape)
+
+
 class ToyAttention(nn.Module):
     """A projection, and an indexer that only chooses."""
 

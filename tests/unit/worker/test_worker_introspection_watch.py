@@ -11,7 +11,7 @@ from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.introspection.parts import experts_of
 from harness.worker.introspection.watch import ChoiceWatch, chosen
 from harness.worker.stages.experts_watch import NoRouterFoundError, watch_experts
-from tests.unit.worker.introspection_toys import HIDDEN, toy
+from tests.unit.worker.introspection_toys import HIDDEN, ToyListBlock, toy
 
 
 def test_a_choice_is_read_from_the_numbers_of_experts() -> None:
@@ -90,3 +90,26 @@ def test_nothing_is_counted_and_nothing_asked_outside() -> None:
     assert watch.counts == {}
     assert watch.gaps == {}
     assert watch.runs("training", 2) == 0.0
+
+
+def test_experts_that_are_modules_are_asked_about_each_token_alone() -> None:
+    model = toy()
+    model.layers[1].mlp = block = ToyListBlock()
+    with torch.no_grad():
+        block.gate.weight.copy_(torch.eye(4, HIDDEN))
+    places = tuple(experts_of(model))
+    inside = Introspected(model_type="toy", experts=places)
+    watch = ChoiceWatch(
+        model,
+        Checkpoint(config={}, tensors=(), routing=None, layers_with_experts=(0,), num_experts=4, introspected=inside),
+    )
+    hidden = torch.tensor([[[3.0, 2.0, 1.0, 0.0, 0.0, 0.0], [3.0, 2.0, 2.0, 0.0, 0.0, 0.0]]])
+
+    with watch.recording(), watch.counting("evaluation"):
+        block(hidden)
+
+    assert places[0].parameters == ()
+    assert watch.gaps[0].tolist() == [float("inf"), 0.0]
+    assert watch.counts["evaluation"][0].sum() == 4
+    assert watch.counts["evaluation"][0][0] == 2  # both tokens choose the first
+    assert watch.runs("evaluation", 2) == 1.0
