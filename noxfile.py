@@ -218,7 +218,9 @@ def bench(session: nox.Session) -> None:
     _install(session, "bench", torch=True)
     _harness(session, "bench", *session.posargs)
     if not session.posargs:
-        _harness(session, "bench", "--only", "cells", "--only", "stage_time", "--out", "reports/cells")
+        _harness(
+            session, "bench", "--only", "cells", "--only", "stage_time", "--only", "reuse", "--out", "reports/cells"
+        )
     session.run("python", "-m", "harness.bench.readme", "--write")
 
 

@@ -178,7 +178,8 @@ def _missing_counts(result: CellResult) -> str | None:
     for check in result.checks:
         if check.name == "applied" and check.passed and check.value != rightly:
             return f"applied is {check.value}, and {rightly} by the merge's counts"
-    if facts is not None and merge.by_kind and not set(merge.by_kind) <= set(facts.kinds):
+    kinds = set() if facts is None else {*facts.kinds, *(("embedding", "head") if facts.resized else ())}
+    if facts is not None and merge.by_kind and not set(merge.by_kind) <= kinds:
         return f"its facts say that {', '.join(facts.kinds)} got a LoRA, and the merge's counts say otherwise"
     return None
 

@@ -23,7 +23,7 @@ from harness.contract.tensors import COUNTS, Kind
 from harness.faults import fault, fault_names
 from harness.matrix.cell import Cell
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 DEVICE_PATTERN = r"^[A-Za-z0-9][\w .()/+-]*$"
 """What a GPU is called: no formula, no tag, no link, nothing that begins another line."""
@@ -45,6 +45,8 @@ class StageResult(_Model):
     result: Outcome | Literal["not_run"]
     seconds: float | None = None
     reason: str | None = None
+    raised: bool = False
+    """Whether an exception ended it, as its process told; not how that process died, nor what the host concluded."""
 
 
 class Check(_Model):
@@ -300,7 +302,7 @@ class ControlResult(_Model):
 class CellResult(_Model):
     """Everything known about one cell."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     cell: Cell
     cell_id: str
     outcome: Outcome
@@ -353,6 +355,10 @@ class CellResult(_Model):
     """The log's path, relative to the output directory."""
     started: str | None = None
     """ISO 8601, UTC."""
+    reused: str | None = None
+    """When a later run took this result over instead of running the cell (ISO 8601, UTC); None where it ran."""
+    last_passed: str | None = None
+    """When an earlier run into the same directory had this cell pass (ISO 8601, UTC); None where none is known of."""
 
     @model_validator(mode="after")
     def _named_after_its_cell(self) -> Self:
@@ -362,8 +368,11 @@ class CellResult(_Model):
 
 
 HOST_FIELDS = frozenset(
-    {"schema_version", "cell", "cell_id", "outcome", "stage", "reason", "lock_sha256", "log", "seed", "started"}
-)
+    {
+        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "last_passed", "lock_sha256", "log", "seed",
+        "started", "reused",
+    }
+)  # fmt: skip
 """What the host alone says. A worker observes the rest."""
 
 WORKER_FIELDS = frozenset(CellResult.model_fields) - HOST_FIELDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +11,14 @@ from rich.console import Console
 from harness.cli.device import require_gpu
 from harness.cli.setup import Setup
 from harness.contract.cell_fields import Device
+from harness.contract.outcomes import AS_EXPECTED
 from harness.envs import (
     cache_dir,
     check_versions_exist,
     child_environment,
     ensure_environment,
+    prepared_environments,
+    results_folder,
     unmanaged_environment,
     yanked_pins,
 )
@@ -26,6 +29,8 @@ from harness.execution.files import stage_tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
+from harness.execution.result_cache import ResultCache
+from harness.execution.result_room import results_room
 from harness.execution.runner import MakeRunner
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
@@ -33,8 +38,8 @@ from harness.execution.services import CellSettings, Prepare, PreparedEnvironmen
 from harness.execution.supervise import Limits
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
-from harness.matrix.releases import refuse_too_old
-from harness.matrix.verdict import Verdict, judge
+from harness.matrix.too_old import refuse_too_old
+from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
@@ -57,7 +62,7 @@ def execute(
     jobs: int | None,
     device: Device,
     python: Path | None,
-    resume: bool,
+    fresh: bool,
     keep: bool,
     fresh_processes: bool,
     console: Console,
@@ -65,6 +70,8 @@ def execute(
     after_interruption: str,
     make_runner: MakeRunner = local.runner,
     show: bool = True,
+    results: ResultCache | None = None,
+    passed_before: Collection[str] = (),
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -75,7 +82,7 @@ def execute(
         jobs: cells at a time; None: what the configuration says for this machine.
         device: where cells run.
         python: an interpreter to run in as it is, or None.
-        resume: take over results on disk that this run would make again just so.
+        fresh: run every cell, also those whose result was kept.
         keep: leave work directories under ``out``.
         fresh_processes: start a new process for each cell.
         console: where to print.
@@ -83,16 +90,21 @@ def execute(
         show: whether to print the table and the failures; else the caller shows what came of the cells.
         after_interruption: what does the rest when the run was interrupted.
         make_runner: makes what runs the cells.
+        results: where results are kept; None: in the user's cache, as far as it has room for any.
+        passed_before: ids of cells that passed in a baseline.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
     refuse_too_old({stack_key(cell.stack): cell.stack for cell in cells}.values())
+    kept = results or users_results()
+    identities: Mapping[str, str] = {}
     if python is None:
         stacks = list({stack_key(cell.stack): cell.stack for cell in cells}.values())
         check_versions_exist(stacks)
         for sentence in yanked_pins(stacks):
             console.print(sentence, style="yellow", markup=False, soft_wrap=True)
+        identities = prepared_environments(stacks, device=device).identities
     cores = len(os.sched_getaffinity(0))
     if device == "cuda" and jobs is None and setup.config.limits.jobs == "auto":
         jobs = max(1, cores // GPU_CELL_PROCESSES)
@@ -101,10 +113,13 @@ def execute(
         services = Services(
             prepare=_preparer(python, device),
             child_environment=child_environment,
-            settings=lambda cell: _settings(setup, cell, threads),
+            settings=lambda cell: cell_settings(setup, cell, threads),
             cache=cache_dir(),
             out=out.absolute(),
             scratch=out.absolute() / "work" if keep else scratch,
+            results=kept,
+            reuse=None if fresh or keep else lambda cell: may_be_reused(setup, cell),
+            identities=identities,
         )
         try:
             ran = run_cells(
@@ -112,18 +127,17 @@ def execute(
                 services,
                 choose_progress(console),
                 jobs=min(at_a_time, len(cells)),
-                resume=resume,
                 keep=keep,
                 make_runner=make_runner,
                 processes="fresh" if fresh_processes else "warm",
             )
         except RunInterruptedError as interruption:
-            rows = rows_of(setup, interruption.report)
+            rows = rows_of(setup, interruption.report, passed_before)
             if show:
                 _say(console, rows, out, report=report)
             interruption.remedy = after_interruption
             raise
-    rows = rows_of(setup, ran)
+    rows = rows_of(setup, ran, passed_before)
     if show:
         _say(console, rows, out, report=report)
     for stack, error in ran.environment_failures:
@@ -133,19 +147,44 @@ def execute(
     return int(not all(row.as_expected for row in rows)), rows
 
 
-def judged(setup: Setup, results: Sequence[CellResult]) -> list[Row]:
-    """Judge results in the light of the expectations, and each base in the light of what other stacks say of it."""
+def users_results() -> ResultCache | None:
+    """Return the results in the user's cache; None where it has no room for any.
+
+    Raises:
+        ConfigurationError: the variable that says how much room there is says no size.
+    """
+    room = results_room()
+    return ResultCache(results_folder(), room=room) if room else None
+
+
+def may_be_reused(setup: Setup, cell: Cell) -> bool:
+    """Say whether a kept result may stand for a cell: not for one that is declared to come out now so, now so."""
+    return not any(item.flaky and item.applies(cell) for item in setup.expectations)
+
+
+def judged(setup: Setup, results: Sequence[CellResult], passed_before: Collection[str] = ()) -> list[Row]:
+    """Judge results in the light of the expectations, and each base in the light of what other stacks say of it.
+
+    Args:
+        setup: the configuration.
+        results: what happened.
+        passed_before: ids of cells that passed in a baseline. A result itself knows of earlier runs into its directory.
+    """
     found: dict[str, str] = {}
     for dtype in {result.cell.dtype for result in results}:
         band = setup.config.bands[dtype].definition_max
         found |= disagreements((it for it in results if it.cell.dtype == dtype), band=band)
-    return [_row_of(setup, result, found.get(result.cell_id)) for result in results]
+    return [
+        _row_of(setup, result, found.get(result.cell_id), passed_before=result.cell_id in passed_before)
+        for result in results
+    ]
 
 
-def _row_of(setup: Setup, result: CellResult, disagreement: str | None) -> Row:
-    verdict = judge(result, setup.expectations, setup.catalogue.facts_of)
-    if disagreement is not None and verdict.status != "regression":
-        verdict = Verdict(status="regression", sentence=disagreement)
+def _row_of(setup: Setup, result: CellResult, disagreement: str | None, *, passed_before: bool) -> Row:
+    verdict = judge(result, setup.expectations, setup.catalogue.facts_of, passed_before=passed_before)
+    if disagreement is not None and verdict.status in AS_EXPECTED:
+        known_to_pass = passed_before or result.last_passed is not None
+        verdict = Verdict(status=status_of(None, passed_before=known_to_pass), sentence=disagreement)
     expectation = verdict.expectation
     return Row(
         result=result,
@@ -157,9 +196,9 @@ def _row_of(setup: Setup, result: CellResult, disagreement: str | None) -> Row:
     )
 
 
-def rows_of(setup: Setup, ran: RunReport) -> list[Row]:
+def rows_of(setup: Setup, ran: RunReport, passed_before: Collection[str] = ()) -> list[Row]:
     """Judge every result; a planned cell without one is ``not run``, which never looks like a pass."""
-    return judged(setup, ran.results) + [
+    return judged(setup, ran.results, passed_before) + [
         not_run(cell, "the run was interrupted before it had a result", options=setup.options)
         for cell in ran.unfinished
     ]
@@ -177,7 +216,8 @@ def _preparer(python: Path | None, device: Device) -> Prepare:
     return prepare
 
 
-def _settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
+def cell_settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
+    """Return the limits, bands and threads of a cell."""
     limits = setup.config.limits
     return CellSettings(
         limits=Limits(seconds=limits.cell_seconds, memory_mb=limits.memory_mb),

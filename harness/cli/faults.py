@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cli.execute import execute
-from harness.cli.options import ConfigOption, FreshOption, JobsOption, KeepOption
-from harness.cli.setup import Setup, check_writable, console, load_setup
+from harness.cli.options import ConfigOption, FreshProcessesOption, JobsOption, KeepOption
+from harness.cli.setup import Setup, check_out, check_writable, console, load_setup
 from harness.errors import ConfigurationError, NothingSelectedError
+from harness.execution.result_cache import ResultCache
 from harness.execution.store import alone_in
 from harness.faults import fault, place_of
 from harness.matrix.cell import Cell, Stack
@@ -45,7 +46,9 @@ def faults(
     jobs: JobsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Where results, logs and the table are written.")] = OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table here, as JSON.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep results that this run would make again.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take over what an interrupted run into --out had finished.")
+    ] = False,
     publish: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +56,7 @@ def faults(
         ),
     ] = None,
     keep: KeepOption = False,
-    fresh_processes: FreshOption = False,
+    fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Plant every known fault in a cell, one at a time, and say whether the checks notice it.
@@ -70,6 +73,7 @@ def faults(
         for name in names:
             screen.print(f"{place_of(name)}/{name}  {fault(name).breaks}", markup=False, soft_wrap=True)
         return
+    check_out(out)
     if json_file is not None:
         check_writable(json_file, "--json")
     if publish is not None and (select or stack):
@@ -83,13 +87,15 @@ def faults(
             jobs=jobs,
             device="cpu",
             python=None,
-            resume=resume,
+            fresh=not resume,
             keep=keep,
             fresh_processes=fresh_processes,
             console=screen,
             report=False,
             show=False,
             after_interruption="The same command with --resume does the rest.",
+            # Nothing of a cell with a planted fault is in the user's cache.
+            results=ResultCache(out / ".resume", planted=True),
         )
     report = fault_report([row.result for row in rows])
     _show(screen, report)

@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 
 from harness.cli.device import choose_device
-from harness.cli.execute import execute
+from harness.cli.execute import execute, users_results
 from harness.cli.folder_help import FolderHelp
 from harness.cli.known_families import with_known_families
 from harness.cli.options import (
     DEFAULT_OUT,
+    BaselineOption,
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
     FreshOption,
+    FreshProcessesOption,
     JobsOption,
     KeepOption,
     OutOption,
@@ -26,9 +28,10 @@ from harness.cli.options import (
     StackOption,
 )
 from harness.cli.selections import expand_selections
-from harness.cli.setup import console, installed_stack, load_setup
+from harness.cli.setup import check_out, console, installed_stack, load_setup
 from harness.execution.executors import executor as make_executor
 from harness.execution.executors import executor_names
+from harness.execution.loading import load_passed
 from harness.execution.store import alone_in
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells
 
@@ -45,23 +48,23 @@ def matrix(
     device: DeviceOption = "cpu",
     python: PythonOption = None,
     out: OutOption = DEFAULT_OUT,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep results of an earlier run that this one would make again just so.")
-    ] = False,
     keep: KeepOption = False,
-    fresh_processes: FreshOption = False,
+    fresh: FreshOption = False,
+    fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """Run every cell of a profile and write the version-compat report.
 
     Each stack gets an isolated environment; each cell runs in processes of its own, and whatever happens to one the
-    others go on. Exits with 1 on a regression or an unexpected pass; failures declared in expectations.toml do not make
-    a run red.
+    others go on. Exits with 1 on a failure that nobody declared or an unexpected pass; failures declared in
+    expectations.toml do not make a run red.
 
     Example: [bold]harness matrix --profile smoke[/]
     """
     make_runner = make_executor(executor)
+    check_out(out)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     screen = console()
@@ -88,15 +91,25 @@ def matrix(
             setup,
             cells,
             out=out,
+            passed_before=load_passed(baseline or ()),
             jobs=jobs,
             device=chosen,
             python=python,
-            resume=resume,
+            fresh=fresh,
             keep=keep,
             fresh_processes=fresh_processes,
             make_runner=make_runner,
             console=screen,
             report=True,
-            after_interruption="The same command with --resume does the rest.",
+            after_interruption=_rest(fresh=fresh, keep=keep, unmanaged=python is not None),
         )
     raise typer.Exit(code)
+
+
+def _rest(*, fresh: bool, keep: bool, unmanaged: bool) -> str:
+    """Return which command does the rest of an interrupted run."""
+    if unmanaged or users_results() is None:
+        return "The same command again runs every cell: of this run no result is kept for a later one."
+    given = [option for option, on in (("--fresh", fresh), ("--keep", keep)) if on]
+    how = f"without {' and '.join(given)}" if given else "again"
+    return f"The same command {how} does the rest: what this one has finished is kept."

@@ -54,13 +54,32 @@ PythonOption = Annotated[
     ),
 ]
 KeepOption = Annotated[
-    bool, typer.Option("--keep", help="Keep each cell's work directory: base, adapter and merged checkpoint.")
+    bool,
+    typer.Option(
+        "--keep",
+        help="Keep each cell's work directory: base, adapter and merged checkpoint. Every cell runs, as with --fresh.",
+    ),
 ]
 FreshOption = Annotated[
     bool,
     typer.Option(
+        "--fresh",
+        help="Run every cell, also those whose result an earlier run has kept. What they come to now is kept instead.",
+    ),
+]
+FreshProcessesOption = Annotated[
+    bool,
+    typer.Option(
         "--fresh-processes",
         help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker.",
+    ),
+]
+BaselineOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--baseline",
+        help="What passed before: a report.json, results, or a directory of them. A cell that passed there and does "
+        "not now is a regression; any other is new. Can be repeated.",
     ),
 ]
 JobsOption = Annotated[

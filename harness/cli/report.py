@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from harness.cli.execute import judged
-from harness.cli.options import ConfigOption, ExpectationsOption
+from harness.cli.options import BaselineOption, ConfigOption, ExpectationsOption
 from harness.cli.setup import console, load_setup
 from harness.counting import counted
 from harness.errors import ConfigurationError
-from harness.execution.loading import load_found
+from harness.execution.loading import load_found, load_passed
 from harness.report.table import not_run
 from harness.report.terminal import print_table
 from harness.report.write import write_report
@@ -25,11 +25,13 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Where the report is written.")],
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """Write the version-compat report of finished results: Markdown, HTML, JSON, CSV and JUnit.
 
     Statuses are judged anew, against the expectations of today. A cell that was planned there and has no result is in
-    the report as not run. Exits with 1 on a regression, an unexpected pass or a cell that was not run.
+    the report as not run. Exits with 1 on a failure that nobody declared, an unexpected pass or a cell that was not
+    run.
 
     Example: [bold]harness report results --out reports/default[/]
     """
@@ -43,7 +45,7 @@ def report(
             f"{counted(len(twice), 'cell has', 'cells have')} more than one result; the first is {twice[0]}.",
             remedy="Name the results of one run, or of shards that share no cell.",
         )
-    rows = judged(setup, found.results) + [
+    rows = judged(setup, found.results, passed_before=load_passed(baseline or ())) + [
         not_run(cell, "a run that planned it ended before it had a result", options=setup.options)
         for cell in found.planned.values()
     ]
@@ -56,7 +58,7 @@ def report(
     if found.planned:
         screen.print(
             f"not run: {counted(len(found.planned), 'cell')} planned and without a result. The command that planned "
-            f"them does the rest (`harness matrix` with --resume). Remove {next(iter(found.planned))} and the like "
+            f"them does the rest. Remove {next(iter(found.planned))} and the like "
             "where nobody wants them.",
             markup=False,
             soft_wrap=True,

@@ -13,26 +13,30 @@ from harness.cli.execute import execute
 from harness.cli.folder_help import FolderHelp
 from harness.cli.options import (
     DEFAULT_OUT,
+    BaselineOption,
     ConfigOption,
     DeviceOption,
     ExpectationsOption,
     FreshOption,
+    FreshProcessesOption,
     KeepOption,
     OutOption,
     PreOption,
     PythonOption,
     ResolutionOption,
 )
-from harness.cli.setup import check_writable, console, installed_stack, load_setup
+from harness.cli.setup import check_out, check_writable, console, installed_stack, load_setup
 from harness.contract.cell_fields import MEANINGS, CellFields
 from harness.envs import IndexChooser, open_chooser
 from harness.errors import ConfigurationError
+from harness.execution.loading import load_passed
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import PINNED, Stack
 from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
 from harness.matrix.versions import parse_pin, require_versions, version_help
 from harness.report import quantized, shims
+from harness.report.remarks import remarks
 
 CATALOGUE = read_catalogue()
 """What the help texts name: whatever lies in the folders."""
@@ -86,9 +90,11 @@ def run(
     out: OutOption = DEFAULT_OUT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the cell's result here.")] = None,
     keep: KeepOption = False,
-    fresh_processes: FreshOption = False,
+    fresh: FreshOption = False,
+    fresh_processes: FreshProcessesOption = False,
     config: ConfigOption = None,
     expectations: ExpectationsOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """Train, merge, reload and compare one tiny model on one stack, and say whether the merge is right.
 
@@ -99,6 +105,7 @@ def run(
     Examples: [bold]harness run --model qwen3_moe --peft 0.19.1[/],
     [bold]harness run --model qwen3_moe --transformers latest --peft '>=0.19' --trl latest[/]
     """
+    check_out(out)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
     screen = console()
@@ -146,10 +153,11 @@ def run(
         setup,
         [cell],
         out=out,
+        passed_before=load_passed(baseline or ()),
         jobs=None,
         device=chosen,
         python=python,
-        resume=False,
+        fresh=fresh,
         keep=keep,
         fresh_processes=fresh_processes,
         console=screen,
@@ -157,7 +165,8 @@ def run(
         after_interruption="The same command again runs the cell from its beginning.",
     )
     path = out / "cells" / cell.family / f"{cell.file_stem}.json"
-    for line in filter(None, (*quantized.lines(rows[0]), shims.note(rows[0].result))):
+    result = rows[0].result
+    for line in filter(None, (*quantized.lines(rows[0]), shims.note(result), *remarks(result))):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:

@@ -69,6 +69,24 @@ def check_writable(path: Path, option: str) -> None:
         raise ConfigurationError(f"{option} {path}: its directory does not exist.", remedy="Make it first.")
 
 
+def check_out(out: Path) -> None:
+    """Refuse an output directory that could not be written, before the work whose results go there. None is made.
+
+    Raises:
+        ConfigurationError: it is a file, lies below one, or is where nothing can be written.
+    """
+    place = out.absolute()
+    for inside in (place / "cells", *(place / "cells").parents):
+        if os.path.lexists(inside):
+            if not inside.is_dir():
+                raise ConfigurationError(f"--out {out}: {inside} is no directory.", remedy="Give another with --out.")
+            if not os.access(inside, os.W_OK | os.X_OK):
+                raise ConfigurationError(
+                    f"--out {out}: nothing can be written to {inside}.", remedy="Give another directory with --out."
+                )
+            return
+
+
 def check_there(what: str, place: str) -> None:
     """Refuse an input directory that is not there, before an environment is made to read it.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from harness.contract.facts import CellFacts
@@ -376,8 +377,8 @@ TABLE: tuple[Check, ...] = (
         name="exact",
         stage="compare",
         gate="tensor",
-        passes_when="enough elements equal the correctly rounded float64 result, and none is further away than "
-        "`ulp_max`",
+        passes_when="enough elements (`exact_min`, or all but 16) equal the correctly rounded float64 result, and none "
+        "is further away than `ulp_max`",
         metrics=("tensors_exact_fraction",),
     ),
     Check(
@@ -452,6 +453,7 @@ NAME_PATTERN = (
 """What the name of a check in a result matches."""
 
 
+@lru_cache(maxsize=4096)
 def find(name: str, stage: StageName) -> Check:
     """Return the row of a check, or of a control.
 
@@ -488,6 +490,7 @@ def control_of(check: Check) -> Check:
     )
 
 
+@lru_cache(maxsize=1024)
 def needed(facts: CellFacts) -> tuple[Check, ...]:
     """Return the checks that a pass of a cell with these facts must show, and their own controls.
 

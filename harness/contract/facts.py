@@ -20,6 +20,7 @@ class CellFacts:
         resumed: whether training is resumed from a checkpoint, too.
         adapters_on_experts: how many adapters have a LoRA on the routed experts, where any has.
         per_expert: whether the adapter is loaded once more with a pair for every expert's Linear.
+        resized: whether the vocabulary was resized, so that embeddings and head are saved and merged, trained or not.
     """
 
     kinds: tuple[Kind, ...]
@@ -30,3 +31,4 @@ class CellFacts:
     resumed: bool = False
     adapters_on_experts: int = 1
     per_expert: bool = False
+    resized: bool = False

@@ -37,6 +37,20 @@ def lies_within(value: float | str | None, band: str) -> bool | None:
     return near or _COMPARED[comparison](value, bound)
 
 
+def failed_in_words(name: str, value: float | str | None, band: str, detail: str | None) -> str:
+    """Return a failed check in a line: ``kl is 0.31, the band is <= 1e-09: …``.
+
+    A check can fail for another reason than its band. Then that reason is what is said, and never that a value which
+    lies within its band does not.
+    """
+    shown = f"{value:.3g}" if isinstance(value, float) else value
+    if lies_within(value, band) is True:
+        reason = detail or "it failed, and does not say why"
+        return f"{name}: {reason} (its value, {shown}, is within its band, {band})"
+    text = f"{name} is {shown}, the band is {band}"
+    return f"{text}: {detail}" if detail else text
+
+
 def limit_of(band: str) -> str | None:
     """Return the comparison that a band begins with, as ``<= 1e-09``; None where it is none, or asks for one value."""
     found = _BAND.match(band)

@@ -8,7 +8,11 @@ Before it was the other way round (peft#3165).
 An embedding is looked up, so its weight lies the other way round, (tokens, features). Its pair is ``lora_embedding_A``
 (r, tokens) and ``lora_embedding_B`` (features, r), and adds the transpose of their product. Beside a LoRA on embeddings
 or head PEFT saves these weights of the base too, as ``base_layer.weight``. A module of ``modules_to_save`` is saved
-whole, by its own name.
+whole, by its own name. So are embeddings and head where the vocabulary was resized, trained or not: rows that the base
+does not have begin at zero here.
+
+With ``bias="lora_only"`` the biases of Linears that have a LoRA are trained themselves. They are saved whole, as
+``base_layer.bias``, and take the base's place.
 
 DoRA gives a Linear another weight: each row of V = W + the pair's delta, divided by its norm, times a magnitude m
 (arXiv 2402.09353, equation 5). Training holds the norm constant (its section 4.3), and so must a slope.
@@ -26,13 +30,19 @@ import numpy as np
 
 from harness.definitions.files import read_tensors
 from harness.definitions.parts import Array
-from harness.definitions.weights import Deltas, Weights
+from harness.definitions.weights import Deltas, Weights, grown
 
 STANDARD_SINCE = (0, 19, 1)
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 EMBEDDING_A = ".lora_embedding_A"
 COPY = ".base_layer.weight"
+TRAINED_COPY, ORIGINAL = ".modules_to_save.weight", ".original_module.weight"
+"""Beside what is saved whole, where the vocabulary was resized: once more, and as it was before training."""
+ENDS = ("embed_tokens.weight", "lm_head.weight")
+"""What PEFT saves whole where the vocabulary was resized."""
+BIAS = ".base_layer.bias"
+BIASES = ("none", "lora_only")
 
 
 class UnreadableAdapterError(ValueError):
@@ -70,7 +80,15 @@ def without_copies(saved: Mapping[str, Array], base: Weights) -> dict[str, Array
     Raises:
         UnreadableAdapterError: one is not the base's.
     """
-    kept = dict(saved)
+    kept = {name: tensor for name, tensor in saved.items() if not _is_end_of(name, tensor, base)}
+    for name in [name for name in kept if name.endswith(TRAINED_COPY)]:
+        own = saved.get(f"{name.removesuffix(TRAINED_COPY)}.weight")
+        if own is None or not np.array_equal(own, kept.pop(name)):
+            raise UnreadableAdapterError(f"{name} is not what stands in its place")
+    for name in [name for name in kept if name.endswith(ORIGINAL)]:
+        stored = base.stored.get(f"{_path(name.removesuffix(ORIGINAL))}.weight")
+        if stored is None or not np.array_equal(stored, kept.pop(name)[: len(stored)]):
+            raise UnreadableAdapterError(f"{name} is not what the base has there")
     for name in [name for name in saved if name.endswith(COPY)]:
         stored = base.stored.get(f"{_path(name.removesuffix(COPY))}.weight")
         if stored is None or not np.array_equal(stored, kept.pop(name)):
@@ -78,9 +96,24 @@ def without_copies(saved: Mapping[str, Array], base: Weights) -> dict[str, Array
     return kept
 
 
+def _is_end_of(name: str, tensor: Array, base: Weights) -> bool:
+    """Whether a tensor is the base's own embedding or head, as it is where the base has that vocabulary already."""
+    stored = base.stored.get(_path(name))
+    return stored is not None and _path(name) in ENDS and np.array_equal(stored, tensor)
+
+
+def _has_grown(name: str, tensor: Array, base: Weights) -> bool:
+    """Whether a tensor is an embedding or head of more tokens than the base's."""
+    return _path(name) in ENDS and len(tensor) > len(base.stored[_path(name)])
+
+
 def _is_whole(config: dict[str, Any], path: str) -> bool:
     """Whether a module is saved whole: ``modules_to_save`` has its name, or its end from a dot on."""
     return any(path.endswith(f".{name}") for name in config.get("modules_to_save") or ())
+
+
+def _is_whole_tensor(config: dict[str, Any], name: str) -> bool:
+    return ".lora_" not in name and _is_whole(config, name.removesuffix(".weight"))
 
 
 def _path(pair: str) -> str:
@@ -95,8 +128,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnreadableAdapterError: it says something that is not understood here.
     """
     config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise UnreadableAdapterError(f"{directory.name}: only LoRA without biases is understood here")
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") not in BIASES:
+        raise UnreadableAdapterError(f"{directory.name}: only LoRA is understood here, with biases of its own Linears")
     return config
 
 
@@ -131,11 +164,18 @@ def _read(
     divided: dict[str, Array] = {}
     pairs = [name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")]
     embeddings = [name.removesuffix(EMBEDDING_A) for name in saved if name.endswith(EMBEDDING_A)]
-    whole = [name for name in saved if ".lora_" not in name and _is_whole(config, name.removesuffix(".weight"))]
-    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole) != len(saved):
-        raise UnreadableAdapterError("it holds something beside pairs of A and B, and with DoRA their magnitudes")
+    whole = [name for name in saved if _has_grown(name, saved[name], base) or _is_whole_tensor(config, name)]
+    trained = {pair for pair in pairs if config.get("bias", "none") != "none"}
+    biases = [name for name in saved if name.removesuffix(BIAS) in trained]
+    if (3 if config.get("use_dora") else 2) * len(pairs) + 2 * len(embeddings) + len(whole + biases) != len(saved):
+        raise UnreadableAdapterError("it holds more than pairs of A and B, their magnitudes, and what is whole")
     for name in whole:
-        linears[_path(name.removesuffix(".weight"))] = saved[name] - base.stored[_path(name)]
+        linears[_path(name.removesuffix(".weight"))] = saved[name] - grown(base.stored[_path(name)], len(saved[name]))
+    for name in biases:
+        path = f"{_path(name.removesuffix(BIAS))}.bias"
+        if path not in base.stored:
+            raise UnreadableAdapterError(f"{name} is a bias that the base does not have")
+        linears[path] = saved[name] - base.stored[path]
     for pair in embeddings:
         a, b = saved[f"{pair}{EMBEDDING_A}"], saved[f"{pair}.lora_embedding_B"]
         linears[_path(pair)] = _scaling(config, pair.removeprefix(PREFIX), len(a)) * (b @ a).T

@@ -28,6 +28,12 @@ def rounded(values: Array, digits: int) -> Array:
     return np.ldexp(np.rint(np.ldexp(fraction, digits)), exponent - digits)
 
 
+def grown(tensor: Array, rows: int) -> Array:
+    """Return a tensor with rows of zeros below it, so that it has so many: those of a larger vocabulary."""
+    missing = rows - len(tensor)
+    return np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]))]) if missing > 0 else tensor
+
+
 def _ties(directory: Path) -> bool:
     """Say whether a checkpoint's embeddings are its head too."""
     path = directory / "config.json"
@@ -39,7 +45,7 @@ class Deltas:
     """What an adapter adds.
 
     Attributes:
-        linears: ``layers.0.self_attn.q_proj`` → (out, in).
+        linears: ``layers.0.self_attn.q_proj`` → (out, in), and ``layers.0.self_attn.q_proj.bias`` → (out,).
         fused: ``layers.0.mlp.experts``, ``gate_up_proj`` → (experts, out, in).
     """
 
@@ -91,6 +97,7 @@ class Weights:
     def _sum(self, stored: Array, delta: Array | None) -> Array:
         if delta is None:
             return stored
+        stored = grown(stored, len(delta))
         return stored + delta if self.digits is None else rounded(stored + delta, self.digits)
 
     def __getitem__(self, name: str) -> Array:

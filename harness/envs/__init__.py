@@ -8,6 +8,7 @@ from harness.envs.cache import cache_dir, clean_environments, has_environment, l
 from harness.envs.child_environment import child_environment
 from harness.envs.choice import IndexChooser, open_chooser
 from harness.envs.environment import Environment, ensure_environment, unmanaged_environment
+from harness.envs.layout import results_folder
 from harness.envs.prepared import Prepared, prepared_environments
 from harness.envs.uv_command import Unresolvable
 from harness.envs.versions import check_versions_exist, newest_release, yanked_pins
@@ -27,6 +28,7 @@ __all__ = [
     "newest_release",
     "open_chooser",
     "prepared_environments",
+    "results_folder",
     "unmanaged_environment",
     "yanked_pins",
 ]

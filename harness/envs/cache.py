@@ -102,7 +102,7 @@ def clean_environments(
             os.close(descriptor)
     if locks:
         for folder in (layout.locks, layout.known_versions):
-            for path in folder.glob("*") if folder.is_dir() else ():
+            for path in folder.glob("[!.]*") if folder.is_dir() else ():  # what begins with a dot is being written
                 path.unlink(missing_ok=True)
     return removed
 

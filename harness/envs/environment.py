@@ -11,12 +11,14 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from harness.contract.cell_fields import Device
+from harness.envs.existing import existing_record, use_existing
 from harness.envs.interpreter import describe, find_interpreter
 from harness.envs.layout import CacheLayout, cache_dir
 from harness.envs.lock import Lock
 from harness.envs.resolution import resolve
 from harness.envs.uv_command import find_uv
-from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv
+from harness.envs.venv import LinkMode, Record, StaleLockError, ensure_venv, environment_identity, hold
+from harness.errors import EnvironmentFailedError, VersionNotFoundError
 from harness.matrix.cell import Stack
 from harness.matrix.sources import Source
 
@@ -29,27 +31,33 @@ class Environment:
         python: its executable.
         prefix: its folder.
         lock_sha256: hex digest of the lock it was installed from; None for an interpreter that the user gave.
+        identity: hex digest of all that it holds (``venv.environment_identity``); None where the lock is.
         versions: installed distributions, canonical name to version, local labels included (``2.13.0+cpu``).
         python_version: as ``3.11.2``.
         reused: whether it was there already.
         seconds_resolve: time spent on the lock; next to nothing when it was cached.
         seconds_install: time spent making the environment; next to nothing when it was there.
+        note: what a user should know of it, as that the indexes could not be asked; None without.
     """
 
     python: Path
     prefix: Path
     lock_sha256: str | None
+    identity: str | None
     versions: dict[str, str]
     python_version: str
     reused: bool
     seconds_resolve: float
     seconds_install: float
+    note: str | None = None
 
 
 def ensure_environment(
     stack: Stack, *, device: Device = "cpu", log: Callable[[str], None] | None = None, link_mode: LinkMode = "hardlink"
 ) -> Environment:
     """Return an environment in which ``stack`` is installed.
+
+    Where the indexes cannot be asked, or no longer offer it, one that was made before is used and ``note`` says so.
 
     Args:
         stack: what to install.
@@ -108,7 +116,17 @@ def ensure_requirements(
         uv.log(f"indexes: {decision}")
     interpreter = find_interpreter(uv, python_version)
     started = time.monotonic()
-    lock = resolve(uv, layout, requirements, interpreter, device=device, marks=marks, before=before)
+    try:
+        lock = resolve(uv, layout, requirements, interpreter, device=device, marks=marks, before=before)
+    except (EnvironmentFailedError, VersionNotFoundError) as error:
+        there = existing_record(layout, requirements, interpreter, device=device, marks=marks, sources=sources)
+        prefix = use_existing(layout, there) if there is not None else None
+        if there is None or prefix is None:
+            raise
+        note = f"{label}: the environment of {there.created} is used; what it would hold today cannot be asked"
+        uv.log(f"{note}: {error.message}")
+        seconds = round(time.monotonic() - started, 3)
+        return _environment(prefix, there, sources, reused=True, resolve=seconds, install=0.0, note=note)
     resolved = time.monotonic()
 
     def install(lock: Lock) -> tuple[Path, Record, bool]:
@@ -122,6 +140,7 @@ def ensure_requirements(
             device=device,
             link_mode=link_mode,
             sources=sources,
+            marks=tuple(marks),
         )
 
     try:
@@ -134,29 +153,57 @@ def ensure_requirements(
         lock = resolve(uv, layout, requirements, interpreter, device=device, refresh=True, marks=marks, before=before)
         resolved = time.monotonic()
         prefix, record, reused = install(lock)
+    return _environment(
+        prefix,
+        record,
+        sources,
+        reused=reused,
+        resolve=round(resolved - started, 3),
+        install=round(time.monotonic() - resolved, 3),
+    )
+
+
+def _environment(
+    prefix: Path,
+    record: Record,
+    sources: Mapping[str, Source] | None,
+    *,
+    reused: bool,
+    resolve: float,
+    install: float,
+    note: str | None = None,
+) -> Environment:
     return Environment(
         python=prefix / "bin" / "python",
         prefix=prefix,
         lock_sha256=record.lock_sha256,
+        identity=environment_identity(record.lock_sha256, record.platform, sources),
         versions=record.versions,
         python_version=record.python_version,
         reused=reused,
-        seconds_resolve=round(resolved - started, 3),
-        seconds_install=round(time.monotonic() - resolved, 3),
+        seconds_resolve=resolve,
+        seconds_install=install,
+        note=note,
     )
 
 
 def unmanaged_environment(python: Path) -> Environment:
     """Return the environment of an interpreter that the user gave: observed, never changed.
 
+    One of the cache's own counts as in use until this process ends.
+
     Raises:
         ConfigurationError: the path is no Python that runs.
     """
     told = describe(python.expanduser().absolute(), with_versions=True)
+    layout = CacheLayout(cache_dir())
+    if told.prefix.parent.resolve() == layout.environments.resolve():
+        hold(layout, told.prefix)
     return Environment(
         python=told.python,
         prefix=told.prefix,
         lock_sha256=None,
+        identity=None,
         versions={canonicalize_name(name): version for name, version in told.versions.items()},
         python_version=told.version,
         reused=True,

@@ -1,7 +1,8 @@
 """Which Python makes an environment: the one asked for by ``major.minor``, or the one that runs the harness.
 
-uv is never let download a Python: what a machine has is what it is tested with. An interpreter is described by asking
-it, in isolated mode. So the same words are used for the running one and for any other.
+uv is never let download a Python: what a machine has is what it is tested with. One that uv manages comes first. Where
+uv meets a program that does not run, the next that does is taken (``candidates``). An interpreter is described by
+asking it, in isolated mode. So the same words are used for the running one and for any other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.envs.candidates import python_candidates
 from harness.envs.uv_command import Uv
 from harness.errors import ConfigurationError, EnvironmentFailedError
 
@@ -100,8 +102,10 @@ def describe(python: Path, *, with_versions: bool = False) -> Interpreter:
             versions=dict(sorted(told["versions"].items())),
         )
     except subprocess.CalledProcessError as error:
-        last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
-        raise ConfigurationError(f"{python} does not run as a Python interpreter: {last[0]}", remedy=remedy) from error
+        lines = (error.stderr or "").strip().splitlines() or [f"exit code {error.returncode}"]
+        # Of a traceback the end says what it was, of anything else the beginning.
+        said = lines[-1 if lines[0].startswith("Traceback") else 0].strip()
+        raise ConfigurationError(f"{python} does not run as a Python interpreter: {said}", remedy=remedy) from error
     except subprocess.TimeoutExpired as error:
         raise ConfigurationError(f"{python} did not answer within {TIME_LIMIT:.0f} s.", remedy=remedy) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,16 +120,27 @@ def find_interpreter(uv: Uv, version: str | None) -> Interpreter:
         version: ``major.minor``, or None for the interpreter that runs this.
 
     Raises:
-        EnvironmentFailedError: this machine has no such Python.
+        EnvironmentFailedError: this machine has no such Python; what was passed over is named, each with its words.
     """
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version is None or version == running:
         return describe(Path(sys.executable))
+    passed_over: list[str] = []
     try:
-        found = uv(["python", "find", version, "--system", "--no-project"]).strip()
-    except EnvironmentFailedError as error:
-        raise EnvironmentFailedError(
-            f"Python {version} was asked for and cannot be used here. {error.message}",
-            remedy=f"Install Python {version}, or leave the version away to use Python {running}.",
-        ) from error
-    return describe(Path(found))
+        return describe(Path(uv(["python", "find", version, "--system", "--no-project"]).strip()))
+    except (EnvironmentFailedError, ConfigurationError) as error:
+        first = error
+    for path in python_candidates(version):
+        try:
+            found = describe(path)
+        except ConfigurationError as error:
+            passed_over.append(error.message)
+            continue
+        if found.version.split(".")[:2] == version.split("."):
+            uv.log(f"Python {version}: {path}; {' '.join(passed_over) or first.message}")
+            return found
+        passed_over.append(f"{path} is Python {found.version}.")
+    raise EnvironmentFailedError(
+        f"Python {version} was asked for and cannot be used here. {' '.join(passed_over) or first.message}",
+        remedy=f"Install Python {version}, or leave the version away to use Python {running}.",
+    ) from first

@@ -26,6 +26,11 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("moe-lora-harness", appauthor=False))
 
 
+def results_folder() -> Path:
+    """Return where results are kept for later runs, in the cache folder. It need not exist."""
+    return CacheLayout(cache_dir()).results
+
+
 @dataclass(frozen=True)
 class CacheLayout:
     """The folders of a cache whose root is ``root``."""
@@ -56,6 +61,11 @@ class CacheLayout:
     def sources(self) -> Path:
         """``<digest>/<wheel>``: what source trees were built into."""
         return self.root / "sources"
+
+    @property
+    def results(self) -> Path:
+        """``<first two digits>/<key>.json`` and ``.log``: results that are kept for later runs."""
+        return self.root / "results"
 
     @property
     def working_folder(self) -> Path:

@@ -1,9 +1,9 @@
-"""Which environments are there already, without making any: what a plan says of its stacks."""
+"""Which environments are there already, and what they hold or would hold, without making any."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from harness.envs.layout import CacheLayout, cache_dir
 from harness.envs.lock import lock_key
 from harness.envs.resolution import read_lock
 from harness.envs.uv_command import find_uv
-from harness.envs.venv import environment_key, read_record
+from harness.envs.venv import environment_identity, environment_key, read_record
 from harness.errors import ConfigurationError, EnvironmentFailedError
 from harness.matrix.cell import Stack
 
@@ -24,10 +24,13 @@ class Prepared:
 
     Attributes:
         there: the stacks whose environment is complete.
+        identities: what the environment of each stack holds or would hold (``environment_identity``), by the stack's
+            key; a stack whose lock is not cached is not among them.
         seconds_each: what making one took here, as a median over those in the cache; None where there is none.
     """
 
     there: frozenset[str]
+    identities: Mapping[str, str]
     seconds_each: float | None
 
     def has(self, stack: Stack) -> bool:
@@ -50,6 +53,7 @@ def prepared_environments(stacks: Iterable[Stack], *, device: Device = "cpu", ro
     uv = find_uv(layout.working_folder)
     interpreters: dict[str | None, Interpreter | None] = {}
     there: set[str] = set()
+    identities: dict[str, str] = {}
     for stack in stacks:
         if stack.python not in interpreters:
             try:
@@ -70,9 +74,11 @@ def prepared_environments(stacks: Iterable[Stack], *, device: Device = "cpu", ro
         lock = read_lock(layout, key)
         if lock is None:
             continue
+        identities[stack.key] = environment_identity(lock.sha256, interpreter.tag, stack.sources)
         folder = layout.environments / environment_key(lock, interpreter, sources=stack.sources)
         if read_record(folder) is not None:
             there.add(stack.key)
     folders = layout.environments.iterdir() if layout.environments.is_dir() else ()
     times = [record.seconds_install for folder in folders if (record := read_record(folder)) is not None]
-    return Prepared(there=frozenset(there), seconds_each=statistics.median(times) if times else None)
+    seconds = statistics.median(times) if times else None
+    return Prepared(there=frozenset(there), identities=identities, seconds_each=seconds)

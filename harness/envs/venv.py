@@ -65,6 +65,7 @@ class Record:
         versions: what is installed, canonical name to version.
         created: ISO 8601, UTC.
         seconds_install: how long it took.
+        marks: what decided it and stands in no requirement.
     """
 
     key: str
@@ -77,15 +78,38 @@ class Record:
     versions: dict[str, str]
     created: str
     seconds_install: float
+    marks: tuple[str, ...] = ()
 
 
 def environment_key(
     lock: Lock, interpreter: Interpreter, link_mode: LinkMode = "hardlink", sources: Mapping[str, Source] | None = None
 ) -> str:
+    """Return the folder name of the environment that a lock describes, see :func:`folder_name`."""
+    return folder_name(lock.sha256, lock.torch_backend, interpreter, link_mode=link_mode, sources=sources)
+
+
+def folder_name(
+    lock_sha256: str,
+    torch_backend: str | None,
+    interpreter: Interpreter,
+    *,
+    link_mode: LinkMode = "hardlink",
+    sources: Mapping[str, Source] | None = None,
+) -> str:
     """Return the folder name of an environment: 24 hex digits over everything that makes it what it is."""
     built = [f"{name} {source.kind} {source.digest}" for name, source in sorted((sources or {}).items())]
-    parts = [lock.sha256, interpreter.tag, str(interpreter.home), lock.torch_backend, link_mode, *built]
+    parts = [lock_sha256, interpreter.tag, str(interpreter.home), torch_backend, link_mode, *built]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def environment_identity(lock_sha256: str, interpreter_tag: str, sources: Mapping[str, Source] | None = None) -> str:
+    """Return a hex digest of what an environment holds, wherever it lies and however its files got there.
+
+    It is over the hashes of all that is installed, the interpreter that runs it, and what was built from sources. The
+    build of torch is among the hashes. Two machines that agree on it have the same environment.
+    """
+    built = [f"{name} {source.kind} {source.digest}" for name, source in sorted((sources or {}).items())]
+    return hashlib.sha256(json.dumps([lock_sha256, interpreter_tag, *built]).encode()).hexdigest()
 
 
 def site_packages(prefix: Path, python_version: str) -> Path:
@@ -98,8 +122,9 @@ def read_record(prefix: Path) -> Record | None:
     """Return the record of the environment at ``prefix``, or None when it is not complete or its Python has gone."""
     try:
         told = json.loads((prefix / MARKER).read_text(encoding="utf-8"))
-        record = Record(**{**told, "requirements": tuple(told["requirements"])})
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+        lists = {name: tuple(told.get(name, ())) for name in ("requirements", "marks")}
+        record = Record(**{**told, **lists})
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None
     return record if os.access(prefix / "bin" / "python", os.X_OK) else None
 
@@ -115,6 +140,7 @@ def ensure_venv(
     device: Device = "cpu",
     link_mode: LinkMode = "hardlink",
     sources: Mapping[str, Source] | None = None,
+    marks: tuple[str, ...] = (),
 ) -> tuple[Path, Record, bool]:
     """Return (prefix, record, reused) of the environment that the lock describes, made if it is not there.
 
@@ -153,6 +179,7 @@ def ensure_venv(
                         device=device,
                         link_mode=link_mode,
                         sources=sources or {},
+                        marks=marks,
                     )
                 except BaseException:
                     # Not needed for correctness (it has no marker), but a full disk is not helped by what is left over.
@@ -163,6 +190,24 @@ def ensure_venv(
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def hold(layout: CacheLayout, prefix: Path) -> Record | None:
+    """Let the environment at ``prefix`` count as in use until this process ends; None where it is not complete."""
+    descriptor = open_guard(layout.guard(f"environment-{prefix.name}"))
+    try:
+        hold_shared(descriptor)
+        record = read_record(prefix)
+        if record is not None:
+            os.utime(prefix / MARKER)  # its time stamp says when it was last used
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if record is None:
+        os.close(descriptor)
+    else:
+        _keep(prefix, descriptor)
+    return record
 
 
 def release(prefix: Path) -> None:
@@ -192,6 +237,7 @@ def _make(
     device: Device,
     link_mode: LinkMode,
     sources: Mapping[str, Source],
+    marks: tuple[str, ...],
 ) -> None:
     started = time.monotonic()
     remove(prefix)
@@ -235,6 +281,7 @@ def _make(
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds_install=round(time.monotonic() - started, 3),
+        marks=marks,
     )
     write_atomically(prefix / MARKER, json.dumps(asdict(record), indent=1, sort_keys=True))
 

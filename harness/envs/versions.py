@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from harness.envs.existing import existing_record
 from harness.envs.interpreter import Interpreter, find_interpreter
 from harness.envs.layout import CacheLayout, cache_dir, write_atomically
 from harness.envs.lock import compile_requirements, locked_versions
@@ -33,6 +34,8 @@ YANKED_FOR = timedelta(days=7)
 def check_versions_exist(stacks: Iterable[Stack], *, log: Log | None = None) -> None:
     """Ask the configured indexes whether every pinned version of every stack exists.
 
+    Nothing need be offered for a stack whose environment is there.
+
     Raises:
         VersionNotFoundError: some do not; all of them are named, each with the releases nearest to it.
         EnvironmentFailedError: an index is out of reach, or there is no uv.
@@ -40,11 +43,25 @@ def check_versions_exist(stacks: Iterable[Stack], *, log: Log | None = None) -> 
     layout = CacheLayout(cache_dir())
     uv = find_uv(layout.working_folder, log)
     interpreter = find_interpreter(uv, None)
-    groups = sorted({stack.requirements for stack in stacks})
+    groups = {stack.requirements: stack for stack in stacks}
     missing: dict[str, str] = {}
-    for group in groups:
-        missing |= missing_pins(uv, layout, group, interpreter)
+    for group, stack in sorted(groups.items()):
+        try:
+            absent = missing_pins(uv, layout, group, interpreter)
+        except EnvironmentFailedError:
+            if not _is_there(uv, layout, stack):
+                raise
+            continue
+        if absent and not _is_there(uv, layout, stack):
+            missing |= absent
     raise_for_missing(missing)
+
+
+def _is_there(uv: Uv, layout: CacheLayout, stack: Stack) -> bool:
+    """Say whether there is an environment that was made for a stack, whatever indexes offered it."""
+    interpreter = find_interpreter(uv, stack.python)
+    found = existing_record(layout, stack.requirements, interpreter, marks=stack.marks, sources=stack.sources)
+    return found is not None
 
 
 def newest_release(package: str, *, log: Log | None = None) -> str:
@@ -163,7 +180,10 @@ def raise_for_missing(missing: dict[str, str]) -> None:
 
 def neighbours(uv: Uv, pin: str, interpreter: Interpreter) -> str:
     """Return a sentence that names the releases just below and just above a pin, and the newest one."""
-    name, version = Requirement(pin).name, pinned_version(pin)
+    name, version = Requirement(pin).name, Version(pinned_version(pin) or "0")
+    if version.local and _probe_quietly(uv, f"{name}=={version.public}", interpreter) is not None:
+        return f"{name} {version.public} is offered, without the build +{version.local}."
+    version = Version(version.public)  # an order of builds there is none
     below = _probe_quietly(uv, f"{name}<{version}", interpreter)
     above = _probe_quietly(uv, f"{name}>{version}", interpreter, lowest=True)
     newest = _probe_quietly(uv, name, interpreter)

@@ -11,7 +11,7 @@ one begins when one of those has nothing left to start.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from harness.matrix.cell import Cell, Stack
@@ -58,6 +58,13 @@ class Agenda:
     def stacks(self) -> dict[StackKey, Stack]:
         """The stacks, in the order in which their environments are wanted."""
         return {key: group.stack for key, group in self._groups.items()}
+
+    def remove(self, cells: Collection[str]) -> None:
+        """Take out cells, by their ids, and the stacks that have none left."""
+        for key, group in list(self._groups.items()):
+            group.waiting = deque(cell for cell in group.waiting if cell.id not in cells)
+            if not group.waiting:
+                del self._groups[key]
 
     def ready(self, key: StackKey) -> None:
         """Let the cells of a stack run: its environment is there."""

@@ -71,6 +71,15 @@ def digest(files: Mapping[str, bytes]) -> str:
     return sha.hexdigest()
 
 
+def bundle_sha256(package: Path | None = None) -> str:
+    """Return the sha256 that ``publish_bundle`` would name the worker's code by, without writing anything."""
+    return digest(bundle_files(_package(package)))
+
+
+def _package(package: Path | None) -> Path:
+    return Path(harness.__file__).parent if package is None else package
+
+
 def publish_bundle(cache: Path, *, package: Path | None = None) -> Bundle:
     """Make sure that ``<cache>/code/<sha256>`` holds the worker's code, and return it. Safe to call concurrently.
 
@@ -81,7 +90,7 @@ def publish_bundle(cache: Path, *, package: Path | None = None) -> Bundle:
     Raises:
         BundleError: the folder there is not what it should be, and could not be replaced.
     """
-    files = bundle_files(Path(harness.__file__).parent if package is None else package)
+    files = bundle_files(_package(package))
     bundle = Bundle(root=cache / "code" / digest(files), sha256=digest(files))
     for _ in range(_ATTEMPTS):
         if bundle.root.is_dir():

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.contract import checks as contract
-from harness.contract.outcomes import OUTCOMES, Ended, Outcome, worst
+from harness.contract.outcomes import ENDS_PROCESS, OUTCOMES, Ended, Outcome, worst
+from harness.contract.readings import failed_in_words
 from harness.contract.stages import STAGES, TABLE, WORKER_STAGES, StageName
 from harness.evidence import missing_evidence, missing_of_stage
 from harness.result import CellResult, Check, MergeCounts, StageResult
@@ -97,7 +98,8 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
     if how.ended == "completed":
         failed = [check for check in result.checks if check.stage == name and not check.passed]
         outcome = _judged(name, failed, result.merge) if failed else "pass"
-        reason = "; ".join(map(describe_check, failed)) or how.reason
+        # An import that went through in another order than usual says so.
+        reason = "; ".join(map(describe_check, failed)) or (how.reason if name == "import" else None)
         if name == "controls" and outcome == "pass" and (through := _let_through(result)):
             outcome, reason = "blind", through
     elif how.ended == "raised":
@@ -108,7 +110,7 @@ def _of_worker(name: StageName, how: EndedStage, result: CellResult, *, out_of_m
         outcome = "error"
     else:
         outcome = "oom" if out_of_memory and how.signal == SIGKILL else "crash"
-    return StageResult(result=outcome, seconds=how.seconds, reason=reason)
+    return StageResult(result=outcome, seconds=how.seconds, reason=reason, raised=how.ended == "raised")
 
 
 def _let_through(result: CellResult) -> str | None:
@@ -158,10 +160,8 @@ def _severity(outcome: str) -> int:
 
 
 def describe_check(check: Check) -> str:
-    """Return a check in a line: ``kl is 0.31, the band is <= 1e-09``."""
-    value = f"{check.value:.3g}" if isinstance(check.value, float) else check.value
-    text = f"{check.name} is {value}, the band is {check.band}"
-    return f"{text}: {check.detail}" if check.detail else text
+    """Return a failed check in a line: ``kl is 0.31, the band is <= 1e-09``."""
+    return failed_in_words(check.name, check.value, check.band, check.detail)
 
 
 def with_not_run(stages: Mapping[StageName, StageResult]) -> dict[StageName, StageResult]:
@@ -172,6 +172,9 @@ def with_not_run(stages: Mapping[StageName, StageResult]) -> dict[StageName, Sta
         if stage is None or (stage.result == "not_run" and not stage.reason):
             cause = _cause(stages, name)
             reason = None if cause is None else f"needs {cause}, which ended in {stages[cause].result}"
+            before = [it for it in TABLE[name].after if it in stages and stages[it].result in ENDS_PROCESS]
+            if cause is None and before:
+                reason = f"its process ended in {before[-1]}, which ended in {stages[before[-1]].result}"
             stage = StageResult(result="not_run", reason=reason)
         complete[name] = stage
     return complete

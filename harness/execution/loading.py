@@ -130,6 +130,28 @@ def load_results(paths: Iterable[Path]) -> list[CellResult]:
     return [load_result(path) for path in result_files(paths)]
 
 
+def load_passed(paths: Iterable[Path]) -> frozenset[str]:
+    """Return the ids of the cells that passed in a baseline: results, directories of them, or a ``report.json``.
+
+    What passed is believed as it stands. An older release asked a pass for less evidence, and it was one all the same.
+
+    Raises:
+        ConfigurationError: a path that is not there, or a directory without results.
+        InputRefusedError: a file is neither a result nor a report.
+    """
+    passed: set[str] = set()
+    for path in result_files(paths):
+        value = _read(path)
+        rows = value.get("rows") if isinstance(value, dict) else None
+        if isinstance(rows, list):
+            passed |= {str(row["cell"]) for row in rows if isinstance(row, dict) and row.get("passed") is True}
+        elif isinstance(value, dict) and isinstance(value.get("cell_id"), str):
+            passed |= {value["cell_id"]} if value.get("outcome") == "pass" else set()
+        else:
+            raise InputRefusedError(f"{path}: neither a result of a cell nor a report.json.")
+    return frozenset(passed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What is known of the cells of some directories.

@@ -19,7 +19,7 @@ class RunReport:
     Attributes:
         planned: every cell, in plan order.
         results: those that have a result, in plan order; of an interrupted run not all.
-        reused: ids of those whose result was on disk already.
+        reused: ids of those that were not run, because their result was kept by an earlier run.
         environment_failures: stacks whose environment could not be made for a reason that is not the stack's own. Their
             cells have the outcome ``error``.
         seconds: wall clock of the run.
@@ -68,7 +68,7 @@ class Observer(Protocol):
         ...
 
     def cell_finished(self, result: CellResult, *, reused: bool) -> None:
-        """A cell has its result, and it is on disk. With ``reused`` it was there before."""
+        """A cell has its result, and it is on disk. With ``reused`` it is one of an earlier run."""
         ...
 
     def note(self, text: str) -> None:

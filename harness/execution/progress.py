@@ -20,11 +20,13 @@ from harness.contract.stages import StageName
 from harness.counting import counted
 from harness.execution.observer import Observer, RunReport
 from harness.matrix.cell import Cell, Stack
+from harness.matrix.releases import age, utc
 from harness.result import CellResult
 
 COLOURS: dict[Outcome, str] = {
     "crash": "bold red", "oom": "bold red", "timeout": "bold red", "error": "red", "noop": "red", "fail": "red",
-    "blind": "yellow", "unresolvable": "yellow", "unsupported": "dim", "skipped": "dim", "pass": "green",
+    "blind": "yellow", "environment": "yellow", "unresolvable": "yellow", "unsupported": "dim", "skipped": "dim",
+    "pass": "green",
 }  # fmt: skip
 _REASON_WIDTH = 100
 _WIDEST_OUTCOME = max(len(outcome) for outcome in COLOURS)
@@ -49,11 +51,19 @@ def finished_line(result: CellResult, *, done: int, planned: int, reused: bool) 
     if "cell" in result.timings:
         facts.append(duration(result.timings["cell"]))
     if reused:
-        facts.append("from an earlier run")
+        facts.append(_age_of(result))
     line.append(f"  {', '.join(facts)}" if facts else "")
     if result.outcome != "pass":
         line.append(f"  {result.stage}: {first_line(result.reason)}", style="not dim")
     return line
+
+
+def _age_of(result: CellResult) -> str:
+    """Return how old a result is that was taken over."""
+    try:
+        return f"reused, made {age(utc(result.started or ''), utc(result.reused or ''))} ago"
+    except ValueError:
+        return "reused"
 
 
 def first_line(reason: str | None) -> str:

@@ -5,6 +5,9 @@ ends, and calls the observer. A few threads make environments, and ``jobs`` thre
 cell's result is on disk before anybody hears of it. What goes wrong in a cell is its outcome. What goes wrong with an
 environment is the outcome of its cells. The others go on either way. Anything else that goes wrong ends the run, with
 no child left behind.
+
+A cell whose result was kept by an earlier run is not run (``result_cache``). Where the locks of environments are known
+that is settled before any environment is made, so that a stack of which everything is kept needs none.
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ from harness.execution.agenda import Agenda, StackKey, stack_key
 from harness.execution.bundle import publish_bundle
 from harness.execution.deadman import Deadman
 from harness.execution.executors import local
+from harness.execution.files import read_if_there
 from harness.execution.finalise import StackRecord, without_worker
+from harness.execution.fingerprint import Fingerprints
 from harness.execution.interrupt import children, end_children, signals_set
 from harness.execution.observer import Observer, RunReport
 from harness.execution.runner import MakeRunner, ProcessOrigin, RunContext
-from harness.execution.services import CellSettings, PreparedEnvironment, Services
-from harness.execution.store import ResultStore, fingerprint
+from harness.execution.services import PreparedEnvironment, Services
+from harness.execution.store import ResultStore
 from harness.execution.times import utc_now
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
@@ -67,7 +72,6 @@ def run_cells(
     *,
     jobs: int = 1,
     environment_jobs: int = 1,
-    resume: bool = False,
     keep: bool = False,
     make_runner: MakeRunner = local.runner,
     processes: ProcessOrigin = "warm",
@@ -81,7 +85,6 @@ def run_cells(
         observer: is told what happens.
         jobs: how many cells run at a time.
         environment_jobs: how many environments are made at a time.
-        resume: take over results on disk that this run would make again just so.
         keep: leave the cells' work directories.
         make_runner: makes what runs the cells, see ``executors``.
         processes: where the process of a cell comes from.
@@ -101,7 +104,6 @@ def run_cells(
         services,
         observer,
         jobs=jobs,
-        resume=resume,
         keep=keep,
         make_runner=make_runner,
         processes=processes,
@@ -128,7 +130,6 @@ class _Run:
         observer: Observer,
         *,
         jobs: int,
-        resume: bool,
         keep: bool,
         make_runner: MakeRunner,
         processes: ProcessOrigin,
@@ -138,7 +139,6 @@ class _Run:
         self.jobs = jobs
         self.services = services
         self.observer = observer
-        self.resume = resume
         self.cancelled = cancelled
         self.agenda = Agenda(cells, open_stacks=jobs)
         self.left = Counter(stack_key(cell.stack) for cell in cells)
@@ -156,6 +156,12 @@ class _Run:
             note=lambda text: self.notices.put(lambda: self.observer.note(text)),
         )
         self.runner = make_runner(self.context)
+        self.fingerprints = Fingerprints(
+            code_sha256=self.context.bundle.sha256,
+            settings=services.settings,
+            child_environment=services.child_environment,
+        )
+        self.looked_up: dict[str, str | None] = {}
         self.environments: dict[StackKey, PreparedEnvironment] = {}
         self.results: dict[str, CellResult] = {}
         self.reused: set[str] = set()
@@ -165,8 +171,9 @@ class _Run:
     def execute(self, *, environment_jobs: int) -> RunReport:
         """Run everything, or until cancelled."""
         began = time.monotonic()
-        self.store.plan(self.cells)
         self.observer.planned(self.cells)
+        self._reuse_what_is_known()
+        self.store.plan(cell for cell in self.cells if cell.id not in self.results)
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
         running: dict[Future[CellResult | None], Cell] = {}
         with Deadman(self.context.run_token):
@@ -198,6 +205,8 @@ class _Run:
                 end_children(spared, until=lambda: all(future.done() for future in preparing))
             # Cells that ended in the same moment as the run have their result; it counts.
             self._collect({future for future in running if not future.cancelled()}, {}, running)
+            if self.started and self.services.results is not None:
+                self.services.results.make_room(warn=self.observer.note)
         return RunReport(
             planned=self.cells,
             results=tuple(self.results[cell.id] for cell in self.cells if cell.id in self.results),
@@ -213,49 +222,66 @@ class _Run:
         began = time.monotonic()
         return self.services.prepare(stack), time.monotonic() - began
 
+    def _reuse_what_is_known(self) -> None:
+        """Finish the cells whose results are kept, as far as it is known beforehand what decides them."""
+        for cell in self.cells:
+            identity = self.services.identities.get(stack_key(cell.stack))
+            if identity is not None and not self.cancelled.is_set():
+                self._reuse(cell, self.fingerprints.of(cell, identity))
+        self.agenda.remove(self.results.keys())
+
+    def _reuse(self, cell: Cell, key: str | None) -> bool:
+        """Finish a cell whose result is kept; say whether it is. Nothing is looked up twice."""
+        services = self.services
+        if services.results is None or services.reuse is None or not services.reuse(cell):
+            return False
+        if key is None or self.looked_up.get(cell.id) == key:
+            return False
+        self.looked_up[cell.id] = key
+        kept = services.results.find(cell, key, warn=self.observer.note)
+        if kept is None:
+            return False
+        self.reused.add(cell.id)
+        self._finish(self.store.take_over(kept, reused=utc_now()))
+        return True
+
     def _start_cells(self, threads: ThreadPoolExecutor, running: dict[Future[CellResult | None], Cell]) -> None:
-        """Start cells while there is room, taking over what is on disk already."""
+        """Start cells while there is room, other than those whose results are kept."""
         while len(running) < self.jobs and not self.cancelled.is_set():
             cell = self.agenda.next()
             if cell is None:
                 return
             environment = self.environments[stack_key(cell.stack)]
-            settings = self.services.settings(cell)
-            resume_key = fingerprint(
-                cell,
-                code_sha256=self.context.bundle.sha256,
-                lock_sha256=environment.lock_sha256,
-                settings=settings.deciding,
-            )
-            known = self.store.finished(cell, resume_key) if self.resume else None
-            if known is not None:
-                self.reused.add(cell.id)
-                self._finish(known)
+            key = self.fingerprints.of(cell, environment.identity)
+            if self._reuse(cell, key):
                 continue
             self.started += 1
             self.observer.cell_started(cell)
-            future = threads.submit(self._run_cell, cell, environment, settings, resume_key, self.started)
+            future = threads.submit(self._run_cell, cell, environment, key, self.started)
             running[future] = cell
 
     def _run_cell(
         self,
         cell: Cell,
         environment: PreparedEnvironment,
-        settings: CellSettings,
-        resume_key: str | None,
+        key: str | None,
         number: int,
     ) -> CellResult | None:
-        """Run a cell and store its result; runs in a thread of its own."""
+        """Run a cell, store its result and keep it for later runs; runs in a thread of its own."""
         result = self.runner.run(
             cell,
             environment,
-            settings,
+            self.services.settings(cell),
             number=number,
             cancelled=self.cancelled,
             entered=lambda stage: self.notices.put(lambda: self.observer.cell_stage(cell, stage)),
         )
         if result is not None:
-            self.store.save(result, resume_key=resume_key)
+            result = self.store.with_history(result)
+            self.store.save(result)
+            if self.services.results is not None:
+                log = b"" if result.log is None else read_if_there(self.store.log_path(cell))
+                self.services.results.keep(result, key, log=log, warn=self.context.note)
         return result
 
     def _collect(
@@ -281,7 +307,7 @@ class _Run:
                 result = ended.result()
             except EnvironmentFailedError as error:
                 self.failures.append((cell.stack, error))
-                self._finish_without_worker(cell, outcome="error", stage="import", reason=error.message)
+                self._finish_without_worker(cell, outcome="environment", stage="import", reason=error.message)
             else:
                 if result is not None:
                     self._finish(result)
@@ -293,20 +319,21 @@ class _Run:
             environment, seconds = future.result()
         except Unresolvable as error:
             self._fail_stack(key, outcome="unresolvable", stage="resolve", reason=error.explanation)
-        except (EnvironmentFailedError, VersionNotFoundError) as error:
+        except VersionNotFoundError as error:
             self.failures.append((stack, error))
-            stage: StageName = "resolve" if isinstance(error, VersionNotFoundError) else "install"
-            self._fail_stack(key, outcome="error", stage=stage, reason=error.message)
+            self._fail_stack(key, outcome="unresolvable", stage="resolve", reason=error.message)
+        except EnvironmentFailedError as error:
+            self.failures.append((stack, error))
+            self._fail_stack(key, outcome="environment", stage="install", reason=error.message)
         else:
             self.environments[key] = environment
             self.agenda.ready(key)
             self.observer.environment_ready(stack, seconds)
+            if environment.note is not None:
+                self.observer.note(environment.note)
 
     def _fail_stack(self, key: StackKey, *, outcome: Outcome, stage: StageName, reason: str) -> None:
-        """Give every cell of a stack the outcome of its environment.
-
-        It is never reused by --resume, because indexes change.
-        """
+        """Give every cell of a stack the outcome of its environment. It is not kept, because indexes change."""
         self.observer.environment_failed(self.agenda.stacks[key], reason)
         for cell in self.agenda.drop(key):
             self._finish_without_worker(cell, outcome=outcome, stage=stage, reason=reason)
@@ -321,6 +348,7 @@ class _Run:
             redactor=self.context.redactor(),
             started=utc_now(),
         )
+        result = self.store.with_history(result)
         self.store.save(result)
         self._finish(result)
 

@@ -6,11 +6,12 @@ So that another executor, or a test with a worker of three lines, needs nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from harness.contract.cell_fields import Device
+from harness.execution.result_cache import ResultCache
 from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Stack
 
@@ -34,6 +35,11 @@ class PreparedEnvironment(Protocol):
         ...
 
     @property
+    def identity(self) -> str | None:
+        """What it holds, as a digest that is the same wherever it lies; None where it is not ours."""
+        ...
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """Installed versions by package."""
         ...
@@ -51,6 +57,11 @@ class PreparedEnvironment(Protocol):
     @property
     def seconds_install(self) -> float | None:
         """Seconds that making the environment took."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of it; None without."""
         ...
 
 
@@ -85,7 +96,7 @@ class CellSettings:
 
     @property
     def deciding(self) -> dict[str, object]:
-        """What of it decides a result, for the fingerprint by which a run is resumed.
+        """What of it decides a result, for its fingerprint.
 
         The threads do not: they follow --jobs.
         """
@@ -116,6 +127,10 @@ class Services:
         out: the output directory.
         scratch: where cells work.
         package: the folder of the package ``harness`` to bundle; None for the one that is running.
+        results: where results are kept for later runs; None: nowhere.
+        reuse: whether a cell's kept result may stand for it; None: no cell's may.
+        identities: what is known beforehand of what environments hold (``PreparedEnvironment.identity``), by the key of
+            their stack. A stack of which all results are kept needs no environment then.
     """
 
     prepare: Prepare
@@ -125,3 +140,6 @@ class Services:
     out: Path
     scratch: Path
     package: Path | None = None
+    results: ResultCache | None = None
+    reuse: Callable[[Cell], bool] | None = None
+    identities: Mapping[str, str] = field(default_factory=dict)

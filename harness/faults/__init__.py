@@ -44,6 +44,7 @@ def fault_names() -> tuple[str, ...]:
     return tuple(_modules())
 
 
+@functools.cache
 def fault(name: str) -> Fault:
     """Return a fault by its name on the command line.
 

@@ -35,6 +35,7 @@ from harness.matrix.conditions import ConditionText, parse_condition
 from harness.matrix.names import match_names
 from harness.matrix.reading import read_model
 from harness.matrix.selections import VersionSelection
+from harness.matrix.selectors import ReleaseText
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
@@ -59,11 +60,11 @@ class _Table(BaseModel):
 class DeclaredStack(_Table):
     """One combination of versions to be tested."""
 
-    transformers: VersionText
+    transformers: ReleaseText
     """Exact version of transformers."""
-    peft: VersionText
+    peft: ReleaseText
     """Exact version of peft."""
-    trl: VersionText
+    trl: ReleaseText
     """Exact version of trl."""
     pins: Pins = Field(default_factory=dict)
     """Exact versions of other packages, where this stack wants others than ``[pins]`` and ``[[overrides]]`` say."""

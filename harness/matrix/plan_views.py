@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from harness.matrix.cell import MAIN_PACKAGES, Cell
 from harness.matrix.durations import Duration
 from harness.matrix.plan import Selection
+from harness.matrix.releases import age_text
 
 COLUMNS = (*MAIN_PACKAGES, "family", "recipe", "other", "id")
 """Columns of the plan as a table."""
-OUTLOOK_COLUMNS = ("environment", "takes", "why")
+OUTLOOK_COLUMNS = ("environment", "result", "takes", "why")
 """Columns of what is known beside that."""
 
 
@@ -41,27 +42,32 @@ class Outlook:
     Attributes:
         why: the blocks of the profile that have it, each with the selectors that its stack comes from, if any.
         environment: whether its stack's environment is there; None where that was not looked at.
-        duration: how long it will take; None where nothing is known.
+        kept: how old the result is that an earlier run has kept and that is reused, in seconds; None without one.
+        duration: how long it would take to run; None where nothing is known.
     """
 
     why: tuple[str, ...] = ()
     environment: bool | None = None
+    kept: float | None = None
     duration: Duration | None = None
 
 
 def outlook_columns(outlook: Outlook) -> dict[str, str]:
     """Return what is known of a cell as columns of the table."""
     there = {True: "there", False: "to be made", None: "unknown"}[outlook.environment]
+    kept = "to be made" if outlook.kept is None else f"kept, {age_text(outlook.kept)} old"
     seconds = "?" if outlook.duration is None else f"{outlook.duration.seconds:.0f} s"
     about = "~" if outlook.duration is not None and outlook.duration.basis == "similar" else ""
-    return {"environment": there, "takes": f"{about}{seconds}", "why": "; ".join(outlook.why)}
+    takes = f"{about}{seconds}" if outlook.kept is None else "-"
+    return {"environment": there, "result": kept, "takes": takes, "why": "; ".join(outlook.why)}
 
 
 def plan_json(cells: Sequence[Cell], selection: Selection, outlooks: Mapping[str, Outlook] | None = None) -> str:
     """Return the plan as JSON: each cell complete, with its id, the command that runs exactly it, and what is known.
 
-    ``why`` is a list of blocks, ``environment`` whether it is there, ``seconds`` and ``seconds_basis`` how long the
-    cell will take and whether that is its own time or that of the same cell on other stacks.
+    ``why`` is a list of blocks, ``environment`` whether it is there, ``kept_age_seconds`` how old the result is that
+    is reused (null where the cell would run), ``seconds`` and ``seconds_basis`` how long the cell takes to run and
+    whether that is its own time or that of the same cell on other stacks.
     """
     known = outlooks or {}
     document = {
@@ -88,6 +94,7 @@ def _json_outlook(outlook: Outlook | None) -> dict[str, object]:
     return {
         "why": list(outlook.why),
         "environment": outlook.environment,
+        "kept_age_seconds": outlook.kept,
         "seconds": None if duration is None else duration.seconds,
         "seconds_basis": None if duration is None else duration.basis,
     }

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from packaging.version import Version
 
 from harness.contract.supported import OLDEST
-from harness.errors import ConfigurationError
-from harness.matrix.cell import Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +61,14 @@ def supported(package: str, version: Version) -> bool:
     return package not in OLDEST or version >= Version(OLDEST[package])
 
 
-def refuse_too_old(stacks: Iterable[Stack]) -> None:
-    """Refuse stacks with a release that the harness cannot work with: whatever it said of them would be about itself.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    for stack in stacks:
-        for package, oldest in OLDEST.items():
-            version = stack.version_of(package)
-            if version is not None and not supported(package, Version(version)):
-                raise ConfigurationError(
-                    f"{package} {version} is too old for the harness, which works with {package} {oldest} and later.",
-                    remedy=f"Give {package} {oldest} or a later release.",
-                )
-
-
 def age(then: datetime, now: datetime) -> str:
     """Return how long ago something was, in the largest unit that fits: ``3 days``, ``2 hours``, ``5 minutes``."""
-    seconds = max(0, int((now - then).total_seconds()))
+    return age_text((now - then).total_seconds())
+
+
+def age_text(seconds: float) -> str:
+    """Return a time span in the largest unit that fits, see :func:`age`."""
+    seconds = max(0, int(seconds))
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if count := seconds // length:
             return f"{count} {name}{'' if count == 1 else 's'}"

@@ -124,6 +124,10 @@ def _released(text: str) -> str:
     return version
 
 
+ReleaseText = Annotated[str, AfterValidator(_released)]
+"""An exact version of a package whose releases have no builds."""
+
+
 def _checked(text: str) -> str:
     parse_selector(text)
     return text

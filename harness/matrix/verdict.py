@@ -1,9 +1,10 @@
 """What a result means: its status.
 
 An outcome says what happened. An expectation says what was declared. Both together make a status. Whatever was not
-declared is a regression, wherever in the cell it happened. The day a declared failure stops is an unexpected pass, as
-loud as a regression: a declaration that is no longer true would hide the next fault. Nothing is inferred from silence.
-A stage that a result does not mention was not run, and one that was not run needs a cause.
+declared makes a run red, wherever in the cell it happened. What it is called goes by its cause: a cell that has passed
+before is a regression, and no other is. The day a declared failure stops is an unexpected pass, as loud as a
+regression: a declaration that is no longer true would hide the next fault. Nothing is inferred from silence. A stage
+that a result does not mention was not run, and one that was not run needs a cause.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from harness.contract.outcomes import HARMLESS, Status, worst
+from harness.contract.outcomes import ENDS_PROCESS, HARMLESS, INFRASTRUCTURE, Status, worst
+from harness.contract.readings import failed_in_words
 from harness.contract.stages import STAGES, TABLE, StageName
 from harness.evidence import missing_evidence, missing_of_stages
 from harness.matrix.catalogue import RecipeFacts, read_catalogue
@@ -39,8 +41,51 @@ class Verdict:
     sentence: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What went wrong and was not declared.
+
+    Attributes:
+        sentence: in words.
+        outcome: of the stage; None where no stage's outcome is what is wrong.
+        declared: what was declared of that stage instead.
+    """
+
+    sentence: str
+    outcome: str | None = None
+    declared: Expectation | None = None
+
+    def verdict(self, *, passed_before: bool) -> Verdict:
+        """Return what it amounts to by its cause."""
+        status = status_of(self.outcome, passed_before=passed_before)
+        return Verdict(status=status, expectation=self.declared, sentence=self.sentence)
+
+
+def status_of(outcome: str | None, *, passed_before: bool) -> Status:
+    """Return the status of a cell that went wrong undeclared, by its cause.
+
+    What is the machine's fault is that whatever the cell did before. A release that no longer resolves, or a family
+    that got lost, is a regression where the cell has passed.
+
+    Args:
+        outcome: the outcome that was not declared; None where it is something else.
+        passed_before: whether the cell is known to have passed.
+    """
+    if outcome in INFRASTRUCTURE:
+        return "environment"
+    if passed_before:
+        return "regression"
+    if outcome == "unresolvable":
+        return "unresolvable"
+    return "unsupported" if outcome == "unsupported" else "new"
+
+
 def judge(
-    result: CellResult, expectations: Sequence[Expectation], recipes: Mapping[str, RecipeFacts] | None = None
+    result: CellResult,
+    expectations: Sequence[Expectation],
+    recipes: Mapping[str, RecipeFacts] | None = None,
+    *,
+    passed_before: bool = False,
 ) -> Verdict:
     """Say what a result means in the light of the expectations.
 
@@ -48,19 +93,21 @@ def judge(
         result: what happened.
         expectations: what was declared.
         recipes: what each recipe says of its cells, which a result's facts are held against; None: what the files say.
+        passed_before: whether a baseline has the cell as passed. The result itself knows of earlier runs.
 
     The first of these that holds decides:
 
-    - ``regression``: something went wrong that was not declared. It may be a stage, a failed check, a stage that was
-      not run for no reason, or an outcome that no stage accounts for.
+    - ``planted``: a fault was planted in the cell. No declaration is about such a cell, and it is never green.
+    - something went wrong that was not declared. It may be a stage, a failed check, a stage that was not run for no
+      reason, or an outcome that no stage accounts for. By its cause that is ``environment`` (the machine's fault),
+      ``regression`` (the cell has passed before), ``unresolvable``, ``unsupported``, or ``new``.
     - ``unexpected-pass``: a declared failure did not happen although its stage passed.
     - ``known-failure``, or ``flaky``: a declared failure happened.
     - ``ok``: the rest.
-
-    No declaration is about a cell whose merge was broken on purpose. It is a regression, whatever happened in it.
     """
     if (planted := planted_fault(result)) is not None:
-        return Verdict(status="regression", sentence=_of_planted(planted, result))
+        return Verdict(status="planted", sentence=_of_planted(planted, result))
+    known_to_pass = passed_before or result.last_passed is not None
     applicable = [expectation for expectation in expectations if expectation.applies(result.cell)]
     decided: dict[StageName, Expectation] = {}
     for stage in STAGES:
@@ -70,9 +117,9 @@ def judge(
         if (found := next(describing, None)) is not None:
             decided[stage] = found
     if problem := _undeclared(result, applicable, decided):
-        return problem
+        return problem.verdict(passed_before=known_to_pass)
     if (shrunk := _against_recipe(result, shipped_recipes() if recipes is None else recipes)) is not None:
-        return Verdict(status="regression", sentence=shrunk)
+        return _Problem(sentence=shrunk).verdict(passed_before=known_to_pass)
     for expectation in applicable:
         stage_result = result.stages.get(expectation.stage)
         if stage_result is not None and stage_result.result == "pass" and not expectation.flaky:
@@ -106,31 +153,31 @@ def _of_planted(planted: PlantedFault, result: CellResult) -> str:
 
 def _undeclared(
     result: CellResult, applicable: Sequence[Expectation], decided: Mapping[StageName, Expectation]
-) -> Verdict | None:
-    """Return the regression of the first thing that went wrong and was not declared, or None."""
+) -> _Problem | None:
+    """Return the first thing that went wrong and was not declared, or None."""
     for stage in STAGES:
         outcome = _stage_result(result, stage)
         if outcome.result == "not_run" and not _explained(result, stage):
-            return Verdict(status="regression", sentence=f"{stage} was not run, although all it needs passed")
+            return _Problem(sentence=f"{stage} was not run, although all it needs passed")
         if outcome.result not in {"pass", "not_run"} and stage not in decided:
             declared = next((item for item in applicable if item.stage == stage), None)
             words = f" with {declared.match!r}" if declared and declared.match else ""
             instead = f" (declared: {declared.outcome}{words})" if declared else ""
             sentence = f"{stage} ended in {outcome.result}: {outcome.reason or 'no reason given'}{instead}"
-            return Verdict(status="regression", expectation=declared, sentence=sentence)
+            return _Problem(sentence=sentence, outcome=outcome.result, declared=declared)
     for check in result.checks:
         covering = decided.get(check.stage)
         if not check.passed and not (covering and covering.covers(check.name)):
-            sentence = f"check {check.name} of {check.stage} failed: {check.value}, where {check.band} is right"
-            return Verdict(status="regression", sentence=sentence)
+            said = failed_in_words(check.name, check.value, check.band, check.detail)
+            return _Problem(sentence=f"a check of {check.stage} failed: {said}")
     overall = worst(item.result for item in result.stages.values() if item.result != "not_run")
     if result.outcome != overall:
-        sentence = (
-            f"the outcome is {result.outcome}, but the stages say {overall}: {result.reason or 'no reason given'}"
+        return _Problem(
+            sentence=f"the outcome is {result.outcome}, but the stages say {overall}: "
+            f"{result.reason or 'no reason given'}"
         )
-        return Verdict(status="regression", sentence=sentence)
     unshown = _unshown(result)
-    return None if unshown is None else Verdict(status="regression", sentence=unshown)
+    return None if unshown is None else _Problem(sentence=unshown)
 
 
 def _unshown(result: CellResult) -> str | None:
@@ -185,7 +232,12 @@ def _stage_result(result: CellResult, stage: StageName) -> StageResult:
 
 
 def _explained(result: CellResult, stage: StageName) -> bool:
-    """Say whether something that ``stage`` needs, directly or not, was run and did not pass."""
+    """Say whether something that ``stage`` needs, directly or not, was run and did not pass.
+
+    Where its process ended in a stage before it, that explains it as well.
+    """
+    if any(_stage_result(result, before).result in ENDS_PROCESS for before in TABLE[stage].after):
+        return True
     return any(
         _stage_result(result, need).result not in {"pass", "not_run"} or _explained(result, need)
         for need in TABLE[stage].needs

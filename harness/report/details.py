@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.contract.checks import CONTROL
+from harness.contract.readings import lies_within
 from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
-from harness.report import figures, funnel, quantized
+from harness.report import figures, funnel, quantized, reuse
 from harness.report.margins import mildest_broken
 from harness.report.table import Row
-from harness.report.text import fold, one_line
+from harness.report.text import fold, in_the_middle, one_line
 from harness.result import CellResult, Check, StageResult, TensorCounts
 
 
@@ -86,7 +87,7 @@ def _stage_word(stage: StageResult) -> str:
 def _stages(result: CellResult) -> Section:
     lines = tuple(
         Line(
-            cells=(name, _stage_word(stage), figures.seconds(stage.seconds), one_line(stage.reason or "", 300)),
+            cells=(name, _stage_word(stage), figures.seconds(stage.seconds), in_the_middle(stage.reason or "", 400)),
             bad=stage.result not in {"pass", "not_run", "skipped", "unsupported"},
         )
         for name in STAGES
@@ -168,9 +169,11 @@ def _environment(result: CellResult) -> Section:
         ("seed", result.seed),
         ("peak memory", None if result.peak_rss_mb is None else f"{result.peak_rss_mb:.0f} MB"),
         ("peak GPU memory", None if result.peak_vram_mb is None else f"{result.peak_vram_mb:.0f} MB"),
+        ("imported first", result.import_first),
         ("base checkpoint sha256", result.base_sha256),
         ("environment lock sha256", result.lock_sha256),
         ("started", result.started),
+        ("reused", None if result.reused is None else reuse.note(result)),
     ]
     if adapter is not None:
         pairs += [
@@ -210,6 +213,7 @@ def sections(row: Row) -> tuple[Section, ...]:
         _pairs("Quantised base", ("what", "value"), quantized.pairs(row)),
         _controls(result),
         _training(result),
+        _pairs("Not possible in this release", ("feature", "why"), sorted(result.not_possible.items())),
         _pairs("Timings", ("phase", "time"), timings),
         _pairs("Versions", ("package", "version"), versions),
         _environment(result),
@@ -220,14 +224,18 @@ def sections(row: Row) -> tuple[Section, ...]:
 def failed_checks(row: Row) -> list[str]:
     """Return a line per check that did not pass: ``kl: 0.55, must be <= 1e-09``.
 
-    It says what was off where that is known.
+    It says what was off where that is known. Of one that failed for another reason than its band it says that reason.
     """
-    return [
-        f"{check.name}: {figures.number(check.value)}, must be {one_line(check.band)}"
-        + (f" ({one_line(check.detail, 400)})" if check.detail else "")
-        for check in row.result.checks
-        if not check.passed
-    ]
+    return [_failed_check(check) for check in row.result.checks if not check.passed]
+
+
+def _failed_check(check: Check) -> str:
+    detail = one_line(check.detail or "", 400)
+    value, band = figures.number(check.value), one_line(check.band)
+    if lies_within(check.value, check.band) is True:
+        why = detail or "it failed, and does not say why"
+        return f"{check.name}: {why} (its value, {value}, is within its band, {band})"
+    return f"{check.name}: {value}, must be {band}" + (f" ({detail})" if detail else "")
 
 
 def reason(row: Row) -> str | None:
@@ -239,7 +247,7 @@ def told_by_checks(row: Row) -> bool:
     """Say whether the reason is the failed checks of its stage once more, in a line (``kl is 0.31, the band is …``)."""
     result = row.result
     first = next((check.name for check in result.checks if check.stage == result.stage and not check.passed), None)
-    return first is not None and (result.reason or "").startswith(f"{first} is ")
+    return first is not None and (result.reason or "").startswith((f"{first} is ", f"{first}: "))
 
 
 def verdict(row: Row) -> str | None:
@@ -251,7 +259,7 @@ def verdict(row: Row) -> str | None:
     """
     if not row.sentence or row.status is None or row.as_expected:
         return None
-    sentence = one_line(row.sentence, 400)
+    sentence = in_the_middle(row.sentence, 600)
     words = one_line(row.result.reason or "", 80).rstrip("…")
     planted = row.standing in {"fault-noticed", "fault-missed"}
     return None if words and words in sentence and not planted else sentence

@@ -40,20 +40,37 @@ _SAME_FOR_EVERY_OUTCOME: dict[Standing, Look] = {
     "not-run": Look(symbol="?", word="not run", tone="unknown"),
     "fault-noticed": Look(symbol="◎", word="fault noticed", tone="known"),
     "fault-missed": Look(symbol="✗", word="FAULT NOT NOTICED", tone="bad"),
+    "planted": Look(symbol="✗", word="fault unsettled", tone="bad"),
+    "unresolvable": Look(symbol="∦", word="unresolvable", tone="surprise"),
+    "unsupported": Look(symbol="∅", word="unsupported, undeclared", tone="surprise"),
+    "environment": Look(symbol="⚙", word="environment", tone="unknown"),
 }
 LEGEND: tuple[tuple[str, str], ...] = (
     ("✓", "pass: merged, reloaded and compared, and the controls were caught"),
     ("∅", "unsupported: the stack has no such family or feature, in the library's own words"),
     ("»", "skipped: needs something this machine has not"),
     ("△", "known: fails as declared, with a reason"),
-    ("✗", "regression: a failure nobody declared, blind cells and planted faults that went unnoticed included"),
+    (
+        "✗",
+        "a failure nobody declared, blind cells and missed faults included: a regression if it passed before, or new",
+    ),
+    ("∦", "unresolvable: existing versions contradict each other, which nobody declared"),
+    (
+        "⚙",
+        "environment: the machine's fault (interpreter, network, disk, GPU); it says nothing of the stack",
+    ),
     ("◎", "fault noticed: planted on purpose and rejected, as it must be; never a pass"),
     ("!", "unexpected pass: declared to fail and does not"),
     ("≈", "flaky: not the same every time"),
     ("?", "not run: says nothing"),
 )
 TITLES: dict[Standing, str] = {
+    "planted": "Planted faults that stay unsettled: not judged, or not alone",
     "regression": "Regressions",
+    "new": "New failures",
+    "unresolvable": "Unresolvable",
+    "unsupported": "Unsupported and undeclared",
+    "environment": "Environment: the machine's fault",
     "unexpected-pass": "Unexpected passes",
     "not-run": "Not run",
     "fault-noticed": "Planted faults that were noticed",
@@ -73,7 +90,9 @@ def look(row: Row) -> Look:
         case "known-failure":
             return Look(symbol="△", word=f"known {outcome}", tone="known")
         case "regression":
-            return Look(symbol="✗", word="regression" if outcome == "pass" else outcome, tone="bad")
+            return Look(symbol="✗", word="regression" if outcome == "pass" else f"regression: {outcome}", tone="bad")
+        case "new":
+            return Look(symbol="✗", word="failure" if outcome == "pass" else outcome, tone="bad")
         case standing:
             return _SAME_FOR_EVERY_OUTCOME[standing]
 

@@ -19,7 +19,12 @@ Colour = Literal["green", "amber", "red"]
 
 _NOUNS: dict[Standing, tuple[str, str]] = {
     "ok": ("ok", "ok"),
+    "planted": ("planted fault unsettled", "planted faults unsettled"),
     "regression": ("regression", "regressions"),
+    "new": ("new failure", "new failures"),
+    "unresolvable": ("unresolvable", "unresolvable"),
+    "unsupported": ("unsupported and undeclared", "unsupported and undeclared"),
+    "environment": ("not run for want of an environment", "not run for want of an environment"),
     "unexpected-pass": ("unexpected pass", "unexpected passes"),
     "not-run": ("not run", "not run"),
     "fault-noticed": ("planted fault noticed", "planted faults noticed"),
@@ -74,7 +79,7 @@ def _troubles(rows: list[Row], standings: dict[Standing, int]) -> str:
         if standing == "ok":
             continue
         which = _listed(_count_outcomes(row for row in rows if row.standing == standing))
-        parts.append(count_of(standing, count) + (f" ({which})" if standing == "regression" else ""))
+        parts.append(count_of(standing, count) + (f" ({which})" if standing in {"regression", "new"} else ""))
     return ", ".join(parts)
 
 

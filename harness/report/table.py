@@ -21,7 +21,8 @@ from harness.result import CellResult
 
 Standing = Status | Literal["not-run", "fault-noticed", "fault-missed"]
 STANDINGS: tuple[Standing, ...] = (
-    "fault-missed", "regression", "unexpected-pass", "not-run", "fault-noticed", "flaky", "known-failure", "ok",
+    "fault-missed", "planted", "regression", "new", "unexpected-pass", "unresolvable", "unsupported", "environment",
+    "not-run", "fault-noticed", "flaky", "known-failure", "ok",
 )  # fmt: skip
 """Worst first: what a person has to look at before anything else."""
 
@@ -57,7 +58,7 @@ class Row:
     @property
     def standing(self) -> Standing:
         """The status, or ``not-run``; of a cell with a planted fault, whether the gates noticed it and nothing else."""
-        planted = planted_fault(self.result) if self.status == "regression" else None
+        planted = planted_fault(self.result) if self.status == "planted" else None
         if planted is not None and planted.state == "missed":
             return "fault-missed"
         if planted is not None and planted.state == "noticed" and planted.alone:
@@ -68,6 +69,11 @@ class Row:
     def as_expected(self) -> bool:
         """True when nobody has to look at the cell: it ran, and nothing was a surprise."""
         return self.status in AS_EXPECTED
+
+    @property
+    def of_machine(self) -> bool:
+        """True where the row says nothing of the stack: the machine's fault, or nothing was run."""
+        return self.standing in {"environment", "not-run"}
 
     @property
     def reproduce(self) -> str:

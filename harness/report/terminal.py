@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.counting import counted
-from harness.report import quantized
+from harness.report import quantized, reuse
 from harness.report.details import failed_checks, reason, told_by_checks, verdict
 from harness.report.figures import MISSING
 from harness.report.look import Tone, look, outcome_text
@@ -90,6 +90,8 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
         console.print(Text(quantized.FOOTNOTE, style="dim"), soft_wrap=not console.is_terminal)
     sentence = f"{summary.headline}. {summary.sentence}"
     console.print(Text(sentence, style=_SUMMARY_STYLES[summary.colour]), soft_wrap=True)
+    if (said := reuse.sentence(rows)) is not None:
+        console.print(Text(f"{said} --fresh runs them anew.", style="dim"), soft_wrap=True)
 
 
 def print_declared(console: Console, rows: Iterable[Row]) -> None:

@@ -30,6 +30,8 @@ def clean(text: str) -> str:
     Line ends become line feeds, tabs spaces. What is left is legal in XML 1.0 and encodable as UTF-8. Cleaning twice
     changes nothing.
     """
+    if text.isascii() and text.isprintable():
+        return text  # as most are: names and numbers
     text = _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", text)).expandtabs(4)
     text = _NONCHARACTERS.sub("", text)
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _INVISIBLE)
@@ -39,6 +41,18 @@ def one_line(text: str, limit: int = 160) -> str:
     """Return ``text``, cleaned, on one line of at most ``limit`` characters; what is cut off is shown as ``…``."""
     words = " ".join(clean(text).split())
     return words if len(words) <= limit else f"{words[: limit - 1].rstrip()}…"
+
+
+def in_the_middle(text: str, limit: int) -> str:
+    """Return ``text``, cleaned, on one line of at most ``limit`` characters; what is cut out of its middle is ``…``.
+
+    A reason begins with what was said and ends with where. ``limit`` is at least 3.
+    """
+    words = " ".join(clean(text).split())
+    if len(words) <= limit:
+        return words
+    head = (limit - 1) // 2
+    return f"{words[:head].rstrip()}…{words[len(words) - (limit - 1 - head) :].lstrip()}"
 
 
 def fold(text: str, *, max_chars: int = 4000, max_lines: int = 60) -> str:

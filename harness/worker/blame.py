@@ -1,4 +1,4 @@
-"""What an exception says, and where it comes from: the call of ours that met it, and the place of theirs that raised it.
+"""What an exception says, and where it comes from: the call of ours that met it, the place of theirs that raised it.
 
 A reason that names a place of ours alone blames nobody, and one that names torch's backward alone blames torch. So both
 ends are named, and what is long is cut in its middle, never at either end.
@@ -20,8 +20,8 @@ MESSAGE_LIMIT = 1200
 
 _OWN = Path(__file__).resolve().parents[2]
 _STAGES = "harness/worker/stages/"
-_RECORD = "harness/worker/observation.py"
-"""Where every exception of a stage arrives."""
+_AROUND = ("harness/worker/observation.py", "harness/worker/cell.py")
+"""What every exception of a stage passes through."""
 _INSTALLED = re.compile(r"^.*/(?:site|dist)-packages/")
 _STANDARD = re.compile(r"^.*/lib/python3\.\d+/")
 _COMPUTES = ("torch/", "numpy/")
@@ -79,7 +79,7 @@ def _places(chain: list[BaseException]) -> list[str]:
     """Return the outermost call of ours, and the innermost place of theirs, or of ours where nobody else had a part."""
     frames = [_frames(link) for link in chain]
     every = [frame for of_link in frames for frame in of_link]
-    own = [frame for frame in every if _is_ours(frame[0]) and frame[0] != _RECORD]
+    own = [frame for frame in every if _is_ours(frame[0]) and frame[0] not in _AROUND]
     of_stage = [frame for frame in own if frame[0].startswith(_STAGES)]
     called = f"called by {_place(*(of_stage or own)[0])}" if own else ""
     raised = next((of_link[-1] for of_link in reversed(frames) if of_link), None)

@@ -54,20 +54,25 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
     from harness.worker.stages.experts_watch import watch_experts
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
+    from harness.worker.stages.vocabulary import save_resized
 
-    quantization = recipe(request.recipe).quantization
+    plan = recipe(request.recipe)
+    quantization = plan.quantization
     with observation.stage("load"):
         model = load_base(lambda: _load_for_training(request, checkpoint))
         if quantization is not None:
             check_quantized(observation, model)
             save_dequantized(model, request, checkpoint)
             check_coding(observation, request, checkpoint, quantization, schemes_of(model))
+        if plan.new_tokens:
+            save_resized(model, request, checkpoint)
         tokenizer = load_tokenizer(request.base)
         watch = watch_experts(model, checkpoint)
-        logits, gaps = near_ties(watch, model, request, _vocab(checkpoint))
+        logits, gaps = near_ties(watch, model, request, _vocab(request, checkpoint))
         watch.remove()
         clear = gaps >= request.bands.near_tie_epsilon
-        observation.data["base_logprobs"] = logprobs_of(logits, clear, request, _vocab(checkpoint))
+        if not plan.new_tokens:  # whose rows each stack draws for itself
+            observation.data["base_logprobs"] = logprobs_of(logits, clear, request, _vocab(request, checkpoint))
         check_definition(observation, "load", request, name="base", logits=logits, clear=clear)
     return model, tokenizer, logits, clear
 
@@ -96,6 +101,7 @@ def _train_and_use(observation: Observation, request: Request, checkpoint: Check
 
 def _load_attach_train(observation: Observation, request: Request, checkpoint: Checkpoint) -> _Trained:
     from harness.worker.stages.attach import attach_and_check, lora_layers
+    from harness.worker.stages.biases import trained_biases
     from harness.worker.stages.consistency import check_modes, check_unchanged
     from harness.worker.stages.evaluate import near_ties, save_view
     from harness.worker.stages.experts_watch import watch_experts
@@ -105,7 +111,7 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
     from harness.worker.stages.two_adapters import TRAINED, frozen_alone
     from harness.worker.stages.whole import whole_modules
 
-    plan, vocab = recipe(request.recipe), _vocab(checkpoint)
+    plan, vocab = recipe(request.recipe), _vocab(request, checkpoint)
     model, tokenizer, base_logits, clear = _load(observation, request, checkpoint)
     with observation.stage("attach"):
         rank = geometry(request.geometry).rank
@@ -124,7 +130,8 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
         )
         if plan.resumed:
             _resume(observation, request, checkpoint, peft_model, tokenizer, targets)
-        layers = {**lora_layers(peft_model), **whole_modules(peft_model)}
+        layers = lora_layers(peft_model)
+        layers = {**layers, **trained_biases(layers, request.work), **whole_modules(peft_model)}
         record(observation, "gradient", by_kind(checkpoint, with_gradient(layers, norms)))
         record(observation, "moved", by_kind(checkpoint, with_delta(layers, TRAINED)))
         logits, gaps = near_ties(watch, peft_model, request, vocab)
@@ -145,7 +152,7 @@ def _generate(observation: Observation, request: Request, checkpoint: Checkpoint
     from harness.worker.stages.experts_watch import watching
 
     with observation.stage("generate"), watching(trained.model, checkpoint) as watch:
-        samples = check_generated(observation, trained.model, request, watch=watch, vocab=_vocab(checkpoint))
+        samples = check_generated(observation, trained.model, request, watch=watch, vocab=_vocab(request, checkpoint))
         save_samples(request.work, "trained", samples)
 
 
@@ -156,7 +163,12 @@ def _forward_paths(observation: Observation, request: Request, checkpoint: Check
     on_experts = "expert" in trained.targets and "expert" not in recipe(request.recipe).frozen
     with observation.stage("forward-paths"):
         check_forward_paths(
-            observation, trained.model, request, gaps=trained.gaps, vocab=_vocab(checkpoint), on_experts=on_experts
+            observation,
+            trained.model,
+            request,
+            gaps=trained.gaps,
+            vocab=_vocab(request, checkpoint),
+            on_experts=on_experts,
         )
 
 
@@ -169,7 +181,7 @@ def _resume(
 
     plan, another = recipe(request.recipe), replace(request, seed=request.seed + 1)
     fresh = attach(_load_for_training(request, checkpoint), targets, plan, geometry(request.geometry).rank, another)
-    vocab = _vocab(checkpoint)
+    vocab = _vocab(request, checkpoint)
     check_resumed(observation, peft_model, fresh, tokenizer, targets, recipe=plan, request=request, vocab=vocab)
 
 
@@ -184,7 +196,7 @@ def _save(observation: Observation, request: Request, checkpoint: Checkpoint, tr
     from harness.worker.stages.quantized import save_lora_dtypes
     from harness.worker.stages.targets import by_kind
 
-    vocab, peft_model = _vocab(checkpoint), trained.model
+    vocab, peft_model = _vocab(request, checkpoint), trained.model
     with observation.stage("save"):
         save_lora_dtypes(observation, peft_model, request.work)
         peft_model.save_pretrained(request.adapter)
@@ -194,7 +206,7 @@ def _save(observation: Observation, request: Request, checkpoint: Checkpoint, tr
             logits = logits_of(peft_model, request, vocab)
             check_derivative(observation, peft_model, request, clear=clear, vocab=vocab)
         check_definition(observation, "save", request, name="adapted", logits=logits, clear=clear)
-        save_deltas(peft_model, request.work)
+        save_deltas(peft_model, request.work, new_tokens=recipe(request.recipe).new_tokens)
 
 
 def _reload_adapter(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -212,23 +224,24 @@ def _reload_adapter(observation: Observation, request: Request, checkpoint: Chec
     from harness.worker.stages.two_adapters import load_adapters
 
     with observation.stage("reload-adapter"):
-        base = _load_for_training(request, checkpoint)
+        # Whoever resizes a vocabulary again draws other rows.
+        base = _load_for_training(replace(request, seed=request.seed + 1), checkpoint)
         with shimmed(recipe(request.recipe).shims) as applied:
             model = load_adapters(base, request)
         observation.data["shims"] = applied
         record(observation, "reloaded", by_kind(checkpoint, check_reloaded(observation, model, request)))
         cast_lora(model, request.work)
         truth = Truth(request)
-        said = logits_of(model, request, _vocab(checkpoint))
+        said = logits_of(model, request, _vocab(request, checkpoint))
         band = request.bands.adapter_reload_kl_max
         judgement, control = judge_kl(truth.logits, said, truth.clear, band=band)
         observation.data["metrics"]["kl_trained_adapter"] = judgement.value
         observation.judge("adapter_reload", "reload-adapter", judgement, control=control)
         with lora_in_float32(model):
-            logits = logits_of(model, request, _vocab(checkpoint))
+            logits = logits_of(model, request, _vocab(request, checkpoint))
         check_definition(observation, "reload-adapter", request, name="adapted", logits=logits, clear=truth.clear)
         if recipe(request.recipe).per_expert:
-            base, vocab = _load_for_training(request, checkpoint), _vocab(checkpoint)
+            base, vocab = _load_for_training(request, checkpoint), _vocab(request, checkpoint)
             check_per_expert(
                 observation, request, checkpoint, base, logits=truth.logits, clear=truth.clear, vocab=vocab
             )
@@ -254,7 +267,7 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
     from harness.worker.stages.quantized import MERGED_DEQUANTIZED
     from harness.worker.stages.reference import judged_by_reference, save_reference_samples
 
-    vocab = _vocab(checkpoint)
+    vocab = _vocab(request, checkpoint)
     with observation.stage("reload-merged"):
         merged = load_model(request.merged, request)
         save_view(request.work, "merged", {"logits": logits_of(merged, request, vocab)})
@@ -265,7 +278,7 @@ def _reload_merged(observation: Observation, request: Request, checkpoint: Check
         with observation.stage("generate-merged"):
             save_samples(request.work, "merged", samples_of(merged, request, vocab))
             if judged_by_reference(request):
-                save_reference_samples(request, vocab)
+                save_reference_samples(request, checkpoint, vocab)
 
 
 def _compare(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
@@ -277,29 +290,37 @@ def _compare(observation: Observation, request: Request, checkpoint: Checkpoint)
     with observation.stage("compare"):
         quantized = recipe(request.recipe).quantization is not None
         if judged_by_reference(request):
-            save_reference(request, checkpoint, _vocab(checkpoint))
+            save_reference(request, checkpoint, _vocab(request, checkpoint))
         engine: dict[str, Any] = json.loads((request.work / ENGINE_REPORT).read_text())
         compare(observation, request, checkpoint, engine)
         if quantized:
-            compare_quantized(observation, request, checkpoint, _vocab(checkpoint))
+            compare_quantized(observation, request, checkpoint, _vocab(request, checkpoint))
 
 
 def _controls(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     from harness.worker.stages.controls import run_controls
 
     with observation.stage("controls"):
-        run_controls(observation, request, checkpoint, _vocab(checkpoint))
+        run_controls(observation, request, checkpoint, _vocab(request, checkpoint))
 
 
 def _load_for_training(request: Request, checkpoint: Checkpoint) -> Any:
-    """Load the base as the recipe trains on it: as it is, or quantised."""
+    """Load the base as the recipe trains on it: as it is, with more tokens, or quantised."""
     from harness.worker.stages.load import load_model
     from harness.worker.stages.quantized import load_quantized
+    from harness.worker.stages.vocabulary import resize
 
-    quantization = recipe(request.recipe).quantization
-    if quantization is None:
-        return load_model(request.base, request)
-    return load_quantized(request.base, request, quantization, checkpoint)
+    plan = recipe(request.recipe)
+    first = None
+    if plan.loaded_before is not None:  # as in a notebook: of what it left behind nothing may reach the next
+        first = load_quantized(request.base, request, plan.loaded_before, checkpoint)
+    if plan.quantization is None:
+        model = load_model(request.base, request)
+        resize(model, request, checkpoint)
+    else:
+        model = load_quantized(request.base, request, plan.quantization, checkpoint)
+    del first
+    return model
 
 
 def _check_coverage(observation: Observation, watch: Any) -> None:
@@ -329,9 +350,10 @@ def _check_precision(observation: Observation, watch: Any, wanted: str) -> None:
     observation.judge("precision", "train", judged(watch.precisions), control=judged({**watch.precisions, "other": 1}))
 
 
-def _vocab(checkpoint: Checkpoint) -> int:
-    config = checkpoint.config.get("text_config", checkpoint.config)
-    return int(config["vocab_size"])
+def _vocab(request: Request, checkpoint: Checkpoint) -> int:
+    from harness.worker.stages.vocabulary import vocabulary_size
+
+    return vocabulary_size(checkpoint, recipe(request.recipe))
 
 
 IMPORT = Step(stages=("import",), run=_import)

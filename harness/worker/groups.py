@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from harness.worker.cell import GROUPS, IMPORT
@@ -53,7 +54,7 @@ class StartedAhead:
         observation.save()
         self._observation = observation
         self._request = request
-        self._start = lambda: [_Group(number, request, main) for number in range(count)]
+        self._start = partial(_started, request, main, count)
         self._waiting = self._start()
 
     def import_libraries(self) -> None:
@@ -89,6 +90,10 @@ class StartedAhead:
         code = group.run(step)
         through = code is None
         record_end(self._observation, code or 0, names=step.stages, expected=(0,) if through else ())
+
+
+def _started(request: Request, main: Path, count: int) -> list[_Group]:
+    return [_Group(number, request, main) for number in range(count)]
 
 
 class _Group:

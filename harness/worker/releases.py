@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 from harness.worker.observation import UnsupportedError
@@ -43,11 +44,17 @@ def dtype_argument(version: str) -> str:
     return "dtype" if release(version) >= (4, 56) else "torch_dtype"
 
 
+def installed_dtype_argument() -> str:
+    """Return the same for the installed transformers, which is not imported for it; today's name where none is."""
+    try:
+        return dtype_argument(metadata.version("transformers"))
+    except metadata.PackageNotFoundError:  # the reference engine needs none
+        return "dtype"
+
+
 def loaded_in(dtype: Any) -> dict[str, Any]:
     """Return the argument of ``from_pretrained`` that has a model loaded in a dtype, as this transformers calls it."""
-    import transformers
-
-    return {dtype_argument(transformers.__version__): dtype}
+    return {installed_dtype_argument(): dtype}
 
 
 def known_to_trainer(config_class: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:

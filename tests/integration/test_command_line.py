@@ -18,6 +18,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+KEPT = {"MOE_LORA_HARNESS_RESULTS_SIZE": "1 GiB"}
+"""Lets a command keep results and reuse them, which no other test does (``conftest.py``)."""
+
+
 def _fails(code: int, *words: str, arguments: tuple[str | Path, ...], cwd: Path | None = None) -> None:
     done = harness(*arguments, cwd=cwd)
 
@@ -97,7 +101,12 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> No
     command = [sys.executable, "-u", "-m", "harness", "matrix", "--profile", "smoke", "--jobs", "2", "--out", out]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+        [*command, "--fresh"],
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **KEPT},
     ) as process:
         assert process.stdout is not None
         seen = []
@@ -121,20 +130,24 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_child(tmp_path: Path) -> No
     ]
     assert 1 <= len(finished) < 4
     assert len(report["rows"]) == 4
-    assert "--resume" in rest
+    assert "The same command without --fresh does the rest" in rest
     assert again.returncode == 1
     assert f"{4 - len(finished)} not run" in again.stdout
     assert json.loads((tmp_path / "again" / "report.json").read_text())["summary"] == report["summary"]
 
 
-def test_resume_takes_over_what_is_finished(tmp_path: Path) -> None:
+def test_a_second_run_reuses_what_the_first_has_kept_and_says_so(tmp_path: Path) -> None:
     select = ("--select", f"qwen3_moe/lora@{STANDARD}", "--out", tmp_path)
-    first = harness("matrix", *select)
-    second = harness("matrix", *select, "--resume")
+    first = harness("matrix", *select, "--fresh", env=KEPT)
+    second = harness("matrix", *select, env=KEPT)
+    plan = harness("plan", *select[:2], "--json", env=KEPT)
+    report = json.loads((tmp_path / "report.json").read_text())
 
     assert first.returncode == second.returncode == 0, first.stdout + second.stdout
-    assert "from an earlier run" in second.stdout
-    assert "from an earlier run" not in first.stdout
+    assert "reused" not in first.stdout
+    assert "1 of 1 result was reused from earlier runs, less than a minute old" in second.stdout
+    assert list(report["reused"]) == [f"qwen3_moe/lora@{STANDARD}"]
+    assert json.loads(plan.stdout)["cells"][0]["kept_age_seconds"] < 600
 
 
 def test_help_teaches() -> None:

@@ -27,6 +27,8 @@ from harness.envs import (
     ensure_environment,
     list_environments,
     newest_release,
+    prepared_environments,
+    unmanaged_environment,
 )
 from harness.envs.environment import ensure_requirements
 from harness.envs.venv import MARKER, release
@@ -156,6 +158,22 @@ def test_a_version_that_no_index_has_is_named_with_its_neighbours() -> None:
 
 
 @pytest.mark.usefixtures("wheelhouse")
+@pytest.mark.parametrize(
+    ("pin", "words"),
+    [
+        ("alpha==2.0+cpu", "alpha 2.0 is offered, without the build +cpu."),
+        ("alpha==1.7+cpu", "1.1 is the nearest below and 2.0 the nearest above, 3.0 is the newest"),
+    ],
+)
+def test_a_build_that_no_index_has_is_told_in_our_words(pin: str, words: str) -> None:
+    with pytest.raises(VersionNotFoundError) as caught:
+        make(pin)
+
+    assert caught.value.message == f"No configured package index offers {pin}."
+    assert words in str(caught.value.remedy)
+
+
+@pytest.mark.usefixtures("wheelhouse")
 def test_a_package_that_no_index_has_is_told_from_a_version() -> None:
     with pytest.raises(VersionNotFoundError, match=r"gamma==1\.0") as caught:
         make("gamma==1.0")
@@ -188,6 +206,76 @@ def test_what_is_cached_needs_no_index(wheelhouse: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("UV_OFFLINE", "1")
 
     assert make("alpha==1.1").prefix == first.prefix
+
+
+@pytest.mark.parametrize("gone", ["the folder", "the index", "the wheels and what was known of them"])
+def test_what_was_made_is_used_when_the_indexes_are_gone_and_said_to_be(
+    wheelhouse: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    first = make("alpha==1.1", "beta==1.0")
+    if gone == "the folder":
+        wheelhouse.rename(wheelhouse.with_name("elsewhere"))
+    elif gone == "the index":
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        monkeypatch.setenv("PIP_RETRIES", "0")
+    else:
+        for wheel in wheelhouse.iterdir():
+            wheel.unlink()
+        clean_environments([], locks=True, root=cache)
+    log: list[str] = []
+    again = make("beta==1.0", "alpha==1.1", log=log)
+
+    assert (again.prefix, again.identity, again.lock_sha256) == (first.prefix, first.identity, first.lock_sha256)
+    assert first.note is None
+    assert again.note is not None
+    assert re.fullmatch(r"test: the environment of 20\S+ is used; what it would hold today cannot be asked", again.note)
+    assert again.note in "\n".join(log)
+    with pytest.raises((EnvironmentFailedError, VersionNotFoundError)):
+        make("alpha==1.0")
+
+
+def test_a_stack_that_was_made_need_not_be_offered_any_more(wheelhouse: Path) -> None:
+    for name, version in (("transformers", "5.5.0"), ("peft", "0.19.1"), ("trl", "1.4.0")):
+        make_wheel(wheelhouse, name, version)
+    stack = Stack(transformers="5.5.0", peft="0.19.1", trl="1.4.0")
+    other = stack.model_copy(update={"trl": "1.5.0"})
+    made = ensure_environment(stack)
+    assert prepared_environments([stack]).identities == {stack.key: made.identity}, "what its lock alone says"
+    wheelhouse.rename(wheelhouse.with_name("elsewhere"))
+
+    check_versions_exist([stack])
+    assert ensure_environment(stack).prefix == made.prefix
+    with pytest.raises(VersionNotFoundError, match=r"trl==1\.5\.0"):
+        check_versions_exist([stack, other])
+
+
+@pytest.mark.usefixtures("wheelhouse")
+def test_one_whose_files_may_be_edited_or_that_was_asked_of_another_day_does_not_stand_in(
+    wheelhouse: Path,
+) -> None:
+    ensure_requirements(["alpha==1.1"], label="copy", link_mode="copy")
+    ensure_requirements(["alpha==2.0"], label="fresh", marks=("fresh 2026-11-01",))
+    wheelhouse.rename(wheelhouse.with_name("elsewhere"))
+
+    with pytest.raises(VersionNotFoundError):
+        make("alpha==1.1")
+    with pytest.raises(VersionNotFoundError):
+        ensure_requirements(["alpha==2.0"], label="fresh", marks=("fresh 2026-11-02",))
+    assert ensure_requirements(["alpha==2.0"], label="fresh", marks=("fresh 2026-11-01",)).note
+
+
+@pytest.mark.usefixtures("wheelhouse")
+def test_an_environment_of_ours_that_is_given_as_an_interpreter_is_in_use() -> None:
+    made = make("alpha==1.1")
+    release(made.prefix)
+    assert not list_environments()[0].in_use
+    given = unmanaged_environment(made.python)
+
+    assert given.prefix == made.prefix
+    assert list_environments()[0].in_use
+    assert clean_environments() == []
 
 
 @pytest.mark.usefixtures("wheelhouse")

@@ -53,4 +53,6 @@ def test_a_forward_past_the_lora_is_caught_by_the_cell(stack_id: str, recipe: st
     assert check["detail"].startswith("batched_mm differs from eager")
     assert check["value"] > 0.5
     assert max(seen["forward_paths"]["grouped_mm"].values()) < 1e-4
-    assert seen["stages"]["train"]["ended"] == "completed", "what a failed check amounts to is the host's to decide"
+    assert seen["stages"]["forward-paths"]["ended"] == "completed", (
+        "what a failed check amounts to is the host's to decide"
+    )

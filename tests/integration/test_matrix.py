@@ -58,6 +58,7 @@ def test_a_right_merge_passes_every_check(matrix_run: Ran, cell: str) -> None:
 
     assert result["outcome"] == "pass", result["reason"]
     assert all(stage["result"] == "pass" for stage in result["stages"].values())
+    assert result["not_possible"] == {}, "on declared stacks ours knows every release's experts"
     assert names >= {
         "attached", "gradients", "loss", "coverage", "signal", "kl", "logprob", "samples", "applied", "exact",
         "untouched_bytes", "keys", "dtypes", "files", "adapter_reload", "control:base-copied",

@@ -31,13 +31,16 @@ COVERED = {
             *("lora-patterns", "lora-dora", "lora-two-adapters", "lora-dropout", "lora-two-expert-adapters"),
             *("lora-checkpointing", "lora-padded", "lora-packed", "lora-chat", "lora-resumed", "lora-autocast"),
             *("lora-router", "lora-embeddings", "lora-vocabulary", "lora-modules-to-save", "lora-per-expert"),
+            *("lora-bias", "lora-resized", "lora-new-tokens", "plain-after-qlora4"),
             *("module-names", "all-linear", "target-parameters"),
         },
         "engine": {"reference", "peft"},
     },
     "qlora": {
         "family": FAMILIES,
-        "recipe": {"qlora4", "qlora4-experts", "qlora4-shimmed", "qlora8"},
+        "recipe": {
+            *("qlora4", "qlora4-experts", "qlora4-shimmed", "qlora8", "plain-after-qlora4", "qlora8-after-qlora4"),
+        },
         "engine": {"reference", "peft"},
     },
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench.case import Found, Step, Tick
-from harness.bench.cases.cells import by_cell
+from harness.bench.cases.cells import by_cell, nothing_kept
 from harness.bench.lab import Lab
 from harness.bench.pairs import rounds
 from harness.bench.process import MeasurementError
@@ -84,7 +84,7 @@ def _run(lab: Lab, source: Path, select: tuple[str, ...]) -> dict[str, float]:
     out = lab.output("stage-time")
     words = [word for glob in select for word in ("--select", glob)]
     command = [sys.executable, "-m", "harness", "matrix", "--jobs", "1", "--out", str(out), *words]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=source)
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=source, env=nothing_kept())
     if ran.returncode not in {0, 1}:
         raise MeasurementError(f"harness matrix ended with exit code {ran.returncode}: {ran.stderr[-400:]}")
     results = by_cell(out)

@@ -212,7 +212,7 @@ def missing_biases(index: Index, adapter: Adapter, covered: set[str]) -> list[st
     """Return the biases that the adapter's ``bias`` setting trained and its file does not hold.
 
     ``all`` trains every bias of the model, ``lora_only`` those of modules with a LoRA (``peft.tuners.tuners_utils``).
-    PEFT up to 0.19.1 at least does not save the latter: it looks for ``module.bias`` where the module has
+    PEFT up to 0.20 does not save the latter: it looks for ``module.bias`` where the module has
     ``module.base_layer.bias``.
     """
     if adapter.config.bias == "none":

@@ -125,7 +125,7 @@ class _Planner:
         if lost := missing_biases(self.index, adapter, {claim.key for claim in claims}):
             raise UncoveredTargetsError(
                 f"the adapter has bias = {config.bias!r}, but not the trained biases: {listed(lost)}.",
-                "PEFT up to 0.19.1 does not save them with lora_only, so they are lost. If they were not trained after"
+                "PEFT up to 0.20 does not save them with lora_only, so they are lost. If they were not trained after"
                 " all, set bias"
                 ' to "none" in adapter_config.json.',
             )

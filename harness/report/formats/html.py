@@ -21,7 +21,7 @@ from markupsafe import Markup
 from packaging.version import Version
 
 from harness.contract.outcomes import OUTCOMES
-from harness.report import details, figures, quantized, shims
+from harness.report import details, figures, quantized, reuse, shims
 from harness.report.format import Format
 from harness.report.last_run import last_run
 from harness.report.look import LEGEND, look, outcome_text, overview, severity
@@ -85,11 +85,12 @@ def _details(row: Row) -> dict[str, Any]:
 
 def _why(row: Row) -> str:
     """Return the short text under the outcome: what a person wants to know before opening the row."""
-    if row.passed:
-        return shims.note(row.result) or ""
-    checks = details.failed_checks(row)
-    words = row.result.reason or details.verdict(row) or row.expectation_reason or ""
-    return one_line(checks[0] if checks else words, 110)
+    words = shims.note(row.result) or ""
+    if not row.passed:
+        checks = details.failed_checks(row)
+        words = checks[0] if checks else row.result.reason or details.verdict(row) or row.expectation_reason or ""
+        words = one_line(words, 110)
+    return "; ".join(filter(None, (words, reuse.note(row.result))))
 
 
 def _version_ranks(rows: Sequence[Row]) -> dict[str, int]:
@@ -181,6 +182,7 @@ def render_html(rows: Iterable[Row], generated: str | None = None) -> str:
         generated=None if generated is None else one_line(generated),
         summary=summary,
         worth=last_run(),
+        reused=reuse.sentence(rows),
         tallies=[
             {"standing": name, "text": count_of(name, count), "look": look(next(r for r in rows if r.standing == name))}
             for name, count in summary.standings.items()

@@ -1,9 +1,10 @@
 """The report for programs; pure.
 
 Keys are sorted. Text is ASCII with escapes: nothing in it reaches a terminal as a control code. When each cell started
-stands apart under ``started``, so that two runs of the same thing differ there and in measured durations only. Numbers
-that JSON has no word for are the strings ``NaN``, ``Infinity`` and ``-Infinity``, which pydantic reads back: a KL that
-is not a number must not turn into one that was not measured.
+stands apart under ``started``, and what was taken over from earlier runs under ``reused``. So two runs of the same
+thing differ there and in measured durations only. Numbers that JSON has no word for are the strings ``NaN``,
+``Infinity`` and ``-Infinity``, which pydantic reads back: a KL that is not a number must not turn into one that was not
+measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.report import reuse
 from harness.report.format import Format
 from harness.report.last_run import last_run
 from harness.report.look import look
@@ -44,17 +46,18 @@ def _row(row: Row) -> dict[str, Any]:
         "sentence": row.sentence,
         "expectation": expectation if row.expectation_reason or row.expectation_link else None,
         "reproduce": row.reproduce,
-        "result": _finite(row.result.model_dump(mode="json", exclude={"started"})),
+        "result": _finite(row.result.model_dump(mode="json", exclude={"started", "last_passed", "reused"})),
     }
 
 
 def render_json(rows: Iterable[Row]) -> str:
-    """Return the report as JSON: ``schema_version``, ``summary``, ``faults``, ``rows`` and ``started``.
+    """Return the report as JSON: ``schema_version``, ``summary``, ``faults``, ``rows``, ``started`` and ``reused``.
 
     ``faults`` is what the last published run of ``harness faults`` has shown, or null.
 
-    ``rows[].result`` is a ``CellResult`` without its start; ``rows[].standing`` is the status, or ``not-run`` for a
-    cell that did not run (``status`` is null then).
+    ``rows[].result`` is a ``CellResult`` without times of day; ``rows[].standing`` is the status, or ``not-run`` for
+    a cell that did not run (``status`` is null then). ``reused`` has, by cell, when a result was taken over and how old
+    it was then, in seconds (null where that is not known).
 
     Raises:
         ValueError: when two rows are of the same cell.
@@ -74,6 +77,10 @@ def render_json(rows: Iterable[Row]) -> str:
         "faults": last_run(),
         "rows": [_row(row) for row in rows],
         "started": {row.result.cell_id: row.result.started for row in rows if row.result.started is not None},
+        "reused": {
+            row.result.cell_id: {"at": row.result.reused, "age_seconds": reuse.age_seconds(row.result)}
+            for row in reuse.reused(rows)
+        },
     }
     return json.dumps(report, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 

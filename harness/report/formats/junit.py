@@ -4,7 +4,8 @@
 
 JUnit knows passed, failed, errored and skipped. Only an expected pass is passed. A known failure is skipped with its
 reason, as pytest's xfail is. An unexpected pass is a failure, as pytest's strict xfail is. A cell that did not run is
-an error, because the run does not say what it should have said.
+an error, because the run does not say what it should have said. The type of each says whose fault it is: ``new.error``,
+``regression.fail``, ``environment``.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from xml.etree import ElementTree as ET
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.contract.outcomes import Outcome
+from harness.report import reuse
 from harness.report.details import failed_checks, reason
 from harness.report.format import Format
 from harness.report.last_run import last_run
 from harness.report.look import outcome_text
 from harness.report.table import Row, ordered, recipe_with_options
-from harness.report.text import clean, one_line
+from harness.report.text import clean, in_the_middle
 
 _REJECTED: frozenset[Outcome] = frozenset({"fail", "noop", "blind"})
-"""Regressions that a check found; the others (exceptions, crashes, time limits) are errors."""
+"""Failures that a check found; the others (exceptions, crashes, time limits, the machine's faults) are errors."""
 
 
 def _body(row: Row) -> str:
@@ -33,19 +35,30 @@ def _body(row: Row) -> str:
 
 
 def _verdict(row: Row) -> Error | Failure | Skipped | None:
-    message = one_line(f"{outcome_text(row)}: {row.expectation_reason or row.result.reason or ''}".rstrip(": "), 300)
-    kind = row.result.outcome if row.standing in {"ok", "regression"} else row.standing
+    words = row.expectation_reason or row.result.reason or ""
+    message = in_the_middle(f"{outcome_text(row)}: {words}".rstrip(": "), 400)
+    kind = _kind(row)
     verdict: Error | Failure | Skipped
     if row.passed:
         return None
     if row.as_expected:
         verdict = Skipped(message, kind)
-    elif row.standing == "unexpected-pass" or (row.status == "regression" and row.result.outcome in _REJECTED):
+    elif row.standing == "unexpected-pass" or (not row.of_machine and row.result.outcome in _REJECTED):
         verdict = Failure(message, kind)
     else:
         verdict = Error(message, kind)
     verdict.text = _body(row)
     return verdict
+
+
+def _kind(row: Row) -> str:
+    """Return the type of a case that did not pass: its status, with its outcome where that says more.
+
+    ``environment`` and ``not-run`` are apart from whatever a stack may be blamed for.
+    """
+    if row.standing == "ok":
+        return row.result.outcome
+    return f"{row.standing}.{row.result.outcome}" if row.standing in {"regression", "new"} else row.standing
 
 
 def _case(row: Row) -> TestCase:
@@ -56,6 +69,8 @@ def _case(row: Row) -> TestCase:
     verdict = _verdict(row)
     if verdict is not None:
         case.result = [verdict]
+    if (said := reuse.note(row.result)) is not None:
+        case.system_out = said
     return case
 
 

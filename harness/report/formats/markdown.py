@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.report import funnel, quantized
+from harness.report import funnel, quantized, reuse
 from harness.report.details import failed_checks, reason, told_by_checks, verdict, web_link
 from harness.report.format import Format
 from harness.report.last_run import last_run
@@ -111,6 +111,14 @@ def _funnel(rows: Sequence[Row]) -> Iterator[str]:
     yield pipe_table(("cell", *funnel.HEAD), lines, numeric=numeric)
 
 
+def _reused(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the section on results of earlier runs, where there are any."""
+    if chosen := reuse.reused(rows):
+        yield f"## {reuse.TITLE}"
+        yield reuse.INTRODUCTION
+        yield pipe_table(reuse.HEAD, [(code_span(row.result.cell_id), *reuse.line(row.result)) for row in chosen])
+
+
 def _measured(column: Column, row: Row) -> str:
     """Return a number, or what a result says in words as code."""
     text = column.text(row)
@@ -167,6 +175,8 @@ def render_markdown(rows: Iterable[Row]) -> str:
     rows = ordered(rows)
     summary = summarise(rows)
     parts = ["# LoRA on Mixture-of-Experts: compatibility", f"**{summary.headline}.** {summary.sentence}"]
+    if (said := reuse.sentence(rows)) is not None:
+        parts.append(said)
     if (said := last_run()) is not None:
         parts.append(f"What these checks are worth: {said}.")
     if rows:
@@ -183,6 +193,7 @@ def render_markdown(rows: Iterable[Row]) -> str:
             *_footnote(rows),
             *_funnel(rows),
             *_quantized(rows),
+            *_reused(rows),
             *_not_passes(rows),
         ]
     return "\n\n".join(parts) + "\n"

@@ -28,6 +28,7 @@ class TensorSpec:
             expert it is the experts module (``model.layers.1.mlp.experts``). None for what no LoRA can target.
         role: ``gate_proj`` / ``up_proj`` / ``down_proj`` / ``gate_up_proj`` for routed experts, else None.
         expert: the expert's index where experts lie apart, else None.
+        bias_of: the in-memory module, a Linear, whose bias it is, else None.
         init: how it is filled. ``random`` is scaled by fan-in unless ``exponent`` says otherwise.
         exponent: standard deviation is ``1.155 * 2**-exponent``.
         offset: added to every element.
@@ -46,6 +47,7 @@ class TensorSpec:
     module: str | None = None
     role: str | None = None
     expert: int | None = None
+    bias_of: str | None = None
     init: Init = "random"
     exponent: int | None = None
     offset: float = 0.0
@@ -80,6 +82,14 @@ def linear(
     path = f"{prefix}.{name}"
     return TensorSpec(
         key=f"{disk}{path}.weight", shape=(out, inp), kind=kind, module=None if extra else f"model.{path}", extra=extra
+    )
+
+
+def bias(prefix: str, name: str, out: int, kind: Kind, *, extra: bool = False) -> TensorSpec:
+    """Return the bias of a Linear, (out,); ``prefix`` and ``name`` are those of ``linear``."""
+    path = f"model.{prefix}.{name}"
+    return TensorSpec(
+        key=f"{path}.bias", shape=(out,), kind=kind, bias_of=None if extra else path, exponent=4, extra=extra
     )
 
 

@@ -28,6 +28,8 @@ class Recipe:
             ``target_parameters``, everything of ``kinds`` is named in full.
         target_parameters: PEFT's, as a user writes it.
         whole: what is trained whole instead (PEFT's ``modules_to_save``); some of ``kinds``.
+        new_tokens: how many rows the vocabulary is resized by before anything is attached.
+        bias: PEFT's, which biases are trained beside the LoRA: none, or those of Linears that have one.
         steps: optimizer steps.
         learning_rate: of AdamW, constant. It is high, because a few steps must move every targeted kind far enough. A
             merge that drops one of them must show.
@@ -42,6 +44,8 @@ class Recipe:
         dropout: share of a pair's inputs that are left out while it is trained.
         geometry: the preset that cells of this recipe have unless one is asked for.
         quantization: how the base is quantised while it is trained on; None: not at all.
+        loaded_before: how a first model is quantised that is loaded in the same process before every other one, and
+            kept while that is loaded; None: there is none.
         texts: what is trained on: sequences of one length; of several; or conversations, which the trainer renders by a
             chat template and of which it trains on the answers.
         packing: whether several sequences lie in a row (TRL's ``packing``, by its own strategy).
@@ -64,6 +68,8 @@ class Recipe:
     target_modules: tuple[str, ...] | Literal["all-linear"] = ()
     target_parameters: tuple[str, ...] = ()
     whole: tuple[Kind, ...] = ()
+    new_tokens: int = 0
+    bias: Literal["none", "lora_only"] = "none"
     steps: int = 8
     learning_rate: float = 2e-2
     alpha_over_rank: int = 2
@@ -76,6 +82,7 @@ class Recipe:
     dropout: float = 0.0
     geometry: str = "distinct"
     quantization: Quantization | None = None
+    loaded_before: Quantization | None = None
     texts: Literal["equal", "unequal", "chats"] = "equal"
     packing: bool = False
     accumulation: int = 1
@@ -110,6 +117,10 @@ class Recipe:
             raise ValueError("targets as users write them are a plain LoRA's")
         if not set(self.whole) <= set(self.kinds) & {"embedding", "head"}:
             raise ValueError("embeddings and head are trained whole, where they are trained at all")
+        if self.bias != "none" and (self.as_written or self.frozen or self.quantization is not None):
+            raise ValueError("biases are trained beside a plain LoRA")
+        if self.new_tokens and (self.frozen or self.quantization is not None or self.resumed or self.per_expert):
+            raise ValueError("a vocabulary is resized for a plain LoRA")
         if not set(self.frozen) <= set(self.kinds):
             raise ValueError("an earlier adapter has some of the kinds that are trained")
 

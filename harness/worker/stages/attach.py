@@ -14,6 +14,7 @@ from harness.worker.observation import Judgement, Observation
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.releases import known_to_lora
 from harness.worker.request import Request
+from harness.worker.stages.biases import BIAS, biases_of, keep
 from harness.worker.stages.funnel import record
 from harness.worker.stages.peft_names import Target, name_of, rank_and_scaling
 from harness.worker.stages.targets import also_allowed, by_kind, expected_targets, form_of
@@ -44,14 +45,14 @@ def attach(model: Any, targets: dict[str, set[Target]], recipe: Recipe, rank: in
         init_lora_weights=recipe.init_lora_weights,
         use_dora=recipe.use_dora,
         lora_dropout=recipe.dropout,
-        bias="none",
+        bias=recipe.bias,
         task_type="CAUSAL_LM",
         **known_to_lora(peft.LoraConfig, _told_of_targets(targets, recipe)),
     )
     torch.manual_seed(request.seed)
     if not recipe.frozen:
         return peft.get_peft_model(model, config)
-    of_earlier = {kind: members for kind, members in targets.items() if kind in recipe.frozen}
+    of_earlier: dict[str, set[Target]] = {kind: members for kind, members in targets.items() if kind in recipe.frozen}
     earlier = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * recipe.alpha_over_rank,
@@ -73,7 +74,7 @@ def _told_of_targets(targets: dict[str, set[Target]], recipe: Recipe) -> dict[st
     }
     if not recipe.as_written:
         lora = (members for kind, members in targets.items() if kind not in recipe.whole)
-        names = {target: name_of(target, recipe) for members in lora for target in members}
+        names = {target: name_of(target, recipe) for members in lora for target in members if target[1] != BIAS}
         told[COPIES] = tuple(sorted(module for kind in recipe.whole for module, _ in targets.get(kind, ())))
         told["target_modules"] = tuple(sorted(name for (module, _), name in names.items() if name == module))
         told["target_parameters"] = tuple(sorted(name for (module, _), name in names.items() if name != module))
@@ -162,7 +163,9 @@ def check_attached(
         and dtypes_of(layer, adapter) == {"torch.float32"}
     }
     whole = {target for target, _ in whole_modules(peft_model).values()}
+    whole |= {target for target, bias in biases_of(lora_layers(peft_model)).values() if bias.parameter.requires_grad}
     asked_whole = {target for kind in recipe.whole for target in targets.get(kind, ())}
+    asked_whole |= {target for members in targets.values() for target in members if target[1] == BIAS}
     found = {(adapter, target) for adapter, target in found if target not in asked_whole}
     found |= {(TRAINED, target) for target in whole & asked_whole}
     per_adapter = {TRAINED: tuple(targets), FROZEN: recipe.frozen}
@@ -201,6 +204,9 @@ def lora_tensors(peft_model: Any, targets: dict[str, set[Target]]) -> dict[str, 
                 for name, tensor in getattr(layer, part).named_parameters():
                     if name.partition(".")[0] == TRAINED:
                         result[kinds[target]][f"{path}.{name}"] = tensor
+    for name, (target, bias) in biases_of(lora_layers(peft_model)).items():
+        if target in kinds:
+            result[kinds[target]][name.removeprefix("base_model.model.")] = bias.parameter
     for target, wrapper in whole_modules(peft_model).values():
         if target in kinds:
             result[kinds[target]][f"{target[0]}.{COPIES}.{TRAINED}.weight"] = trained_weight(wrapper)
@@ -230,6 +236,7 @@ def attach_and_check(
     targets = expected_targets(checkpoint, recipe, form)
     allowed = also_allowed(checkpoint, recipe, form)
     peft_model = attach(model, targets, recipe, rank, request)
+    keep(biases_of(lora_layers(peft_model)), request.work)
     found = check_attached(observation, peft_model, targets, recipe, rank, allowed)
     record(observation, "asked", by_kind(checkpoint, (target for members in targets.values() for target in members)))
     record(observation, "attached", by_kind(checkpoint, found))
@@ -244,6 +251,7 @@ def attach_and_check(
         resumed=recipe.resumed,
         adapters_on_experts=2 if "expert" in recipe.frozen else 1,
         per_expert=recipe.per_expert,
+        resized=recipe.new_tokens > 0,
     )
     observation.data["facts"] = asdict(facts)
     return peft_model, targets

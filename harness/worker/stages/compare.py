@@ -21,6 +21,16 @@ from harness.worker.stages.funnel import record
 from harness.worker.stages.merge import EDITED
 from harness.worker.stages.tensor_gate import NAMES_SHOWN, TensorReport, inspect
 
+INEXACT_ALLOWED = 16
+"""Elements that may be inexact however few there are. Float32's sum falls on the other side of a tie of bf16 in one of
+some 30,000 (1.3e-5 to 6.8e-5 were measured), so of 40,000 five may do so by chance, where ``exact_min`` allows four.
+``ulp_max`` holds for these too."""
+
+
+def exact_band(exact_min: float, elements: int) -> float:
+    """Return the smallest share of so many elements that must equal the rightly rounded float64 result."""
+    return min(exact_min, max(0.0, 1 - INEXACT_ALLOWED / elements)) if elements else exact_min
+
 
 class Truth:
     """What the other models are held against: the trained model as it was when training ended.
@@ -210,13 +220,13 @@ def tensor_checks(observation: Observation, request: Request, report: TensorRepo
         passed=rightly == attempted > 0 and not report.unpaired,
         detail=_names(report.not_applied + [f"{pair} (covers nothing on disk)" for pair in report.unpaired]),
     )
-    exact = report.exact_fraction
+    exact, enough = report.exact_fraction, exact_band(bands.exact_min, report.changed_elements)
     observation.check(
         "exact",
         "compare",
         exact,
-        f">= {bands.exact_min:g}",
-        passed=exact is not None and exact >= bands.exact_min and report.max_ulp <= bands.ulp_max,
+        f">= {enough:g}",
+        passed=exact is not None and exact >= enough and report.max_ulp <= bands.ulp_max,
         detail=f"largest distance {report.max_ulp:.3g} ulp, at most {bands.ulp_max:g} allowed",
     )
 

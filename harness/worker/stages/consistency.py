@@ -19,6 +19,10 @@ from harness.worker.stages.experts_watch import ExpertWatch
 from harness.worker.stages.forward_paths import lora_in_float32
 from harness.worker.stages.functional import distance, judge_logprobs
 
+NEAR_TIE = 1e-4
+"""Router gap, in logits, below which a generated position is not compared. Both forwards are the trained model's own,
+in float32, whatever is stored and whatever merges: ``near_tie_epsilon`` is wider where a merge rounds."""
+
 
 def check_unchanged(
     observation: Observation, peft_model: Any, request: Request, *, base_logits: Any, clear: Any, vocab: int
@@ -168,7 +172,7 @@ def check_cache(observation: Observation, request: Request, cached: Sequence[Any
     judgement, control = judge_logprobs(
         torch.cat([sample.logits for sample in whole])[None],
         torch.cat(list(cached))[None],
-        torch.cat([sample.gaps for sample in whole])[None] >= request.bands.near_tie_epsilon,
+        torch.cat([sample.gaps for sample in whole])[None] >= NEAR_TIE,
         band=band,
         detail="the model says something else with a cache than without",
     )

@@ -17,13 +17,17 @@ from harness.worker.request import Request
 from harness.worker.stages.data import evaluation_prompts
 from harness.worker.stages.functional import judge_logprobs
 from harness.worker.stages.quantized import DEQUANTIZED
+from harness.worker.stages.vocabulary import RESIZED
 
 KEPT = "definition.safetensors"
 
 
 def trained_on(request: Request) -> Path:
-    """Return the checkpoint that training really saw: the base, or what its codes mean."""
-    return request.base if recipe(request.recipe).quantization is None else request.work / DEQUANTIZED
+    """Return the checkpoint that training really saw: the base, what its codes mean, or it with more tokens."""
+    plan = recipe(request.recipe)
+    if plan.new_tokens:
+        return request.work / RESIZED
+    return request.base if plan.quantization is None else request.work / DEQUANTIZED
 
 
 def meant(request: Request, vocab: int, name: str) -> Any:

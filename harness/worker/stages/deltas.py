@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.worker.observation import Judgement, Observation
+from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.stages.attach import MAGNITUDE, adapters_of, factors_of, lora_layers, magnitudes
+from harness.worker.stages.biases import biases_of, trained_biases
 from harness.worker.stages.peft_names import Target
+from harness.worker.stages.targets import HEAD
 from harness.worker.stages.two_adapters import BEFORE, TRAINED
-from harness.worker.stages.whole import trained_weight, whole_modules
+from harness.worker.stages.vocabulary import EMBEDDING
+from harness.worker.stages.whole import COPIES, trained_weight, whole_modules
 
 DELTAS = "deltas.safetensors"
 PAIRS = "pairs.json"
@@ -28,14 +32,15 @@ NO_EXPERTS = (None, "weight")
 """What of a target's parameter is not the routed experts': a Linear, or a router that is none."""
 
 
-def save_deltas(peft_model: Any, directory: Path) -> None:
+def save_deltas(peft_model: Any, directory: Path, *, new_tokens: int = 0) -> None:
     """Write every delta in float64, that of all adapters together, and which saved LoRA pair it belongs to.
 
-    The model is float64 meanwhile, and afterwards what it was.
+    The model is float64 meanwhile, and afterwards what it was. Of ``new_tokens``, rows that the vocabulary was resized
+    by, the delta is the whole row.
 
-    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, and ``<module>:<parameter>`` → (E, …)
-    for fused experts. ``pairs.json`` has the adapter's key prefix → that name. ``scalings.json`` has the prefix → what
-    PEFT multiplies the product of the trained adapter's pair with.
+    ``deltas.safetensors`` has ``<module>`` → (out, in) for Linears and routers, ``<module>:<parameter>`` → (E, …) for
+    fused experts and ``<module>:bias`` → (out,) for a Linear's bias. ``pairs.json`` has the adapter's key prefix → that
+    name. ``scalings.json`` has the prefix → what PEFT multiplies the product of the trained adapter's pair with.
     """
     import torch
     from safetensors.torch import save_file
@@ -56,12 +61,27 @@ def save_deltas(peft_model: Any, directory: Path) -> None:
             delta = _merged_delta(layer) if magnitudes(layer) else sum(plain)
             deltas[name] = delta.reshape(shape).contiguous().cpu()
             pairs[key], scalings[key] = name, float(layer.scaling[TRAINED])
-        for key, ((module, _), wrapper) in whole_modules(peft_model).items():
+        for key, ((module, parameter), bias) in trained_biases(lora_layers(peft_model), directory).items():
+            name = f"{module}:{parameter}"
+            deltas[name], pairs[key] = bias.delta.contiguous(), name
+        whole = whole_modules(peft_model)
+        for key, ((module, _), wrapper) in whole.items():
             deltas[module] = (trained_weight(wrapper) - wrapper.original_module.weight).contiguous().cpu()
+            pairs[key] = module
+        for key, (module, end) in resized_ends(peft_model).items() if new_tokens else ():
+            # Rows that the base does not have are new as a whole.
+            deltas[module] = deltas[module] if key in whole else torch.zeros_like(end.weight, device="cpu")
+            deltas[module][-new_tokens:] = (trained_weight(end) if key in whole else end.weight)[-new_tokens:]
             pairs[key] = module
     save_file(deltas, directory / DELTAS)
     for file, content in ((PAIRS, pairs), (SCALINGS, scalings)):
         (directory / file).write_text(json.dumps(content, indent=1, sort_keys=True))
+
+
+def resized_ends(peft_model: Any) -> dict[str, tuple[str, Any]]:
+    """Return embeddings and head: their path in a saved adapter → (module, itself or PEFT's wrapper of it)."""
+    ends = {EMBEDDING: peft_model.get_input_embeddings(), HEAD: peft_model.get_output_embeddings()}
+    return {f"base_model.model.{module}": (module, end) for module, end in ends.items()}
 
 
 @contextmanager
@@ -107,7 +127,7 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
     """
     saved, memory = read_adapter(request.adapter), _named(request.work / BEFORE)
     rightly: set[Target] = set()
-    memory |= _copies(peft_model, saved)
+    memory |= _copies(peft_model, saved) | _resized(peft_model, request)
     layouts: set[str] = set()
     experts: set[int] = set()
     ranks: set[int] = set()
@@ -119,6 +139,9 @@ def check_saved(observation: Observation, peft_model: Any, request: Request) -> 
         if target[1] not in NO_EXPERTS:
             layouts.add(_io_layout(layer))
             experts.add(int(layer.get_param().shape[0]))
+    for name, (target, bias) in trained_biases(lora_layers(peft_model), request.work).items():
+        memory[name] = bias.parameter.detach().cpu()
+        rightly |= {target} if name in saved and _same_bits(memory[name], saved[name]) else set()
     for key, (target, wrapper) in whole_modules(peft_model).items():
         name = f"{key}.weight"
         memory[name] = trained_weight(wrapper).detach().cpu()
@@ -154,9 +177,20 @@ def parts_of(key: str, layer: Any, adapter: str) -> dict[str, Any]:
 
 
 def _copies(peft_model: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the base has in memory of weights that PEFT saves beside a LoRA on embeddings or head."""
-    layers = {f"{key}.base_layer.weight": layer for key, (_, layer) in lora_layers(peft_model).items()}
-    return {name: layers[name].get_base_layer().weight.detach().cpu() for name in saved if name in layers}
+    """Return what is in memory of weights that PEFT saves beside a LoRA on embeddings or head: the base's, mostly."""
+    held = {f"{key}.base_layer.weight": layer.get_base_layer() for key, (_, layer) in lora_layers(peft_model).items()}
+    for key, (_, wrapper) in whole_modules(peft_model).items():  # and beside a copy, where the vocabulary was resized
+        held[f"{key}.original_module.weight"] = wrapper.original_module
+        held[f"{key}.{COPIES}.weight"] = getattr(wrapper, COPIES)[TRAINED]
+    return {name: held[name].weight.detach().cpu() for name in saved if name in held}
+
+
+def _resized(peft_model: Any, request: Request) -> dict[str, Any]:
+    """Return embeddings and head where the vocabulary was resized: PEFT saves them then, trained or not."""
+    if not recipe(request.recipe).new_tokens:
+        return {}
+    ends = {key: end for key, (_, end) in resized_ends(peft_model).items() if key not in whole_modules(peft_model)}
+    return {f"{key}.weight": end.weight.detach().cpu() for key, end in ends.items()}
 
 
 def check_reloaded(observation: Observation, peft_model: Any, request: Request) -> set[Target]:
@@ -168,7 +202,7 @@ def check_reloaded(observation: Observation, peft_model: Any, request: Request) 
         The targets whose pairs are as the file has them.
     """
     saved = read_adapter(request.adapter)
-    loaded: dict[str, Any] = _copies(peft_model, saved)
+    loaded: dict[str, Any] = _copies(peft_model, saved) | _resized(peft_model, request)
     rightly: set[Target] = set()
     for key, (target, layer) in lora_layers(peft_model).items():
         own: dict[str, Any] = {}
@@ -177,6 +211,10 @@ def check_reloaded(observation: Observation, peft_model: Any, request: Request) 
             own |= {f"{folder}{name}": tensor for name, tensor in parts_of(key, layer, adapter).items()}
         loaded |= {name: tensor.to(saved[name].dtype) if name in saved else tensor for name, tensor in own.items()}
         rightly |= {target} if all(n in saved and _same_bits(loaded[n], saved[n]) for n in own) else set()
+    for name, (target, bias) in biases_of(lora_layers(peft_model)).items():
+        if name in saved:
+            loaded[name] = bias.parameter.detach().cpu()
+            rightly |= {target} if _same_bits(loaded[name], saved[name]) else set()
     for key, (target, wrapper) in whole_modules(peft_model).items():
         name = f"{key}.weight"
         loaded[name] = trained_weight(wrapper).detach().cpu()

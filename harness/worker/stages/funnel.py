@@ -8,6 +8,7 @@ from typing import Any
 from harness.contract.funnel import FunnelStep
 from harness.contract.tensors import Kind
 from harness.worker.observation import Observation
+from harness.worker.stages.biases import Bias
 from harness.worker.stages.peft_names import Target
 from harness.worker.stages.whole import COPIES, trained_weight
 
@@ -29,7 +30,11 @@ def with_gradient(layers: Mapping[str, tuple[Target, Any]], norms: Mapping[str, 
     found = set()
     for key, (target, _) in layers.items():
         path = key.removeprefix("base_model.model.")
-        own = [norm for name, norm in norms.items() if name.startswith((f"{path}.lora_", f"{path}.{COPIES}."))]
+        own = [
+            norm
+            for name, norm in norms.items()
+            if name == path or name.startswith((f"{path}.lora_", f"{path}.{COPIES}."))
+        ]
         if own and all(norm > 0.0 for norm in own):
             found.add(target)
     return found
@@ -42,6 +47,9 @@ def with_delta(layers: Mapping[str, tuple[Target, Any]], adapter: str) -> set[Ta
     """
     found = set()
     for target, layer in layers.values():
+        if isinstance(layer, Bias):
+            found |= {target} if layer.delta.any() else set()
+            continue
         if hasattr(layer, "original_module"):
             moved = not trained_weight(layer).equal(layer.original_module.weight)
             found |= {target} if moved else set()

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Collection
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness.engines.engine import Job, engine
-from harness.worker.releases import dtype_argument
+from harness.worker.releases import installed_dtype_argument
 from harness.worker.request import Request
 
 ENGINE_REPORT = "engine.json"
@@ -55,7 +54,7 @@ def merge_with_engine(
         dtype=request.dtype,
         device=request.device,
         threads=request.threads,
-        dtype_argument=dtype_argument(metadata.version("transformers")),
+        dtype_argument=installed_dtype_argument(),
     )
     merged = engine(request.engine).merge(job)
     if merged.exit != 0:

@@ -21,7 +21,9 @@ from harness.worker.request import Request
 from harness.worker.stages.deltas import DELTAS, PAIRS, SCALINGS
 from harness.worker.stages.merge import merge_with_engine
 from harness.worker.stages.rewriting import write_like
+from harness.worker.stages.shards import read_weights
 from harness.worker.stages.tensor_gate import on_disk
+from harness.worker.stages.vocabulary import HEAD_KEY, Vocabulary
 
 
 class FaultDoesNotApplyError(ValueError):
@@ -82,8 +84,11 @@ def merge_with_fault(
     copy = out.with_name(f"{out.name}-adapter")
     shutil.copytree(request.adapter, copy)
 
+    trained = load_file(request.work / DELTAS)
+    vocabulary = Vocabulary.of(checkpoint, trained)
+
     def write(deltas: Mapping[str, Any]) -> None:
-        _write_merge(checkpoint, source, out, deltas)
+        _write_merge(vocabulary, source, out, deltas)
 
     site = Site(
         facts=facts,
@@ -92,7 +97,7 @@ def merge_with_fault(
         merged=out,
         pairs=json.loads((request.work / PAIRS).read_text()),
         scalings=json.loads((request.work / SCALINGS).read_text()),
-        deltas=load_file(request.work / DELTAS),
+        deltas=trained,
         write=write,
     )
     with being_planted(name):
@@ -102,9 +107,13 @@ def merge_with_fault(
     return said
 
 
-def _write_merge(checkpoint: Checkpoint, base: Path, out: Path, deltas: Mapping[str, Any]) -> None:
+def _write_merge(vocabulary: Vocabulary, base: Path, out: Path, deltas: Mapping[str, Any]) -> None:
     """Write base + deltas, added in float64 and rounded once to the dtype of each tensor."""
-    parts = {key: delta for key, (_, delta) in on_disk(checkpoint, dict(deltas), base).items()}
-    write_like(
-        base, out, lambda key, tensor: (tensor.double() + parts[key]).to(tensor.dtype) if key in parts else tensor
-    )
+    parts = {key: delta for key, (_, delta) in on_disk(vocabulary.checkpoint, dict(deltas), base).items()}
+
+    def summed(key: str, tensor: Any) -> Any:
+        return (tensor.double() + parts[key]).to(tensor.dtype) if key in parts else tensor
+
+    before = vocabulary.before(read_weights(base).tensors)
+    write_like(base, out, lambda key, tensor: summed(key, before[key] if vocabulary.config else tensor))
+    vocabulary.finish(out, summed(HEAD_KEY, before[HEAD_KEY]) if vocabulary.untied is not None else None)

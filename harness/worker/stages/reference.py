@@ -18,6 +18,7 @@ from harness.worker.stages.deltas import DELTAS
 from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_samples, save_view
 from harness.worker.stages.experts_watch import watch_experts
 from harness.worker.stages.load import load_model
+from harness.worker.stages.vocabulary import Vocabulary
 
 
 def save_reference(
@@ -32,25 +33,29 @@ def save_reference(
         base: another base that the deltas go onto.
         name: what the view is kept as.
     """
-    model = rightly_rounded(request, base or request.base)
+    model = rightly_rounded(request, checkpoint, base or request.base)
     logits, gaps = near_ties(watch_experts(model, checkpoint), model, request, vocab)
     save_view(request.work, name, {"logits": logits, "gaps": gaps})
 
 
-def save_reference_samples(request: Request, vocab: int) -> None:
+def save_reference_samples(request: Request, checkpoint: Checkpoint, vocab: int) -> None:
     """Keep what the rightly rounded model generates, beside the view that ``save_reference`` makes of it."""
-    save_samples(request.work, REFERENCE, samples_of(rightly_rounded(request, request.base), request, vocab))
+    save_samples(
+        request.work, REFERENCE, samples_of(rightly_rounded(request, checkpoint, request.base), request, vocab)
+    )
 
 
-def rightly_rounded(request: Request, base: Path) -> Any:
+def rightly_rounded(request: Request, checkpoint: Checkpoint, base: Path) -> Any:
     """Return the base with PEFT's deltas added in float64 and rounded once to the cell's dtype, in memory."""
     import torch
     from safetensors.torch import load_file
 
     model = load_model(base, request)
     dtype = getattr(torch, TORCH_DTYPE[request.dtype])
+    deltas = load_file(request.work / DELTAS)
+    Vocabulary.of(checkpoint, deltas).prepare(model)
     with torch.no_grad():
-        for target, delta in load_file(request.work / DELTAS).items():
+        for target, delta in deltas.items():
             path, _, parameter = target.partition(":")
             weight = getattr(model.get_submodule(path), parameter or "weight")
             exact = weight.double() + delta.to(weight.device)

@@ -16,10 +16,12 @@ from typing import Any
 from harness.contract.tensors import KINDS, Kind
 from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.recipes.recipe import Recipe
+from harness.worker.stages.biases import BIAS
 from harness.worker.stages.peft_names import REWRITTEN_SUFFIXES, Target, rewrites_names_of
 
 ROLES_OF_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 ALL_LINEAR = "all-linear"
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,16 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
 
 
 def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
+    """Return what is trained, per kind: what must get a LoRA, and biases beside it."""
+    targets = _of_lora(checkpoint, recipe, form)
+    if "head" in recipe.kinds and checkpoint.config.get("tie_word_embeddings"):
+        targets["head"].add((HEAD, None))  # which has no tensor of its own
+    for kind, target in _biases(checkpoint, recipe):
+        targets[kind].add(target)
+    return {kind: members for kind, members in targets.items() if members}
+
+
+def _of_lora(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what must get a LoRA, per kind."""
     if checkpoint.introspected is not None:
         return _found_targets(checkpoint.introspected, recipe)
@@ -83,7 +95,13 @@ def _described_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> di
                 if _is_meant(recipe, name):
                     found = _of_experts(spec.module, role if form.fused else name, fused=form.fused, experts=experts)
                     targets[spec.kind] |= found
-    return {kind: members for kind, members in targets.items() if members}
+    return targets
+
+
+def _biases(checkpoint: Checkpoint, recipe: Recipe) -> list[tuple[Kind, Target]]:
+    """Return the biases that are trained: those of Linears of the kinds that get a LoRA."""
+    asked = recipe.kinds if recipe.bias == "lora_only" else ()
+    return [(spec.kind, (spec.bias_of, BIAS)) for spec in checkpoint.tensors if spec.bias_of and spec.kind in asked]
 
 
 def _found_targets(inside: Introspected, recipe: Recipe) -> dict[str, set[Target]]:
@@ -117,6 +135,7 @@ def kind_of(checkpoint: Checkpoint, target: Target) -> Kind:
     if checkpoint.introspected is not None:
         return {(part.module, part.parameter): part.kind for part in checkpoint.introspected.parts}[target]
     kinds = {spec.module: spec.kind for spec in checkpoint.tensors if spec.module is not None}
+    kinds.setdefault(HEAD, "head")  # the embedding, where the two are tied
     module, _ = target
     return kinds[module] if module in kinds else kinds[module.rsplit(".", 2)[0]]  # a Linear of one expert
 

@@ -19,10 +19,12 @@ from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import Kind, TensorSpec
 from harness.worker.introspection.saved import deltas_on_disk
+from harness.worker.stages.biases import BIAS
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
 from harness.worker.stages.naming import Found, find
 from harness.worker.stages.shards import INDEX, Weights, moved_in_index, read_weights, wrong_in_index
+from harness.worker.stages.vocabulary import CONFIG, Vocabulary
 
 MANIFEST = "merge_manifest.json"
 """What our engine writes beside the checkpoint: what it did to every tensor."""
@@ -47,6 +49,7 @@ class TensorReport:
         by_kind: the same per kind.
         by_target: what became of the tensors that each module or parameter in memory covers, by its kind and name.
         exact_fraction: share of elements of tensors with a delta that equal the correctly rounded float64 result.
+        changed_elements: how many elements those tensors have.
         max_ulp: largest distance from the exact result, beyond what float32 accumulation may lose. In units in the last
             place of the largest of |base|, |delta|, |result|.
         not_applied: names of dropped and wrong tensors.
@@ -60,7 +63,7 @@ class TensorReport:
         files_rewritten: files that differ and say the same, in this release's words.
         files_unexpected: files that the base does not have, and that no engine is known to add.
         verdicts: what became of each tensor with a delta, by key, in the words of ``counts``.
-        norms: the Frobenius norm of each delta, by key.
+        norms: the Frobenius norm of each delta, by key; of a tensor that has grown, its own.
         index_wrong: keys that the index puts where they are not, or does not name, a wrong total size, and what of
             index and shards cannot be read. Of an engine that keeps bytes: keys that lie in another shard too.
         files_changed: files beside the weights whose content differs (their index apart: the keys say it).
@@ -70,6 +73,7 @@ class TensorReport:
     by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     by_target: dict[tuple[Kind, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     exact_fraction: float | None = None
+    changed_elements: int = 0
     max_ulp: float = 0.0
     not_applied: list[str] = field(default_factory=list)
     unpaired: list[str] = field(default_factory=list)
@@ -142,6 +146,8 @@ def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, A
     """
     import torch
 
+    if spec.bias_of is not None and f"{spec.bias_of}:{BIAS}" in deltas:
+        yield f"{spec.bias_of}:{BIAS}", deltas[f"{spec.bias_of}:{BIAS}"]
     if spec.module is None:
         return
     if spec.role is None:
@@ -187,9 +193,12 @@ def inspect(
         keeps_bytes: what the engine promises (``Engine.keeps_bytes``). Where it is False, other names by the rules of
             ``naming`` and other words by those of ``meaning`` are no fault. Every tensor is judged all the same.
     """
+    from safetensors.torch import load_file
+
     report = TensorReport()
     originals, weights = read_weights(base), read_weights(merged)
-    before, after = originals.tensors, weights.tensors
+    vocabulary = Vocabulary.of(checkpoint, load_file(work / DELTAS))
+    checkpoint, before, after = vocabulary.checkpoint, vocabulary.before(originals.tensors), weights.tensors
     deltas, by, report.unpaired = covered(checkpoint, work, adapter, base)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
@@ -197,11 +206,11 @@ def inspect(
     report.extras_missing = sorted(spec.key for spec in checkpoint.tensors if spec.extra and spec.key not in after)
     report.keys_unexpected = sorted(after.keys() - {key for place in found.values() for key in place.keys})
     report.keys_unexpected += [f"{key} (in two shards)" for key in sorted(weights.repeated)]
-    _compare_files(report, base, merged, keeps_bytes=keeps_bytes)
+    _compare_files(report, base, merged, keeps_bytes=keeps_bytes, vocabulary=vocabulary)
     report.index_wrong = weights.unreadable + wrong_in_index(merged, weights)
     report.index_wrong += moved_in_index(base, merged) if keeps_bytes else []
     report.files_changed += _wrong_metadata(originals, weights, keeps_bytes=keeps_bytes)
-    changed_elements = exact_elements = 0
+    exact_elements = 0
     for spec in checkpoint.tensors:
         old, new = before[spec.key], found[spec.key].tensor
         if new is not None and new.dtype != old.dtype:
@@ -224,17 +233,18 @@ def inspect(
             rounded = exact.to(new.dtype)
             ulps = _ulps(new, exact, old, delta)
             verdict = _verdict(old, new, rounded, delta, ulps, ulp_max)
-            changed_elements += delta.numel()
+            report.changed_elements += delta.numel()
             exact_elements += int((new == rounded).sum())
             report.max_ulp = max(report.max_ulp, ulps)
         report.by_target[spec.kind, by[spec.key]].append(verdict)
         for counter in (report.counts, report.by_kind[spec.kind]):
             counter.update((verdict, "attempted"))
-        report.verdicts[spec.key], report.norms[spec.key] = verdict, float(delta.norm())
+        report.verdicts[spec.key] = verdict
+        report.norms[spec.key] = float((old.double() + delta if spec.key in vocabulary.grown else delta).norm())
         if verdict in {"dropped", "wrong"}:
             report.not_applied.append(f"{spec.key} ({verdict})")
-    if changed_elements:
-        report.exact_fraction = exact_elements / changed_elements
+    if report.changed_elements:
+        report.exact_fraction = exact_elements / report.changed_elements
     return report
 
 
@@ -248,7 +258,9 @@ def _look_up(tensors: dict[str, Any], checkpoint: Checkpoint, *, keeps_bytes: bo
     }
 
 
-def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool) -> None:
+def _compare_files(
+    report: TensorReport, base: Path, merged: Path, *, keeps_bytes: bool, vocabulary: Vocabulary
+) -> None:
     """Compare names and contents of what lies beside the weights.
 
     Of the index only the name is compared here: its keys are judged one by one.
@@ -258,6 +270,8 @@ def _compare_files(report: TensorReport, base: Path, merged: Path, *, keeps_byte
     weights = {name for name in ours if name.endswith(".safetensors")}
     common = (ours & theirs) - weights - {INDEX}
     changed = {name for name in common if content(base / name) != content(merged / name)}
+    if vocabulary.config and CONFIG in common:
+        changed = changed - {CONFIG} if vocabulary.says(base, merged) else changed | {CONFIG}
     missing, unexpected = ours - theirs - weights, theirs - ours - OWN_FILES
     same: set[str] = set()
     if not keeps_bytes and (changed or missing or unexpected):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.worker.stages.biases import SUFFIX
 from harness.worker.stages.peft_names import Target
 from harness.worker.stages.two_adapters import TRAINED
 
@@ -29,8 +30,8 @@ def trained_weight(wrapper: Any) -> Any:
 
 
 def is_trained(name: str) -> bool:
-    """Whether a parameter of that name in a PEFT model is a LoRA's or a copy's."""
-    return ".lora_" in name or f".{COPIES}." in name
+    """Whether a parameter of that name in a PEFT model is a LoRA's, a copy's or the bias beside a LoRA."""
+    return ".lora_" in name or f".{COPIES}." in name or name.endswith(SUFFIX)
 
 
 def saved_copy(name: str) -> str:

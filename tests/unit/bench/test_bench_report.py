@@ -149,6 +149,7 @@ def test_every_case_is_complete() -> None:
         "cells",
         "experts_gpu",
         "stage_time",
+        "reuse",
     )
     assert choose(()) == usual_cases() == ("copy", "others", "exactness", "audit", "plan", "experts")
     assert choose(("experts_gpu", "cells")) == ("cells", "experts_gpu")

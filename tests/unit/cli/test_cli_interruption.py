@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +15,8 @@ from harness.execution.observer import RunReport
 from harness.execution.scheduler import RunInterruptedError
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
+
+STACK = Stack(transformers="5.5.0", peft="0.19.1", trl="0.25.1", pins={"torch": "2.13.0"})
 
 
 def interrupted(cells: Sequence[Cell], done: int) -> RunInterruptedError:
@@ -52,7 +55,9 @@ def test_the_sentence_is_true_of_none_one_and_several(planned: int, done: int, s
     ("command", "advice"),
     [
         (("run", "--model", "qwen3_moe", "--peft", "0.19.1"), "The same command again runs the cell"),
-        (("matrix", "--profile", "smoke"), "The same command with --resume"),
+        (("matrix", "--profile", "smoke"), "The same command again does the rest"),
+        (("matrix", "--profile", "smoke", "--fresh", "--keep"), "The same command without --fresh and --keep does"),
+        (("matrix", "--profile", "smoke", "--python", sys.executable), "The same command again runs every cell"),
     ],
 )
 def test_the_advice_is_of_the_command_that_was_run(
@@ -65,6 +70,7 @@ def test_the_advice_is_of_the_command_that_was_run(
     monkeypatch.setattr(execute, "run_cells", run_cells)
     monkeypatch.setattr(execute, "check_versions_exist", lambda _stacks: None)
     monkeypatch.setattr(execute, "yanked_pins", lambda _stacks: ())
+    monkeypatch.setattr(importlib.import_module("harness.cli.matrix"), "installed_stack", lambda _python: STACK)
     out = str(tmp_path_factory.mktemp("out"))
     error = CliRunner().invoke(app, [*command, "--device", "cpu", "--out", out]).exception
 

@@ -25,6 +25,6 @@ def test_the_report_of_a_folder_shows_what_was_planned_and_not_run(tmp_path: Pat
 
     assert done.exit_code == 1, done.output
     assert f"{len(cells)} not run" in done.output
-    assert "--resume" in done.output
+    assert "The command that planned them does the rest." in done.output
     assert report["summary"]["colour"] == "red"
     assert {row["result"]["cell_id"] for row in report["rows"]} == {cell.id for cell in cells}

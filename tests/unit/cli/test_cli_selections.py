@@ -87,7 +87,7 @@ def test_the_plan_shows_what_was_found_and_what_is_known(monkeypatch: pytest.Mon
 
     def prepared(stacks: Any, *, device: str) -> Prepared:
         assert device == "cpu"
-        return Prepared(there=frozenset([next(iter(stacks)).key]), seconds_each=5.0)
+        return Prepared(there=frozenset([next(iter(stacks)).key]), identities={}, seconds_each=5.0)
 
     monkeypatch.setattr(module, "prepared_environments", prepared)
     folder = tmp_path / "cells" / "qwen3_moe"

@@ -23,7 +23,8 @@ from harness.result import HOST_FIELDS, WORKER_FIELDS, CellResult
 PLAIN = CellFacts(kinds=("attention", "expert"), quantized=False, fused_experts=True, defined=True)
 
 ALWAYS = {
-    ("attached", "attach"), ("unchanged", "train"), ("generation", "train"), ("cache", "train"), ("steps", "train"),
+    ("attached", "attach"), ("unchanged", "train"), ("generation", "generate"), ("cache", "generate"),
+    ("steps", "train"),
     ("update", "train"), ("gradients", "train"),
     ("loss", "train"), ("coverage", "train"), ("attached", "save"), ("attached", "reload-adapter"),
     ("adapter_reload", "reload-adapter"), ("signal", "compare"), ("kl", "compare"), ("logprob", "compare"),
@@ -35,7 +36,7 @@ BROKEN_MERGES = {
     (name, "compare") for name in ("kl", "logprob", "applied", "exact", "untouched_bytes", "keys", "dtypes", "files")
 }
 """Checks whose controls are merges that are broken on purpose."""
-WITH_PATHS = {("forward_paths", "train")}
+WITH_PATHS = {("forward_paths", "forward-paths")}
 PLAINLY = {("modes", "train")}
 RESUMED = {("resumed", "train")}
 PER_EXPERT = {("per_expert", "reload-adapter")}
@@ -117,19 +118,23 @@ def test_other_names_do_not(name: str) -> None:
 
 def test_the_stages_are_these_and_each_needs_only_earlier_ones() -> None:
     assert STAGES == (
-        "resolve", "install", "import", "build", "load", "attach", "train", "save", "reload-adapter", "merge",
-        "reload-merged", "compare", "controls",
+        "resolve", "install", "import", "build", "load", "attach", "train", "save", "generate", "forward-paths",
+        "reload-adapter", "merge", "reload-merged", "generate-merged", "compare", "controls",
     )  # fmt: skip
     assert STAGES[2:] == WORKER_STAGES
     assert tuple(stages.TABLE) == STAGES
     needs: dict[StageName, tuple[StageName, ...]] = {name: stage.needs for name, stage in stages.TABLE.items()}
     assert all(STAGES.index(need) < STAGES.index(name) for name, found in needs.items() for need in found)
     assert needs["merge"] == needs["reload-adapter"] == ("save",), "the merge does not wait for the adapter's reload"
+    tried = {"generate", "forward-paths", "generate-merged"}
+    needing = {name: tried & set(found) for name, found in needs.items() if tried & set(found)}
+    assert needing == {"generate-merged": {"generate"}}, "what is tried besides can stop nothing else"
 
 
 def test_the_outcomes_are_these_worst_first() -> None:
     assert outcomes.OUTCOMES == (
-        "crash", "oom", "timeout", "error", "noop", "fail", "blind", "unresolvable", "unsupported", "skipped", "pass",
+        "crash", "oom", "timeout", "error", "noop", "fail", "blind", "environment", "unresolvable", "unsupported",
+        "skipped", "pass",
     )  # fmt: skip
     assert tuple(outcomes.MEANINGS) == outcomes.OUTCOMES
     assert outcomes.OUTCOMES[-3:] == outcomes.HARMLESS
@@ -144,11 +149,14 @@ def test_the_worst_outcome_decides(some: list[Outcome], expected: Outcome) -> No
 
 
 def test_every_failure_can_be_declared() -> None:
-    """A Literal cannot be computed, so the one in expectations is held against the table."""
+    """A Literal cannot be computed, so the one in expectations is held against the table.
+
+    What is the machine's fault is no failure of a cell, so that nobody can declare it.
+    """
     for outcome in outcomes.OUTCOMES:
-        fields = {"cells": ["*"], "stage": "train", "outcome": outcome, "reason": "why", "since": "1"}
-        if outcome in {"pass", "unsupported"}:
-            with pytest.raises(ValueError, match=r"outcome|cannot lack in train"):
+        fields = {"cells": ["*"], "stage": "save", "outcome": outcome, "reason": "why", "since": "1"}
+        if outcome in {"pass", "unsupported", "environment"}:
+            with pytest.raises(ValueError, match=r"outcome|cannot lack in save"):
                 Expectation.model_validate(fields)
         else:
             assert Expectation.model_validate(fields).outcome == outcome

@@ -155,6 +155,55 @@ def test_an_embedding_is_looked_up_so_its_delta_lies_the_other_way_round(tmp_pat
         read_deltas(write(tmp_path / "other", {**pair, **other}), base)
 
 
+def test_a_bias_beside_a_lora_takes_the_place_of_the_base_s(tmp_path: Path) -> None:
+    """The base's is (1, 2) and the saved one (4, 0). What is asked for one by one is the saved one."""
+    key, name = "base_model.model.model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj"
+    base = Weights(stored={**BASE.stored, f"{name}.bias": np.array([1.0, 2.0])})
+    pair = {f"{key}.lora_A.weight": [[1.0]], f"{key}.lora_B.weight": [[1.0], [3.0]]}
+    trained = {**pair, f"{key}.base_layer.bias": [4.0, 0.0]}
+    found = read_deltas(write(tmp_path / "adapter", trained, bias="lora_only"), base)
+
+    assert found.linears[f"{name}.bias"].tolist() == [3.0, -2.0]
+    assert base.plus(found)[f"{name}.bias"].tolist() == [4.0, 0.0]
+    assert read_deltas(write(tmp_path / "lost", pair, bias="lora_only"), base).linears.keys() == {name}
+    with pytest.raises(UnreadableAdapterError, match="more than pairs"):
+        read_deltas(write(tmp_path / "unsaid", trained), base)
+    with pytest.raises(UnreadableAdapterError, match="does not have"):
+        read_deltas(write(tmp_path / "another", trained, bias="lora_only"), BASE)
+
+
+def test_a_resized_vocabulary_replaces_the_base_s_and_is_no_delta_where_the_base_has_it(tmp_path: Path) -> None:
+    """Three tokens where the base has two. Rows that are new begin at zero, and those that were there are (0, 1)."""
+    base = Weights(stored={"embed_tokens.weight": np.ones((2, 1)), "lm_head.weight": np.full((2, 1), 2.0)})
+    larger = {"model.embed_tokens": [[1.0], [2.0], [5.0]], "lm_head": [[2.0], [2.0], [7.0]]}
+    saved = {f"base_model.model.{name}.weight": rows for name, rows in larger.items()}
+    folder = write(tmp_path / "adapter", saved)
+    found = read_deltas(folder, base)
+
+    assert found.linears["embed_tokens"].tolist() == [[0.0], [1.0], [5.0]]
+    assert base.plus(found)["embed_tokens.weight"].tolist() == larger["model.embed_tokens"]
+    assert base.plus(found)["lm_head.weight"].tolist() == larger["lm_head"]
+    own = Weights(stored={f"{name.removeprefix('model.')}.weight": np.array(rows) for name, rows in larger.items()})
+    assert not read_deltas(folder, own).linears
+
+
+def test_what_peft_saves_of_a_copy_on_a_resized_vocabulary_is_the_same_twice_and_what_it_was(tmp_path: Path) -> None:
+    """The base has one token. What it was before training had a second one already, which is nobody's."""
+    base, key = Weights(stored={"lm_head.weight": np.ones((1, 1))}), "base_model.model.lm_head"
+    saved = {
+        f"{key}.weight": [[2.0], [3.0]],
+        f"{key}.modules_to_save.weight": [[2.0], [3.0]],
+        f"{key}.original_module.weight": [[1.0], [9.0]],
+    }
+    found = read_deltas(write(tmp_path / "adapter", saved, modules_to_save=["lm_head"]), base)
+
+    assert found.linears["lm_head"].tolist() == [[1.0], [3.0]]
+    for name, other in (("modules_to_save", "stands in its place"), ("original_module", "the base has there")):
+        wrong = {**saved, f"{key}.{name}.weight": [[4.0], [3.0]]}
+        with pytest.raises(UnreadableAdapterError, match=other):
+            read_deltas(write(tmp_path / name, wrong, modules_to_save=["lm_head"]), base)
+
+
 @pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"bias": "all"}])
 def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UnreadableAdapterError):
@@ -228,5 +277,5 @@ def test_a_module_that_is_saved_whole_replaces_the_base_s(tmp_path: Path) -> Non
     found = read_deltas(write(tmp_path / "adapter", tensors, modules_to_save=["lm_head"]), base)
 
     assert base.plus(found)["lm_head.weight"].tolist() == [[5.0], [2.5]]
-    with pytest.raises(UnreadableAdapterError, match="beside pairs"):
+    with pytest.raises(UnreadableAdapterError, match="more than pairs"):
         read_deltas(write(tmp_path / "other", tensors), base)

@@ -139,8 +139,10 @@ def test_locks_are_forgotten_when_asked(tmp_path: Path) -> None:
 
     clean_environments(root=tmp_path)
     assert (layout.locks / "k.txt").exists()
+    being_written = layout.locks / ".k.txt.0123"
+    being_written.write_text("six", encoding="utf-8")
     clean_environments(locks=True, root=tmp_path)
-    assert not list(layout.locks.iterdir()) + list(layout.known_versions.iterdir())
+    assert list(layout.locks.iterdir()) + list(layout.known_versions.iterdir()) == [being_written]
 
 
 def test_a_guard_is_shared_by_users_and_exclusive_to_makers(tmp_path: Path) -> None:

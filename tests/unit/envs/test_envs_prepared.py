@@ -50,6 +50,8 @@ def test_an_environment_is_there_when_its_lock_and_its_marker_are(tmp_path: Path
 
     assert [found.has(stack) for stack in (STACK, half, absent, otherwise)] == [True, False, False, False]
     assert found.seconds_each == 4.0
+    assert found.identities.keys() == {STACK.key, half.key}, "whose locks are known"
+    assert found.identities[STACK.key] != found.identities[half.key]
     assert prepared_environments([STACK.model_copy(update={"python": "3.99"})], root=tmp_path).there == frozenset()
 
 

@@ -18,6 +18,7 @@ import harness
 from harness.contract.cell_fields import Device
 from harness.contract.stages import WORKER_STAGES, StageName
 from harness.execution.observer import RunReport
+from harness.execution.result_cache import ResultCache
 from harness.execution.services import CellSettings, Services
 from harness.execution.supervise import Limits
 from harness.matrix.cell import Cell, Stack
@@ -164,18 +165,20 @@ class FakeEnvironment:
     prefix: Path
     python: Path = Path(sys.executable)
     lock_sha256: str | None = "a" * 64
+    identity: str | None = "b" * 64
     versions: Mapping[str, str] = field(
         default_factory=lambda: {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1", "torch": "2.13.0"}
     )
     python_version: str = "3.11.7"
     seconds_resolve: float | None = 0.5
     seconds_install: float | None = 1.5
+    note: str | None = None
 
 
 def fake_environment(folder: Path, wanted: Stack) -> FakeEnvironment:
     """The environment that holds just what a stack names."""
     versions = {"transformers": wanted.transformers, "peft": wanted.peft, "trl": wanted.trl, "torch": "2.13.0"}
-    return FakeEnvironment(prefix=folder / "env", versions=versions)
+    return FakeEnvironment(prefix=folder / "env", versions=versions, identity=f"holds peft {wanted.peft}")
 
 
 def child_environment(*, scratch: Path, threads: int, device: Device, prefix: Path) -> dict[str, str]:
@@ -195,8 +198,13 @@ def services(
     prepare: Callable[[Stack], FakeEnvironment] | None = None,
     limits: Limits | None = None,
     bands: Mapping[str, object] | None = None,
+    results: ResultCache | None = None,
+    identities: Mapping[str, str] | None = None,
 ) -> Services:
-    """Everything below ``folder``; the package is made there unless it is there already."""
+    """Everything below ``folder``; the package is made there unless it is there already.
+
+    Results are kept in ``results``, and whatever is kept there is reused.
+    """
     package = folder / "package"
     settings = CellSettings(
         limits=limits or Limits(seconds=60, grace=0.3, interval=0.05),
@@ -211,6 +219,9 @@ def services(
         out=folder / "out",
         scratch=folder / "scratch",
         package=package if package.exists() else fake_package(folder),
+        results=results,
+        reuse=lambda _cell: True,
+        identities=identities or {},
     )
 
 

@@ -37,7 +37,7 @@ def test_a_worker_that_does_all_its_stages_passes(tmp_path: Path, processes: Pro
 
     assert (result.outcome, result.stage, result.reason) == ("pass", None, None)
     assert {stage.result for stage in result.stages.values()} == {"pass"}
-    assert len(result.stages) == 13
+    assert len(result.stages) == 16
     assert (result.stages["resolve"].seconds, result.stages["install"].seconds) == (0.5, 1.5)
     assert result.lock_sha256 == "a" * 64
     assert result.python == "3.11.7"

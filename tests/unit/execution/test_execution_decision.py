@@ -237,3 +237,70 @@ def test_deciding_changes_nothing_that_was_given() -> None:
     decide(given, completed(merge="raised"), interruption=Interruption(stage="save", outcome="oom", reason="x"))
 
     assert given.model_dump_json() == before
+
+
+def unsampled(*stages: StageName) -> list[Check]:
+    """All checks but those of some stages, and but that of samples, which needs both models to generate."""
+    checks = [Check.model_validate(check) for check in PASSED]
+    return [check for check in checks if check.stage not in stages and not check.name.endswith("samples")]
+
+
+def test_a_model_that_cannot_generate_is_merged_and_judged_all_the_same() -> None:
+    ended = completed(generate="raised")
+    del ended["generate-merged"]
+    result = decide(measured(checks=unsampled("generate")), ended)
+
+    assert (result.outcome, result.stage, result.reason) == ("error", "generate", "generate's reason")
+    assert result.stages["generate-merged"].reason == "needs generate, which ended in error"
+    others = {
+        name: stage.result for name, stage in result.stages.items() if name not in {"generate", "generate-merged"}
+    }
+    assert set(others.values()) == {"pass"}
+
+
+def test_samples_that_both_models_gave_must_be_compared() -> None:
+    result = decide(measured(checks=unsampled()), completed())
+
+    assert (result.outcome, result.stage) == ("error", "compare")
+    assert "samples (compare)" in (result.reason or "")
+
+
+def test_what_shared_a_process_with_a_crash_could_not_be_run() -> None:
+    ended = completed() | {"generate": EndedStage(ended="died", signal=11, reason="killed")}
+    del ended["generate-merged"], ended["forward-paths"]
+    result = decide(measured(checks=unsampled("generate", "forward-paths")), ended)
+
+    assert (result.outcome, result.stage) == ("crash", "generate")
+    assert result.stages["forward-paths"].reason == "its process ended in generate, which ended in crash"
+    assert result.stages["compare"].result == "pass"
+
+
+@pytest.mark.parametrize(
+    ("not_possible", "compared", "outcome"),
+    [
+        ({"grouped_forward": "has_gate = None"}, {}, "pass"),
+        ({"grouped_forward": "has_gate = None"}, {"grouped_mm": {"logits": 0.0, "gradients": 0.0}}, "error"),
+        ({}, {}, "error"),
+    ],
+)
+def test_a_comparison_of_which_nothing_is_possible_need_not_be_there(
+    not_possible: dict[str, str], compared: dict[str, Any], outcome: str
+) -> None:
+    checks = [check for check in measured().checks if check.stage != "forward-paths"]
+    result = decide(measured(checks=checks, not_possible=not_possible, forward_paths=compared), completed())
+
+    assert result.outcome == outcome
+
+
+def test_a_check_that_failed_within_its_band_says_why_and_not_that_the_value_is_wrong() -> None:
+    off = Check(
+        name="forward_paths", stage="forward-paths", value=1.54e-06, band="<= 0.0001, on all of grouped_mm",
+        passed=False, detail="grouped_mm was chosen and not taken",
+    )  # fmt: skip
+    others = [check for check in measured().checks if check.name != "forward_paths"]
+    result = decide(measured(checks=[*others, off]), completed())
+
+    assert result.reason == (
+        "forward_paths: grouped_mm was chosen and not taken "
+        "(its value, 1.54e-06, is within its band, <= 0.0001, on all of grouped_mm)"
+    )

@@ -37,7 +37,7 @@ def refused(folder: Path) -> str | None:
     [result] = report.results
     [(stack, error)] = report.environment_failures
 
-    assert (result.outcome, result.stage) == ("error", "import")
+    assert (result.outcome, result.stage) == ("environment", "import")
     assert (stack, error.exit_code) == (cell().stack, 4)
     assert error.remedy is not None
     return result.reason

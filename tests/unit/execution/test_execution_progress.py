@@ -64,9 +64,10 @@ def test_a_finished_cell_is_one_line() -> None:
     assert line == f"[ 3/24] pass          {cell().id}  156/156 tensors, 8.2 s"
 
     line = finished_line(failed(), done=4, planned=24, reused=True).plain
-    assert line == (
-        f"[ 4/24] error         {cell(seed=1).id}  from an earlier run  reload-adapter: TypeError: got [bold]x[/bold]"
-    )
+    assert line == (f"[ 4/24] error         {cell(seed=1).id}  reused  reload-adapter: TypeError: got [bold]x[/bold]")
+    times = {"started": "2026-11-25T10:00:00+00:00", "reused": "2026-11-28T10:00:00+00:00"}
+    line = finished_line(passed().model_copy(update=times), done=5, planned=24, reused=True).plain
+    assert line == f"[ 5/24] pass          {cell().id}  156/156 tensors, 8.2 s, reused, made 3 days ago"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from harness.envs import Unresolvable
 from harness.errors import ConfigurationError, EnvironmentFailedError, NothingSelectedError, VersionNotFoundError
 from harness.execution.agenda import Agenda, stack_key
-from harness.execution.loading import load_found
+from harness.execution.loading import load_found, load_result
 from harness.execution.scheduler import RunInterruptedError, run_cells
-from harness.execution.store import load_result
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -113,11 +112,14 @@ def test_unresolvable_is_an_outcome_of_every_cell_of_the_stack_in_the_resolvers_
 
 
 @pytest.mark.parametrize(
-    ("error", "stage"),
-    [(EnvironmentFailedError("no index answers"), "install"), (VersionNotFoundError("no peft 0.18.1"), "resolve")],
+    ("error", "outcome", "stage"),
+    [
+        (EnvironmentFailedError("no index answers"), "environment", "install"),
+        (VersionNotFoundError("no peft 0.18.1"), "unresolvable", "resolve"),
+    ],
 )
-def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on(
-    tmp_path: Path, error: EnvironmentFailedError | VersionNotFoundError, stage: str
+def test_an_environment_that_fails_is_what_its_cells_ended_in_and_the_others_go_on(
+    tmp_path: Path, error: EnvironmentFailedError | VersionNotFoundError, outcome: str, stage: str
 ) -> None:
     def prepare(wanted: Stack) -> FakeEnvironment:
         if wanted.peft == "0.18.1":
@@ -129,7 +131,7 @@ def test_an_environment_that_fails_is_an_error_of_its_cells_and_the_others_go_on
     report = run_cells([failing, cell()], services(tmp_path, prepare=prepare), recorder)
     result = report.results[0]
 
-    assert [each.outcome for each in report.results] == ["error", "pass"]
+    assert [each.outcome for each in report.results] == [outcome, "pass"]
     assert (result.stage, result.reason) == (stage, error.message)
     assert report.environment_failures == ((failing.stack, error),)
     assert ("environment_failed", "0.18.1", error.message) in recorder.events
@@ -189,7 +191,7 @@ def test_a_folder_knows_what_is_missing_until_a_later_run_has_it(tmp_path: Path)
     with pytest.raises(RunInterruptedError):
         run_cells(plan, services(tmp_path), Canceller(), cancelled=cancelled)
     interrupted = load_found([tmp_path / "out"])
-    run_cells(plan, services(tmp_path), Recorder(), resume=True)
+    run_cells(plan, services(tmp_path), Recorder())
     whole = load_found([tmp_path / "out"])
 
     assert [result.cell_id for result in interrupted.results] == [plan[0].id]
@@ -210,49 +212,6 @@ def test_a_cancellation_after_the_last_cell_interrupts_nothing(tmp_path: Path) -
     cancelled.clear()
     with pytest.raises(RunInterruptedError, match="1 of 2 cells has a result, which is kept"):
         run_cells([cell(), cell("slow")], services(tmp_path), Late(), cancelled=cancelled)
-
-
-def test_resume_takes_over_what_would_be_made_again_just_so(tmp_path: Path) -> None:
-    plan = [cell(seed=0), cell(seed=1)]
-    first = run_cells(plan[:1], services(tmp_path), Recorder())
-    recorder = Recorder()
-    second = run_cells(plan, services(tmp_path), recorder, resume=True)
-
-    assert second.reused == {plan[0].id}
-    assert second.results[0] == first.results[0]
-    assert ("cell_started", plan[0].id) not in recorder.events
-    assert ("cell_finished", plan[0].id, "reused") in recorder.events
-    assert ("cell_started", plan[1].id) in recorder.events
-
-
-@pytest.mark.parametrize("change", ["nothing asked", "bands", "lock", "code", "pins", "edited", "no lock"])
-def test_resume_makes_again_what_has_changed(tmp_path: Path, change: str) -> None:
-    lock = None if change == "no lock" else "a" * 64
-
-    def prepare(_stack: Stack) -> FakeEnvironment:
-        return FakeEnvironment(prefix=tmp_path / "env", lock_sha256=lock)
-
-    one = cell()
-    run_cells([one], services(tmp_path, prepare=prepare), Recorder())
-    bands: dict[str, object] = {"kl_max": 1e-9}
-    if change == "bands":
-        bands = {"kl_max": 1e-8}
-    elif change == "lock":
-        lock = "b" * 64
-    elif change == "code":
-        with (tmp_path / "package" / "worker" / "__main__.py").open("a") as file:
-            file.write("# changed\n")
-    elif change == "pins":
-        one = one.model_copy(update={"stack": stack(pins={"torch": "2.13.0", "accelerate": "1.15.0"})})
-    elif change == "edited":
-        path = tmp_path / "out" / "cells" / "qwen3_moe" / f"{one.file_stem}.json"
-        path.write_text(path.read_text().replace('"threads": null', '"threads": 7'))
-    again = run_cells(
-        [one], services(tmp_path, prepare=prepare, bands=bands), Recorder(), resume=change != "nothing asked"
-    )
-
-    assert again.reused == frozenset()
-    assert again.results[0].outcome == "pass"
 
 
 def test_an_empty_plan_and_a_file_as_output_directory_are_refused(tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import stage_tail, tail, write_atomically
-from harness.execution.loading import load_found, load_result, load_results, result_files
+from harness.execution.loading import load_found, load_passed, load_result, load_results, result_files
 from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
-from harness.execution.store import ResultStore, alone_in, fingerprint
-from harness.matrix.sources import Source
+from harness.execution.store import ResultStore, alone_in
 from harness.result import CellResult
 
 
@@ -35,20 +34,6 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert path == tmp_path / "cells" / "qwen3_moe" / "lora@tf5.5.0-peft0.19.1-trl0.25.1+seed=3.json"
     assert load_result(path) == result(3)
     assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_only_what_is_built_from_a_tree_is_never_taken_over() -> None:
-    """A tree is what somebody is working on; a commit and a wheel are what they are."""
-    parts = {"code_sha256": "c", "lock_sha256": "l", "settings": {}}
-    plain = cell()
-    prints = {fingerprint(plain, **parts)}
-    for kind in ("git", "wheel", "path"):
-        source = Source(kind=kind, digest="1a2b3c4d" * 5)  # type: ignore[arg-type]  # a literal
-        stack = plain.stack.model_copy(update={"sources": {"peft": source}})
-        prints.add(fingerprint(plain.model_copy(update={"stack": stack}), **parts))
-        assert (fingerprint(plain.model_copy(update={"stack": stack}), **parts) is None) == (kind == "path")
-
-    assert len(prints) == 4
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +55,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     ("content", "words"),
     [
         (b"", "not JSON"),
-        (b'{"schema_version": 2', "not JSON"),
+        (b'{"schema_version": 3', "not JSON"),
         (b"[]", "no schema_version"),
-        (b'{"schema_version": 1}', "schema_version 1; this program reads 2"),
-        (b'{"schema_version": 2}', "cell: Field required"),
+        (b'{"schema_version": 1}', "schema_version 1; this program reads 3"),
+        (b'{"schema_version": 3}', "cell: Field required"),
         (b'{"schema_version": "\\ud800"}', "surrogates not allowed"),
         (b'{"threads": ' + b"1" * 5000 + b"}", "digits"),
         (b'{"threads": ' + b"1" * 400 + b"}", "digits"),
@@ -314,3 +299,43 @@ def test_the_kernels_count_of_memory_kills_is_read_from_either_cgroup_version(tm
     (tmp_path / "user" / "box" / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 2\n")
     assert kernel_oom_kills(proc=membership, root=tmp_path) == 2
     assert kernel_oom_kills(proc=tmp_path / "none", root=tmp_path) is None
+
+
+def passed(outcome: str = "pass", started: str = "2026-11-01T00:00:00Z", **others: str) -> CellResult:
+    return result().model_copy(update={"outcome": outcome, "started": started, **others})
+
+
+def test_a_result_knows_when_its_cell_last_passed(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    first = store.with_history(passed("error"))
+    store.save(first)
+    second = store.with_history(passed("pass", "2026-11-02T00:00:00Z"))
+    store.save(second)
+    third = store.with_history(passed("error", "2026-11-03T00:00:00Z"))
+    store.save(third)
+    fourth = store.with_history(passed("error", "2026-11-04T00:00:00Z"))
+
+    assert (first.last_passed, second.last_passed) == (None, None)
+    assert third.last_passed == fourth.last_passed == "2026-11-02T00:00:00Z"
+
+
+def test_what_cannot_be_read_is_no_history(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    path = store.result_path(result().cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"outcome": "pass"}')
+
+    assert store.with_history(passed("error")).last_passed is None
+
+
+def test_a_baseline_is_results_or_a_report(tmp_path: Path) -> None:
+    ResultStore(tmp_path / "out").save(passed())
+    report = {"rows": [{"cell": "a", "passed": True}, {"cell": "b", "passed": False}, {"cell": "c", "passed": "yes"}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "other.json").write_text("[]")
+
+    assert load_passed([tmp_path / "out", tmp_path / "report.json"]) == {result().cell_id, "a"}
+    ResultStore(tmp_path / "out").save(passed("error"))
+    assert load_passed([tmp_path / "out"]) == frozenset()
+    with pytest.raises(InputRefusedError, match=r"neither a result of a cell nor a report\.json"):
+        load_passed([tmp_path / "other.json"])

@@ -45,9 +45,14 @@ def test_what_is_known_is_said_in_the_table() -> None:
     )
 
     assert outlook_columns(known) == {
-        "environment": "there", "takes": "~10 s", "why": "profiles.a.cells.0; profiles.a.cells.1"
-    }  # fmt: skip
-    assert outlook_columns(Outlook()) == {"environment": "unknown", "takes": "?", "why": ""}
+        "environment": "there",
+        "result": "to be made",
+        "takes": "~10 s",
+        "why": "profiles.a.cells.0; profiles.a.cells.1",
+    }
+    assert outlook_columns(Outlook()) == {"environment": "unknown", "result": "to be made", "takes": "?", "why": ""}
+    kept = outlook_columns(Outlook(environment=False, kept=7200, duration=Duration(seconds=3, basis="recorded")))
+    assert (kept["result"], kept["takes"]) == ("kept, 2 hours old", "-"), "it is not run"
     assert outlook_columns(Outlook(environment=False))["environment"] == "to be made"
     assert tuple(outlook_columns(known)) == OUTLOOK_COLUMNS
 
@@ -66,3 +71,6 @@ def test_what_is_known_is_in_the_json(config: MatrixConfig, catalogue: Catalogue
     )
     (cell,) = json.loads(plan_json(cells, selection, {cells[0].id: Outlook()}))["cells"]
     assert (cell["environment"], cell["seconds"], cell["seconds_basis"]) == (None, None, None)
+    assert cell["kept_age_seconds"] is None
+    (cell,) = json.loads(plan_json(cells, selection, {cells[0].id: Outlook(kept=60.0)}))["cells"]
+    assert cell["kept_age_seconds"] == 60.0

@@ -105,11 +105,44 @@ def test_every_stage_passed_is_ok() -> None:
 
 @pytest.mark.parametrize("outcome", [name for name in OUTCOMES if name != "pass"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_any_failure_that_nobody_declared_is_a_regression(stage: StageName, outcome: str) -> None:
+def test_any_failure_that_nobody_declared_is_a_new_failure(stage: StageName, outcome: str) -> None:
     verdict = judge(result({stage: f"{outcome}: because"}), [])
 
-    assert verdict.status == "regression"
+    by_cause = {"skipped": "environment", **{name: name for name in ("environment", "unresolvable", "unsupported")}}
+    assert verdict.status == by_cause.get(outcome, "new")
     assert verdict.sentence == f"{stage} ended in {outcome}: because"
+
+
+@pytest.mark.parametrize("outcome", [name for name in OUTCOMES if name != "pass"])
+def test_only_what_has_passed_before_is_a_regression(outcome: str) -> None:
+    """By a baseline, or by the result itself. What is the machine's fault is that whatever the cell did before."""
+    seen = result({"load": f"{outcome}: because"})
+    known = seen.model_copy(update={"last_passed": "2026-11-01T00:00:00Z"})
+    wanted = "environment" if outcome in {"environment", "skipped"} else "regression"
+
+    assert judge(seen, [], passed_before=True).status == wanted
+    assert judge(known, []).status == wanted
+    assert judge(seen, []).status != "regression"
+
+
+def test_having_passed_before_makes_no_pass_and_no_known_failure_anything_else() -> None:
+    known = result({"reload-adapter": f"error: {TYPE_ERROR}"})
+
+    assert judge(result(), [], passed_before=True).status == "ok"
+    assert judge(known, [RELOAD], passed_before=True).status == "known-failure"
+
+
+def test_a_check_that_failed_for_another_reason_than_its_band_says_that_reason() -> None:
+    check = Check(
+        name="forward_paths", stage="forward-paths", value=1.54e-06, band="<= 0.0001, on all of grouped_mm",
+        passed=False, detail="grouped_mm was chosen and not taken",
+    )  # fmt: skip
+    sentence = judge(result(checks=(check,)), []).sentence
+
+    assert sentence == (
+        "a check of forward-paths failed: forward_paths: grouped_mm was chosen and not taken "
+        "(its value, 1.54e-06, is within its band, <= 0.0001, on all of grouped_mm)"
+    )
 
 
 LACKING = RELOAD.model_copy(
@@ -117,13 +150,13 @@ LACKING = RELOAD.model_copy(
 )
 
 
-def test_what_the_library_lacks_is_ok_where_it_is_declared_and_a_regression_elsewhere() -> None:
+def test_what_the_library_lacks_is_ok_where_it_is_declared_and_not_elsewhere() -> None:
     seen = result({"load": "unsupported: it does not recognize this", **after("load", "not_run")})
     known, other = judge(seen, [LACKING, RELOAD]), judge(seen, [RELOAD])
 
     assert (known.status, known.expectation) == ("ok", LACKING)
     assert known.sentence == "load ended in unsupported, as declared: no such family"
-    assert other.status == "regression"
+    assert other.status == "unsupported"
     assert other.sentence == "load ended in unsupported: it does not recognize this"
     assert judge(result(), [LACKING]).status == "unexpected-pass"
 
@@ -162,19 +195,19 @@ TRAIN_ELSEWHERE = TRAIN.model_copy(update={"cells": ("beta/*",)})
         ({"reload-adapter": f"error: {TYPE_ERROR}", "merge": "absent"}, "merge was not run"),
     ],
 )
-def test_whatever_else_goes_wrong_in_the_cell_is_a_regression(stages: dict[str, str], words: str) -> None:
+def test_whatever_else_goes_wrong_in_the_cell_is_a_new_failure(stages: dict[str, str], words: str) -> None:
     verdict = judge(result(stages), [RELOAD])
 
-    assert verdict.status == "regression"
+    assert verdict.status == "new"
     assert words in verdict.sentence
 
 
-def test_a_failed_check_elsewhere_is_a_regression() -> None:
+def test_a_failed_check_elsewhere_is_a_new_failure() -> None:
     checks = (failed("adapter_reload", "reload-adapter"), failed("kl", "compare"))
     verdict = judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}, checks=checks), [RELOAD])
 
-    assert verdict.status == "regression"
-    assert verdict.sentence == "check kl of compare failed: 0.5, where <= 1e-09 is right"
+    assert verdict.status == "new"
+    assert verdict.sentence == "a check of compare failed: kl is 0.5, the band is <= 1e-09"
 
 
 def test_a_failed_check_of_the_declared_stage_belongs_to_it() -> None:
@@ -194,12 +227,12 @@ def test_an_expectation_can_name_the_checks_that_fail() -> None:
     known = judge(result(kl, checks=(failed("kl", "compare"),)), [expected])
     other = judge(result(kl, checks=(failed("kl", "compare"), failed("applied", "compare"))), [expected])
 
-    assert (known.status, other.status) == ("known-failure", "regression")
-    assert "check applied" in other.sentence
+    assert (known.status, other.status) == ("known-failure", "new")
+    assert "a check of compare failed: applied is 0.5" in other.sentence
 
 
-def test_a_failed_check_in_a_cell_that_passed_is_a_regression() -> None:
-    assert judge(result(checks=(failed("loss", "train"),)), []).status == "regression"
+def test_a_failed_check_in_a_cell_that_passed_is_a_new_failure() -> None:
+    assert judge(result(checks=(failed("loss", "train"),)), []).status == "new"
 
 
 def test_a_declared_failure_that_passes_is_unexpected() -> None:
@@ -208,14 +241,23 @@ def test_a_declared_failure_that_passes_is_unexpected() -> None:
     assert (verdict.status, verdict.expectation) == ("unexpected-pass", RELOAD)
 
 
-def test_a_regression_outranks_an_unexpected_pass() -> None:
-    assert judge(result({"merge": "fail: dropped"}), [RELOAD]).status == "regression"
+def test_a_new_failure_outranks_an_unexpected_pass() -> None:
+    assert judge(result({"merge": "fail: dropped"}), [RELOAD]).status == "new"
 
 
 def test_what_needed_a_stage_that_is_known_to_fail_is_part_of_it() -> None:
     verdict = judge(result({"train": "error: shape", **after("train", "not_run")}), [RELOAD, TRAIN])
 
     assert (verdict.status, verdict.expectation) == ("known-failure", TRAIN)
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("crash", "known-failure"), ("error", "new")])
+def test_what_shares_the_process_of_a_known_crash_is_part_of_it(outcome: DeclaredOutcome, status: str) -> None:
+    """An exception ends its stage and not the process: then a stage that is missing stays unexplained."""
+    known = Expectation(cells=("*",), stage="generate", outcome=outcome, reason="router logits", since="always")
+    stages = {"generate": f"{outcome}: x", "forward-paths": "not_run", "generate-merged": "not_run"}
+
+    assert judge(result(stages), [known]).status == status
 
 
 def test_stages_that_follow_a_known_failure_at_the_end_are_part_of_it() -> None:
@@ -234,7 +276,7 @@ def test_a_stage_that_could_not_be_reached_did_not_pass_unexpectedly() -> None:
 def test_an_expectation_about_other_versions_excuses_nothing() -> None:
     older = CELL.model_copy(update={"stack": STACK.model_copy(update={"transformers": "5.5.0"})})
 
-    assert judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=older), [RELOAD]).status == "regression"
+    assert judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=older), [RELOAD]).status == "new"
     assert judge(result(cell=older), [RELOAD]).status == "ok"
 
 
@@ -243,7 +285,7 @@ def test_a_flaky_stage_may_fail_as_declared_or_pass() -> None:
 
     assert judge(result(), [flaky]).status == "ok"
     assert judge(result({"reload-adapter": f"error: {TYPE_ERROR}"}), [flaky]).status == "flaky"
-    assert judge(result({"reload-adapter": "error: other"}), [flaky]).status == "regression"
+    assert judge(result({"reload-adapter": "error: other"}), [flaky]).status == "new"
 
 
 def test_a_certain_failure_decides_beside_a_flaky_one() -> None:
@@ -253,17 +295,17 @@ def test_a_certain_failure_decides_beside_a_flaky_one() -> None:
     assert judge(result(stages), [flaky, RELOAD]).expectation == RELOAD
 
 
-def test_an_outcome_that_no_stage_accounts_for_is_a_regression() -> None:
+def test_an_outcome_that_no_stage_accounts_for_is_a_new_failure() -> None:
     verdict = judge(result(outcome="timeout"), [])
 
-    assert verdict.status == "regression"
+    assert verdict.status == "new"
     assert "the outcome is timeout, but the stages say pass" in verdict.sentence
 
 
 def test_a_result_without_stages_is_never_ok() -> None:
     empty = CellResult(cell=CELL, cell_id=CELL.id, outcome="pass")
 
-    assert judge(empty, []).status == "regression"
+    assert judge(empty, []).status == "new"
 
 
 def test_a_given_interpreter_needs_no_environment() -> None:
@@ -271,7 +313,7 @@ def test_a_given_interpreter_needs_no_environment() -> None:
     unmanaged = CELL.model_copy(update={"unmanaged": True})
 
     assert judge(result(environment, cell=unmanaged), []).status == "ok"
-    assert judge(result(environment), []).status == "regression"
+    assert judge(result(environment), []).status == "new"
 
 
 SCENES: tuple[dict[str, str], ...] = (
@@ -443,7 +485,7 @@ def test_a_cell_with_a_planted_fault_is_never_green_whatever_is_declared(stage: 
         subject = result({stage: f"{outcome}: {TYPE_ERROR}", **after(stage, later)}, cell=FAULTY)
         verdict = judge(subject, [*ANY_FAILURE, RELOAD])
 
-        assert (verdict.status, verdict.expectation) == ("regression", None)
+        assert (verdict.status, verdict.expectation) == ("planted", None)
 
 
 def rejected(*names: str) -> tuple[Check, ...]:
@@ -482,7 +524,7 @@ def test_a_planted_fault_that_a_check_let_through_is_said_to_be_missed() -> None
 
 @pytest.mark.parametrize("stage", ["reload-merged", "merge", "train", "compare"])
 def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: StageName) -> None:
-    assert judge(result({stage: "unsupported: no such architecture"}), []).status == "regression"
+    assert judge(result({stage: "unsupported: no such architecture"}), []).status == "unsupported"
 
 
 @pytest.mark.parametrize(
@@ -507,10 +549,10 @@ def test_unsupported_is_said_before_the_family_was_seen_or_not_at_all(stage: Sta
         ("funnel", {"dense": Funnel(asked=3, attached=0)}),
     ],
 )
-def test_a_result_that_says_pass_without_the_evidence_is_a_regression(field: str, value: object) -> None:
+def test_a_result_that_says_pass_without_the_evidence_is_a_new_failure(field: str, value: object) -> None:
     verdict = judge(result().model_copy(update={field: value}), [])
 
-    assert verdict.status == "regression"
+    assert verdict.status == "new"
     assert verdict.sentence.startswith("the result says pass, but ")
 
 
@@ -533,7 +575,7 @@ def test_facts_are_held_against_the_recipe(recipe: str, facts: CellFacts, words:
     whole = result({"reload-adapter": f"error: {TYPE_ERROR}"}, cell=cell)
     verdict = judge(whole.model_copy(update={"facts": facts, "cell_id": cell.id, **attention_only}), [RELOAD])
 
-    assert verdict.status == "regression"
+    assert verdict.status == "new"
     assert words in verdict.sentence
 
 
@@ -553,7 +595,7 @@ def test_of_what_a_user_writes_less_may_be_attached_where_the_check_says_so(atta
     )  # fmt: skip
     verdict = judge(whole.model_copy(update=changed), [] if attached else [declared])
 
-    assert verdict.status == ("regression" if attached else "known-failure")
+    assert verdict.status == ("new" if attached else "known-failure")
     assert ("its recipe says that expert got a LoRA, and its facts do not" in verdict.sentence) == attached
 
 
@@ -563,7 +605,7 @@ def test_a_known_failure_excuses_no_missing_evidence_of_other_stages(name: str, 
     without = [check for check in whole.checks if (check.name, check.stage) != (name, stage)]
     verdict = judge(whole.model_copy(update={"checks": without}), [RELOAD])
 
-    assert verdict.status == "regression"
+    assert verdict.status == "new"
     assert verdict.sentence.startswith(f"{stage} ended in pass, but ")
 
 

@@ -111,8 +111,8 @@ def test_the_default_profile_asks_the_main_question_everywhere(config: MatrixCon
     assert len(parts) >= 4
     assert other == {
         "geometry=square-gate-up": 3, "geometry=square-down": 3, "geometry=narrow": 3, "geometry=single": 3,
-        "geometry=blocks": 3, "geometry=many": 2, "dtype=bf16": families, "engine=peft": families,
-        "variant=tied": 2,
+        "geometry=blocks": 4, "geometry=many": 2, "dtype=bf16": families, "engine=peft": families,
+        "variant=tied": 8, "engine=peft+variant=tied": 1,
     }  # fmt: skip
 
 

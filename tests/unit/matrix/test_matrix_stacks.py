@@ -8,8 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from harness.contract.cell_fields import MEANINGS
+from harness.contract.supported import OLDEST
 from harness.errors import ConfigurationError
 from harness.matrix.cell import Stack
+from harness.matrix.too_old import refuse_too_old
 from harness.matrix.versions import parse_pin
 
 VERSIONS = {"transformers": "5.5.0", "peft": "0.19.1", "trl": "0.25.1"}
@@ -49,3 +51,23 @@ def test_an_extra_pin_is_shown() -> None:
     stack = Stack.model_validate(VERSIONS | {"pins": {"torch": "2.12.0+cpu"}, "extra_pins": ["torch"]})
 
     assert stack.requirements[-2:] == ("transformers==5.5.0", "trl==0.25.1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transformers": "4.51.3"}, "transformers 4.51.3 is too old for the harness, which works"),
+        ({"peft": "0.14.0"}, "peft 0.14.0 is too old for the harness, which works with peft 0.15"),
+        ({"trl": "0.17.0"}, "trl 0.17.0 is too old for the harness, which works with trl 0.18"),
+        ({"trl": "0.18.0rc1"}, "trl 0.18.0rc1 is too old for the harness"),
+    ],
+)
+def test_what_is_older_than_the_harness_knows_is_refused_in_those_words(changes: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as refused:
+        refuse_too_old([Stack.model_validate(VERSIONS), Stack.model_validate(VERSIONS | changes)])
+
+    assert refused.value.exit_code == 2
+
+
+def test_the_oldest_that_the_harness_knows_are_not_too_old() -> None:
+    refuse_too_old([Stack.model_validate({name: f"{version}.0" for name, version in OLDEST.items()})])

@@ -220,14 +220,14 @@ def sample_rows() -> list[Row]:
             result=stopped(cell("qwen3_5_moe", "lora-experts", stack=OLDEST), "unsupported", "load", UNRECOGNISED),
             status="ok",
         ),
-        Row(result=rejected(cell("qwen3_moe", seed=3)), status="regression"),
-        Row(result=_noop(cell("glm4_moe")), status="regression"),
-        Row(result=_blind(cell("deepseek_v3")), status="regression"),
+        Row(result=rejected(cell("qwen3_moe", seed=3)), status="new"),
+        Row(result=_noop(cell("glm4_moe")), status="new"),
+        Row(result=_blind(cell("deepseek_v3")), status="new"),
         Row(
             result=stopped(cell("deepseek_v3", stack=NEWEST), "crash", "train", "killed by SIGSEGV"),
             status="regression",
         ),
-        Row(result=stopped(cell("qwen3_5_moe"), "timeout", "train", "no end after 300 s"), status="regression"),
+        Row(result=stopped(cell("qwen3_5_moe"), "timeout", "train", "no end after 300 s"), status="new"),
         Row(
             result=stopped(
                 cell("qwen3_moe", "qlora4", stack=OLDEST),

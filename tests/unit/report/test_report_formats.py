@@ -22,6 +22,7 @@ from rich.console import Console
 
 from harness.cli.execute import judged
 from harness.cli.setup import load_setup
+from harness.contract.outcomes import Outcome, Status
 from harness.report.details import sections, web_link
 from harness.report.formats.html import render_html
 from harness.report.formats.json_report import render_json
@@ -135,7 +136,7 @@ def test_markdown_tells_the_whole_story() -> None:
         assert (sample.result.cell.reproduce in text.splitlines()) == (not sample.passed)
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert titles == [
-        "Overview", "Cells", "Regressions", "Unexpected passes", "Not run", "Flaky", "Known failures",
+        "Overview", "Cells", "Regressions", "New failures", "Unexpected passes", "Not run", "Flaky", "Known failures",
         "Skipped", "Unsupported",
     ]  # fmt: skip
 
@@ -189,7 +190,7 @@ def test_html_rows_carry_symbol_word_and_filters() -> None:
     assert len(bodies) == len(found.data()) == 17
     assert sum(body["class"] == "cell tone-pass" for body in bodies) == 3
     assert {body["data-status"] for body in bodies} == {
-        "regression", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
+        "regression", "new", "unexpected-pass", "not-run", "flaky", "known-failure", "ok",
     }  # fmt: skip
     assert "✗" in found.texts["i"]
     assert "known error in reload-adapter" in found.texts["span"]
@@ -323,16 +324,16 @@ def test_junit_says_each_fate_in_its_own_words() -> None:
     )
 
     assert fates == {
-        (new, "deepseek_v3/lora by reference"): ("error", "crash"),
+        (new, "deepseek_v3/lora by reference"): ("error", "regression.crash"),
         (new, "glm4_moe/lora by reference"): "passed",
         (broken, "deepseek_v3/lora by reference"): ("skipped", "flaky"),
         (broken, "glm4_moe/lora by reference"): ("failure", "unexpected-pass"),
         (broken, "qwen3_moe/lora by reference"): ("skipped", "known-failure"),
-        (main, "deepseek_v3/lora by reference"): ("failure", "blind"),
-        (main, "glm4_moe/lora by reference"): ("failure", "noop"),
-        (main, "qwen3_5_moe/lora by reference"): ("error", "timeout"),
+        (main, "deepseek_v3/lora by reference"): ("failure", "new.blind"),
+        (main, "glm4_moe/lora by reference"): ("failure", "new.noop"),
+        (main, "qwen3_5_moe/lora by reference"): ("error", "new.timeout"),
         (main, "qwen3_moe/lora by reference"): "passed",
-        (main, "qwen3_moe/lora +seed=3 by reference"): ("failure", "fail"),
+        (main, "qwen3_moe/lora +seed=3 by reference"): ("failure", "new.fail"),
         (main, "qwen3_moe/lora-experts +dtype=bf16+geometry=square-down by reference"): "passed",
         (main, "qwen3_moe/qlora8 by reference"): ("skipped", "skipped"),
         (old, "deepseek_v3/lora by reference"): ("error", "not-run"),
@@ -382,6 +383,31 @@ def test_a_terminal_of_any_width_shows_every_number_unbroken(width: int) -> None
 
     assert _written(console).count("1.2e-13") == 6
     assert "140/156" in _written(console)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "kind", "said"),
+    [
+        ("environment", "environment", "environment", "⚙ environment"),
+        ("skipped", "environment", "environment", "⚙ environment"),
+        ("unresolvable", "unresolvable", "unresolvable", "∦ unresolvable"),
+        ("unsupported", "unsupported", "unsupported", "∅ unsupported, undeclared"),
+        ("error", "new", "new.error", "✗ error"),
+        ("error", "regression", "regression.error", "✗ regression: error"),
+    ],
+)
+def test_every_format_says_whose_fault_it_is(outcome: Outcome, status: Status, kind: str, said: str) -> None:
+    row = Row(result=stopped(cell("qwen3_moe"), outcome, "load", "why"), status=status)
+    case = next(ET.fromstring(render_junit([row])).iter("testcase"))  # noqa: S314 - our own bytes
+    table = json.loads(render_json([row]))["rows"][0]
+
+    assert (case[0].tag, case[0].get("type")) == ("error", kind)
+    assert (table["standing"], row.as_expected) == (status, False)
+    assert said in render_markdown([row])
+    assert said.partition(" ")[2] in render_html([row])
+    console = _console(200, terminal=False)
+    print_table(console, [row])
+    assert said in _written(console)
 
 
 def test_a_failure_is_told_with_its_log_and_the_line_that_reproduces_it() -> None:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from report_samples import NEWEST, OLDEST, STACK, cell, measured, rejected, sample_rows, stopped
 
 from harness.contract.outcomes import HARMLESS, OUTCOMES, Outcome, Status
+from harness.report.details import sections
 from harness.report.formats.csv_table import frame, render_csv
 from harness.report.look import look, outcome_text, overview
+from harness.report.remarks import remarks
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, not_run, ordered
 from harness.result import Check, StageResult
@@ -99,7 +101,7 @@ GOOD = [row for row in possible_rows() if row.status == "ok"]
 @given(st.one_of(st.lists(st.sampled_from(rows), max_size=12) for rows in (possible_rows(), GOOD)))
 def test_green_means_all_ok_and_something_passed(rows: list[Row]) -> None:
     summary = summarise(rows)
-    bad = [row for row in rows if row.status in {"regression", "unexpected-pass", None}]
+    bad = [row for row in rows if row.status not in {"ok", "known-failure", "flaky"}]
     all_ok = all(row.status == "ok" for row in rows)
 
     assert (summary.colour == "green") == (all_ok and any(row.passed for row in rows))
@@ -111,6 +113,25 @@ def _many(outcome: Outcome, status: Status, count: int) -> list[Row]:
     return [
         Row(result=stopped(cell("qwen3_moe", seed=seed), outcome, "load", "x"), status=status) for seed in range(count)
     ]
+
+
+def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
+    plain = measured(cell("qwen3_moe"))
+    stages = plain.stages | {
+        "import": StageResult(result="pass", reason="imports when trl comes first; when peft does: x")
+    }
+    odd = plain.model_copy(
+        update={"stages": stages, "import_first": "trl", "not_possible": {"grouped_forward": "has_gate = None"}}
+    )
+
+    assert list(remarks(plain)) == []
+    assert list(remarks(odd)) == [
+        "imports when trl comes first; when peft does: x",
+        "not possible here, which is nobody's failure: grouped_forward (has_gate = None)",
+    ]
+    assert "has_gate = None" in {
+        text for s in sections(Row(result=odd, status="ok")) for it in s.lines for text in it.cells
+    }
 
 
 def test_sentences() -> None:
@@ -128,6 +149,10 @@ def test_sentences() -> None:
         ).sentence
         == "50 of 54 cells ok (50 pass); 3 regressions (2 fail, 1 blind), 1 not run."
     )
+    assert (
+        summarise([*passes, *_many("error", "new", 2), *_many("environment", "environment", 1)]).sentence
+        == "50 of 53 cells ok (50 pass); 2 new failures (2 error), 1 not run for want of an environment."
+    )
     assert summarise(passes[:1]).sentence == "The one cell ok: 1 pass."
     assert summarise(unsupported).sentence == "All 4 cells ok: 4 unsupported; nothing passed."
     assert summarise([]).sentence == "No cells: nothing was run."
@@ -141,7 +166,7 @@ def _planted(*, unnoticed_by: str | None = None) -> Row:
         Check(name=name, stage="compare", value=int(name != unnoticed_by), band="<= 0", passed=name == unnoticed_by)
         for name in names
     ]
-    return Row(result=result, status="regression")
+    return Row(result=result, status="planted")
 
 
 def test_a_planted_fault_that_was_noticed_is_said_to_be_and_never_passes() -> None:
@@ -165,16 +190,17 @@ def test_a_planted_fault_that_a_check_let_through_is_loud(name: str) -> None:
 def test_a_planted_fault_hides_no_other_failure() -> None:
     row = _planted()
     stages = row.result.stages | {"reload-adapter": StageResult(result="error", reason="no such argument")}
-    worse = Row(result=row.result.model_copy(update={"stages": stages, "outcome": "error"}), status="regression")
+    worse = Row(result=row.result.model_copy(update={"stages": stages, "outcome": "error"}), status="planted")
 
-    assert worse.standing == "regression"
+    assert worse.standing == "planted"
+    assert str(look(worse)) == "✗ fault unsettled"
 
 
 def test_counts_leave_out_what_did_not_run() -> None:
     summary = summarise(sample_rows())
 
     assert summary.standings == {
-        "regression": 5, "unexpected-pass": 1, "not-run": 2, "flaky": 1, "known-failure": 2, "ok": 6,
+        "regression": 1, "new": 4, "unexpected-pass": 1, "not-run": 2, "flaky": 1, "known-failure": 2, "ok": 6,
     }  # fmt: skip
     assert summary.outcomes["pass"] == 5, "three ok, one unexpected, one flaky"
     assert sum(summary.outcomes.values()) == 15

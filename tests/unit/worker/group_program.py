@@ -24,10 +24,10 @@ from harness.worker.request import Request
 from harness.worker.steps import Step
 
 STEPS = (
-    (("build",), ("load", "attach", "train", "save")),
+    (("build",), ("load", "attach", "train", "save", "generate", "forward-paths")),
     (("reload-adapter",),),
     (("merge",),),
-    (("reload-merged",), ("compare",), ("controls",)),
+    (("reload-merged", "generate-merged"), ("compare",), ("controls",)),
 )
 """Stages by process and step, as this test has them, not from the worker's table."""
 
@@ -64,8 +64,8 @@ def _run(names: tuple[str, ...]) -> Any:
 GROUPS = tuple(tuple(Step(stages=stages, run=_run(stages)) for stages in group) for group in STEPS)
 
 
-def _import(*, threads: int, device: str) -> None:
-    del threads, device
+def _import(*, threads: int, device: str, first: str) -> None:
+    del threads, device, first
     _note("imported", os.getpid())
     if Path("no-import").exists():
         raise ImportError("no such library")

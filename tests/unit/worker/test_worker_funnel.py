@@ -11,6 +11,7 @@ import torch
 from harness.contract.funnel import FUNNEL_STEPS
 from harness.result import Funnel
 from harness.worker.observation import Observation
+from harness.worker.stages.biases import biases_of, keep, trained_biases
 from harness.worker.stages.deltas import _as_in
 from harness.worker.stages.experts_watch import bias_of, routing_weight
 from harness.worker.stages.funnel import record, with_delta, with_gradient
@@ -134,3 +135,34 @@ def test_what_is_trained_whole_is_found_named_and_has_moved_where_it_is_another(
     assert with_gradient(found, {"lm_head.modules_to_save.default.weight": 1.0}) == {("lm_head", None)}
     assert [saved_copy(name) for name in names] == ["lm_head.weight", "embed_tokens.weight"]
     assert not is_trained("lm_head.original_module.weight")
+
+
+def _wrapped(bias: list[float] | None) -> Any:
+    parameter = None if bias is None else torch.nn.Parameter(torch.tensor(bias))
+    return SimpleNamespace(get_base_layer=lambda: SimpleNamespace(bias=parameter))
+
+
+def test_a_bias_is_found_behind_its_lora_and_has_moved_where_it_is_another(tmp_path: Path) -> None:
+    q, k, v = (f"base_model.model.{name}_proj" for name in "qkv")
+    layers = {
+        q: (("q_proj", None), _wrapped([1.0, 2.0])),
+        k: (("k_proj", None), _wrapped([3.0])),
+        v: (("v_proj", None), _wrapped([4.0])),
+        "base_model.model.o_proj": (("o_proj", None), _wrapped(None)),
+        "base_model.model.experts": (("experts", "down_proj"), _wrapped([5.0])),
+    }
+    keep(biases_of(layers), tmp_path)
+    layers[v][1].get_base_layer().bias.requires_grad_(requires_grad=False)
+    with torch.no_grad():
+        layers[q][1].get_base_layer().bias += torch.tensor([0.0, 0.5])
+    found = trained_biases(layers, tmp_path)
+
+    assert {name: target for name, (target, _) in found.items()} == {
+        f"{q}.base_layer.bias": ("q_proj", "bias"), f"{k}.base_layer.bias": ("k_proj", "bias"),
+    }  # fmt: skip
+    assert found[f"{q}.base_layer.bias"][1].delta.tolist() == [0.0, 0.5]
+    assert with_delta(found, "default") == {("q_proj", "bias")}
+    own = {name.removeprefix("base_model.model."): 1.0 for name in found}
+    assert with_gradient(found, own) == {("q_proj", "bias"), ("k_proj", "bias")}
+    assert is_trained("q_proj.base_layer.bias")
+    assert not is_trained("q_proj.bias")

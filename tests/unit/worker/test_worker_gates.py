@@ -16,6 +16,7 @@ from harness.worker.cell import _check_precision
 from harness.worker.checkpoints.family import Checkpoint, Routing
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.observation import Observation
+from harness.worker.stages.compare import exact_band
 from harness.worker.stages.evaluate import Sample
 from harness.worker.stages.experts_watch import bias_of, precision_of, router_gap, routing_weight
 from harness.worker.stages.functional import (
@@ -607,3 +608,18 @@ def test_calls_in_another_precision_are_counted(
 
     assert (check["name"], check["value"], check["passed"]) == ("precision", value, passed)
     assert control["passed"], "one call in another dtype is rejected"
+
+
+@pytest.mark.parametrize(
+    ("exact_min", "elements", "band"),
+    [
+        (0.9999, 1_000_000, 0.9999),  # a hundred may be inexact
+        (0.9999, 160_000, 0.9999),  # sixteen by either rule
+        (0.9999, 40_000, 0.9996),  # sixteen, where the share would allow four
+        (0.9999, 8, 0.0),
+        (0.9999, 0, 0.9999),
+        (0.5, 1_000, 0.5),
+    ],
+)
+def test_a_few_elements_may_be_inexact_however_few_there_are(exact_min: float, elements: int, band: float) -> None:
+    assert exact_band(exact_min, elements) == pytest.approx(band, abs=1e-12)

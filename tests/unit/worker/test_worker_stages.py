@@ -201,6 +201,19 @@ def test_prediction_layers_are_never_targeted() -> None:
         assert not [module for module in modules if ".layers.3." in module or module.startswith("mtp")]
 
 
+def test_a_second_load_is_another_than_the_first() -> None:
+    second, plain = recipe("qlora8-after-qlora4"), recipe("plain-after-qlora4")
+
+    assert (second.loaded_before, second.quantization) == (recipe("qlora4").quantization, recipe("qlora8").quantization)
+    assert plain.loaded_before is not None
+    assert plain.quantization is None
+
+
+def test_a_resized_vocabulary_goes_with_a_plain_lora_alone() -> None:
+    with pytest.raises(ValueError, match="resized"):
+        dataclasses.replace(recipe("qlora4"), new_tokens=1)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_say_what_they_are(name: str) -> None:
     found = recipe(name)

@@ -143,7 +143,9 @@ def test_embeddings_and_head_are_kinds_of_their_own() -> None:
     assert set(expected_targets(_checkpoint("glm4_moe"), recipe("lora-embeddings"), FUSED)) == {
         "attention", "embedding",
     }  # fmt: skip
-    assert "head" not in expected_targets(tied, recipe("lora-vocabulary"), FUSED), "it has no tensor of its own"
+    ends = expected_targets(tied, recipe("lora-vocabulary"), FUSED)
+    assert ends["head"] == {("lm_head", None)}, "which has no tensor of its own"
+    assert kind_of(tied, ("lm_head", None)) == "head"
 
 
 def test_what_is_trained_whole_gets_no_lora() -> None:
@@ -157,3 +159,21 @@ def test_what_is_trained_whole_gets_no_lora() -> None:
         dataclasses.replace(plan, whole=("attention",))
     with pytest.raises(ValueError, match="trained whole"):
         dataclasses.replace(recipe("lora"), whole=("head",))
+
+
+def test_biases_are_asked_for_where_a_linear_with_a_lora_has_one() -> None:
+    """GLM-4.5 has those of queries, keys and values: three of the four Linears of each of three layers."""
+    plan = recipe("lora-bias")
+    (attention,) = expected_targets(_checkpoint("glm4_moe"), plan, FUSED).values()
+    biases = {module for module, parameter in attention if parameter == "bias"}
+
+    assert len(attention) == 12 + 9
+    assert {module.rpartition(".")[2] for module in biases} == {"q_proj", "k_proj", "v_proj"}
+    assert not [module for module in biases if ".layers.3." in module], "the prediction layer's"
+    assert len(_told_of_targets({"attention": attention}, plan)["target_modules"]) == 12
+    assert by_kind(_checkpoint("glm4_moe"), attention) == {"attention": 21}
+    for family, linears in (("qwen3_moe", 8), ("deepseek_v3", 15), ("qwen3_5_moe", 9)):
+        found = expected_targets(_checkpoint(family), plan, FUSED)["attention"]
+        assert (len(found), {parameter for _, parameter in found}) == (linears, {None}), family
+    with pytest.raises(ValueError, match="plain LoRA"):
+        dataclasses.replace(recipe("lora-two-adapters"), bias="lora_only")

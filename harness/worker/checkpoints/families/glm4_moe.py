@@ -13,6 +13,7 @@ from harness.worker.checkpoints.family import Checkpoint, Routing, VariantNotOff
 from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import (
     TensorSpec,
+    bias,
     embedding,
     experts,
     head,
@@ -120,7 +121,7 @@ def _layer(layer: int, g: Geometry, *, extra: bool) -> list[TensorSpec]:
     sizes = {"k_proj": g.kv_heads, "q_proj": g.heads, "v_proj": g.kv_heads}
     for name, heads in sizes.items():
         tensors += [
-            TensorSpec(key=f"model.{attention}.{name}.bias", shape=(heads * g.head_dim,), exponent=4, extra=extra),
+            bias(attention, name, heads * g.head_dim, "attention", extra=extra),
             linear(attention, name, heads * g.head_dim, g.hidden, "attention", extra=extra),
         ]
     tensors.append(linear(attention, "o_proj", g.hidden, g.heads * g.head_dim, "attention", extra=extra))
