@@ -9,6 +9,7 @@ import typer
 from harness.cli.device import choose_device
 from harness.cli.execute import execute, users_results
 from harness.cli.folder_help import FolderHelp
+from harness.cli.known_families import with_known_families
 from harness.cli.options import (
     DEFAULT_OUT,
     BaselineOption,
@@ -80,6 +81,9 @@ def matrix(
         unmanaged=python is not None,
         stack=installed,
         generated=generated,
+    )
+    selection = with_known_families(
+        setup, selection, say=lambda line: screen.print(line, markup=False, soft_wrap=True), python=python
     )
     cells = plan_cells(setup.config, setup.catalogue, selection)
     with alone_in(out):

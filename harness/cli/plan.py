@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from harness.cli.device import choose_device
 from harness.cli.execute import cell_settings, may_be_reused, users_results
+from harness.cli.known_families import with_known_families
 from harness.cli.options import (
     DEFAULT_OUT,
     ConfigOption,
@@ -86,6 +87,7 @@ def plan(
         device=choose_device(device, None),
         generated=expand_selections(setup, profile, say=lambda line: typer.echo(line, err=True)),
     )
+    selection = with_known_families(setup, selection, say=lambda line: typer.echo(line, err=True))
     cells = plan_cells(setup.config, setup.catalogue, selection)
     if output == "github" and not as_json:
         typer.echo(github_matrix(cells, selection))

@@ -38,7 +38,12 @@ TABLE: Mapping[StageName, Stage] = {
     "resolve": Stage(does="a lock is compiled from the stack's pins", on_host=True),
     "install": Stage(does="the environment is made from the lock", needs=("resolve",), on_host=True),
     "import": Stage(does="the libraries under test are imported", needs=("install",), may_lack=True),
-    "build": Stage(does="the base checkpoint is written, byte for byte the same in every stack", needs=("import",)),
+    "build": Stage(
+        does="the base checkpoint is written, byte for byte the same in every stack; of a family without a file as "
+        "this transformers writes it",
+        needs=("import",),
+        may_lack=True,
+    ),
     "load": Stage(does="the base is loaded, quantised where the recipe says so", needs=("build",), may_lack=True),
     "attach": Stage(does="the LoRA is attached", needs=("load",), may_lack=True),
     "train": Stage(

@@ -8,11 +8,16 @@ needs from their syntax trees. Nothing is imported, so planning stays independen
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import HarnessError
+
+MODEL_TYPE = re.compile("[a-z][a-z0-9_]*")
+"""What names of families look like that no file describes: transformers' model types. Whether a stack knows one is for
+the stack to say."""
 
 PUBLISHED = "published"
 """The variant that every family has: the layout of its published repositories."""
@@ -67,6 +72,10 @@ class Catalogue:
     def variants_of(self, family: str) -> tuple[str, ...]:
         """Return the checkpoint variants that ``family`` has, ``published`` first."""
         return self.variants.get(family, (PUBLISHED,))
+
+    def is_described(self, family: str) -> bool:
+        """Say whether a family has a file. Another's smallest form is derived from what a stack knows of it."""
+        return family in self.families
 
     def geometry_of(self, recipe: str) -> str | None:
         """Return the geometry of a recipe's cells unless one is asked for; None: the default."""

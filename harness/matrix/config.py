@@ -92,6 +92,9 @@ class Block(_Table):
     """Globs over the names of ``[[selections]]``, whose stacks take the place of the declared ones."""
     families: Globs = ("*",)
     """Globs over the families of this file."""
+    introspected: Globs = ()
+    """Globs over the model types with experts that the transformers of each stack knows. They take the place of
+    ``families``, and each stack is asked for its own."""
     recipes: Globs
     """Globs over the recipes of this file."""
     geometries: Globs = (CellFields.geometry,)

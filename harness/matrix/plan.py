@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from rapidfuzz import fuzz, process
 from harness.contract.cell_fields import DEFAULTS, Device
 from harness.counting import counted
 from harness.errors import ConfigurationError, NothingSelectedError, UnknownNameError
-from harness.matrix.catalogue import Catalogue
+from harness.matrix.catalogue import MODEL_TYPE, Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.combine import Allowed, combine
 from harness.matrix.config import AXES, Block, MatrixConfig, block_selections, expand_names, known_names
@@ -56,6 +56,8 @@ class Selection:
     unmanaged: bool = False
     stack: Stack | None = None
     generated: Mapping[str, Generated] = field(default_factory=dict)
+    known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By a stack's key the model types with experts that its transformers knows, as far as they are needed."""
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -163,7 +165,9 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     """
     options = {name: value for name, value in options.items() if value is not None}
     options.setdefault("geometry", catalogue.geometry_of(recipe) or DEFAULTS["geometry"])
-    names = {"model": (family, catalogue.families), "recipe": (recipe, catalogue.recipes)}
+    names = {"recipe": (recipe, catalogue.recipes)}
+    if not MODEL_TYPE.fullmatch(family):
+        names["model"] = (family, catalogue.families)
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
         names[what] = (str(options.get(what, DEFAULTS[what])), known)
     for what, (name, known) in names.items():
@@ -172,6 +176,8 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     if (fault := options.get("fault")) is not None and fault not in catalogue.faults:
         raise UnknownNameError("fault", str(fault), catalogue.faults)
     variant = str(options.get("variant", DEFAULTS["variant"]))
+    if not catalogue.is_described(family):
+        refuse_of_described(catalogue, family, recipe, options)
     if variant not in (offered := catalogue.variants_of(family)):
         raise UnknownNameError(f"variant of {family}", variant, offered)
     fields = {"family": family, "recipe": recipe, "stack": stack, **options}
@@ -179,6 +185,27 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
         return Cell.model_validate(fields)
     except ValidationError as error:
         raise describe(error, fields, Cell, None) from None
+
+
+def refuse_of_described(catalogue: Catalogue, family: str, recipe: str, options: Mapping[str, object]) -> None:
+    """Refuse of a family without a file what only a file can say: other sizes, other layouts, what users call things.
+
+    Raises:
+        ConfigurationError: something of it is asked for.
+    """
+    facts = catalogue.facts_of.get(recipe)
+    asked = [
+        f"{name} {options[name]}"
+        for name in ("geometry", "variant")
+        if options.get(name, DEFAULTS[name]) != DEFAULTS[name]
+    ]
+    if facts is not None and (facts.quantized or facts.as_written or facts.per_expert):
+        asked.append(f"recipe {recipe}")
+    if asked:
+        raise ConfigurationError(
+            f"{family} has no file of its own, and {' and '.join(asked)} is for families that have one: "
+            f"{', '.join(catalogue.families)}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,23 +238,26 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
             continue
         ids = tuple(dict.fromkeys(stack.id for stack in pool))
         matched = expand_names(block, config, catalogue, where=where, stacks=ids if block.selections else None)
-        names = [matched[key] for key in AXES]
         real = _real(catalogue)
-        if not any(map(real, itertools.product(*names))):
-            raise ConfigurationError(f"{where}: none of its families has any of its variants.")
-        by_id: dict[str, list[Stack]] = {}
-        for stack in pool:
-            by_id.setdefault(stack.id, []).append(stack)
-        for stack_id, *rest in combine(names, block.strategy, allowed=real):
-            fields = {AXES[key]: name for key, name in zip(list(AXES)[1:], rest, strict=True)}
-            for stack in by_id[stack_id]:
-                why = _why(where, block, stack, config, selection)
-                indexes = (known.index(name) for known, name in zip(others, rest, strict=True))
-                place = (places[stack.key], *indexes)
-                if place in by_place:
-                    by_place[place].reasons.append(why)
-                else:
-                    by_place[place] = _Planned(cell=_cell(stack, fields, selection), reasons=[why])
+        for part, families in _by_families(block, pool, matched["stacks"], selection, where):
+            names = [families if key == "families" and families else matched[key] for key in AXES]
+            if not any(map(real, itertools.product(*names))):
+                raise ConfigurationError(f"{where}: none of its families has any of its variants.")
+            by_id: dict[str, list[Stack]] = {}
+            for stack in part:
+                by_id.setdefault(stack.id, []).append(stack)
+            names[0] = tuple(name for name in names[0] if name in by_id)
+            for stack_id, *rest in combine(names, block.strategy, allowed=real):
+                fields = {AXES[key]: name for key, name in zip(list(AXES)[1:], rest, strict=True)}
+                for stack in by_id[stack_id]:
+                    why = _why(where, block, stack, config, selection)
+                    known = [families, *others[1:]] if families else others
+                    indexes = (them.index(name) for them, name in zip(known, rest, strict=True))
+                    place = (places[stack.key], *indexes)
+                    if place in by_place:
+                        by_place[place].reasons.append(why)
+                    else:
+                        by_place[place] = _Planned(cell=_cell(stack, fields, selection), reasons=[why])
     cells: dict[str, _Planned] = {}
     for place in sorted(by_place):
         planned = by_place[place]
@@ -238,8 +268,40 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
 def _real(catalogue: Catalogue) -> Allowed:
     """Return what tells whether a combination of names can be a cell: its family has its variant."""
     family, variant = list(AXES).index("families"), list(AXES).index("variants")
-    offered = {name: frozenset(catalogue.variants_of(name)) for name in catalogue.families}
-    return lambda names: names[variant] in offered[names[family]]
+    return lambda names: names[variant] in catalogue.variants_of(names[family])
+
+
+def _by_families(
+    block: Block, pool: Sequence[Stack], ids: Sequence[str], selection: Selection, where: str
+) -> Iterator[tuple[tuple[Stack, ...], tuple[str, ...]]]:
+    """Yield stacks that have families in common, and these: none where the block names its own.
+
+    A stack that has not been asked has none yet.
+    """
+    if not block.introspected:
+        yield tuple(pool), ()
+        return
+    for stack in pool:
+        if stack.id in ids and stack.key in selection.known:
+            known = selection.known[stack.key]
+            yield (stack,), match_names(block.introspected, known, "family", f"{where}.introspected")
+
+
+def needed_stacks(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -> tuple[Stack, ...]:
+    """Return the stacks whose families have to be asked for before the selection's profile can be planned.
+
+    Raises:
+        UnknownNameError: there is no such profile.
+    """
+    found: dict[str, Stack] = {}
+    for number, block in enumerate(config.profile(selection.profile).cells):
+        where = f"profiles.{selection.profile}.cells.{number}"
+        pool = _stacks_of(block, config, selection, where) if block.introspected else None
+        if pool:
+            ids = tuple(dict.fromkeys(stack.id for stack in pool))
+            matched = expand_names(block, config, catalogue, where=where, stacks=ids if block.selections else None)
+            found |= {stack.key: stack for stack in pool if stack.id in matched["stacks"]}
+    return tuple(found.values())
 
 
 def _stacks_of(block: Block, config: MatrixConfig, selection: Selection, where: str) -> tuple[Stack, ...] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from harness.worker.groups import serve_group
+    from harness.worker.introspection.listing import write_families
     from harness.worker.libraries import import_libraries
     from harness.worker.offline import forbid_network
     from harness.worker.orphans import adopt_orphans, end_children
@@ -24,6 +25,9 @@ if __name__ == "__main__":
             serve_group(int(number), Path(request))
         case ["--imports", first, device, threads]:
             import_libraries(threads=int(threads), device=device, first=first)
+        case ["--families", file]:
+            import_libraries(threads=1, device="cpu")
+            write_families(Path(file))
         case ["--started", request] | [request]:
             adopt_orphans()
             atexit.register(end_children)  # the first to be registered is the last to run

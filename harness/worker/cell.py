@@ -15,6 +15,7 @@ from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.geometry import geometry
 from harness.worker.checkpoints.writer import write_checkpoint
 from harness.worker.import_order import USUAL
+from harness.worker.introspection.building import build_introspected
 from harness.worker.observation import Judgement, Observation, StageStoppedError
 from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
@@ -38,7 +39,10 @@ def _import(observation: Observation, request: Request, checkpoint: Checkpoint) 
 
 def _build(observation: Observation, request: Request, checkpoint: Checkpoint) -> None:
     with observation.stage("build"):
-        digest = write_checkpoint(checkpoint, request.base, seed=request.seed, dtype=request.dtype)
+        if checkpoint.introspected is not None:
+            digest = build_introspected(observation, request, checkpoint.introspected.model_type)
+        else:
+            digest = write_checkpoint(checkpoint, request.base, seed=request.seed, dtype=request.dtype)
         observation.data["base_sha256"] = digest
 
 
@@ -47,7 +51,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
     from harness.worker.stages.coding import check_coding
     from harness.worker.stages.definition import check_definition
     from harness.worker.stages.evaluate import logprobs_of, near_ties
-    from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.experts_watch import watch_experts
     from harness.worker.stages.load import load_base, load_tokenizer
     from harness.worker.stages.quantized import check_quantized, save_dequantized, schemes_of
     from harness.worker.stages.vocabulary import save_resized
@@ -63,7 +67,7 @@ def _load(observation: Observation, request: Request, checkpoint: Checkpoint) ->
         if plan.new_tokens:
             save_resized(model, request, checkpoint)
         tokenizer = load_tokenizer(request.base)
-        watch = ExpertWatch(model, checkpoint)
+        watch = watch_experts(model, checkpoint)
         logits, gaps = near_ties(watch, model, request, _vocab(request, checkpoint))
         watch.remove()
         clear = gaps >= request.bands.near_tie_epsilon
@@ -100,7 +104,7 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
     from harness.worker.stages.biases import trained_biases
     from harness.worker.stages.consistency import check_modes, check_unchanged
     from harness.worker.stages.evaluate import near_ties, save_view
-    from harness.worker.stages.experts_watch import ExpertWatch
+    from harness.worker.stages.experts_watch import watch_experts
     from harness.worker.stages.funnel import record, with_delta, with_gradient
     from harness.worker.stages.targets import by_kind
     from harness.worker.stages.train import train
@@ -113,7 +117,7 @@ def _load_attach_train(observation: Observation, request: Request, checkpoint: C
         rank = geometry(request.geometry).rank
         peft_model, targets = attach_and_check(observation, model, checkpoint, plan, request, rank)
     with observation.stage("train"):
-        watch = ExpertWatch(peft_model, checkpoint)
+        watch = watch_experts(peft_model, checkpoint)
         before = base_logits
         if plan.frozen:
             with frozen_alone(peft_model):

@@ -12,6 +12,7 @@ from harness.contract.stages import TABLE, StageName
 from harness.faults import LibraryFault, fault
 from harness.faults.fault import FaultNotPlantedError, being_planted
 from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.introspection.description import described
 from harness.worker.observation import Observation
 from harness.worker.request import Request
 
@@ -43,7 +44,7 @@ def run_step(step: Step, observation: Observation, request: Request, checkpoint:
         with ExitStack() as patches:
             if request.fault is not None and step.stages[0] != "import":
                 _plant(request.fault, step, observation, patches)
-            step.run(observation, request, checkpoint)
+            step.run(observation, request, described(checkpoint, request.work))
     finally:
         if request.device == "cuda":
             _record_gpu(observation)

@@ -6,6 +6,8 @@ one has another dtype, one is there that the base does not have, and a file is g
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.faults.fault import Fault, MergeFault, Site
 
 GONE = "tokenizer_config.json"
@@ -20,18 +22,34 @@ def plant(site: Site) -> None:
 
     site.write(site.deltas)
     (site.merged / GONE).unlink()
+    left = [_last_digit, _another_dtype]
     for path in sorted(site.merged.glob("*.safetensors")):
         with safe_open(path, framework="pt") as shard:
             metadata = shard.metadata()
             tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118 - not a dict
         norms = sorted(key for key in tensors if key.endswith("norm.weight"))
-        if len(norms) > 1:
-            tensors[norms[0]] = torch.nextafter(tensors[norms[0]], torch.full_like(tensors[norms[0]], 9.0))
-            tensors[norms[1]] = tensors[norms[1]].double()
-            tensors[ADDED] = torch.zeros(1)
+        changes = dict(zip(norms, left, strict=False))
+        if not changes:
+            continue
+        tensors |= {key: change(tensors[key]) for key, change in changes.items()}
+        if len(left) > len(changes):
+            left = left[len(changes) :]
             save_file(tensors, path, metadata=metadata)
-            return
-    raise LookupError(f"no shard of {site.merged} has two norms")
+            continue
+        tensors[ADDED] = torch.zeros(1)
+        save_file(tensors, path, metadata=metadata)
+        return
+    raise LookupError(f"{site.merged} has no two norms")
+
+
+def _last_digit(tensor: Any) -> Any:
+    import torch
+
+    return torch.nextafter(tensor, torch.full_like(tensor, 9.0))
+
+
+def _another_dtype(tensor: Any) -> Any:
+    return tensor.double()
 
 
 FAULT: Fault = MergeFault(

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.merge.base.checkpoint import Checkpoint
-from harness.merge.base.names import PARTS, ExpertKeys
+from harness.merge.base.families import Family
+from harness.merge.base.names import ExpertKeys, parts_of
 from harness.merge.base.weights import Weights
 from harness.merge.errors import (
     SHOWN,
@@ -104,9 +105,9 @@ class ExpertParameter:
         ]
 
 
-def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
-    """Return the number of experts, proved to be 0, 1, … without a hole and what config.json declares."""
-    expected = len(found) if base.num_experts is None else base.num_experts
+def _check_count(base: Checkpoint, found: set[int], what: str, more: int = 0) -> int:
+    """Return the number of experts, proved to be 0, 1, … without a hole and what config.json declares, and ``more``."""
+    expected = len(found) if base.num_experts is None else base.num_experts + more
     # Counted from what is there: a config that declares a billion experts must not make us list them.
     if len(found) != expected or max(found, default=-1) >= expected:
         missing = [str(expert) for expert in range(min(expected, len(found) + SHOWN + 1)) if expert not in found]
@@ -119,7 +120,7 @@ def _check_count(base: Checkpoint, found: set[int], what: str) -> int:
 
 
 def _fused(
-    base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...], *, transposed: bool
+    base: Checkpoint, weights: Weights, key: str, parts: tuple[str, ...], *, transposed: bool, more: int
 ) -> ExpertParameter:
     shape = weights[key].shape
     if len(shape) != 3:  # noqa: PLR2004 - (num_experts, out, in)
@@ -128,7 +129,7 @@ def _fused(
         )
     if shape[0] > MAX_EXPERTS:
         raise UnsupportedBaseError(f"{key} holds {shape[0]} experts; more than {MAX_EXPERTS} are not merged.")
-    count = base.num_experts
+    count = None if base.num_experts is None else base.num_experts + more
     if count not in {None, shape[0]}:
         raise InconsistentCheckpointError(f"{key} holds {shape[0]} experts, config.json declares {count}.")
     out_features = shape[2 if transposed else 1]
@@ -148,7 +149,7 @@ def _fused(
 
 
 def read_expert_parameter(
-    base: Checkpoint, weights: Weights, path: str, keys: ExpertKeys, parameter: str, *, transposed: bool
+    base: Checkpoint, weights: Weights, path: str, keys: ExpertKeys, parameter: str, *, family: Family
 ) -> ExpertParameter | None:
     """Return the parameter ``gate_up_proj`` or ``down_proj`` of the experts module at ``path``, or None if the base has
     none.
@@ -159,24 +160,26 @@ def read_expert_parameter(
         path: the module, for messages.
         keys: what is stored of it.
         parameter: which parameter.
-        transposed: whether the family stores fused parameters as (num_experts, in, out).
+        family: how its model type stores them.
 
     Raises:
         InconsistentCheckpointError: experts are missing, differ in shape, or are stored twice.
         UnsupportedBaseError: the shapes are not those of plain weights.
     """
-    parts = PARTS[parameter]
+    parts = parts_of(family)[parameter]
+    told = base.text_config.get(family.idle_experts) if family.idle_experts and parameter != "down_proj" else 0
+    more = told if type(told) is int else 0
     linears = {part: keys.linears[part] for part in parts if part in keys.linears}
     fused = keys.fused.get(parameter)
     if fused is not None and linears:
         raise InconsistentCheckpointError(f"{path} stores {parameter} twice: as {fused} and as one tensor per expert.")
     if fused is not None:
-        return _fused(base, weights, fused, parts, transposed=transposed)
+        return _fused(base, weights, fused, parts, transposed=family.transposed, more=more)
     if not linears:
         return None
     if len(linears) != len(parts):
         raise InconsistentCheckpointError(f"{path} has only {listed(linears)} of {', '.join(parts)}.")
-    counts = {part: _check_count(base, set(by_expert), f"{path}.*.{part}") for part, by_expert in linears.items()}
+    counts = {part: _check_count(base, set(by_expert), f"{path}.*.{part}", more) for part, by_expert in linears.items()}
     shapes = {weights[key].shape for by_expert in linears.values() for key in by_expert.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:  # noqa: PLR2004 - (out, in)
         raise InconsistentCheckpointError(f"the experts of {path} differ in shape: {sorted(shapes)}.")

@@ -42,6 +42,15 @@ _NUMBERED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 PARTS: dict[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Which per-expert Linears a fused parameter holds, one after the other along its output axis (transformers 5.x)."""
+UNGATED: dict[str, tuple[str, ...]] = {"up_proj": ("up_proj",), "down_proj": ("down_proj",)}
+"""The same where experts have no gate."""
+
+
+def parts_of(family: Family) -> dict[str, tuple[str, ...]]:
+    """Return which Linears each fused parameter of a family holds."""
+    return PARTS if family.gated else UNGATED
+
+
 PARAMETER_OF = {part: parameter for parameter, parts in PARTS.items() for part in parts}
 """Which fused parameter holds a per-expert Linear."""
 

@@ -28,7 +28,8 @@ def _linears(index: Index, num_layers: int) -> Iterator[tuple[str, str]]:
     """Yield (common spelling, spelling on disk) of all Linears in the decoder, fused experts as the Linears that they
     hold.
     """
-    for key, weight in index.weights.by_key.items():
+    for on_disk, weight in index.weights.by_key.items():
+        key = index.in_memory(on_disk)
         parts = split(key)
         stem = parts[1] if parts else key
         if (

@@ -21,6 +21,7 @@ from harness.merge.errors import (
     AdapterMismatchError,
     MalformedAdapterError,
     UnsupportedAdapterError,
+    UnsupportedBaseError,
     UsageError,
     listed,
 )
@@ -116,6 +117,10 @@ class Matcher:
             key: (one.out_features, one.in_features) for key, one in held.items() if parameter_name in {None, key}
         }
         readings = parameter_readings(pair.features, shapes)
+        recorded = self.index.family.recorded_layout(self.config.peft_version)
+        if recorded is not None and len({key for key, _ in readings}) > 1:
+            # Where experts have no gate, up and down are each other's transpose; the PEFT that made it tells which.
+            readings = frozenset(it for it in readings if self.named(it[1]) == recorded)
         parameter_names = {key for key, _ in readings}
         if not parameter_names:
             told = ", ".join(f"{key} (out, in) = {shape}" for key, shape in shapes.items())
@@ -179,6 +184,10 @@ class Matcher:
         A 2D parameter is one too, and PEFT treats it alike: ``ParamWrapper._get_in_out_features``.
         """
         weight = self.index.find(f"{pair.module}.weight")
+        if weight is None and (done := self.index.joined(f"{pair.module}.weight")) is not None:
+            raise UnsupportedBaseError(
+                f"{pair.module}.weight is not stored by itself ({done}); deltas are merged only into weights that are."
+            )
         if weight is None:
             raise AdapterMismatchError(
                 f"the base has no {pair.module}.weight, which the adapter covers.", NOT_THIS_BASE

@@ -20,7 +20,7 @@ from harness.merge.adapter.patterns import names_within
 from harness.merge.base.checkpoint import open_checkpoint
 from harness.merge.base.codecs import codecs
 from harness.merge.base.expert_parameters import Place
-from harness.merge.base.index import Index
+from harness.merge.base.index import Index, index_for
 from harness.merge.base.names import expert_module, kind_of, layer_of
 from harness.merge.base.weight import QuantisedSource, Weight
 from harness.merge.errors import UncoveredTargetsError, UnsupportedAdapterError, UsageError, counted, listed
@@ -142,13 +142,14 @@ class _Planner:
     def row(self, weight: Weight, regions: tuple[Region, ...], dtype: DtypeName | None) -> PlanRow:
         """Return the plan's row for one output tensor."""
         key = weight.key
-        single = expert_module(self.index.common(key).removesuffix(".weight"))
+        named = self.index.in_memory(key)
+        single = expert_module(self.index.common(named).removesuffix(".weight"))
         convert = dtype is not None and (bool(regions) or isinstance(weight.source, QuantisedSource))
         return PlanRow(
             key=key,
             shard=weight.shard,
-            kind=kind_of(key),
-            layer=layer_of(key),
+            kind=kind_of(named),
+            layer=layer_of(named),
             expert=single[1] if single else None,
             shape=self.resized.get(key, weight.shape),
             dtype=DTYPE_NAMES[dtype] if convert and dtype is not None else weight.dtype,
@@ -248,11 +249,11 @@ def plan_merge(
     Raises:
         MergeError: one of its subclasses, each of which says what to do; the inputs are only read.
     """
-    index = Index(open_checkpoint(Path(base)))
-    found = _check_base(index, base_as, quantization)
     adapters = [open_adapter(path) for path in as_paths(adapter)]
     if not adapters:
         raise UsageError("no adapter was given.")
+    index = index_for(open_checkpoint(Path(base)), (pair.module for one in adapters for pair in one.pairs))
+    found = _check_base(index, base_as, quantization)
     planner = _Planner(index, adapters)
     for lora, weight in zip(adapters, _weights_of(adapters, weights), strict=True):
         planner.add(lora, weight, io_layout, b_packing)
@@ -282,7 +283,13 @@ def plan_merge(
         base_as="original" if found is None else "quantized",
         quantization=found,
         dtype=dtype,
-        notes=(*_repeated(adapters), *ancestry_notes(index.base.root, adapters), *planner.notes, *vocabulary.notes),
+        notes=(
+            *_repeated(adapters),
+            *index.notes,
+            *ancestry_notes(index.base.root, adapters),
+            *planner.notes,
+            *vocabulary.notes,
+        ),
     )
 
 

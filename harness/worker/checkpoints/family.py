@@ -8,11 +8,16 @@ Adding a family is adding that file and its test.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.worker.checkpoints.geometry import Geometry
 from harness.worker.checkpoints.tensors import TensorSpec
+from harness.worker.introspection.parts import Experts, Part
+
+FAMILIES = "harness.worker.checkpoints.families"
 
 
 class VariantNotOfferedError(ValueError):
@@ -37,6 +42,23 @@ class Routing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Introspected:
+    """What is known of a family that no file describes, as the installed transformers has it.
+
+    Attributes:
+        model_type: its name.
+        experts: where the model in memory has its routed experts.
+        parts: every weight that a LoRA can cover.
+        refused: name of a module → why PEFT refuses it, in its own words.
+    """
+
+    model_type: str
+    experts: tuple[Experts, ...] = ()
+    parts: tuple[Part, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint to be written.
 
@@ -50,25 +72,32 @@ class Checkpoint:
         prefixes: prefixes of keys under which the family's repositories are found. Every release that knows the family
             loads them alike. Empty where there is one.
         shards: files that the weights lie in, dealt out one by one. One lies without an index.
+        introspected: what is known of a family without a file; None of one that has one. Until it is built there is
+            nothing but its name.
     """
 
     config: dict[str, Any]
     tensors: tuple[TensorSpec, ...]
-    routing: Routing
+    routing: Routing | None
     layers_with_experts: tuple[int, ...]
     num_experts: int
     generation_config: dict[str, Any] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     shards: int = 4
+    introspected: Introspected | None = None
 
 
 def build(family: str, geometry: Geometry, variant: str) -> Checkpoint:
-    """Return the checkpoint of a family in a geometry.
+    """Return the checkpoint of a family in a geometry: of one that has no file, its name alone.
 
     Raises:
-        ModuleNotFoundError: there is no such family.
         VariantNotOfferedError: the family is not published in this variant.
     """
-    module = importlib.import_module(f"harness.worker.checkpoints.families.{family}")
+    if importlib.util.find_spec(f"{FAMILIES}.{family}") is None:
+        named = Introspected(model_type=family)
+        return Checkpoint(
+            config={}, tensors=(), routing=None, layers_with_experts=(), num_experts=0, introspected=named
+        )
+    module = importlib.import_module(f"{FAMILIES}.{family}")
     checkpoint: Checkpoint = module.build(geometry, variant)
     return replace(checkpoint, shards=geometry.shards)

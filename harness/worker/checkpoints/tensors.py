@@ -34,6 +34,11 @@ class TensorSpec:
         offset: added to every element.
         extra: a tensor that the model does not load (multi-token prediction) and that every engine must leave alone.
         always_float32: stored in float32 whatever the checkpoint's dtype, as published router biases are.
+        sources: names of the deltas of the parameters in memory that it is made of (``stages.deltas``), where that was
+            found by introspection.
+        draw: which of its random fillings it has.
+        literal: its bytes in hexadecimal, where it is no weight: a table, or what a model computes by itself.
+        stored_as: the dtype of those bytes, as torch calls it.
     """
 
     key: str
@@ -48,6 +53,10 @@ class TensorSpec:
     offset: float = 0.0
     extra: bool = False
     always_float32: bool = False
+    sources: tuple[str, ...] = ()
+    draw: int = 0
+    literal: str | None = None
+    stored_as: str | None = None
 
     @property
     def count(self) -> int:

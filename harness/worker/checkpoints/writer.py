@@ -20,7 +20,10 @@ from harness.worker.checkpoints.random_bits import random_float32, to_bfloat16_b
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.checkpoints.tokenizer import tokenizer_files
 
-SAFETENSORS_DTYPE = {"float32": "F32", "bf16": "BF16"}
+SAFETENSORS_DTYPE = {
+    "float32": "F32", "bf16": "BF16", "torch.float32": "F32", "torch.int64": "I64", "torch.int32": "I32",
+    "torch.bool": "BOOL", "torch.uint8": "U8",
+}  # fmt: skip
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, seed: int, dtype: str) -> str:
@@ -42,8 +45,11 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, seed: int, dtyp
     for position, spec in enumerate(checkpoint.tensors):
         shard = position % checkpoint.shards
         stored = "float32" if spec.always_float32 else dtype
-        data = tensor_bytes(spec, seed=seed, dtype=stored)
-        shards[shard].append((spec, SAFETENSORS_DTYPE[stored], data))
+        if spec.literal is not None:
+            data, named = bytes.fromhex(spec.literal), SAFETENSORS_DTYPE[str(spec.stored_as)]
+        else:
+            data, named = tensor_bytes(spec, seed=seed, dtype=stored), SAFETENSORS_DTYPE[stored]
+        shards[shard].append((spec, named, data))
         weight_map[spec.key] = _shard_name(shard, checkpoint.shards)
         total += len(data)
     for number, tensors in enumerate(shards):
@@ -65,7 +71,7 @@ def tensor_bytes(spec: TensorSpec, *, seed: int, dtype: str) -> bytes:
     """Return the little-endian bytes of one tensor, C order."""
     import numpy as np
 
-    values = random_float32(seed, spec.key, spec.count, spec.scale_exponent)
+    values = random_float32(seed, f"{spec.key}#{spec.draw}" if spec.draw else spec.key, spec.count, spec.scale_exponent)
     if spec.offset:
         values = (values + np.float32(spec.offset)).astype(np.float32)
     if dtype == "bf16":

@@ -38,13 +38,19 @@ class ExpertWatch:
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
         self._phase: str | None = None
         self._recording = False
-        self._routing = checkpoint.routing
         self.counts: dict[str, dict[int, Any]] = {}
         self.precisions: Counter[str] = Counter()
         self.gaps: dict[int, Any] = {}
         self.router_logits: dict[int, Any] = {}
         self._num_experts = checkpoint.num_experts
         self._hooks: list[Any] = []
+        self._hook(model, checkpoint)
+
+    def _hook(self, model: Any, checkpoint: Checkpoint) -> None:
+        """Put hooks on experts and routers, under the names that families with a file have for them."""
+        if checkpoint.routing is None:
+            raise NoRouterFoundError("nothing says how this family's router chooses")
+        self._routing = checkpoint.routing
         layers = set()
         for name, module in model.named_modules():
             if found := _EXPERTS.search(name):
@@ -153,11 +159,20 @@ class ExpertWatch:
 @contextmanager
 def watching(model: Any, checkpoint: Checkpoint) -> Iterator[ExpertWatch]:
     """Watch a model within the block. No hook is left on it, whatever happens in there."""
-    watch = ExpertWatch(model, checkpoint)
+    watch = watch_experts(model, checkpoint)
     try:
         yield watch
     finally:
         watch.remove()
+
+
+def watch_experts(model: Any, checkpoint: Checkpoint) -> ExpertWatch:
+    """Watch a model until told not to, by its family's own rule or by what it does (``introspection.watch``)."""
+    if checkpoint.introspected is None:
+        return ExpertWatch(model, checkpoint)
+    from harness.worker.introspection.watch import ChoiceWatch
+
+    return ChoiceWatch(model, checkpoint)
 
 
 def precision_of(hidden: Any) -> str:

@@ -137,7 +137,7 @@ def check_forward_paths(
         reference = look(peft_model, prompts, clear)
         tried = _try_all(peft_model, reference, prompts, clear, choosable=choosable, on_experts=on_experts)
     observation.data["forward_paths"] = tried.found
-    observation.data["not_possible"] = tried.not_possible
+    observation.data["not_possible"] = {**observation.data.get("not_possible", {}), **tried.not_possible}
     for path, reason in tried.not_possible.items():
         print(f"    {path} is not possible: {reason}", flush=True)
     if tried.found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,23 @@ Said by 4.57 and 5.x, ``AutoConfig`` and ``AutoModelForCausalLM``.
 
 class WeightsNotLoadedError(RuntimeError):
     """transformers loaded the directory but left parameters at random values or skipped some that do not fit."""
+
+
+def auto_class(directory: Path) -> Any:
+    """Return the class of transformers that loads a checkpoint: of one that takes images too that for images and text.
+
+    Causal language models come first. What is neither is left to them, who say so.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "text_config" not in json.loads((directory / "config.json").read_text()):
+        return AutoModelForCausalLM
+    from transformers import AutoModelForImageTextToText
+
+    config = type(AutoConfig.from_pretrained(directory))
+    mappings = (it._model_mapping for it in (AutoModelForCausalLM, AutoModelForImageTextToText))  # noqa: SLF001
+    causal, with_images = (config in mapping for mapping in mappings)
+    return AutoModelForImageTextToText if with_images and not causal else AutoModelForCausalLM
 
 
 def load_base(load: Callable[[], Any]) -> Any:
@@ -48,9 +66,8 @@ def load_model(directory: Path, request: Request) -> Any:
         WeightsNotLoadedError: some parameter did not come from the checkpoint.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **loaded_in(torch.float32))
+    loaded = auto_class(directory).from_pretrained(directory, output_loading_info=True, **loaded_in(torch.float32))
     return checked(loaded).to(request.device).eval()
 
 

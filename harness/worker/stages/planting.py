@@ -22,7 +22,7 @@ from harness.worker.stages.deltas import DELTAS, PAIRS, SCALINGS
 from harness.worker.stages.merge import merge_with_engine
 from harness.worker.stages.rewriting import write_like
 from harness.worker.stages.shards import read_weights
-from harness.worker.stages.tensor_gate import slices_of
+from harness.worker.stages.tensor_gate import on_disk
 from harness.worker.stages.vocabulary import HEAD_KEY, Vocabulary
 
 
@@ -109,8 +109,7 @@ def merge_with_fault(
 
 def _write_merge(vocabulary: Vocabulary, base: Path, out: Path, deltas: Mapping[str, Any]) -> None:
     """Write base + deltas, added in float64 and rounded once to the dtype of each tensor."""
-    tensors = vocabulary.checkpoint.tensors
-    parts = {spec.key: part for spec in tensors for _, part in slices_of(spec, dict(deltas))}
+    parts = {key: delta for key, (_, delta) in on_disk(vocabulary.checkpoint, dict(deltas), base).items()}
 
     def summed(key: str, tensor: Any) -> Any:
         return (tensor.double() + parts[key]).to(tensor.dtype) if key in parts else tensor

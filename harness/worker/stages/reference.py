@@ -16,7 +16,7 @@ from harness.worker.recipes.recipe import recipe
 from harness.worker.request import Request
 from harness.worker.stages.deltas import DELTAS
 from harness.worker.stages.evaluate import REFERENCE, near_ties, samples_of, save_samples, save_view
-from harness.worker.stages.experts_watch import ExpertWatch
+from harness.worker.stages.experts_watch import watch_experts
 from harness.worker.stages.load import load_model
 from harness.worker.stages.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ def save_reference(
         name: what the view is kept as.
     """
     model = rightly_rounded(request, checkpoint, base or request.base)
-    logits, gaps = near_ties(ExpertWatch(model, checkpoint), model, request, vocab)
+    logits, gaps = near_ties(watch_experts(model, checkpoint), model, request, vocab)
     save_view(request.work, name, {"logits": logits, "gaps": gaps})
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.contract.tensors import KINDS, Kind
-from harness.worker.checkpoints.family import Checkpoint
+from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.recipes.recipe import Recipe
 from harness.worker.stages.biases import BIAS
 from harness.worker.stages.peft_names import REWRITTEN_SUFFIXES, Target, rewrites_names_of
@@ -44,6 +44,11 @@ def form_of(model: Any, checkpoint: Checkpoint) -> Form:
     """Return the form of a loaded model, by its first layer with experts."""
     import torch
 
+    if checkpoint.introspected is not None:
+        parts = checkpoint.introspected.parts
+        routers = {part.parameter for part in parts if part.kind == "router"}
+        fused = all(one.parameters for one in checkpoint.introspected.experts)
+        return Form(fused=fused, linear_router=routers == {None}, rewritten=rewrites_names_of(model))
     block = model.get_submodule(f"model.layers.{checkpoint.layers_with_experts[0]}.mlp")
     return Form(
         fused=hasattr(block.experts, "gate_up_proj"),
@@ -64,6 +69,13 @@ def expected_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict
 
 def _of_lora(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what must get a LoRA, per kind."""
+    if checkpoint.introspected is not None:
+        return _found_targets(checkpoint.introspected, recipe)
+    return _described_targets(checkpoint, recipe, form)
+
+
+def _described_targets(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
+    """Return what must get a LoRA of a family with a file, by its description."""
     targets: dict[str, set[Target]] = defaultdict(set)
     for spec in checkpoint.tensors:
         if spec.module is None or spec.kind not in recipe.kinds:
@@ -92,6 +104,16 @@ def _biases(checkpoint: Checkpoint, recipe: Recipe) -> list[tuple[Kind, Target]]
     return [(spec.kind, (spec.bias_of, BIAS)) for spec in checkpoint.tensors if spec.bias_of and spec.kind in asked]
 
 
+def _found_targets(inside: Introspected, recipe: Recipe) -> dict[str, set[Target]]:
+    """Return what must get a LoRA of a family without a file: all that was found of each kind."""
+    targets: dict[str, set[Target]] = defaultdict(set)
+    for part in inside.parts:
+        left_out = part.parameter in ROLES_OF_LINEARS and part.parameter not in recipe.expert_roles
+        if part.kind in recipe.kinds and not left_out and (part.parameter is None or not recipe.linears_only):
+            targets[part.kind].add((part.module, part.parameter))
+    return dict(targets)
+
+
 def also_allowed(checkpoint: Checkpoint, recipe: Recipe, form: Form) -> dict[str, set[Target]]:
     """Return what may get a LoRA, and need not: by ``all-linear`` a router that is no Linear.
 
@@ -110,6 +132,8 @@ def kind_of(checkpoint: Checkpoint, target: Target) -> Kind:
     Raises:
         KeyError: the checkpoint describes nothing there.
     """
+    if checkpoint.introspected is not None:
+        return {(part.module, part.parameter): part.kind for part in checkpoint.introspected.parts}[target]
     kinds = {spec.module: spec.kind for spec in checkpoint.tensors if spec.module is not None}
     kinds.setdefault(HEAD, "head")  # the embedding, where the two are tied
     module, _ = target

@@ -18,6 +18,7 @@ from typing import Any
 from harness.contract.tensors import RIGHT
 from harness.worker.checkpoints.family import Checkpoint
 from harness.worker.checkpoints.tensors import Kind, TensorSpec
+from harness.worker.introspection.saved import deltas_on_disk
 from harness.worker.stages.biases import BIAS
 from harness.worker.stages.deltas import DELTAS, PAIRS
 from harness.worker.stages.meaning import content, same_in_other_words
@@ -99,7 +100,9 @@ class TensorReport:
         return {kind: kinds.count(kind) for kind in kinds}
 
 
-def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def covered(
+    checkpoint: Checkpoint, work: Path, adapter: Path, base: Path
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Return on-disk key → delta for all that a saved lora pair covers, key → what covers it, and the unpaired pairs.
 
     A delta is float64 and has the tensor's shape.
@@ -113,14 +116,27 @@ def covered(checkpoint: Checkpoint, work: Path, adapter: Path) -> tuple[dict[str
     pairs = {found[1] for key in saved if (found := _FIRST_FACTOR.fullmatch(key))}
     pairs |= {key.removesuffix(".weight") for key in saved} & names.keys()  # what was trained whole
     available = {names[pair]: deltas[names[pair]] for pair in pairs if pair in names}
-    result: dict[str, Any] = {}
-    by: dict[str, str] = {}
-    for spec in checkpoint.tensors:
-        for name, delta in slices_of(spec, available):
-            result[spec.key] = delta
-            by[spec.key] = name
-    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - set(by.values()))
-    return result, by, unpaired
+    there = on_disk(checkpoint, available, base)
+    reached = {name for covering, _ in there.values() for name in covering}
+    unpaired = sorted(pairs - names.keys()) + sorted(available.keys() - reached)
+    return (
+        {key: delta for key, (_, delta) in there.items()},
+        {key: covering[-1] for key, (covering, _) in there.items()},
+        unpaired,
+    )
+
+
+def on_disk(checkpoint: Checkpoint, deltas: dict[str, Any], base: Path) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Return on-disk key → (names of what covers it, delta of this tensor) from the deltas of parameters in memory.
+
+    Of a family without a file transformers itself says where they go (``introspection.saved``).
+    """
+    if checkpoint.introspected is None:
+        sliced = ((spec.key, name, delta) for spec in checkpoint.tensors for name, delta in slices_of(spec, deltas))
+        return {key: ((name,), delta) for key, name, delta in sliced}
+    saved = deltas_on_disk(base, deltas)
+    covering = {spec.key: tuple(name for name in spec.sources if name in deltas) for spec in checkpoint.tensors}
+    return {key: (names, saved[key]) for key, names in covering.items() if names}
 
 
 def slices_of(spec: TensorSpec, deltas: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -183,7 +199,7 @@ def inspect(
     originals, weights = read_weights(base), read_weights(merged)
     vocabulary = Vocabulary.of(checkpoint, load_file(work / DELTAS))
     checkpoint, before, after = vocabulary.checkpoint, vocabulary.before(originals.tensors), weights.tensors
-    deltas, by, report.unpaired = covered(checkpoint, work, adapter)
+    deltas, by, report.unpaired = covered(checkpoint, work, adapter, base)
     found = _look_up(after, checkpoint, keeps_bytes=keeps_bytes)
     report.renamed.update(place.rule for place in found.values() if place.rule is not None)
     report.keys_missing = sorted(key for key, place in found.items() if place.tensor is None)
@@ -205,11 +221,11 @@ def inspect(
                 report.untouched_changed.append(spec.key)
             continue
         delta = deltas[spec.key]
-        report.idle += _idle(spec, delta)
+        report.idle += _idle(spec, delta, checkpoint.num_experts)
         if not report.idle_altered:
             altered = delta.clone()
             altered[0 if spec.role is not None and spec.expert is None else slice(None)] = 0
-            report.idle_altered = _idle(spec, altered)
+            report.idle_altered = _idle(spec, altered, checkpoint.num_experts)
         if new is None or new.shape != old.shape or new.dtype not in _judged_dtypes():
             verdict = "wrong"
         else:
@@ -301,8 +317,13 @@ def _judged_dtypes() -> frozenset[Any]:
     return frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
-def _idle(spec: TensorSpec, delta: Any) -> list[str]:
-    """Return the tensor, or the experts inside it, that training has left without a delta."""
+def _idle(spec: TensorSpec, delta: Any, experts: int) -> list[str]:
+    """Return the tensor, or the experts inside it, that training has left without a delta.
+
+    What lies beyond the routed experts never sees a token: experts that pass on what they are given.
+    """
+    if spec.expert is not None and spec.expert >= experts:
+        return []
     if spec.role is not None and spec.expert is None:
         moved = delta.flatten(1).any(1).tolist()
         return [f"{spec.key}[{expert}]" for expert, any_ in enumerate(moved) if not any_]

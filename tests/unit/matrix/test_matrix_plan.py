@@ -100,8 +100,8 @@ def test_each_key_of_a_block_varies_its_field(config: MatrixConfig, catalogue: C
 
 def test_a_key_of_a_block_that_is_left_out_is_the_default() -> None:
     block = Block(recipes=("lora",))
-    assert Block.model_fields.keys() - AXES.keys() == {"selections", "strategy"}
-    assert block.selections == ()
+    assert Block.model_fields.keys() - AXES.keys() == {"selections", "strategy", "introspected"}
+    assert block.selections == block.introspected == ()
 
     assert {AXES[key]: getattr(block, key) for key in AXES} == {
         "stack": ("*",), "family": ("*",), "recipe": ("lora",),
@@ -257,7 +257,9 @@ def test_a_cell_can_be_named_by_its_parts(config: MatrixConfig, catalogue: Catal
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"family": "betta"}, "unknown model 'betta'. Did you mean 'beta'?"),
+        ({"family": "beta-moe"}, "unknown model 'beta-moe'. Did you mean 'beta'?"),
+        ({"family": "mixtral", "geometry": "square"}, "mixtral has no file of its own, and geometry square is for"),
+        ({"family": "mixtral", "variant": "fused"}, "mixtral has no file of its own, and variant fused is for"),
         ({"recipe": "lora-expert"}, "Did you mean 'lora-experts'?"),
         ({"geometry": "sqare"}, "unknown geometry 'sqare'. Did you mean 'square'?"),
         ({"engine": "refrence"}, "Did you mean 'reference'?"),

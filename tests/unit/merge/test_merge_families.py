@@ -62,6 +62,14 @@ SHAPES = {
         fused=("input_linear", "output_linear"),
     ),
     "gpt_oss": Shape("gpt_oss", "mlp.experts", "mlp.experts.{part}", transposed=True),
+    "aria": Shape(
+        "aria_text",
+        "mlp.experts",
+        "mlp.experts.{part}.weight",
+        transposed=True,
+        fused=("fc1", "fc2"),
+        count="moe_num_experts",
+    ),
     "llama4": Shape("llama4_text", "feed_forward.experts", "feed_forward.experts.{part}", transposed=True),
 }
 
@@ -135,7 +143,7 @@ def build(
 
 def layout_name(name: str, *, faces_last: bool) -> str:
     """What the io layout is called: standard is what today's PEFT does with the module that transformers 5 has."""
-    return "standard" if faces_last == (name != "gpt_oss") else "swapped"
+    return "standard" if faces_last == (name not in {"gpt_oss", "aria"}) else "swapped"
 
 
 @settings(max_examples=100, deadline=None)
@@ -358,3 +366,73 @@ def test_families_are_found_by_model_type_and_most_need_none() -> None:
     assert family_of({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}).transposed
     assert family_of({"model_type": ["gpt_oss"]}) is PLAIN
     assert family_of({}) is PLAIN
+
+
+def _fused_pair(
+    numbers: Numbers, module: str, count: int, out: int, wide: int, rank: int = 2
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Return a pair in today's layout, and its deltas (count, out, wide), worked out element by element."""
+    a, b = numbers(count * rank, wide), numbers(out, count * rank)
+    deltas = np.zeros((count, out, wide))
+    for e in range(count):
+        for k in range(rank):
+            deltas[e] += 1.5 * np.outer(exact(b)[:, k * count + e], exact(a)[e * rank + k])
+    return {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, deltas
+
+
+def test_experts_without_a_gate_are_told_apart_by_the_peft_that_made_the_adapter(tmp_path: Path) -> None:
+    """up_proj (4, 6) and down_proj (6, 4) are each other's transpose, so that no shape tells which is which."""
+    numbers, stem = Numbers(), "model.layers.0.mixer.experts"
+    base = {f"{stem}.{e}.{leaf}.weight": numbers(*shape) for e in range(2) for leaf, shape in (
+        ("up_proj", (4, 6)), ("down_proj", (6, 4)),
+    )}  # fmt: skip
+    up, up_deltas = _fused_pair(numbers, f"{stem}.base_layer", 2, 4, 6)
+    down, down_deltas = _fused_pair(numbers, stem, 2, 6, 4)
+    targets = ["experts.up_proj", "experts.down_proj"]
+    write_base(tmp_path / "b", base, model_type="nemotron_h", n_routed_experts=2)
+    write_adapter(tmp_path / "a", up | down, target_modules=None, target_parameters=targets, peft_version="0.21.2")
+
+    found, _ = merged(tmp_path / "b", tmp_path / "a", tmp_path / "out")
+
+    for e in range(2):
+        for leaf, deltas in (("up_proj", up_deltas), ("down_proj", down_deltas)):
+            key = f"{stem}.{e}.{leaf}.weight"
+            assert close(found[key], exact(base[key]) + deltas[e]), key
+
+    write_adapter(tmp_path / "c", up | down, target_modules=None, target_parameters=targets, peft_version=None)
+    with pytest.raises(errors.AdapterMismatchError, match="fits more than one"):
+        plan_merge(tmp_path / "b", tmp_path / "c")
+
+
+def test_gates_that_are_lost_are_no_experts_without_a_gate(tmp_path: Path) -> None:
+    numbers, stem = Numbers(), "model.layers.0.mlp.experts"
+    base = {f"{stem}.{e}.{leaf}.weight": numbers(*shape) for e in range(2) for leaf, shape in (
+        ("up_proj", (4, 6)), ("down_proj", (6, 4)),
+    )}  # fmt: skip
+    write_base(tmp_path / "b", base, model_type="qwen3_moe", num_experts=2)
+    down, _ = _fused_pair(numbers, stem, 2, 6, 4)
+    write_adapter(tmp_path / "a", down, target_modules=None, target_parameters=["experts.down_proj"])
+
+    with pytest.raises(errors.InconsistentCheckpointError, match="has only up_proj of gate_proj, up_proj"):
+        plan_merge(tmp_path / "b", tmp_path / "a")
+
+
+@pytest.mark.parametrize("idle", [1, 0])
+def test_experts_that_do_nothing_have_rows_of_gate_and_up_alone(tmp_path: Path, idle: int) -> None:
+    numbers, stem = Numbers(), "model.layers.0.mlp.experts"
+    base = {f"{stem}.{e}.{leaf}.weight": numbers(4, 6) for e in range(3) for leaf in ("gate_proj", "up_proj")}
+    base |= {f"{stem}.{e}.down_proj.weight": numbers(6, 4) for e in range(2)}
+    write_base(tmp_path / "b", base, model_type="longcat_flash", n_routed_experts=2, zero_expert_num=idle)
+    gate_up, deltas = _fused_pair(numbers, stem, 3, 8, 6)
+    write_adapter(tmp_path / "a", gate_up, target_modules=None, target_parameters=["experts.gate_up_proj"])
+
+    if not idle:  # the third expert is then one too many
+        with pytest.raises(errors.InconsistentCheckpointError, match="should have 2 experts"):
+            plan_merge(tmp_path / "b", tmp_path / "a")
+        return
+    found, _ = merged(tmp_path / "b", tmp_path / "a", tmp_path / "out")
+
+    for e in range(3):
+        whole = np.concatenate([exact(base[f"{stem}.{e}.{leaf}.weight"]) for leaf in ("gate_proj", "up_proj")])
+        for leaf, rows in zip(("gate_proj", "up_proj"), np.split(whole + deltas[e], 2), strict=True):
+            assert close(found[f"{stem}.{e}.{leaf}.weight"], rows)

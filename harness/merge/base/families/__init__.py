@@ -33,6 +33,10 @@ class Family:
             PEFT would know.
         layout_by_version: whether ``peft_version`` alone tells the io layout; ``"before-0.19"`` where it does only up
             to 0.18, because the attribute depends on the transformers release, which no adapter records.
+        gated: whether an expert has a gate beside what it gates; where not, its fused parameters are ``up_proj`` and
+            ``down_proj``.
+        idle_experts: what config.json calls the number of experts that do nothing, for which gate_up_proj has rows and
+            down_proj has none.
         conv1d: last parts of module names that are transformers' ``Conv1D``, whose weight is (in, out).
     """
 
@@ -41,6 +45,8 @@ class Family:
     transposed: bool = False
     standard_faces_input: bool = True
     layout_by_version: Literal["always", "before-0.19"] = "always"
+    gated: bool = True
+    idle_experts: str | None = None
     conv1d: tuple[str, ...] = ()
 
     def rename(self, stem: str) -> str:
