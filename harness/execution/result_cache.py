@@ -112,9 +112,12 @@ class ResultCache:
         if key is None or (cell.fault is not None and not self._planted):
             return None
         path = self._path(key)
+        there = os.path.lexists(path)
         content = read_if_there(path)
+        if content is None and there:
+            content = read_if_there(path)  # another run may have made room, and have kept it again
         if content is None:
-            if os.path.lexists(path):
+            if there and os.path.lexists(path):
                 warn(f"{cell.id}: the kept result {path} cannot be read, so the cell runs")
             return None
         try:

@@ -66,6 +66,7 @@ def test_the_advice_is_of_the_command_that_was_run(
     def run_cells(cells: Sequence[Cell], *_: object, **_options: object) -> None:
         raise interrupted(cells, 0)
 
+    monkeypatch.delenv("MOE_LORA_HARNESS_RESULTS_SIZE", raising=False)
     execute = importlib.import_module("harness.cli.execute")
     monkeypatch.setattr(execute, "run_cells", run_cells)
     monkeypatch.setattr(execute, "check_versions_exist", lambda _stacks: None)
