@@ -42,7 +42,7 @@ def list_() -> None:
 def clean(
     ids: Annotated[list[str] | None, typer.Argument(help="Only these; the beginning of an id is enough.")] = None,
     older_than: Annotated[
-        float | None, typer.Option("--older-than", metavar="DAYS", help="Only those unused for so long.")
+        float | None, typer.Option("--older-than", min=0, metavar="DAYS", help="Only those unused for so long.")
     ] = None,
     locks: Annotated[
         bool, typer.Option("--locks", help="Forget locks too, so that every stack is resolved again.")

@@ -19,14 +19,16 @@ class FolderHelp(str):
     __slots__ = ("in_docs",)
     in_docs: str
 
-    def __new__(cls, meaning: str, names: Iterable[str], *, folder: str) -> Self:
+    def __new__(cls, meaning: str, names: Iterable[str], *, folder: str, others: str = "") -> Self:
         """Return the text.
 
         Args:
             meaning: its first sentences.
             names: what can be chosen.
             folder: the path, from the root of the repository, whose files these names are.
+            others: what else can be chosen, as the end of a sentence.
         """
-        made = super().__new__(cls, f"{meaning} One of: {', '.join(names)}.")
-        made.in_docs = f"{meaning} One of the names of the files in `{folder}`, which `--help` lists."
+        end = f"; {others}." if others else "."
+        made = super().__new__(cls, f"{meaning} One of: {', '.join(names)}{end}")
+        made.in_docs = f"{meaning} One of the names of the files in `{folder}`, which `--help` lists{end}"
         return made

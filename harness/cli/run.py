@@ -47,7 +47,13 @@ def run(
         str,
         typer.Option(
             "--model",
-            help=FolderHelp(MEANINGS["family"], CATALOGUE.families, folder="harness/worker/checkpoints/families"),
+            help=FolderHelp(
+                MEANINGS["family"],
+                CATALOGUE.families,
+                folder="harness/worker/checkpoints/families",
+                others="or the model_type of another family with routed experts that the installed transformers knows, "
+                "as mixtral",
+            ),
         ),
     ],
     transformers: Annotated[str | None, typer.Option(help=version_help("transformers"))] = None,

@@ -42,6 +42,8 @@ _OF_THE_MACHINE = re.compile(
     r"No space left|[Qq]uota exceeded|Read-only file system|Input/output error|Too many open files"
     r"|Cannot allocate memory|MemoryError|[Oo]ut of memory|OutOfMemory|Resource temporarily unavailable"
     r"|can't start new thread|CUDA error|CUBLAS_STATUS|[Tt]imed? ?out|Connection (?:refused|reset)"
+    r"|No CUDA GPUs|CUDNN_STATUS|CUDA driver|CUDA initiali[sz]ation|NVML|NCCL|bad_alloc|killed by signal|exit status -"
+    r"|Stale file handle|Transport endpoint|No child processes|[Bb]roken ?[Pp]ipe|shared memory"
 )
 """Exceptions that say something of the machine at that hour and nothing of the libraries."""
 

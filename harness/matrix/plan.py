@@ -167,7 +167,12 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
     options.setdefault("geometry", catalogue.geometry_of(recipe) or DEFAULTS["geometry"])
     names = {"recipe": (recipe, catalogue.recipes)}
     if not MODEL_TYPE.fullmatch(family):
-        names["model"] = (family, catalogue.families)
+        error = UnknownNameError("model", family, catalogue.families)
+        error.remedy = (
+            f"{error.remedy} Or the model_type that stands in a model's config.json, in lower case as `mixtral`: any "
+            "family with routed experts that the installed transformers knows."
+        )
+        raise error
     for what, known in (("geometry", catalogue.geometries), ("engine", catalogue.engines)):
         names[what] = (str(options.get(what, DEFAULTS[what])), known)
     for what, (name, known) in names.items():
@@ -230,7 +235,7 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
     stacks = {stack.key: stack for stack in (*found, *config.declared)}
     places = {key: place for place, key in enumerate(stacks)}
     others = [names for key, names in known_names(config, catalogue).items() if key != "stacks"]
-    by_place: dict[tuple[int, ...], _Planned] = {}
+    by_place: dict[tuple[int | str, ...], _Planned] = {}
     for number, block in enumerate(config.profile(selection.profile).cells):
         where = f"profiles.{selection.profile}.cells.{number}"
         pool = _stacks_of(block, config, selection, where)
@@ -251,9 +256,7 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
                 fields = {AXES[key]: name for key, name in zip(list(AXES)[1:], rest, strict=True)}
                 for stack in by_id[stack_id]:
                     why = _why(where, block, stack, config, selection)
-                    known = [families, *others[1:]] if families else others
-                    indexes = (them.index(name) for them, name in zip(known, rest, strict=True))
-                    place = (places[stack.key], *indexes)
+                    place = (places[stack.key], *_place(rest, others))
                     if place in by_place:
                         by_place[place].reasons.append(why)
                     else:
@@ -263,6 +266,13 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
         planned = by_place[place]
         cells.setdefault(planned.cell.id, planned)
     return list(cells.values())
+
+
+def _place(names: Sequence[str], known: Sequence[Sequence[str]]) -> tuple[int | str, ...]:
+    """Return where a cell stands in its stack: families that have a file come first, the others by name."""
+    (family, *rest), (families, *others) = names, known
+    number = families.index(family) if family in families else len(families)
+    return (number, family, *(them.index(name) for them, name in zip(others, rest, strict=True)))
 
 
 def _real(catalogue: Catalogue) -> Allowed:

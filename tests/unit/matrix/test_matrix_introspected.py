@@ -29,9 +29,22 @@ def test_each_stack_has_the_families_that_it_knows(config: MatrixConfig, catalog
     selection = _known(config, first=("mixtral", "zaya", "alpha"), old=("mixtral",))
 
     assert [cell.id for cell in plan_cells(config, catalogue, selection)] == [
-        f"mixtral/lora@{FIRST}", f"zaya/lora@{FIRST}", f"alpha/lora@{FIRST}", f"mixtral/lora@{OLD}",
+        f"alpha/lora@{FIRST}", f"mixtral/lora@{FIRST}", f"zaya/lora@{FIRST}", f"mixtral/lora@{OLD}",
     ]  # fmt: skip
     assert reasons(config, catalogue, selection)[f"zaya/lora@{FIRST}"] == ("profiles.default.cells.0",)
+
+
+def test_blocks_do_not_hide_each_other_s_families(config: MatrixConfig, catalogue: Catalogue) -> None:
+    """The first family of one block is not the first of the next, nor of a block that names families with a file."""
+    blocks = [
+        Block.model_validate({"stacks": (FIRST,), "recipes": ("lora",), **more})
+        for more in ({"introspected": ("mixtral",)}, {"introspected": ("zaya",)}, {"families": ("alpha", "beta")})
+    ]
+    config = config.model_copy(update={"profiles": {"default": Profile(description="d", cells=tuple(blocks))}})
+    selection = _known(config, first=("mixtral", "zaya"), old=())
+
+    assert [cell.family for cell in plan_cells(config, catalogue, selection)] == ["alpha", "beta", "mixtral", "zaya"]
+    assert reasons(config, catalogue, selection)[f"zaya/lora@{FIRST}"] == ("profiles.default.cells.1",)
 
 
 def test_globs_choose_among_them(config: MatrixConfig, catalogue: Catalogue) -> None:
