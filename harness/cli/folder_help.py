@@ -26,9 +26,9 @@ class FolderHelp(str):
             meaning: its first sentences.
             names: what can be chosen.
             folder: the path, from the root of the repository, whose files these names are.
-            others: what else can be chosen, as the end of a sentence.
+            others: what else can be chosen: a sentence of its own.
         """
-        end = f"; {others}." if others else "."
+        end = f". {others}" if others else "."
         made = super().__new__(cls, f"{meaning} One of: {', '.join(names)}{end}")
         made.in_docs = f"{meaning} One of the names of the files in `{folder}`, which `--help` lists{end}"
         return made

@@ -95,21 +95,24 @@ def matrix(
             jobs=jobs,
             device=chosen,
             python=python,
-            fresh=fresh,
+            fresh=fresh or fresh_processes,
             keep=keep,
             fresh_processes=fresh_processes,
             make_runner=make_runner,
             console=screen,
             report=True,
-            after_interruption=_rest(fresh=fresh, keep=keep, unmanaged=python is not None),
+            after_interruption=_rest(
+                fresh=fresh, fresh_processes=fresh_processes, keep=keep, unmanaged=python is not None
+            ),
         )
     raise typer.Exit(code)
 
 
-def _rest(*, fresh: bool, keep: bool, unmanaged: bool) -> str:
+def _rest(*, fresh: bool, fresh_processes: bool, keep: bool, unmanaged: bool) -> str:
     """Return which command does the rest of an interrupted run."""
     if unmanaged or users_results() is None:
         return "The same command again runs every cell: of this run no result is kept for a later one."
-    given = [option for option, on in (("--fresh", fresh), ("--keep", keep)) if on]
+    options = (("--fresh", fresh), ("--fresh-processes", fresh_processes), ("--keep", keep))
+    given = [option for option, on in options if on]
     how = f"without {' and '.join(given)}" if given else "again"
     return f"The same command {how} does the rest: what this one has finished is kept."

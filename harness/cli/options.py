@@ -71,7 +71,8 @@ FreshProcessesOption = Annotated[
     bool,
     typer.Option(
         "--fresh-processes",
-        help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker.",
+        help="Start a new process for each cell, which imports the libraries again, instead of forking a warm worker. "
+        "Results are not reused then.",
     ),
 ]
 BaselineOption = Annotated[

@@ -51,8 +51,8 @@ def run(
                 MEANINGS["family"],
                 CATALOGUE.families,
                 folder="harness/worker/checkpoints/families",
-                others="or the model_type of another family with routed experts that the installed transformers knows, "
-                "as mixtral",
+                others="Or the model_type of another family with routed experts that the installed transformers knows, "
+                "as mixtral.",
             ),
         ),
     ],
@@ -163,7 +163,7 @@ def run(
         jobs=None,
         device=chosen,
         python=python,
-        fresh=fresh,
+        fresh=fresh or fresh_processes,
         keep=keep,
         fresh_processes=fresh_processes,
         console=screen,

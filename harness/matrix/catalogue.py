@@ -39,6 +39,7 @@ class RecipeFacts:
         resumed: whether training is resumed from a checkpoint, too.
         per_expert: whether the adapter is loaded once more with a pair for every expert's Linear.
         as_written: whether it says what a user writes, of which a stack may make less than was meant.
+        more_than_weights: whether biases are trained, or the vocabulary is resized.
     """
 
     kinds: tuple[str, ...]
@@ -48,6 +49,7 @@ class RecipeFacts:
     resumed: bool = False
     per_expert: bool = False
     as_written: bool = False
+    more_than_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
             "per_expert": False,
             "target_modules": (),
             "target_parameters": (),
+            "bias": "none",
+            "new_tokens": 0,
         }
         said = {name: ast.literal_eval(given[name]) if name in given else plain for name, plain in defaults.items()}
         return RecipeFacts(
@@ -178,6 +182,7 @@ def _recipe_facts(recipe: ast.Module, folder: Path) -> RecipeFacts:
             resumed=bool(said["resumed"]),
             per_expert=bool(said["per_expert"]),
             as_written=bool(said["target_modules"] or said["target_parameters"]),
+            more_than_weights=said["bias"] != "none" or bool(said["new_tokens"]),
         )
     except (KeyError, ValueError) as error:
         raise _broken(folder, f"has a recipe whose kinds, geometry or batches are not literals ({error})") from None

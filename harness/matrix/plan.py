@@ -193,24 +193,33 @@ def one_cell(catalogue: Catalogue, stack: Stack, *, family: str, recipe: str, **
 
 
 def refuse_of_described(catalogue: Catalogue, family: str, recipe: str, options: Mapping[str, object]) -> None:
-    """Refuse of a family without a file what only a file can say: other sizes, other layouts, what users call things.
+    """Refuse of a family without a file what only a file can say.
 
     Raises:
         ConfigurationError: something of it is asked for.
     """
+    if asked := _needs_a_file(catalogue, recipe, options):
+        raise ConfigurationError(
+            f"{' and '.join(asked)} {'is' if len(asked) == 1 else 'are'} for the families that have a file here, and "
+            f"{family} has none.",
+            remedy=f"Those that have one: {', '.join(catalogue.families)}. What others can be asked: "
+            "docs/reference/checkpoints.md.",
+        )
+
+
+def _needs_a_file(catalogue: Catalogue, recipe: str, options: Mapping[str, object]) -> list[str]:
+    """Return what of a cell only a family's file can say: other sizes and layouts, what users call things, biases."""
     facts = catalogue.facts_of.get(recipe)
     asked = [
         f"{name} {options[name]}"
         for name in ("geometry", "variant")
-        if options.get(name, DEFAULTS[name]) != DEFAULTS[name]
+        if options.get(name, DEFAULTS[name]) not in {DEFAULTS[name], catalogue.geometry_of(recipe)}
     ]
-    if facts is not None and (facts.quantized or facts.as_written or facts.per_expert):
+    if (facts is not None and (facts.quantized or facts.as_written or facts.per_expert or facts.more_than_weights)) or (
+        catalogue.geometry_of(recipe) is not None
+    ):
         asked.append(f"recipe {recipe}")
-    if asked:
-        raise ConfigurationError(
-            f"{family} has no file of its own, and {' and '.join(asked)} is for families that have one: "
-            f"{', '.join(catalogue.families)}."
-        )
+    return asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +256,9 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
         for part, families in _by_families(block, pool, matched["stacks"], selection, where):
             names = [families if key == "families" and families else matched[key] for key in AXES]
             if not any(map(real, itertools.product(*names))):
-                raise ConfigurationError(f"{where}: none of its families has any of its variants.")
+                raise ConfigurationError(
+                    f"{where}: none of its families has any of its variants, or all its cells need."
+                )
             by_id: dict[str, list[Stack]] = {}
             for stack in part:
                 by_id.setdefault(stack.id, []).append(stack)
@@ -276,9 +287,18 @@ def _place(names: Sequence[str], known: Sequence[Sequence[str]]) -> tuple[int | 
 
 
 def _real(catalogue: Catalogue) -> Allowed:
-    """Return what tells whether a combination of names can be a cell: its family has its variant."""
+    """Return what tells whether a combination of names can be a cell: its family has its variant, and all it needs."""
     family, variant = list(AXES).index("families"), list(AXES).index("variants")
-    return lambda names: names[variant] in catalogue.variants_of(names[family])
+    recipe, geometry = list(AXES).index("recipes"), list(AXES).index("geometries")
+
+    def allowed(names: Sequence[str]) -> bool:
+        if names[variant] not in catalogue.variants_of(names[family]):
+            return False
+        return catalogue.is_described(names[family]) or not _needs_a_file(
+            catalogue, names[recipe], {"geometry": names[geometry]}
+        )
+
+    return allowed
 
 
 def _by_families(

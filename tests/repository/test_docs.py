@@ -250,7 +250,7 @@ def test_the_terminal_names_a_folder_s_files_and_the_page_the_folder(
 
     assert shown is not None
     assert {name.replace("-", "_") for name in shown[1].split(", ")} == files
-    assert said.endswith(f"One of the names of the files in `{folder}`, which `--help` lists.")
+    assert f"One of the names of the files in `{folder}`, which `--help` lists." in said
 
 
 def sessions() -> set[str]:

@@ -47,6 +47,16 @@ def test_blocks_do_not_hide_each_other_s_families(config: MatrixConfig, catalogu
     assert reasons(config, catalogue, selection)[f"zaya/lora@{FIRST}"] == ("profiles.default.cells.1",)
 
 
+def test_a_profile_has_no_cell_that_only_a_file_can_make(config: MatrixConfig, catalogue: Catalogue) -> None:
+    """Else its geometry would be ignored, and the cell pass as what it is not."""
+    config = _with_block(config, stacks=(FIRST,), geometries=("*",))
+    selection = _known(config, first=("mixtral", "alpha"), old=())
+
+    assert [(cell.family, cell.geometry) for cell in plan_cells(config, catalogue, selection)] == [
+        ("alpha", "distinct"), ("alpha", "square"), ("mixtral", "distinct"),
+    ]  # fmt: skip
+
+
 def test_globs_choose_among_them(config: MatrixConfig, catalogue: Catalogue) -> None:
     config = _with_block(config, introspected=("mi*",), stacks=(FIRST,))
     selection = _known(config, first=("mixtral", "zaya"), old=())
@@ -72,6 +82,8 @@ def test_what_only_a_file_can_say_is_refused_of_other_families(config: MatrixCon
     written = replace(catalogue, facts_of={"lora": RecipeFacts(kinds=("expert",), quantized=False, as_written=True)})
 
     assert one_cell(catalogue, config.declared[0], family="mixtral", recipe="lora").family == "mixtral"
-    with pytest.raises(ConfigurationError, match="mixtral has no file of its own, and recipe lora is for families"):
+    with pytest.raises(
+        ConfigurationError, match="recipe lora is for the families that have a file here, and mixtral has none"
+    ):
         one_cell(written, config.declared[0], family="mixtral", recipe="lora")
     assert one_cell(written, config.declared[0], family="alpha", recipe="lora").family == "alpha"

@@ -258,8 +258,14 @@ def test_a_cell_can_be_named_by_its_parts(config: MatrixConfig, catalogue: Catal
     ("options", "words"),
     [
         ({"family": "beta-moe"}, "unknown model 'beta-moe'. Did you mean 'beta'?"),
-        ({"family": "mixtral", "geometry": "square"}, "mixtral has no file of its own, and geometry square is for"),
-        ({"family": "mixtral", "variant": "fused"}, "mixtral has no file of its own, and variant fused is for"),
+        (
+            {"family": "mixtral", "geometry": "square"},
+            "geometry square is for the families that have a file here, and mixtral has none",
+        ),
+        (
+            {"family": "mixtral", "variant": "fused"},
+            "variant fused is for the families that have a file here, and mixtral has none",
+        ),
         ({"recipe": "lora-expert"}, "Did you mean 'lora-experts'?"),
         ({"geometry": "sqare"}, "unknown geometry 'sqare'. Did you mean 'square'?"),
         ({"engine": "refrence"}, "Did you mean 'reference'?"),
