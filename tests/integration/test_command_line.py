@@ -33,7 +33,7 @@ def _fails(code: int, *words: str, arguments: tuple[str | Path, ...], cwd: Path 
 
 
 def test_an_unknown_model_gets_a_suggestion() -> None:
-    _fails(2, "'qwen3_moee'", "Did you mean 'qwen3_moe'?", arguments=("run", "--model", "qwen3_moee"))
+    _fails(2, "'qwen3-moee'", "Did you mean 'qwen3_moe'?", arguments=("run", "--model", "qwen3_moee"))
 
 
 def test_an_unknown_recipe_gets_a_suggestion() -> None:
