@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.cli.device import require_gpu
 from harness.cli.setup import Setup
-from harness.contract.cell_fields import Device
+from harness.contract.cell_fields import CellFields, Device
 from harness.contract.outcomes import AS_EXPECTED
 from harness.envs import (
     cache_dir,
@@ -171,9 +171,10 @@ def judged(setup: Setup, results: Sequence[CellResult], passed_before: Collectio
         passed_before: ids of cells that passed in a baseline. A result itself knows of earlier runs into its directory.
     """
     found: dict[str, str] = {}
-    for dtype in {result.cell.dtype for result in results}:
-        band = setup.config.bands[dtype].definition_max
-        found |= disagreements((it for it in results if it.cell.dtype == dtype), band=band)
+    for dtype, geometry in {(result.cell.dtype, result.cell.geometry) for result in results}:
+        bands = setup.config.bands_of(engine=CellFields.engine, dtype=dtype, geometry=geometry)
+        alike = (it for it in results if (it.cell.dtype, it.cell.geometry) == (dtype, geometry))
+        found |= disagreements(alike, band=bands.definition_max)
     return [
         _row_of(setup, result, found.get(result.cell_id), passed_before=result.cell_id in passed_before)
         for result in results

@@ -17,6 +17,7 @@ from harness.envs import cache_dir, child_environment, ensure_environment, unman
 from harness.errors import HarnessError
 from harness.execution.bundle import Bundle, publish_bundle
 from harness.execution.scratch import scratch_directory
+from harness.matrix.catalogue import MODEL_TYPE
 from harness.matrix.cell import Stack
 from harness.matrix.plan import Selection, needed_stacks
 
@@ -63,13 +64,26 @@ def ask(
         HarnessError: its environment cannot be made, or cannot say.
     """
     environment = ensure_environment(stack) if python is None else unmanaged_environment(python)
-    file = cache_dir() / FOLDER / f"{environment.lock_sha256 or 'unmanaged'}-{bundle.sha256}.json"
-    if environment.lock_sha256 is None or not file.exists():
+    file = cache_dir() / FOLDER / f"{environment.identity or 'unmanaged'}-{bundle.sha256}.json"
+    if environment.identity is None or (found := _read(file)) is None:
         say(f"asking transformers {environment.versions.get('transformers', '')} which families with experts it knows")
         file.parent.mkdir(parents=True, exist_ok=True)
         _run([str(environment.python), "-I", "-u", str(bundle.main), "--families", str(file)], stack)
-    found: dict[str, str | None] = json.loads(file.read_text())
+        found = _read(file)
+    if found is None:
+        raise FamiliesUnknownError(f"{stack.id} did not say which families it knows: {file} is not what it should be.")
     return found
+
+
+def _read(file: Path) -> dict[str, str | None] | None:
+    """Return what was said; None where nothing was, or where the file is no such answer."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or cut off: it is asked again
+        return None
+    names = isinstance(found, dict) and all(MODEL_TYPE.fullmatch(name.replace("-", "_")) for name in found)
+    whole = names and bool(found) and all(why is None or isinstance(why, str) for why in found.values())
+    return found if whole else None
 
 
 def _run(command: list[str], stack: Stack) -> None:

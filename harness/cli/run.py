@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,7 @@ from harness.cli.options import (
 from harness.cli.setup import check_out, check_writable, console, installed_stack, load_setup
 from harness.contract.cell_fields import MEANINGS, CellFields
 from harness.envs import IndexChooser, open_chooser
-from harness.errors import ConfigurationError
+from harness.errors import ConfigurationError, nearest
 from harness.execution.loading import load_passed
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import PINNED, Stack
@@ -150,7 +151,7 @@ def run(
         fault=fault,
         unmanaged=python is not None,
     )
-    for line in (sentence, *notes):
+    for line in (sentence, *_without_a_file(model), *notes):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"cell {cell.id}", markup=False, soft_wrap=True)
     if json_file is not None:
@@ -181,6 +182,15 @@ def run(
     if json_file is not None:
         json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)
+
+
+def _without_a_file(model: str) -> Iterator[str]:
+    """Yield a sentence about a family that is not described here, and which of those that are may have been meant."""
+    if CATALOGUE.is_described(model):
+        return
+    near = nearest(model, CATALOGUE.families)
+    meant = f" Did you mean {near}?" if near else ""
+    yield f"{model} has no file here, so its smallest form is derived from what this transformers knows of it.{meant}"
 
 
 def _given_interpreter(

@@ -8,6 +8,9 @@ it is added.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from harness.engines.engine import TORCH_DTYPE, Claims, Engine, Job, Merged, run_in_this_process
 
 
@@ -26,6 +29,7 @@ class Peft:
             dtype = getattr(torch, TORCH_DTYPE[job.dtype])
             base = AutoModelForCausalLM.from_pretrained(job.base, **{job.dtype_argument: dtype}).to(job.device)
             first, *others = job.adapters
+            _resize(base, first)
             model = PeftModel.from_pretrained(base, first)
             for folder in others:
                 model.load_adapter(folder, folder.name)
@@ -37,6 +41,17 @@ class Peft:
             return Claims()
 
         return run_in_this_process(work)
+
+
+def _resize(base: Any, adapter: Path) -> None:
+    """Resize the vocabulary to that of an adapter that has embeddings of its own, as PEFT asks of whoever loads it."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as saved:
+        ends = [key for key in saved.keys() if "embed_tokens" in key and ".lora_" not in key]  # noqa: SIM118 - no dict
+        rows = {saved.get_slice(key).get_shape()[0] for key in ends}
+    if rows and rows != {base.get_input_embeddings().weight.shape[0]}:
+        base.resize_token_embeddings(max(rows))
 
 
 ENGINE: Engine = Peft()

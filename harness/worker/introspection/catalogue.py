@@ -86,7 +86,7 @@ def _not_known(auto: Any, model_type: str, names: list[str]) -> str:
     else:
         said = f"{model_type} is no model type"
     near = difflib.get_close_matches(model_type, names, n=NEAREST)
-    return f"{said}{f'; near it are {chr(44).join(near)}' if near else ''}"
+    return f"{said.rstrip('.')}; near it are {', '.join(near)}" if near else said
 
 
 def _no_causal_model(config_class: type) -> str:

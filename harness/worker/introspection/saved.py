@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.worker.introspection.layout import save_tensors
+from harness.worker.releases import loaded_in
 
 
 class NotSavedAsLoadedError(RuntimeError):
@@ -49,7 +50,7 @@ def load_exactly(base: Path) -> Any:
 
     from harness.worker.stages.load import auto_class
 
-    return auto_class(base).from_pretrained(base, dtype=torch.float64).double()
+    return auto_class(base).from_pretrained(base, **loaded_in(torch.float64)).double()
 
 
 def _check_same(base: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

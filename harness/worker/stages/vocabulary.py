@@ -102,6 +102,7 @@ class Vocabulary:
             (own,) = (spec for spec in tensors if spec.module == EMBEDDING)
             untied = own.key
             tensors.append(replace(own, key=HEAD_KEY, kind="head", module=HEAD))
+            larger |= {HEAD_KEY} if own.key in larger else set()
         merged = replace(checkpoint, tensors=tuple(tensors))
         return cls(checkpoint=merged, config=config, grown=frozenset(larger), untied=untied)
 

@@ -380,6 +380,10 @@ def test_on_another_disk_copied_bytes_are_counted_before_anything_is_written(
     assert left == []
 
 
+POOLS = 4
+"""To hash, to check the adapter, to merge and to sync: each starts a thread at least."""
+
+
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("started", range(6))
 def test_a_thread_that_cannot_be_started_leaves_nothing(
@@ -389,16 +393,27 @@ def test_a_thread_that_cannot_be_started_leaves_nothing(
     sample = build(tmp_path)
     plan, before = plan_merge(sample.base, sample.adapter), names(tmp_path)
     real, left = threading._start_new_thread, iter(range(started))  # type: ignore[attr-defined]  # what fails in a full container
+    met = []
 
     def limited(*arguments: Any) -> Any:
         if next(left, None) is None:
+            met.append(started)
             raise RuntimeError("can't start new thread")
         return real(*arguments)
 
     monkeypatch.setattr(threading, "_start_new_thread", limited)
-    with pytest.raises(errors.ThreadLimitError, match="no further thread"):
+    refused = False
+    try:
         merge(plan, tmp_path / "out", threads=2, resume=resume)
+    except errors.ThreadLimitError as error:
+        refused = "no further thread" in error.message
     monkeypatch.undo()
+    # A pool starts no thread while one of its own is idle, so the clock decides whether the last of them are needed.
+    assert refused == bool(met)
+    assert met or started >= POOLS
+    if not met:
+        assert_merged(sample, tmp_path / "out")
+        return
 
     assert not (tmp_path / "out").exists()
     assert resume or names(tmp_path) == before
