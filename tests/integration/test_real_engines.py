@@ -164,6 +164,21 @@ def test_a_tokenizer_class_that_does_not_exist_is_another_meaning(matrix_run: Ra
     ]  # fmt: skip
 
 
+def test_a_configuration_must_say_what_a_right_merge_changes(matrix_run: Ran, tmp_path: Path) -> None:
+    """A merge that resizes or unties ends changes what config.json means; one that says what the base did is wrong."""
+    kept = matrix_run.work(f"qwen3_moe/lora@{NEWEST}+engine=peft")
+    changed = {"vocab_size": 109, "tie_word_embeddings": True}
+    cases = []
+    for number, said in enumerate(({}, {"vocab_size": 109}, changed)):
+        merged = tmp_path / str(number)
+        shutil.copytree(kept / "merged", merged)
+        _edited(merged / "config.json", said)
+        cases.append({"base": str(kept / "base"), "merged": str(merged), "settings": changed})
+    said = ask(NEWEST, Path(__file__).with_name("meaning_program.py"), cases, tmp_path)
+
+    assert ["config.json" in excused for excused in said] == [False, False, True]
+
+
 def test_another_meaning_is_never_taken_for_other_words(matrix_run: Ran, tmp_path: Path) -> None:
     """Each case spoils one thing of a merge that PEFT saved rightly; what is excused then must not name it."""
     kept = matrix_run.work(f"qwen3_moe/lora@{NEWEST}+engine=peft")

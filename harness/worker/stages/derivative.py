@@ -2,13 +2,15 @@
 
 Along a direction v the loss rises by the gradient's product with v. The definition has no autograd: its slope is a
 central difference. All tensors are moved at once, each along its own gradient with a sign of its own, so that a wrong
-gradient of any one of them shows in the sum. Only if the sum is wrong are they looked at one by one, for the name.
+gradient of any one of them shows in the sum. Only if the sum is wrong are they looked at by layer and one by one in the
+worst layer, for the name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,12 +84,28 @@ def check_derivative(observation: Observation, peft_model: Any, request: Request
 
     judgement = judged(slopes)
     if not judgement.passed:
-        name = max(moves, key=lambda name: deviation(rise({name: 1}), {name: 1}, slopes))
+
+        def alone(names: Sequence[str]) -> float:
+            signs = dict.fromkeys(names, 1)
+            return deviation(rise(signs), signs, slopes)
+
+        # Layer by layer first: a question takes a forward of the whole definition, and there are a thousand tensors.
+        worst = max(_by_layer(moves), key=alone)
+        name = max(worst, key=lambda name: alone([name]))
         detail = f"autograd's gradient is not the loss's slope, most of all for {name}"
         judgement = replace(judgement, detail=detail)
     steepest = max(slopes, key=lambda name: slopes[name])
     control = judged({**slopes, steepest: -slopes[steepest]})
     observation.judge("derivative", "save", judgement, control=control)
+
+
+def _by_layer(names: Iterable[str]) -> list[list[str]]:
+    """Return the names of each layer, and of what lies in none, together."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        layer = re.search(r"\.layers\.\d+\.", name)
+        found.setdefault(layer[0] if layer else "", []).append(name)
+    return list(found.values())
 
 
 def _unlike(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

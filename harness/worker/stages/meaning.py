@@ -38,10 +38,15 @@ SAYS_HOW_IT_WAS_LOADED = frozenset({"backend", "is_local", "local_files_only", "
 """Settings of tokenizer_config.json, as transformers 5.5.0 to 5.23.0 adds them, that no loader acts upon."""
 
 
-def same_in_other_words(base: Path, merged: Path) -> set[str]:
+def same_in_other_words(base: Path, merged: Path, configure: Callable[[dict[str, Any]], None]) -> set[str]:
     """Return the names of files beside the weights that differ without saying anything else.
 
     To differ is to be changed, absent or added.
+
+    Args:
+        base: the base's directory.
+        merged: the merge's.
+        configure: changes what the base's config.json means to what a right merge's must.
     """
     groups: tuple[tuple[frozenset[str], Callable[[Path], Any]], ...] = (
         (frozenset({"config.json"}), _config),
@@ -53,6 +58,8 @@ def same_in_other_words(base: Path, merged: Path) -> set[str]:
         different = {name for name in names if content(base / name) != content(merged / name)}
         if different:
             ours = meaning(base)
+            if meaning is _config:
+                configure(ours)
             same |= different if _said(meaning, merged) == ours else set()
     return same | _weights(base, merged)
 

@@ -275,7 +275,7 @@ def _compare_files(
     missing, unexpected = ours - theirs - weights, theirs - ours - OWN_FILES
     same: set[str] = set()
     if not keeps_bytes and (changed or missing or unexpected):
-        same = same_in_other_words(base, merged)
+        same = same_in_other_words(base, merged, vocabulary.configure)
     report.files_rewritten = sorted(same)
     report.files_missing = sorted(missing - same)
     report.files_unexpected = sorted(unexpected - same)

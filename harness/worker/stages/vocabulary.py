@@ -119,7 +119,7 @@ class Vocabulary:
     def says(self, base: Path, merged: Path) -> bool:
         """Whether a merge's config.json says what the base's does, but for what must change."""
         ours, theirs = (json.loads((directory / CONFIG).read_bytes()) for directory in (base, merged))
-        self._configure(ours)
+        self.configure(ours)
         return bool(ours == theirs)
 
     def finish(self, merged: Path, head: Any) -> None:
@@ -135,7 +135,7 @@ class Vocabulary:
         if not self.config:
             return
         config = json.loads((merged / CONFIG).read_text())
-        self._configure(config)
+        self.configure(config)
         (merged / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         index = json.loads((merged / INDEX).read_text()) if (merged / INDEX).exists() else None
         size = 0
@@ -168,7 +168,7 @@ class Vocabulary:
                 model.get_input_embeddings().weight.detach().clone()
             )
 
-    def _configure(self, config: dict[str, Any]) -> None:
-        """Change a config.json."""
+    def configure(self, config: dict[str, Any]) -> None:
+        """Change the settings of a base's config.json to those of a right merge."""
         for name, value in self.config.items():
             (config if name in config else text_config(config))[name] = value

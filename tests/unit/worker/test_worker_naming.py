@@ -237,7 +237,9 @@ def test_files_in_other_words_are_excused_only_where_the_engine_may_choose_them(
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         (work / "base" / name).write_text("{}")
         (work / "merged" / name).write_text('{"other": 1}')
-    monkeypatch.setattr(tensor_gate, "same_in_other_words", lambda _base, _merged: {"config.json", "tokenizer.json"})
+    monkeypatch.setattr(
+        tensor_gate, "same_in_other_words", lambda _base, _merged, _configure: {"config.json", "tokenizer.json"}
+    )
     free, bound = judged(work), judged(work, keeps_bytes=True)
 
     assert free.files_changed == ["generation_config.json"]
