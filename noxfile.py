@@ -143,14 +143,14 @@ def report(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """Plant every known fault and see that it is noticed: some ten minutes; ``-- --publish reports/faults``."""
+    """Plant every known fault and see that it is noticed: some twenty minutes; ``-- --publish reports/faults``."""
     _install(session)
     _harness(session, "faults", *session.posargs)
 
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
-    """Mutants of PEFT's and the engine's code, each run through cells, and the engine's through its tests: an hour."""
+    """Mutants of PEFT's and the engine's code, each run through cells, and the engine's through its tests: an hour or two."""
     _install(session, "tests", "mutants", torch=True)
     session.run("python", "tests/mutation/run_mutants.py", *session.posargs)
 

@@ -83,7 +83,7 @@ def _missing_checks(result: CellResult, name: StageName) -> str | None:
         if check.stage == name
         and check.name not in seen
         and (check.measured_on is None or _stage(result, check.measured_on) == "pass")
-        and not (check.optional and result.not_possible and not result.forward_paths)
+        and not (set(check.optional) & result.not_possible.keys() and not result.forward_paths)
     ]
     return f"these checks are not there: {', '.join(f'{check} ({name})' for check in lacking)}" if lacking else None
 

@@ -281,6 +281,7 @@ def test_what_shared_a_process_with_a_crash_could_not_be_run() -> None:
         ({"grouped_forward": "has_gate = None"}, {}, "pass"),
         ({"grouped_forward": "has_gate = None"}, {"grouped_mm": {"logits": 0.0, "gradients": 0.0}}, "error"),
         ({}, {}, "error"),
+        ({"lora-on-conv1d": "it is none of what is compared"}, {}, "error"),
     ],
 )
 def test_a_comparison_of_which_nothing_is_possible_need_not_be_there(
