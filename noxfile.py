@@ -150,7 +150,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
-    """Mutants of PEFT's and the engine's code, each run through cells, and the engine's through its tests: an hour or two."""
+    """Mutants of PEFT's and the engine's code, each asked of cells, and the engine's of its tests: an hour or two."""
     _install(session, "tests", "mutants", torch=True)
     session.run("python", "tests/mutation/run_mutants.py", *session.posargs)
 
