@@ -9,6 +9,5 @@ RECIPE = replace(
     SECOND,
     summary="as `lora-attention`, in a process that has loaded the base in 4 bits before",
     geometry="blocks",
-    learning_rate=2e-2,  # in wider layers `lora-attention`'s own moves a model so far that float32's rounding shows
     loaded_before=FIRST.quantization,
 )
