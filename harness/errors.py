@@ -40,7 +40,16 @@ class ConfigurationError(HarnessError):
 class UnknownNameError(ConfigurationError):
     """A name that nothing has: a family, recipe, geometry, profile, stack or key."""
 
-    def __init__(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        name: str,
+        known: Iterable[str],
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
         """Build the message, with the nearest known name as a suggestion.
 
         Args:
@@ -48,12 +57,17 @@ class UnknownNameError(ConfigurationError):
             name: the name that was given.
             known: every name that would have been right.
             where: the place that named it, as ``"matrix.toml: profiles.default"``.
+            why: what makes it unknown, where that is not the list alone.
+            remedy: what the user can do; None: choose one of the known names, all of which are listed.
         """
         choices = sorted(known)
         near = nearest(name, choices)
         place = f"{where}: " if where else ""
         suggestion = f" Did you mean {near!r}?" if near else ""
-        super().__init__(f"{place}unknown {what} {name!r}.{suggestion}", remedy=f"Known: {', '.join(choices)}.")
+        reason = f": {why}" if why else ""
+        super().__init__(
+            f"{place}unknown {what} {name!r}{reason}.{suggestion}", remedy=remedy or f"Known: {', '.join(choices)}."
+        )
         self.name = name
         self.suggestion = near
 
@@ -98,9 +112,18 @@ class InterruptedByUserError(HarnessError):
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None when none is close enough to be what was meant."""
     known = list(choices)
-    # A typing error first: ``tlr`` is trl, and the first letter is seldom wrong. Then another way to write it, as
-    # ``bfloat16``.
-    alike = [choice for choice in known if choice[:1] == name[:1]]
+    found = mistyped(name, known)
+    if found is None:  # another way to write it, as ``bfloat16``
+        alike = process.extractOne(name, known, scorer=fuzz.WRatio, score_cutoff=60)
+        found = None if alike is None else str(alike[0])
+    return found
+
+
+def mistyped(name: str, choices: Iterable[str]) -> str | None:
+    """Return the known name that ``name`` is a typing error of, as ``tlr`` of trl; None without one.
+
+    The first letter is seldom wrong, so only names that begin alike are looked at.
+    """
+    alike = [choice for choice in choices if choice[:1] == name[:1]]
     found = process.extractOne(name, alike, scorer=DamerauLevenshtein.normalized_similarity, score_cutoff=0.6)
-    found = found or process.extractOne(name, known, scorer=fuzz.WRatio, score_cutoff=60)
     return None if found is None else str(found[0])

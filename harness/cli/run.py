@@ -12,6 +12,7 @@ import typer
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
 from harness.cli.folder_help import FolderHelp
+from harness.cli.model_types import refuse_unknown_model
 from harness.cli.options import (
     DEFAULT_OUT,
     BaselineOption,
@@ -35,6 +36,7 @@ from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import PINNED, Stack
 from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
+from harness.matrix.too_old import refuse_too_old
 from harness.matrix.versions import parse_pin, require_versions, version_help
 from harness.report import quantized, shims
 from harness.report.remarks import remarks
@@ -151,11 +153,14 @@ def run(
         fault=fault,
         unmanaged=python is not None,
     )
-    for line in (sentence, *_without_a_file(model), *notes):
-        screen.print(line, markup=False, soft_wrap=True)
-    screen.print(f"cell {cell.id}", markup=False, soft_wrap=True)
     if json_file is not None:
         check_writable(json_file, "--json")
+    for line in (sentence, *notes):
+        screen.print(line, markup=False, soft_wrap=True)
+    refuse_too_old([stack])
+    refuse_unknown_model(setup.catalogue, model, stack, device=chosen, python=python)
+    for line in (*_without_a_file(model), f"cell {cell.id}"):
+        screen.print(line, markup=False, soft_wrap=True)
     code, rows = execute(
         setup,
         [cell],
