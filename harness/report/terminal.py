@@ -21,7 +21,7 @@ from harness.report import quantized, reuse
 from harness.report.details import failed_checks, reason, told_by_checks, verdict
 from harness.report.figures import MISSING
 from harness.report.look import Tone, look, outcome_text
-from harness.report.summary import summarise
+from harness.report.summary import as_declared, summarise
 from harness.report.table import COLUMNS, Row, ordered
 from harness.report.text import clean, fold, one_line
 
@@ -71,7 +71,7 @@ def _print_narrow(console: Console, rows: Iterable[Row]) -> None:
 
 
 def print_table(console: Console, rows: Iterable[Row]) -> None:
-    """Print the table and the summary sentence.
+    """Print the table and the summary sentence; of a single cell that ended as declared, why it was declared.
 
     Raises:
         ValueError: when two rows are of the same cell.
@@ -88,14 +88,27 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
         console.print(table, crop=False)
     if quantized.quantized(rows):
         console.print(Text(quantized.FOOTNOTE, style="dim"), soft_wrap=not console.is_terminal)
-    sentence = f"{summary.headline}. {summary.sentence}"
-    console.print(Text(sentence, style=_SUMMARY_STYLES[summary.colour]), soft_wrap=True)
+    style = _SUMMARY_STYLES[summary.colour]
+    if (declared := as_declared(rows)) is not None:
+        # Of a single cell its declaration says more than any count of cells.
+        row = rows[0]
+        where = f"{row.result.outcome} in {row.result.stage}: " if row.result.stage else ""
+        head = Text(declared, style=style).append(f": {where}{one_line(row.expectation_reason or '', 2000)}", "default")
+        console.print(head, soft_wrap=True)
+        _print_link(console, row.expectation_link)
+    else:
+        console.print(Text(f"{summary.headline}. {summary.sentence}", style=style), soft_wrap=True)
     if (said := reuse.sentence(rows)) is not None:
         console.print(Text(f"{said} --fresh runs them anew.", style="dim"), soft_wrap=True)
 
 
 def print_declared(console: Console, rows: Iterable[Row]) -> None:
-    """Print why cells fail that were declared to: each declaration once, with its link and the number of its cells."""
+    """Print why cells fail that were declared to: each declaration once, with its link and the number of its cells.
+
+    Of a single cell the table's sentence has said it.
+    """
+    if as_declared(rows := list(rows)) is not None:
+        return
     declared: dict[tuple[str, str | None], list[Row]] = {}
     for row in ordered(rows):
         if row.standing in {"known-failure", "flaky"} and row.expectation_reason:
@@ -105,8 +118,12 @@ def print_declared(console: Console, rows: Iterable[Row]) -> None:
         cells = f" ({counted(len(found), 'cell')})" if len(found) > 1 else ""
         head.append(f"{cells}, as declared: {one_line(words, 2000)}", style="default")
         console.print(head, soft_wrap=True)
-        if link:
-            console.print(Text(f"  {one_line(link, 2000)}"), soft_wrap=True)
+        _print_link(console, link)
+
+
+def _print_link(console: Console, link: str | None) -> None:
+    if link:
+        console.print(Text(f"  {one_line(link, 2000)}"), soft_wrap=True)
 
 
 def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | str | None) -> None:
