@@ -34,6 +34,7 @@ from harness.errors import ConfigurationError, nearest
 from harness.execution.loading import load_passed
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import PINNED, Stack
+from harness.matrix.choice import listed
 from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
 from harness.matrix.too_old import refuse_too_old
@@ -41,6 +42,8 @@ from harness.matrix.versions import parse_pin, require_versions, version_help
 from harness.report import quantized, shims
 from harness.report.remarks import remarks
 
+CHECKPOINTS = ("base", "adapter", "merged")
+"""Folders of a work directory that a cell writes, as far as it gets, in this order."""
 CATALOGUE = read_catalogue()
 """What the help texts name: whatever lies in the folders."""
 
@@ -182,11 +185,18 @@ def run(
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
-        work = out / "work" / cell.family / cell.file_stem
-        screen.print(f"work directory: {work}, with base, adapter and merged", markup=False, soft_wrap=True)
+        screen.print(work_directory(out / "work" / cell.family / cell.file_stem), markup=False, soft_wrap=True)
     if json_file is not None:
         json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)
+
+
+def work_directory(work: Path) -> str:
+    """Return a line that says where a cell's work directory is, and which checkpoints are in it."""
+    if not work.is_dir():
+        return "work directory: none was made, because the cell ended before it wrote anything"
+    made = [name for name in CHECKPOINTS if (work / name).is_dir() and any((work / name).iterdir())]
+    return f"work directory: {work}, with {listed(made)}" if made else f"work directory: {work}, without a checkpoint"
 
 
 def _without_a_file(model: str) -> Iterator[str]:
