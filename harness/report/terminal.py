@@ -20,6 +20,7 @@ from harness.counting import counted
 from harness.report import quantized, reuse
 from harness.report.details import failed_checks, reason, told_by_checks, verdict
 from harness.report.figures import MISSING
+from harness.report.legend import legend
 from harness.report.look import Tone, look, outcome_text
 from harness.report.summary import as_declared, summarise
 from harness.report.table import COLUMNS, Row, ordered
@@ -86,6 +87,8 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
         _print_narrow(console, rows)
     else:
         console.print(table, crop=False)
+    for line in legend(rows):
+        console.print(Text(line, style="dim"), soft_wrap=not console.is_terminal)
     if quantized.quantized(rows):
         console.print(Text(quantized.FOOTNOTE, style="dim"), soft_wrap=not console.is_terminal)
     style = _SUMMARY_STYLES[summary.colour]
