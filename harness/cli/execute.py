@@ -41,7 +41,7 @@ from harness.matrix.cell import Cell, Stack
 from harness.matrix.too_old import refuse_too_old
 from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
-from harness.report.terminal import print_declared, print_failure, print_table
+from harness.report.terminal import print_declared, print_failure, print_next_steps, print_table
 from harness.report.write import write_report
 from harness.result import CellResult
 
@@ -230,7 +230,7 @@ def cell_settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
 def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
     """Print the table and why known failures fail.
 
-    Then come every cell that is not as it should be, and where everything lies.
+    Then come every cell that is not as it should be, what to do about them, and where everything lies.
     """
     console.print()
     print_table(console, rows)
@@ -244,6 +244,7 @@ def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
         )
     if len(wrong) > FAILURES_SHOWN:
         console.print(f"… and {len(wrong) - FAILURES_SHOWN} more; the report has them all.")
+    print_next_steps(console, wrong)
     if report:
         paths = write_report(rows, out)
         console.print("report: " + ", ".join(str(path) for path in paths), soft_wrap=True)

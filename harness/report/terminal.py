@@ -22,6 +22,7 @@ from harness.report.details import failed_checks, reason, told_by_checks, verdic
 from harness.report.figures import MISSING
 from harness.report.legend import legend
 from harness.report.look import Tone, look, outcome_text
+from harness.report.next_steps import next_steps
 from harness.report.summary import as_declared, summarise
 from harness.report.table import COLUMNS, Row, ordered
 from harness.report.text import clean, fold, one_line
@@ -170,3 +171,16 @@ def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | st
         say("log at", clean(str(log_path)))
     say("reproduce", row.reproduce)
     console.print()
+
+
+def print_next_steps(console: Console, rows: Iterable[Row]) -> None:
+    """Print once, below all failures, what to do about them."""
+    steps = next_steps(rows)
+    if steps:
+        console.print(Text("what to do next", style="bold"))
+    for word, sentence in steps:
+        console.print(
+            Text(f"  {word:<10}", style="bold").append(Text(clean(sentence), style="default")), soft_wrap=True
+        )
+    if steps:
+        console.print()
