@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -72,6 +72,7 @@ def execute(
     show: bool = True,
     results: ResultCache | None = None,
     passed_before: Collection[str] = (),
+    check: Callable[[CellResult], None] = lambda _result: None,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -92,6 +93,7 @@ def execute(
         make_runner: makes what runs the cells.
         results: where results are kept; None: in the user's cache, as far as it has room for any.
         passed_before: ids of cells that passed in a baseline.
+        check: raises where a result shows that its cell should not have been asked for; then nothing is shown.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
@@ -137,6 +139,8 @@ def execute(
                 _say(console, rows, out, report=report)
             interruption.remedy = after_interruption
             raise
+    for result in ran.results:
+        check(result)
     rows = rows_of(setup, ran, passed_before)
     if show:
         _say(console, rows, out, report=report)

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
+from harness.cli.fault_fit import elsewhere, refuse_where_it_is_none, refusing
 from harness.cli.folder_help import FolderHelp
 from harness.cli.model_types import refuse_unknown_model
 from harness.cli.options import (
@@ -158,12 +159,14 @@ def run(
     )
     if json_file is not None:
         check_writable(json_file, "--json")
-    for line in (sentence, *notes):
+    refuse_where_it_is_none(cell, setup.catalogue.facts_of[recipe])
+    for line in (sentence, *notes, *elsewhere(cell)):
         screen.print(line, markup=False, soft_wrap=True)
     refuse_too_old([stack])
     refuse_unknown_model(setup.catalogue, model, stack, device=chosen, python=python)
     for line in (*_without_a_file(model), f"cell {cell.id}"):
         screen.print(line, markup=False, soft_wrap=True)
+    path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     code, rows = execute(
         setup,
         [cell],
@@ -177,9 +180,9 @@ def run(
         fresh_processes=fresh_processes,
         console=screen,
         report=False,
+        check=refusing(path),
         after_interruption="The same command again runs the cell from its beginning.",
     )
-    path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     result = rows[0].result
     for line in filter(None, (*quantized.lines(rows[0]), shims.note(result), *remarks(result))):
         screen.print(line, markup=False, soft_wrap=True)
