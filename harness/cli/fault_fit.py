@@ -107,8 +107,10 @@ def _where(cell: Cell) -> str:
     name = str(cell.fault)
     planted = fault(name)
     meant = {**USUAL, **{key: value for key, value in planted.cell.items() if key != "stack"}}
-    stack = f" on {planted.cell['stack']}" if "stack" in planted.cell else ""
-    return f"Plant it where it breaks something: `harness faults --select {name}` does, with {_options(meant)}{stack}."
+    stack = planted.cell.get("stack", "the newest declared stack")
+    return (
+        f"Plant it where it breaks something: `harness faults --select {name}` does, with {_options(meant)} on {stack}."
+    )
 
 
 def _options(fields: dict[str, str]) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from harness.report.look import severity
 from harness.report.table import Row, Standing
 
-OF_A_STACK: frozenset[Standing] = frozenset({"new", "regression", "unresolvable", "unsupported"})
-"""What may be a library's fault and can be declared. What is the machine's fault says itself what to do."""
+FAILED: frozenset[Standing] = frozenset({"new", "regression"})
+"""What may be a library's fault, or ours."""
+LACKING: frozenset[Standing] = frozenset({"unresolvable", "unsupported"})
+"""What a stack says of itself in a sentence: there is nothing to look into. The machine's fault says what to do."""
 READ = "docs/how-to/read-a-failing-cell.md"
 DECLARE = "docs/how-to/declare-a-known-failure.md"
 
@@ -19,20 +21,16 @@ def next_steps(rows: Iterable[Row]) -> list[tuple[str, str]]:
     The command is of the worst cell: it runs anew and keeps what it worked on.
     """
     rows = sorted(rows, key=severity)
-    failed = [row for row in rows if row.standing in OF_A_STACK]
+    failed = [row for row in rows if row.standing in FAILED]
     steps = []
     if failed:
-        steps = [
+        steps += [
             ("look", f"{failed[0].reproduce} --keep --fresh"),
             ("", f"runs it anew and keeps base, adapter and merged, as far as it gets: {READ}"),
-            ("declare", f"what is known and not yours to mend: {DECLARE}"),
-            (
-                "report",
-                f"what is not known, with its result, its log and the line that reproduces it: {READ}#report-it",
-            ),
+            ("report", f"what nobody knows yet, with its result, its log and its line to reproduce: {READ}#report-it"),
         ]
+    if any(row.standing in FAILED | LACKING for row in rows):
+        steps.append(("declare", f"what is known and not yours to mend: {DECLARE}"))
     if any(row.standing == "unexpected-pass" for row in rows):
-        steps.append(
-            ("undeclare", f"what no longer fails: remove or narrow its entry in expectations.toml ({DECLARE})")
-        )
+        steps.append(("undeclare", f"what no longer fails: remove or narrow its declaration: {DECLARE}"))
     return steps

@@ -164,7 +164,7 @@ def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | st
             block("\n".join(words[1:]))
     if row.expectation_reason:
         say("declared", clean(" ".join(filter(None, (row.expectation_reason, row.expectation_link)))))
-    if log_tail.strip() and not told_by_checks(row):
+    if log_tail.strip() and not told_by_checks(row) and row.standing != "unsupported":  # its sentence is all there is
         say("log", f"up to the end of {result.stage}" if result.stage else "its last lines")
         block(fold(log_tail, max_lines=40))
     if log_path is not None:

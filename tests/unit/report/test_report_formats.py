@@ -446,6 +446,16 @@ def test_a_failure_is_told_once() -> None:
     assert render_markdown([row]).count("1e-09") == 1
 
 
+def test_what_a_stack_has_not_is_one_sentence_without_a_log() -> None:
+    result = stopped(cell("llama"), "unsupported", "build", "LlamaForCausalLM has no routed experts")
+    console = _console(60, terminal=False)
+    print_failure(console, Row(result=result, status="unsupported"), "=== stage build\nTraceback", Path("a.log"))
+
+    assert "reason    LlamaForCausalLM has no routed experts" in _written(console)
+    assert "Traceback" not in _written(console)
+    assert "log at    a.log" in _written(console)
+
+
 @settings(max_examples=50)
 @given(HOSTILE)
 def test_a_terminal_obeys_nothing_that_results_say(text: str) -> None:

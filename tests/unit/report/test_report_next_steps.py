@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,19 +18,23 @@ from tests.unit.report.report_samples import cell, measured, sample_rows, stoppe
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [("error", "new"), ("fail", "regression"), ("unsupported", "unsupported"), ("unresolvable", "unresolvable")],
-)
+@pytest.mark.parametrize(("outcome", "status"), [("error", "new"), ("fail", "regression")])
 def test_a_failure_of_a_stack_is_looked_into_declared_or_reported(outcome: Outcome, status: Status) -> None:
     row = Row(result=stopped(cell("qwen3_moe"), outcome, "load", "x"), status=status, options="--config a.toml")
 
     steps = next_steps([row])
 
     assert steps[0] == ("look", f"{row.result.cell.reproduce} --config a.toml --keep --fresh")
-    assert [word for word, _ in steps] == ["look", "", "declare", "report"]
+    assert [word for word, _ in steps] == ["look", "", "report", "declare"]
     assert (ROOT / DECLARE).is_file()
     assert "## Report it" in (ROOT / READ).read_text()
+
+
+@pytest.mark.parametrize("what", ["unsupported", "unresolvable"])
+def test_what_a_stack_lacks_is_declared(what: Any) -> None:
+    row = Row(result=stopped(cell("llama"), what, "build", "LlamaForCausalLM has no routed experts"), status=what)
+
+    assert [word for word, _ in next_steps([row])] == ["declare"]
 
 
 def test_what_no_longer_fails_is_undeclared() -> None:
@@ -49,5 +54,5 @@ def test_it_is_said_once_for_all_cells() -> None:
     lines = str(screen.file.getvalue()).splitlines()  # type: ignore[attr-defined]
 
     assert [line.strip().split(" ")[0] for line in lines] == [
-        "what", "look", "runs", "declare", "report", "undeclare", "",
+        "what", "look", "runs", "report", "declare", "undeclare", "",
     ]  # fmt: skip
