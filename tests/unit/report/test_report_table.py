@@ -115,6 +115,9 @@ def _many(outcome: Outcome, status: Status, count: int) -> list[Row]:
     ]
 
 
+WHY, NEVER_MIND = "which is not possible on this stack", "The verdict does not depend on it."
+
+
 def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
     plain = measured(cell("qwen3_moe"))
     stages = plain.stages | {
@@ -131,14 +134,8 @@ def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
     assert list(remarks(plain)) == []
     assert list(remarks(odd)) == [
         "imports when trl comes first; when peft does: x",
-        (
-            "not tried: the forward grouped_forward, which is not possible on this stack: has_gate = None. The verdict does "
-            "not depend on it."
-        ),
-        (
-            "not tried: a LoRA on conv1d, which is not possible on this stack: PEFT refuses it. The verdict does not depend "
-            "on it."
-        ),
+        f"not tried: the forward grouped_forward, {WHY}: has_gate = None. {NEVER_MIND}",
+        f"not tried: a LoRA on conv1d, {WHY}: PEFT refuses it. {NEVER_MIND}",
     ]
     assert "has_gate = None" in {
         text for s in sections(Row(result=odd, status="ok")) for it in s.lines for text in it.cells
