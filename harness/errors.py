@@ -11,6 +11,7 @@ not an error.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import DamerauLevenshtein
@@ -21,20 +22,23 @@ class HarnessError(Exception):
 
     Attributes:
         message: what happened and, where it is known, why it usually does.
-        remedy: what the user can do, or None when the message already says it.
+        remedy: what the user can do: what was given, else what can always be done about this class of error.
         exit_code: what the command exits with.
     """
 
     exit_code = 2
+    usual_remedy: ClassVar[str] = "The installation is not complete: install moe-lora-harness again."
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
+        self.remedy = remedy or self.usual_remedy
 
 
 class ConfigurationError(HarnessError):
     """``matrix.toml``, ``expectations.toml`` or a command-line option says something that cannot be."""
+
+    usual_remedy = "Correct what the message names. `--help` says what a command takes, docs/reference what files hold."
 
 
 class UnknownNameError(ConfigurationError):
@@ -80,6 +84,7 @@ class NothingSelectedError(HarnessError):
     """The selection matches no cell."""
 
     exit_code = 3
+    usual_remedy = "`harness plan` shows the cells of a profile; `--select` takes globs over their ids."
 
 
 class EnvironmentFailedError(HarnessError):
@@ -89,24 +94,28 @@ class EnvironmentFailedError(HarnessError):
     """
 
     exit_code = 4
+    usual_remedy = "`harness doctor` says what this machine lacks; then give the same command again."
 
 
 class InputRefusedError(HarnessError):
     """A checkpoint, adapter or result file that is corrupt, unsafe or ambiguous."""
 
     exit_code = 5
+    usual_remedy = "Give another file or directory, or make this one again."
 
 
 class HookFailedError(HarnessError):
     """The command of ``harness merge --then`` failed; the merge was published and stays."""
 
     exit_code = 6
+    usual_remedy = "Run the command by hand: the merge is where --out says."
 
 
 class InterruptedByUserError(HarnessError):
     """Ctrl-C: finished cells are kept, children are gone, the partial report is written."""
 
     exit_code = 130
+    usual_remedy = "Give the same command again."
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -86,7 +86,10 @@ def noise_floor(
     """
     right = [result for result in load_results(results) if _bytes_are_right(result)]
     if not right:
-        raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
+        raise NothingSelectedError(
+            "No result has merged bytes that are right, so there is no floor to print.",
+            remedy="Give results of cells that merged: `harness matrix` makes them.",
+        )
     groups = groupby(sorted(right, key=_group), key=_group)
     for (engine, dtype, device), members in groups:
         chosen = list(members)

@@ -217,7 +217,8 @@ def _given_interpreter(
     """Return the stack of an existing interpreter; a version that was asked for and is another there is an error."""
     if pins or python_version or resolution != PINNED:
         raise ConfigurationError(
-            "--pin, --resolution and --python-version choose what is installed; --python takes what is there."
+            "--pin, --resolution and --python-version choose what is installed; --python takes what is there.",
+            remedy="Leave out --python, or the others.",
         )
     stack = installed_stack(python)
     require_versions(stack, given)

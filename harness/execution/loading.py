@@ -72,7 +72,9 @@ def _read(path: Path) -> object:
         # Nothing that we wrote has half a surrogate pair, and a report could not be written with one.
         json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
-        raise InputRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise InputRefusedError(
+            f"{path}: cannot be read: {error.strerror}.", remedy="See that you may read it."
+        ) from error
     except ValueError as error:
         raise InputRefusedError(
             f"{path}: not JSON ({encodable(str(error))}).",

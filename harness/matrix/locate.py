@@ -25,7 +25,9 @@ def find_config(given: Path | None = None, *, name: str = CONFIG_NAME) -> Path:
     """
     if given is not None:
         if not given.is_file():
-            raise ConfigurationError(f"{given}: there is no such file.")
+            raise ConfigurationError(
+                f"{given}: there is no such file.", remedy="Give the path of one, or leave the option out."
+            )
         return given
     package = Path(__file__).resolve().parent
     # A wheel carries the files under defaults/; a source checkout has them in its root, and only there.
@@ -46,6 +48,8 @@ def find_expectations(given: Path | None, config: Path) -> Path | None:
         ConfigurationError: the given file is absent.
     """
     if given is not None and not given.is_file():
-        raise ConfigurationError(f"{given}: there is no such file.")
+        raise ConfigurationError(
+            f"{given}: there is no such file.", remedy="Give the path of one, or leave the option out."
+        )
     beside = config.parent / EXPECTATIONS_NAME
     return given or (beside if beside.is_file() else None)
