@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,6 +20,8 @@ from harness.execution.suspicious_json import encodable, read_json
 from harness.matrix.cell import Cell
 from harness.result import SCHEMA_VERSION, CellResult
 
+REPORT = "report.json"
+BASELINE = "Give the report.json or the results of an earlier run, as they were written."
 PLANNED = ".planned"
 """Ends the name of the file of a cell that has been planned and has no result yet."""
 
@@ -142,16 +145,38 @@ def load_passed(paths: Iterable[Path]) -> frozenset[str]:
         InputRefusedError: a file is neither a result nor a report.
     """
     passed: set[str] = set()
-    for path in result_files(paths):
+    for path in result_files(map(_report_or_results, paths)):
         value = _read(path)
         rows = value.get("rows") if isinstance(value, dict) else None
         if isinstance(rows, list):
-            passed |= {str(row["cell"]) for row in rows if isinstance(row, dict) and row.get("passed") is True}
+            passed |= _passed_of(rows, path)
         elif isinstance(value, dict) and isinstance(value.get("cell_id"), str):
             passed |= {value["cell_id"]} if value.get("outcome") == "pass" else set()
         else:
-            raise InputRefusedError(f"{path}: neither a result of a cell nor a report.json.")
+            raise InputRefusedError(f"{path}: neither a result of a cell nor a report.json.", remedy=BASELINE)
     return frozenset(passed)
+
+
+def _report_or_results(path: Path) -> Path:
+    """Return the ``report.json`` of a directory that holds one and no results, as a published report does."""
+    report = path / REPORT
+    alone = path.is_dir() and not _below(path, ".json") and not _below(path, PLANNED)
+    return report if alone and report.is_file() else path
+
+
+def _passed_of(rows: list[Any], path: Path) -> set[str]:
+    """Return the ids of the cells that passed, of a report's rows.
+
+    Raises:
+        InputRefusedError: one of them is none.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("cell"), str):
+            raise InputRefusedError(
+                f"{path}: rows.{number} is no row of a report: it names no cell (rows are counted from 0).",
+                remedy=BASELINE,
+            )
+    return {row["cell"] for row in rows if row.get("passed") is True}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -328,6 +328,24 @@ def test_what_cannot_be_read_is_no_history(tmp_path: Path) -> None:
     assert store.with_history(passed("error")).last_passed is None
 
 
+@pytest.mark.parametrize("rows", [[{"passed": True}], [{"cell": 3, "passed": True}], ["a"], [{"cell": "a"}, None]])
+def test_a_baseline_of_another_shape_is_refused_by_its_row(tmp_path: Path, rows: list[object]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"rows": rows}))
+
+    with pytest.raises(InputRefusedError, match=r"report\.json: rows\.\d is no row of a report") as caught:
+        load_passed([tmp_path / "report.json"])
+    assert f"rows.{len(rows) - 1} " in caught.value.message
+
+
+def test_a_folder_with_a_report_alone_is_a_baseline(tmp_path: Path) -> None:
+    """As a published report is. Where there are results, these are what passed or did not."""
+    (tmp_path / "report.json").write_text(json.dumps({"rows": [{"cell": "a", "passed": True}]}))
+
+    assert load_passed([tmp_path]) == {"a"}
+    ResultStore(tmp_path).save(passed("error"))
+    assert load_passed([tmp_path]) == frozenset()
+
+
 def test_a_baseline_is_results_or_a_report(tmp_path: Path) -> None:
     ResultStore(tmp_path / "out").save(passed())
     report = {"rows": [{"cell": "a", "passed": True}, {"cell": "b", "passed": False}, {"cell": "c", "passed": "yes"}]}
