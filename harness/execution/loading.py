@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from harness.counting import counted
 from harness.errors import ConfigurationError, InputRefusedError
+from harness.execution.files import read_regular
 from harness.execution.suspicious_json import encodable, read_json
 from harness.matrix.cell import Cell
 from harness.result import SCHEMA_VERSION, CellResult
@@ -71,12 +72,12 @@ def _read(path: Path) -> object:
         InputRefusedError: it cannot be read or is not JSON.
     """
     try:
-        value = read_json(path.read_bytes())
+        value = read_json(read_regular(path))
         # Nothing that we wrote has half a surrogate pair, and a report could not be written with one.
         json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise InputRefusedError(
-            f"{path}: cannot be read: {error.strerror}.", remedy="See that you may read it."
+            f"{path}: cannot be read: {error.strerror}.", remedy="Give a file that you may read."
         ) from error
     except ValueError as error:
         raise InputRefusedError(
@@ -102,7 +103,7 @@ def result_files(paths: Iterable[Path]) -> list[Path]:
     can be given, or one that holds those of several shards. A ``cells`` directory may be given too.
 
     Raises:
-        ConfigurationError: a path that is not there, or a directory without results.
+        ConfigurationError: a path that is not there, a pipe or a device, or a directory without results.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -114,6 +115,11 @@ def result_files(paths: Iterable[Path]) -> list[Path]:
                 raise ConfigurationError(
                     f"{path} holds no results.", remedy="Give an output directory: it holds cells/<family>/<cell>.json."
                 )
+        elif path.exists():
+            raise ConfigurationError(
+                f"{path} is no file and no directory: what comes through a pipe or a device is not read.",
+                remedy="Write it to a file first, and give that.",
+            )
         else:
             raise ConfigurationError(f"{path} does not exist.", remedy="Give result files or output directories.")
         found |= dict.fromkeys(file.resolve() for file in files)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,31 @@ def test_what_cannot_be_read_is_no_history(tmp_path: Path) -> None:
     path.write_text('{"outcome": "pass"}')
 
     assert store.with_history(passed("error")).last_passed is None
+
+
+@pytest.mark.parametrize("what", [result_files, load_results, load_found, load_passed])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, what: Callable[[list[Path]], object]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="what comes through a pipe or a device is not read"):
+        what([pipe])
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(ConfigurationError, match="what comes through a pipe or a device is not read"):
+            what([Path(f"/dev/fd/{reading}")])
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("what", [load_results, load_found, load_passed])
+def test_a_pipe_among_results_is_refused_by_its_name(tmp_path: Path, what: Callable[[list[Path]], object]) -> None:
+    (tmp_path / "cells" / "qwen3_moe").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cells" / "qwen3_moe" / "a.json")
+
+    with pytest.raises(InputRefusedError, match=r"a\.json: cannot be read: it is a pipe or a device") as caught:
+        what([tmp_path])
+    assert caught.value.exit_code == 5
 
 
 @pytest.mark.parametrize("rows", [[{"passed": True}], [{"cell": 3, "passed": True}], ["a"], [{"cell": "a"}, None]])
