@@ -83,7 +83,9 @@ def _generate(config: MatrixConfig, selection: VersionSelection, asked: Asked, n
             stacks.setdefault(stack.key, stack)
             reasons.setdefault(stack.key, _reason(listed, combination, stack))
     if not stacks:
-        raise ConfigurationError("every stack is excluded by its conditions.")
+        raise ConfigurationError(
+            "every stack is excluded by its conditions.", remedy="Loosen include and exclude of the selection."
+        )
     new = {name: set(it.new) for name, it in listed.items()}
     ordered = sorted(stacks.values(), key=lambda stack: not any(stack.shown(name) in new[name] for name in new))
     news = tuple(f"{words}." for it in listed.values() for words in it.new.values())
