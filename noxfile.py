@@ -29,6 +29,7 @@ two seconds; a signal to nox alone (a CI system that cancels) does not."""
 
 GENERATORS = (
     "harness.matrix.schema",
+    "harness.matrix.published",
     "harness.cli.reference",
     "harness.cli.folder_tables",
     "harness.report.contract_tables",
