@@ -1,13 +1,15 @@
-"""What has to be said beside a cell's verdict: an order of imports, and what its release does not offer; pure."""
+"""What has to be said beside a cell's verdict: imports, attempts that were lost, what its release does not offer; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.counting import counted
 from harness.report.text import in_the_middle, one_line
 from harness.result import CellResult
 
 _LIMIT = 600
+_HOW = {"node": "node", "process": "its process on node", "memory": "memory of node"}
 
 
 def remarks(result: CellResult) -> Iterator[str]:
@@ -15,6 +17,9 @@ def remarks(result: CellResult) -> Iterator[str]:
     stage = result.stages.get("import")
     if result.import_first is not None and stage is not None:
         yield in_the_middle(stage.reason or f"imports when {result.import_first} comes first", _LIMIT)
+    if result.lost:
+        places = ", ".join(f"{_HOW[it.how]} {it.node or 'that is not known'}" for it in result.lost)
+        yield f"run again after {counted(len(result.lost), 'loss', 'losses')}: {places}"
     if result.not_possible:
         features = (f"{name} ({one_line(reason)})" for name, reason in sorted(result.not_possible.items()))
         yield in_the_middle(f"not possible here, which is nobody's failure: {', '.join(features)}", _LIMIT)
