@@ -129,16 +129,16 @@ class Site:
                 remedy="Install the same version of the harness on both, or start the driver from the one it has.",
             )
         self._stack = contextlib.ExitStack()
-        atexit.register(self._stack.close)
+        atexit.register(self.close)
         token = secrets.token_hex(16)
         self._stack.enter_context(Deadman(token))
-        scratch = self._stack.enter_context(scratch_directory())
-        self._store = ResultStore(scratch / "out")
+        self.scratch = self._stack.enter_context(scratch_directory())
+        self._store = ResultStore(self.scratch / "out")
         self._settings: CellSettings | None = None
         context = RunContext(
             bundle=bundle,
             cache=cache_dir(),
-            scratch=scratch,
+            scratch=self.scratch,
             store=self._store,
             prepare=terms.prepare,
             child_environment=terms.child_environment,
@@ -153,6 +153,10 @@ class Site:
         )
         self._runner = LocalRunner(context)
         self._stack.callback(self._runner.close)
+
+    def close(self) -> None:
+        """End what is kept warm, and leave nothing behind."""
+        self._stack.close()
 
     def _settings_of(self, cell: Cell) -> CellSettings:
         if self._settings is None:

@@ -1,4 +1,4 @@
-"""What has to be said beside a cell's verdict: imports, attempts that were lost, what its release does not offer; pure."""
+"""What has to be said beside a cell's verdict: imports, lost attempts, what its release does not offer; pure."""
 
 from __future__ import annotations
 

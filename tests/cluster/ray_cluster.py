@@ -67,7 +67,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # Sockets lie below it, and the path of a socket has at most 107 characters.
-        self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108  # which is short
+        self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # which is short
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]

@@ -15,7 +15,7 @@ from execution_helpers import WORKER, Recorder, cell, fake_package, services
 
 import harness
 from harness.contract.cell_fields import Device
-from harness.errors import UnknownNameError
+from harness.errors import ConfigurationError, UnknownNameError
 from harness.execution import executors
 from harness.execution.executors import executor, executor_names, local
 from harness.execution.executors.local import LocalRunner
@@ -54,6 +54,16 @@ def test_an_executor_that_is_not_there_is_an_error_that_names_those_that_are(tmp
 
     assert done.returncode == 2
     assert f"Known: {', '.join(executor_names())}." in " ".join(done.stderr.split())
+
+
+def test_an_executor_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
+    monkeypatch.delitem(sys.modules, "harness.execution.executors.ray", raising=False)
+
+    with pytest.raises(ConfigurationError, match="needs Ray, and there is no module ray") as raised:
+        executor("ray")
+    assert raised.value.remedy is not None
+    assert "pip install 'moe-lora-harness[ray]'" in raised.value.remedy
 
 
 class Elsewhere:
