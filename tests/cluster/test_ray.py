@@ -73,6 +73,21 @@ def finished(run: subprocess.Popen[str]) -> str:
     return said
 
 
+def test_a_driver_that_is_interrupted_while_a_node_makes_an_environment_ends_at_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = driver(cluster, tmp_path / "out")
+    wait_until(lambda: any(node.environments for node in cluster.nodes), MINUTES)
+    began = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    said = finished(run)
+
+    assert run.returncode == 130, said
+    assert time.monotonic() - began < 20
+    assert "Traceback" not in said
+    wait_until(lambda: not any(map(processes_of_cells, cluster.nodes)), 30)
+
+
 def test_a_driver_that_is_interrupted_leaves_no_cell_behind(cluster: Cluster, tmp_path: Path) -> None:
     run = driver(cluster, tmp_path / "out")
     wait_until(lambda: bool(cluster.head.cells or cluster.nodes[1].cells), MINUTES)

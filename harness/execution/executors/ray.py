@@ -11,6 +11,7 @@ So a driver that was killed goes on from there when it is run anew, and Ray ends
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -35,6 +36,8 @@ from harness.execution.site import Answer, EnvironmentThere, Failed, Order, Term
 from harness.matrix.cell import Cell, Stack
 from harness.result import LostAttempt
 
+# Read when Ray is imported: a call after the run is over must not start a cluster.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 try:
     import ray
     from ray.exceptions import (
@@ -121,6 +124,7 @@ class RayRunner:
             code_sha256=context.bundle.sha256,
         )
         self._kinds: dict[Device, frozenset[MachineKind]] = {}
+        self._closed = threading.Event()
 
     def prepare(self, stack: Stack) -> PreparedEnvironment:
         """Make the environment of a stack on one of the nodes; the others make theirs when a cell comes."""
@@ -130,7 +134,7 @@ class RayRunner:
                 found = self._somewhere(
                     partial(prepare_here, stack, self._terms),
                     {"num_cpus": min(1.0, _most("CPU"))},
-                    cancelled=threading.Event(),
+                    cancelled=self._closed,
                     entered=lambda _: None,
                 )
             except _LostError as loss:
@@ -184,6 +188,7 @@ class RayRunner:
 
     def close(self) -> None:
         """Leave the cluster, which ends whatever of this run is left there."""
+        self._closed.set()
         ray.shutdown()
 
     def _ran(self, cell: Cell, answer: Answer, node: str, lost: list[LostAttempt]) -> Ran:
@@ -220,7 +225,8 @@ class RayRunner:
         node: str | None = None
         while True:
             if cancelled.is_set():
-                ray.cancel(said, force=True)
+                if not self._closed.is_set():
+                    ray.cancel(said, force=True)
                 raise TaskCancelledError
             ready, _ = ray.wait([said], timeout=_TICK)
             if not ready:
@@ -272,6 +278,7 @@ def _connect() -> None:
     address = os.environ.get(ADDRESS, "auto")
     package = Path(harness.__file__).parent
     try:
+        _knock(address)
         ray.init(
             address=address,
             # The code of this harness, whatever the nodes have: what they need to have is its dependencies.
@@ -279,12 +286,23 @@ def _connect() -> None:
             logging_level="ERROR",
             log_to_driver=False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"--executor ray: there is no Ray cluster at {address}: {str(error).splitlines()[0]}",
             remedy=f"Start one (`ray start --head`, then `ray start --address=HEAD:6379` on the others), or name one "
             f"in {ADDRESS}.",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens where a head should be: Ray itself waits there without end.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _task() -> Any:
