@@ -17,9 +17,16 @@ def remarks(result: CellResult) -> Iterator[str]:
     stage = result.stages.get("import")
     if result.import_first is not None and stage is not None:
         yield in_the_middle(stage.reason or f"imports when {result.import_first} comes first", _LIMIT)
-    if result.lost:
-        places = ", ".join(f"{_HOW[it.how]} {it.node or 'that is not known'}" for it in result.lost)
-        yield f"run again after {counted(len(result.lost), 'loss', 'losses')}: {places}"
+    if (again := lost(result)) is not None:
+        yield again
     if result.not_possible:
         features = (f"{name} ({one_line(reason)})" for name, reason in sorted(result.not_possible.items()))
         yield in_the_middle(f"not possible here, which is nobody's failure: {', '.join(features)}", _LIMIT)
+
+
+def lost(result: CellResult) -> str | None:
+    """Return ``run again after 1 loss: node 2297429112c7``; None for a cell that no node was lost with."""
+    if not result.lost:
+        return None
+    places = ", ".join(f"{_HOW[it.how]} {it.node or 'that is not known'}" for it in result.lost)
+    return f"run again after {counted(len(result.lost), 'loss', 'losses')}: {places}"
