@@ -304,8 +304,9 @@ class LostAttempt(_Model):
 
     node: Word | None
     """Which node of a cluster, as ``CellResult.node``; None where that is not known."""
-    how: Literal["node", "process", "memory"]
-    """The node went, the process on it went, or the cluster ended it for want of memory."""
+    how: Literal["node", "process", "memory", "environment"]
+    """The node went, the process on it went, the cluster ended it for want of memory, or its environment could not be
+    made there."""
 
 
 class CellResult(_Model):

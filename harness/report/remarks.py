@@ -9,7 +9,12 @@ from harness.report.text import in_the_middle, one_line
 from harness.result import CellResult
 
 _LIMIT = 600
-_HOW = {"node": "node", "process": "its process on node", "memory": "memory of node"}
+_HOW = {
+    "node": "node",
+    "process": "its process on node",
+    "memory": "memory of node",
+    "environment": "its environment on node",
+}
 
 
 def remarks(result: CellResult) -> Iterator[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import harness
 from harness.contract.cell_fields import Device
@@ -63,12 +63,16 @@ ATTEMPTS = 3
 """So many times a cell is handed in. One that ends its node each time would otherwise end one after the other."""
 PATIENCE = 120.0
 """Seconds within which each node must say what it is: longer than it takes to send it the harness's code."""
-_TICK = 0.2
+_TICK = 0.5
 _NODE_DIGITS = 12
 
 _LOSSES = (NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError, LocalRayletDiedError)
 
-T = TypeVar("T")
+_NODE_LABEL = "ray.io/node-id"
+"""The label that Ray gives each node."""
+
+Work = Callable[[Callable[[StageName], None]], Any]
+"""What is done on a node; it is given what it tells stages to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,26 +129,20 @@ class RayRunner:
         )
         self._kinds: dict[Device, frozenset[MachineKind]] = {}
         self._closed = threading.Event()
+        self._avoided: set[str] = set()
 
     def prepare(self, stack: Stack) -> PreparedEnvironment:
         """Make the environment of a stack on one of the nodes; the others make theirs when a cell comes."""
-        lost: list[LostAttempt] = []
-        while len(lost) < ATTEMPTS:
-            try:
-                found = self._somewhere(
-                    partial(prepare_here, stack, self._terms),
-                    {"num_cpus": min(1.0, _most("CPU"))},
-                    cancelled=self._closed,
-                    entered=lambda _: None,
-                )
-            except _LostError as loss:
-                lost.append(loss.attempt)
-                continue
-            made: EnvironmentThere | Failed = found.value
-            if isinstance(made, Failed):
-                raise made.error()
-            return made
-        raise EnvironmentFailedError(f"The making of its environment was lost {_times(lost)}.", remedy=_LOOK)
+        found, _ = self._until_done(
+            partial(prepare_here, stack, self._terms),
+            lambda: {"num_cpus": min(1.0, _most("CPU"))},
+            label=f"the environment of {stack.id}",
+            settling=frozenset({"unresolvable", "version"}),
+            cancelled=self._closed,
+            entered=lambda _: None,
+        )
+        made: EnvironmentThere = found.value
+        return made
 
     def machines(self, device: Device) -> Collection[MachineKind]:
         """Return what the nodes are that there are now."""
@@ -164,24 +162,24 @@ class RayRunner:
     ) -> Ran | None:
         """Run one cell on some node, and on another where that is lost; None when it was cancelled."""
         del environment, number  # each node has its own, and numbers its own
-        work = partial(run_here, Order(cell=cell, settings=settings, terms=self._terms))
-        lost: list[LostAttempt] = []
-        while len(lost) < ATTEMPTS:
-            try:
-                found = self._somewhere(work, self._wanted(cell, settings), cancelled=cancelled, entered=entered)
-            except TaskCancelledError:
-                return None
-            except _LostError as loss:
-                if cancelled.is_set():
-                    return None
-                lost.append(loss.attempt)
-                self._context.note(f"{cell.id} was lost with {_place(loss.attempt)}")
-                continue
-            answer: Answer | Failed = found.value
-            if isinstance(answer, Failed):
-                raise answer.error()
-            return self._ran(cell, answer, found.node, lost)
-        raise EnvironmentFailedError(f"It was lost {_times(lost)}.", remedy=_LOOK)
+        try:
+            found, lost = self._until_done(
+                partial(run_here, Order(cell=cell, settings=settings, terms=self._terms)),
+                lambda: self._wanted(cell, settings),
+                label=cell.id,
+                settling=frozenset(),
+                cancelled=cancelled,
+                entered=entered,
+            )
+        except TaskCancelledError:
+            return None
+        answer: Answer = found.value
+        for note in answer.notes:
+            self._context.note(note)
+        if answer.log:
+            self._context.store.running_log_path(cell).write_bytes(answer.log)
+        node = found.node[:_NODE_DIGITS]
+        return Ran(result=answer.result.model_copy(update={"node": node, "lost": lost}), key=answer.key)
 
     def release(self, stack: Stack) -> None:
         """Nothing is kept for a stack here: each node does that for itself."""
@@ -191,12 +189,57 @@ class RayRunner:
         self._closed.set()
         ray.shutdown()
 
-    def _ran(self, cell: Cell, answer: Answer, node: str, lost: list[LostAttempt]) -> Ran:
-        for note in answer.notes:
-            self._context.note(note)
-        if answer.log:
-            self._context.store.running_log_path(cell).write_bytes(answer.log)
-        return Ran(result=answer.result.model_copy(update={"node": node, "lost": lost}), key=answer.key)
+    def _until_done(
+        self,
+        work: Work,
+        wanted: Callable[[], dict[str, Any]],
+        *,
+        label: str,
+        settling: Collection[str],
+        cancelled: threading.Event,
+        entered: Callable[[StageName], None],
+    ) -> tuple[_Found, list[LostAttempt]]:
+        """Do some work somewhere, and elsewhere where that is lost; return what it came to, and what was lost.
+
+        A node that cannot make an environment gets no further work: it would take one cell after the other.
+
+        Args:
+            work: what to do.
+            wanted: what it asks for, of the cluster as it is then.
+            label: what a person calls it.
+            settling: kinds of failures that are no fault of the node's.
+            cancelled: ends it.
+            entered: is told of each stage.
+
+        Raises:
+            TaskCancelledError: the run was cancelled.
+            Unresolvable, VersionNotFoundError: no node could.
+            EnvironmentFailedError: it was lost too often, or there is no node left that could.
+        """
+        lost: list[LostAttempt] = []
+        remedy = _LOOK
+        while len(lost) < ATTEMPTS and not (self._avoided and self._avoided >= _nodes()):
+            try:
+                found = self._somewhere(work, wanted(), cancelled=cancelled, entered=entered)
+            except _LostError as loss:
+                if cancelled.is_set():
+                    raise TaskCancelledError from loss
+                lost.append(loss.attempt)
+                self._context.note(f"{label} was lost with {_place(loss.attempt)}")
+                continue
+            failed = found.value
+            if not isinstance(failed, Failed):
+                return found, lost
+            if failed.kind in settling:
+                raise failed.error()
+            self._avoided.add(found.node)
+            remedy = failed.remedy or remedy
+            lost.append(LostAttempt(node=found.node[:_NODE_DIGITS], how="environment"))
+            self._context.note(f"node {found.node[:_NODE_DIGITS]} gets no further work: {failed.message}")
+        if not lost:
+            raise EnvironmentFailedError("No node is left that can make environments.", remedy=remedy)
+        places = ", ".join(map(_place, lost))
+        raise EnvironmentFailedError(f"Lost {counted(len(lost), 'time')}, with {places}.", remedy=remedy)
 
     def _wanted(self, cell: Cell, settings: CellSettings) -> dict[str, float]:
         """Return what a task for a cell asks for, no more of anything than the largest node has."""
@@ -209,8 +252,8 @@ class RayRunner:
 
     def _somewhere(
         self,
-        work: Callable[[Callable[[StageName], None]], Any],
-        wanted: dict[str, float],
+        work: Work,
+        wanted: dict[str, Any],
         *,
         cancelled: threading.Event,
         entered: Callable[[StageName], None],
@@ -221,6 +264,8 @@ class RayRunner:
             _LostError: it was lost.
             TaskCancelledError: the run was cancelled.
         """
+        if self._avoided:
+            wanted = wanted | {"label_selector": {_NODE_LABEL: f"!in({','.join(sorted(self._avoided))})"}}
         said = _task().options(max_retries=0, **wanted).remote(work)
         node: str | None = None
         while True:
@@ -234,12 +279,13 @@ class RayRunner:
             try:
                 word = ray.get(next(said))
             except _LOSSES as error:
-                raise _LostError(LostAttempt(node=node or _node_in(error), how=_how(error))) from error
+                place = node[:_NODE_DIGITS] if node is not None else _node_in(error)
+                raise _LostError(LostAttempt(node=place, how=_how(error))) from error
             match word:
                 case _Began(node=number):
-                    node = number[:_NODE_DIGITS]
+                    node = number
                 case _Done(value=value):
-                    return _Found(node=node or "unknown", value=value)
+                    return _Found(node=node or "", value=value)
                 case stage:
                     entered(stage)
 
@@ -309,7 +355,7 @@ def _task() -> Any:
     return ray.remote(_tell)
 
 
-def _tell(work: Callable[[Callable[[StageName], None]], T]) -> Iterator[_Began | StageName | _Done]:
+def _tell(work: Work) -> Iterator[_Began | StageName | _Done]:
     """Do some work on the node that this is called on, and say what there is to say meanwhile."""
     yield _Began(node=ray.get_runtime_context().get_node_id())
     stages: SimpleQueue[StageName] = SimpleQueue()
@@ -359,6 +405,10 @@ def _kinds_of_nodes(device: Device) -> frozenset[MachineKind]:
     return frozenset(found)
 
 
+def _nodes() -> set[str]:
+    return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
+
+
 def _most(resource: str) -> float:
     """Return how much of a resource the node has that has the most of it."""
     return max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
@@ -378,14 +428,14 @@ def _how(error: BaseException) -> Any:
 
 
 def _place(attempt: LostAttempt) -> str:
-    node = attempt.node or "that is not known"
-    return {"node": f"node {node}", "process": f"its process on node {node}", "memory": f"memory of node {node}"}[
-        attempt.how
-    ]
-
-
-def _times(lost: list[LostAttempt]) -> str:
-    return f"{counted(len(lost), 'time')}, with {', '.join(map(_place, lost))}"
+    """Return ``node 2297429112c7``, or what else it was lost with."""
+    words = {
+        "node": "node",
+        "process": "its process on node",
+        "memory": "memory of node",
+        "environment": "its environment on node",
+    }
+    return f"{words[attempt.how]} {attempt.node or 'that is not known'}"
 
 
 def _last_line(error: BaseException) -> str:
