@@ -21,12 +21,12 @@ from typing import Literal
 
 from harness.contract.stages import StageName
 from harness.envs import Unresolvable, cache_dir
-from harness.errors import EnvironmentFailedError, VersionNotFoundError
+from harness.errors import EnvironmentFailedError, HarnessError, VersionNotFoundError
 from harness.execution.agenda import StackKey, stack_key
 from harness.execution.bundle import publish_bundle
 from harness.execution.deadman import Deadman
 from harness.execution.executors.local import LocalRunner
-from harness.execution.files import read_if_there
+from harness.execution.files import read_if_there, writing
 from harness.execution.fingerprint import Fingerprints
 from harness.execution.runner import ProcessOrigin, RunContext
 from harness.execution.scratch import scratch_directory
@@ -122,7 +122,8 @@ class Site:
         self._last: Stack | None = None
         self._notes: list[str] = []
         self._numbers = 0
-        bundle = publish_bundle(cache_dir(), package=terms.package)
+        with writing("the harness's code", cache_dir()):
+            bundle = publish_bundle(cache_dir(), package=terms.package)
         if bundle.sha256 != terms.code_sha256:
             raise EnvironmentFailedError(
                 "The code of the harness on this node is not that of the driver.",
@@ -214,7 +215,7 @@ def run_here(order: Order, entered: Callable[[StageName], None]) -> Answer | Fai
     """Run a cell in this process's site."""
     try:
         return _site(order.terms).run(order, entered)
-    except (Unresolvable, VersionNotFoundError, EnvironmentFailedError) as error:
+    except (Unresolvable, HarnessError) as error:
         return _failed(error)
 
 
@@ -223,7 +224,7 @@ def prepare_here(stack: Stack, terms: Terms, entered: Callable[[StageName], None
     del entered
     try:
         made = _site(terms).prepare(stack)
-    except (Unresolvable, VersionNotFoundError, EnvironmentFailedError) as error:
+    except (Unresolvable, HarnessError) as error:
         return _failed(error)
     return EnvironmentThere(
         python=made.python,
@@ -238,7 +239,8 @@ def prepare_here(stack: Stack, terms: Terms, entered: Callable[[StageName], None
     )
 
 
-def _failed(error: Unresolvable | VersionNotFoundError | EnvironmentFailedError) -> Failed:
+def _failed(error: Unresolvable | HarnessError) -> Failed:
+    """Return what goes back. Whatever is neither the stack's nor the user's versions is this node's."""
     match error:
         case Unresolvable():
             return Failed(kind="unresolvable", message=error.explanation, remedy=None)

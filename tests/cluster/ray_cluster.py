@@ -77,11 +77,13 @@ class Cluster:
             temporary=self._temporary,
         )  # fmt: skip
         wait_until(lambda: "Ray runtime started" in self.head.log.read_text(), 90, self.head.log)
-        self.nodes = [self.head, self.add("other")]
+        self.nodes = [self.head]
+        self.add("other")
 
     def add(self, name: str) -> Node:
         """Start another node, and wait until it is there."""
         node = Node(self.folder, name, f"--address={self.address}", temporary=self._temporary)
+        self.nodes.append(node)
         wait_until(lambda: "Ray runtime started" in node.log.read_text(), 90, node.log)
         return node
 

@@ -38,9 +38,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-def driver(cluster: Cluster, out: Path, *more: str) -> subprocess.Popen[str]:
+def driver(cluster: Cluster, out: Path, *, cells: tuple[str, ...] = CELLS) -> subprocess.Popen[str]:
     """Start a run of the cells. Its cache is its own: it has no environment, and keeps the results."""
-    command = [sys.executable, "-m", "harness", "matrix", *CELLS, "--executor", "ray", "--out", str(out), *more]
+    command = [sys.executable, "-m", "harness", "matrix", *cells, "--executor", "ray", "--out", str(out)]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "MOE_LORA_HARNESS_CACHE": str(cache(cluster))}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -153,6 +153,22 @@ def _same_as_here(cluster: Cluster, tmp_path: Path, out: Path) -> None:
     keys = {entry.path.name for entry in kept_results(cluster.head.cache / "results")}
     assert keys == set(kept), "the same keys, each once"
     assert len(keys) == EIGHT
+
+
+def test_a_node_that_cannot_make_an_environment_gets_no_further_work(cluster: Cluster, tmp_path: Path) -> None:
+    (cluster.folder / "cache-bad").write_text("a file, where its cache should be")
+    cluster.add("bad")
+    run = driver(cluster, tmp_path / "out", cells=("--select", "qwen3*/lora@tf5.5.0-peft0.19.1-trl0.25.1"))
+    said = finished(run)
+    found = results(tmp_path / "out")
+
+    assert run.returncode == 0, said
+    assert [result.outcome for result in found] == ["pass", "pass"]
+    (lost,) = [result for result in found if result.lost]
+    (attempt,) = lost.lost
+    assert attempt.how == "environment"
+    assert said.count(f"node {attempt.node} gets no further work: the harness's code cannot be written") == 1
+    assert {result.node for result in found} == {lost.node} != {attempt.node}
 
 
 def test_without_a_cluster_it_is_said(tmp_path: Path) -> None:

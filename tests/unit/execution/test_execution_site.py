@@ -130,6 +130,16 @@ def test_what_goes_wrong_with_an_environment_travels_in_words(
         assert getattr(again, "remedy", None) == getattr(error, "remedy", None)
 
 
+def test_a_node_without_room_says_so(terms: Terms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOE_LORA_HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+
+    for answer in (run_here(order(terms), lambda _: None), prepare_here(stack(), terms, lambda _: None)):
+        assert isinstance(answer, Failed)
+        assert (answer.kind, type(answer.error())) == ("environment", EnvironmentFailedError)
+        assert "the harness's code" in answer.message.lower()
+
+
 def test_other_code_than_the_drivers_is_refused(terms: Terms) -> None:
     other = Terms(**{**vars(terms), "code_sha256": "0" * 64})
     answer = run_here(order(other), lambda _: None)
