@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from same_results import findings
 from harness.execution.deadman import TOKEN
 from harness.execution.loading import load_found
 from harness.execution.result_room import kept_results
-from harness.result import CellResult
+from harness.result import CellResult, LostAttempt
 
 ROOT = Path(__file__).resolve().parents[2]
 CELLS = ("--select", "qwen3_moe/lora-[abcd]*@tf5.5.0-peft0.19.1-trl0.25.1")
@@ -164,11 +165,11 @@ def test_a_node_that_cannot_make_an_environment_gets_no_further_work(cluster: Cl
 
     assert run.returncode == 0, said
     assert [result.outcome for result in found] == ["pass", "pass"]
-    (lost,) = [result for result in found if result.lost]
-    (attempt,) = lost.lost
-    assert attempt.how == "environment"
-    assert said.count(f"node {attempt.node} gets no further work: the harness's code cannot be written") == 1
-    assert {result.node for result in found} == {lost.node} != {attempt.node}
+    (node,) = {result.node for result in found}
+    (bad,) = re.findall(r"node (\w+) gets no further work: the harness's code cannot be written", said)
+    assert bad != node
+    # None where it was the node that was to make the environment first.
+    assert [it for result in found for it in result.lost] in ([], [LostAttempt(node=bad, how="environment")])
 
 
 def test_without_a_cluster_it_is_said(tmp_path: Path) -> None:
