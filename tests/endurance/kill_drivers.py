@@ -225,7 +225,7 @@ def main() -> int:
     """Run the trial; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds after which a driver is killed at most")
+    parser.add_argument("--longest", type=float, default=34.0, help="seconds after which a driver is killed at most")
     parser.add_argument("--seed", type=int, default=20261128)
     options = parser.parse_args()
     began = time.monotonic()
