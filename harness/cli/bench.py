@@ -103,7 +103,8 @@ def _settings(size: list[float] | None, pairs: int | None, *, quick: bool) -> Se
     plain = Settings()
     if size is not None and (min(size) < SMALLEST or len(set(size)) < len(size)):
         raise ConfigurationError(
-            f"--size: {', '.join(f'{value:g}' for value in size)} are not different sizes of at least {SMALLEST:g} GB."
+            f"--size: {', '.join(f'{value:g}' for value in size)} are not different sizes of at least {SMALLEST:g} GB.",
+            remedy="Give each size once, as --size 2 --size 16.",
         )
     sizes = tuple(round(value * GB) for value in size) if size else ((QUICK_SIZE,) if quick else plain.sizes)
     count = pairs if pairs is not None else (QUICK_PAIRS if quick else plain.pairs)

@@ -27,7 +27,9 @@ def choose_device(text: str, python: Path | None) -> Device:
         ConfigurationError: it is not one of the three, or a GPU was asked for and there is none to be had.
     """
     if text not in DEVICES:
-        raise ConfigurationError(f"--device {text!r} is not one of {', '.join(DEVICES)}.")
+        raise ConfigurationError(
+            f"--device {text!r} is not one of {', '.join(DEVICES)}.", remedy="Leave it out for auto."
+        )
     if text == "cpu" or (text == "auto" and python is None):
         return "cpu"
     problem = _problem(python)
@@ -47,7 +49,7 @@ def require_gpu(python: Path, *, label: str) -> None:
     try:
         reason = gpu.why_no_gpu(python)
     except ConfigurationError as error:
-        raise EnvironmentFailedError(error.message) from error
+        raise EnvironmentFailedError(error.message, remedy=error.remedy) from error
     if reason is not None:
         raise EnvironmentFailedError(
             f"The environment of {label} has a CUDA build of torch, which can use no GPU here: {reason}",

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from harness.cli.merge_remedies import remedy_of
 from harness.cli.progress_lines import ProgressLines
 from harness.cli.setup import load_setup
 from harness.envs import cache_dir, ensure_environment, has_environment
@@ -33,7 +34,7 @@ RESULTS = frozenset({0, 1})
 class EngineFailedError(HarnessError):
     """A program refused or failed; its own message, remedy and exit code."""
 
-    def __init__(self, message: str, remedy: str | None, exit_code: int) -> None:
+    def __init__(self, message: str, remedy: str, exit_code: int) -> None:
         super().__init__(message, remedy=remedy)
         self.exit_code = exit_code
 
@@ -92,7 +93,12 @@ def run_engine(command: list[str], screen: Console, label: str) -> dict[str, Any
             process.wait()
             raise InterruptedByUserError("interrupted; nothing was published.") from None
     if last.get("event") == "error":
-        raise EngineFailedError(last["message"], last["remedy"], last["exit_code"])
+        raise EngineFailedError(last["message"], remedy_of(last), last["exit_code"])
     if process.returncode not in RESULTS or not last:
-        raise EngineFailedError(f"the engine's process ended with code {process.returncode}.", None, 1)
+        raise EngineFailedError(
+            f"the engine's process ended with code {process.returncode}.",
+            "A negative code is a signal, and -9 mostly a want of memory: try fewer --threads. Else please report it "
+            "with what stands above.",
+            1,
+        )
     return last

@@ -43,7 +43,7 @@ from harness.matrix.costs import Cost, Costs, published_costs
 from harness.matrix.too_old import refuse_too_old
 from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
-from harness.report.terminal import print_declared, print_failure, print_table
+from harness.report.terminal import print_declared, print_failure, print_next_steps, print_table
 from harness.report.write import write_report
 from harness.result import CellResult
 
@@ -70,6 +70,7 @@ def execute(
     show: bool = True,
     results: ResultCache | None = None,
     passed_before: Collection[str] = (),
+    check: Callable[[CellResult], None] = lambda _result: None,
 ) -> tuple[int, list[Row]]:
     """Run cells, print the table and every failure, write the report; return the exit code and the rows.
 
@@ -91,6 +92,7 @@ def execute(
         urgent: the keys of the stacks whose cells go before all others.
         results: where results are kept; None: in the user's cache, as far as it has room for any.
         passed_before: ids of cells that passed in a baseline.
+        check: raises where a result shows that its cell should not have been asked for; then nothing is shown.
 
     Raises:
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
@@ -141,6 +143,8 @@ def execute(
                 _say(console, rows, out, report=report)
             interruption.remedy = after_interruption
             raise
+    for result in ran.results:
+        check(result)
     rows = rows_of(setup, ran, passed_before)
     if show:
         _say(console, rows, out, report=report)
@@ -250,7 +254,7 @@ def cell_settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:
 def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
     """Print the table and why known failures fail.
 
-    Then come every cell that is not as it should be, and where everything lies.
+    Then come every cell that is not as it should be, what to do about them, and where everything lies.
     """
     console.print()
     print_table(console, rows)
@@ -264,6 +268,7 @@ def _say(console: Console, rows: list[Row], out: Path, *, report: bool) -> None:
         )
     if len(wrong) > FAILURES_SHOWN:
         console.print(f"… and {len(wrong) - FAILURES_SHOWN} more; the report has them all.")
+    print_next_steps(console, wrong)
     if report:
         paths = write_report(rows, out)
         console.print("report: " + ", ".join(str(path) for path in paths), soft_wrap=True)

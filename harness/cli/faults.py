@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cli.execute import execute
+from harness.cli.fault_fit import USUAL
 from harness.cli.options import ConfigOption, FreshProcessesOption, JobsOption, KeepOption
 from harness.cli.setup import Setup, check_out, check_writable, console, load_setup
 from harness.errors import ConfigurationError, NothingSelectedError
@@ -29,8 +30,6 @@ from harness.matrix.plan import one_cell
 from harness.report import last_run
 from harness.report.fault_table import FaultReport, fault_json, fault_markdown, fault_report
 
-USUAL = {"family": "qwen3_moe", "recipe": "lora"}
-"""The cell that a fault is planted in unless it names another."""
 OUT = Path("results/faults")
 
 

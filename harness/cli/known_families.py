@@ -31,6 +31,9 @@ class FamiliesUnknownError(HarnessError):
     """An environment could not say which families it knows."""
 
     exit_code = 4
+    usual_remedy = (
+        "Try its transformers by hand: `harness env list` shows where its environment is. Or leave the stack out."
+    )
 
 
 def with_known_families(

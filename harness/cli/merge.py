@@ -105,9 +105,14 @@ def merge(
     if shard is not None:
         parse_shard(shard)
     if then is not None and (shard or dry_run):
-        raise ConfigurationError("--then runs after publication, so it goes with neither --shard nor --dry-run.")
+        raise ConfigurationError(
+            "--then runs after publication, so it goes with neither --shard nor --dry-run.",
+            remedy="Leave --then out, and give it to --assemble.",
+        )
     if out is None and not dry_run:
-        raise ConfigurationError("--out is needed, unless --dry-run is given.")
+        raise ConfigurationError(
+            "--out is needed, unless --dry-run is given.", remedy="Say where the merge goes: --out merged."
+        )
     hook = hook_command(then, out)
     check_there("base", base)
     for path in adapter:

@@ -31,7 +31,7 @@ def hook_command(then: str | None, out: Path | None) -> list[str] | None:
     try:
         words = shlex.split(then)
     except ValueError as error:
-        raise ConfigurationError(f"--then cannot be read as a command: {error}.") from error
+        raise ConfigurationError(f"--then cannot be read as a command: {error}.", remedy="Close its quotes.") from error
     bare = QUOTED.sub("", then)
     if found := SHELL_ONLY.search(bare):
         raise ConfigurationError(

@@ -75,7 +75,9 @@ SEEDS_FOR_HALVES = 10
 def noise_floor(
     results: Annotated[list[Path], typer.Argument(help="Result files, or directories that hold them.")],
 ) -> None:
-    """Print, per dtype, the worst value of every banded quantity over cells whose merged bytes are right.
+    """Print the worst value of every banded quantity over cells whose merged bytes are right.
+
+    Each engine, dtype, geometry and device has a table of its own.
 
     A second table says of each check how far its worst clean value lies from its mildest control.
 
@@ -86,11 +88,14 @@ def noise_floor(
     """
     right = [result for result in load_results(results) if _bytes_are_right(result)]
     if not right:
-        raise NothingSelectedError("No result has merged bytes that are right, so there is no floor to print.")
+        raise NothingSelectedError(
+            "No result has merged bytes that are right, so there is no floor to print.",
+            remedy="Give results of cells that merged: `harness matrix` makes them.",
+        )
     groups = groupby(sorted(right, key=_group), key=_group)
-    for (engine, dtype, device), members in groups:
+    for (engine, dtype, geometry, device), members in groups:
         chosen = list(members)
-        typer.echo(f"{engine}, {dtype} on {device}: {counted(len(chosen), 'cell')}\n")
+        typer.echo(f"{engine}, {dtype}, {geometry} on {device}: {counted(len(chosen), 'cell')}\n")
         halves = HALVES if len({result.seed for result in chosen}) >= SEEDS_FOR_HALVES else ()
         headers = ("band", "quantity", "floor", *halves, "in cell")
         typer.echo(tabulate(_floor(chosen, halves=bool(halves)), headers=headers, tablefmt="pipe") + "\n")
@@ -129,9 +134,9 @@ def _of_half(
     return f"{worst(found):.5g}" if found else ""
 
 
-def _group(result: CellResult) -> tuple[str, str, str]:
-    """Floors depend on who merges, on the dtype that is stored and on the device that computes."""
-    return result.cell.engine, result.cell.dtype, result.cell.device
+def _group(result: CellResult) -> tuple[str, str, str, str]:
+    """Floors depend on who merges, on the dtype that is stored, on the sizes and on the device that computes."""
+    return result.cell.engine, result.cell.dtype, result.cell.geometry, result.cell.device
 
 
 def _bytes_are_right(result: CellResult) -> bool:

@@ -38,6 +38,7 @@ from harness.matrix.durations import expected_durations, makespan
 from harness.matrix.plan import DEFAULT_PROFILE, Selection, parse_shard, plan_cells, reasons
 from harness.matrix.plan_views import (
     COLUMNS,
+    LEGEND,
     OUTLOOK_COLUMNS,
     Outlook,
     github_matrix,
@@ -103,6 +104,7 @@ def plan(
     named = [row | outlook_columns(outlooks[row["id"]]) for row in plan_rows(cells)]
     rows = [[row[column] for column in columns] for row in named]
     typer.echo(tabulate(rows, headers=columns, tablefmt="plain", disable_numparse=True))
+    typer.echo("\n" + "\n".join(LEGEND) + "\n")
     typer.echo(_summary(setup, cells, list(stacks.values()), outlooks, prepared))
 
 

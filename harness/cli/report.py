@@ -52,7 +52,7 @@ def report(
     try:
         paths = write_report(rows, out, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     except OSError as error:
-        raise ConfigurationError(f"--out {out}: {error.strerror}.") from error
+        raise ConfigurationError(f"--out {out}: {error.strerror}.", remedy="Give another directory.") from error
     screen = console()
     print_table(screen, rows)
     if found.planned:

@@ -11,7 +11,9 @@ import typer
 
 from harness.cli.device import choose_device
 from harness.cli.execute import execute
+from harness.cli.fault_fit import elsewhere, refuse_where_it_is_none, refusing
 from harness.cli.folder_help import FolderHelp
+from harness.cli.model_types import refuse_unknown_model
 from harness.cli.options import (
     DEFAULT_OUT,
     BaselineOption,
@@ -33,12 +35,16 @@ from harness.errors import ConfigurationError, nearest
 from harness.execution.loading import load_passed
 from harness.matrix.catalogue import read_catalogue
 from harness.matrix.cell import PINNED, Stack
+from harness.matrix.choice import listed
 from harness.matrix.completion import complete_stack
 from harness.matrix.plan import one_cell
+from harness.matrix.too_old import refuse_too_old
 from harness.matrix.versions import parse_pin, require_versions, version_help
 from harness.report import quantized, shims
 from harness.report.remarks import remarks
 
+CHECKPOINTS = ("base", "adapter", "merged")
+"""Folders of a work directory that a cell writes, as far as it gets, in this order."""
 CATALOGUE = read_catalogue()
 """What the help texts name: whatever lies in the folders."""
 
@@ -151,11 +157,16 @@ def run(
         fault=fault,
         unmanaged=python is not None,
     )
-    for line in (sentence, *_without_a_file(model), *notes):
-        screen.print(line, markup=False, soft_wrap=True)
-    screen.print(f"cell {cell.id}", markup=False, soft_wrap=True)
     if json_file is not None:
         check_writable(json_file, "--json")
+    refuse_where_it_is_none(cell, setup.catalogue.facts_of[recipe])
+    for line in (sentence, *notes, *elsewhere(cell)):
+        screen.print(line, markup=False, soft_wrap=True)
+    refuse_too_old([stack])
+    refuse_unknown_model(setup.catalogue, model, stack, device=chosen, python=python)
+    for line in (*_without_a_file(model), f"cell {cell.id}"):
+        screen.print(line, markup=False, soft_wrap=True)
+    path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     code, rows = execute(
         setup,
         [cell],
@@ -169,19 +180,26 @@ def run(
         fresh_processes=fresh_processes,
         console=screen,
         report=False,
+        check=refusing(path),
         after_interruption="The same command again runs the cell from its beginning.",
     )
-    path = out / "cells" / cell.family / f"{cell.file_stem}.json"
     result = rows[0].result
     for line in filter(None, (*quantized.lines(rows[0]), shims.note(result), *remarks(result))):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"result: {path}", markup=False, soft_wrap=True)
     if keep:
-        work = out / "work" / cell.family / cell.file_stem
-        screen.print(f"work directory: {work}, with base, adapter and merged", markup=False, soft_wrap=True)
+        screen.print(work_directory(out / "work" / cell.family / cell.file_stem), markup=False, soft_wrap=True)
     if json_file is not None:
         json_file.write_text(rows[0].result.model_dump_json(indent=1) + "\n")
     raise typer.Exit(code)
+
+
+def work_directory(work: Path) -> str:
+    """Return a line that says where a cell's work directory is, and which checkpoints are in it."""
+    if not work.is_dir():
+        return "work directory: none was made, because the cell ended before it wrote anything"
+    made = [name for name in CHECKPOINTS if (work / name).is_dir() and any((work / name).iterdir())]
+    return f"work directory: {work}, with {listed(made)}" if made else f"work directory: {work}, without a checkpoint"
 
 
 def _without_a_file(model: str) -> Iterator[str]:
@@ -199,7 +217,8 @@ def _given_interpreter(
     """Return the stack of an existing interpreter; a version that was asked for and is another there is an error."""
     if pins or python_version or resolution != PINNED:
         raise ConfigurationError(
-            "--pin, --resolution and --python-version choose what is installed; --python takes what is there."
+            "--pin, --resolution and --python-version choose what is installed; --python takes what is there.",
+            remedy="Leave out --python, or the others.",
         )
     stack = installed_stack(python)
     require_versions(stack, given)

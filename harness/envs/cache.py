@@ -6,6 +6,7 @@ Environments are listed with their sizes. They are cleaned by id, by age or all,
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def clean_environments(
     if locks:
         for folder in (layout.locks, layout.known_versions):
             for path in folder.glob("[!.]*") if folder.is_dir() else ():  # what begins with a dot is being written
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():  # nothing of ours makes one there
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
     return removed
 
 

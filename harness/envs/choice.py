@@ -12,6 +12,7 @@ from harness.envs.lock import compile_requirements, locked_versions
 from harness.envs.release_list import ReleaseList
 from harness.envs.sources import build_source
 from harness.envs.uv_command import Log, Unresolvable, find_uv
+from harness.envs.versions import empty_ranges, missing_pins, raise_for_missing
 from harness.errors import ConfigurationError
 from harness.matrix.releases import Offer
 from harness.matrix.sources import Source, SourceSelector
@@ -50,15 +51,19 @@ class IndexChooser:
         Pre-releases count for the packages in ``pre``, and where one is pinned.
 
         Raises:
+            VersionNotFoundError: no index offers one of them, whatever goes with it; its neighbours are named.
             ConfigurationError: no versions meet them all; the message is uv's explanation.
         """
-        uv, python = self.releases.uv, self.releases.interpreter.python
+        uv, interpreter = self.releases.uv, self.releases.interpreter
         try:
-            text = compile_requirements(uv, requirements, python, pre=pre)
+            text = compile_requirements(uv, requirements, interpreter.python, pre=pre)
         except Unresolvable as error:
+            raise_for_missing(missing_pins(uv, self.releases.layout, requirements, interpreter))
+            raise_for_missing(empty_ranges(uv, requirements, interpreter, pre=pre))
             raise ConfigurationError(
                 f"No versions go together with {', '.join(requirements)}. uv says: {error.explanation}",
-                remedy="Ask for other versions, or for fewer.",
+                remedy="Give a range instead of a version (as --peft '>=0.19'), or leave out one of the three; "
+                "--resolution fresh leaves out the pins of matrix.toml.",
             ) from error
         return locked_versions(text)
 

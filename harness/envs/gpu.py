@@ -57,6 +57,9 @@ def torch_build(python: Path) -> Build | None:
     return installed_build(Path(str(origin)).parents[1]) if origin is not None else None
 
 
+BY_HAND = "Run `import torch` in it by hand: it must be a Python with a torch that works. Or leave out --python."
+
+
 def why_no_gpu(python: Path) -> str | None:
     """Return why an interpreter's torch can use no GPU, in its own words; None when it can.
 
@@ -75,11 +78,13 @@ def _ask(python: Path, program: str) -> object:
             [python, "-I", "-c", program], check=True, capture_output=True, text=True, timeout=TIME_LIMIT
         )
     except OSError as error:
-        raise ConfigurationError(f"--python {python}: {error.strerror}.") from error
+        raise ConfigurationError(f"--python {python}: {error.strerror}.", remedy=BY_HAND) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
-        raise ConfigurationError(f"{python} cannot say whether it has a GPU: {last[0]}") from error
+        raise ConfigurationError(f"{python} cannot say whether it has a GPU: {last[0]}", remedy=BY_HAND) from error
     except subprocess.TimeoutExpired as error:
-        raise ConfigurationError(f"{python} did not say within {TIME_LIMIT:.0f} s whether it has a GPU.") from error
+        raise ConfigurationError(
+            f"{python} did not say within {TIME_LIMIT:.0f} s whether it has a GPU.", remedy=BY_HAND
+        ) from error
     answer: object = json.loads(done.stdout.splitlines()[-1])
     return answer

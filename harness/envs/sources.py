@@ -63,16 +63,22 @@ def build_source(
     place = _place(selector.text)
     if selector.kind == "wheel":
         if not _is(Path.is_file, place):
-            raise ConfigurationError(f"--{package} {selector.text}: there is no such wheel.")
+            raise ConfigurationError(f"--{package} {selector.text}: there is no such wheel.", remedy="Give its path.")
         version = _wheel(place, package)
         if not zipfile.is_zipfile(place):
-            raise ConfigurationError(f"--{package} {selector.text}: it is no wheel, which is a zip archive.")
+            raise ConfigurationError(
+                f"--{package} {selector.text}: it is no wheel, which is a zip archive.",
+                remedy="Build or download it again.",
+            )
         return version, Source(kind="wheel", digest=_sha256(place), location=place.as_uri())
     if not _is(Path.is_dir, place):
-        raise ConfigurationError(f"--{package} {selector.text}: there is no such folder.")
+        raise ConfigurationError(
+            f"--{package} {selector.text}: there is no such folder.", remedy="Give the path of a source tree."
+        )
     if not any((place / name).is_file() for name in ("pyproject.toml", "setup.py")):
         raise ConfigurationError(
-            f"--{package} {selector.text}: no source tree: it has neither pyproject.toml nor setup.py."
+            f"--{package} {selector.text}: no source tree: it has neither pyproject.toml nor setup.py.",
+            remedy="Give the folder in which one of them is.",
         )
     digest = tree_digest(place)
     wheel = _built(uv, layout, interpreter, package, place, digest)
@@ -118,7 +124,10 @@ def _built(uv: Uv, layout: CacheLayout, interpreter: Interpreter, package: str, 
             uv(["build", "--wheel", "--python", str(interpreter.python), "--out-dir", str(out), str(copy)])
             wheels = sorted(out.glob("*.whl"))
             if len(wheels) != 1:
-                raise EnvironmentFailedError(f"Building {place.name} gave {len(wheels)} wheels instead of one.")
+                raise EnvironmentFailedError(
+                    f"Building {place.name} gave {len(wheels)} wheels instead of one.",
+                    remedy="Build it by hand (`uv build --wheel`) and give the wheel.",
+                )
             return wheels[0].replace(folder / wheels[0].name)
 
 
@@ -128,12 +137,17 @@ def _commit(uv: Uv, interpreter: Interpreter, package: str, text: str) -> tuple[
     try:
         said = uv(["pip", "compile", "-", "--format", "pylock.toml", *options], stdin=f"{package} @ {text}\n")
     except Unresolvable as error:
-        raise ConfigurationError(f"--{package} {redact(text)}: {error.explanation}") from error
+        raise ConfigurationError(
+            f"--{package} {redact(text)}: {error.explanation}",
+            remedy="See that the reference and the package in it are right.",
+        ) from error
     (found,) = tomllib.loads(said)["packages"]
     vcs = found.get("vcs", {})
     commit, address = vcs.get("commit-id"), text.removeprefix("git+")
     if commit is None or "version" not in found:
-        raise EnvironmentFailedError(f"uv did not say which commit and version {redact(text)} is.")
+        raise EnvironmentFailedError(
+            f"uv did not say which commit and version {redact(text)} is.", remedy="Name a commit: git+URL@SHA."
+        )
     scheme, rest = address.split("://", 1)
     rest, hash_mark, inside = rest.partition("#")
     # An @ before the first slash belongs to the address (ssh://git@host/…); one behind it begins the reference.
@@ -165,9 +179,14 @@ def _wheel(path: Path, package: str) -> str:
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
     except InvalidWheelFilename:
-        raise ConfigurationError(f"--{package}: {path.name} is not the name of a wheel.") from None
+        raise ConfigurationError(
+            f"--{package}: {path.name} is not the name of a wheel.",
+            remedy="Give it the name that it was built with, NAME-VERSION-….whl.",
+        ) from None
     if name != canonicalize_name(package):
-        raise ConfigurationError(f"--{package}: {path.name} is a wheel of {name}.")
+        raise ConfigurationError(
+            f"--{package}: {path.name} is a wheel of {name}.", remedy=f"Give a wheel of {package}."
+        )
     return str(version)
 
 

@@ -269,7 +269,10 @@ def _make(
     versions = installed_versions(packages)
     _assert_locked(lock, versions)
     if absent := [name for name in sources if name not in versions]:
-        raise EnvironmentFailedError(f"uv reported success, but the environment has no {', '.join(absent)}.")
+        raise EnvironmentFailedError(
+            f"uv reported success, but the environment has no {', '.join(absent)}.",
+            remedy="See that the source builds a package of that name.",
+        )
     record = Record(
         key=prefix.name,
         label=label,

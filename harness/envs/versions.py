@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from harness.envs.layout import CacheLayout, cache_dir, write_atomically
 from harness.envs.lock import compile_requirements, locked_versions
 from harness.envs.uv_command import Log, Unresolvable, Uv, find_uv
 from harness.errors import EnvironmentFailedError, VersionNotFoundError
-from harness.matrix.cell import Stack
+from harness.matrix.cell import MAIN_PACKAGES, Stack
 
 YANKED_FOR = timedelta(days=7)
 """How long it is believed whether a release is yanked."""
@@ -164,6 +164,29 @@ def missing_pins(uv: Uv, layout: CacheLayout, requirements: Iterable[str], inter
     return missing
 
 
+def empty_ranges(
+    uv: Uv, requirements: Iterable[str], interpreter: Interpreter, *, pre: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the ranges among ``requirements`` that no index has a release in, each with a sentence about the newest.
+
+    What is built from a source has no release and is left out. Pre-releases count for the packages in ``pre``.
+    """
+    empty: dict[str, str] = {}
+    for text in sorted(set(requirements)):
+        requirement = Requirement(text)
+        if requirement.url is not None or pinned_version(text) is not None:
+            continue
+        try:
+            compile_requirements(uv, [text], interpreter.python, dependencies=False, pre=pre)
+        except Unresolvable as alone:
+            if alone.says_missing(requirement.name):
+                newest = _probe_quietly(uv, requirement.name, interpreter)
+                empty[text] = (
+                    _no_such_package(requirement.name) if newest is None else _newest(requirement.name, newest)
+                )
+    return empty
+
+
 def raise_for_missing(missing: dict[str, str]) -> None:
     """Raise the error that names every missing pin; do nothing when none is missing.
 
@@ -174,7 +197,7 @@ def raise_for_missing(missing: dict[str, str]) -> None:
         pins = ", ".join(missing)
         raise VersionNotFoundError(
             f"No configured package index offers {pins}.",
-            remedy=" ".join(missing.values()) + " `harness doctor` lists the index settings.",
+            remedy=f"{' '.join(missing.values())} `harness doctor` lists the index settings.",
         )
 
 
@@ -188,10 +211,25 @@ def neighbours(uv: Uv, pin: str, interpreter: Interpreter) -> str:
     above = _probe_quietly(uv, f"{name}>{version}", interpreter, lowest=True)
     newest = _probe_quietly(uv, name, interpreter)
     if newest is None:
-        return f"No index has a package {name!r} for this Python: check the spelling and the index settings."
+        return _no_such_package(name)
+    if newest == below:
+        return _newest(name, newest)
     words = [f"{below} is the nearest below" if below else "", f"{above} the nearest above" if above else ""]
     near = " and ".join(word for word in words if word)
-    return f"Of {name}, {near + ', ' if near else ''}{newest} is the newest."
+    return f"Of {name}, {near + ', ' if near else ''}{newest} is the newest: give {_given(name, below or newest)}."
+
+
+def _newest(name: str, newest: str) -> str:
+    return f"Of {name}, {newest} is the newest: give {_given(name, newest)}."
+
+
+def _no_such_package(name: str) -> str:
+    return f"No index has a package {name!r} for this Python: check the spelling and the index settings."
+
+
+def _given(name: str, version: str) -> str:
+    """Return the option that asks for a version of a package."""
+    return f"--{name} {version}" if canonicalize_name(name) in MAIN_PACKAGES else f"--pin {name}=={version}"
 
 
 def pinned_version(requirement: str) -> str | None:

@@ -30,6 +30,7 @@ class BundleError(HarnessError):
     """The worker's code could not be put into the cache."""
 
     exit_code = 4
+    usual_remedy = "Free some space, or name another folder in MOE_LORA_HARNESS_CACHE."
 
 
 @dataclass(frozen=True, kw_only=True)

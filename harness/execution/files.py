@@ -50,6 +50,9 @@ LARGEST = 64 * 2**20
 """Bytes that are read of what somebody else has written; an observation has a few thousand."""
 
 
+NO_FILE = "it is a pipe or a device and no file, and would be waited for"
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file; a pipe that nobody writes to, or a device without an end, would be read for ever.
@@ -60,18 +63,29 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     # Not blocking: opening a pipe would wait for a writer. Of a regular file it changes nothing.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", str(path))
+            raise OSError(errno.EINVAL, NO_FILE, str(path))
         yield file
 
 
 def read_if_there(path: Path) -> bytes | None:
     """Return the content of ``path``; None when there is no such file, or none that can be read, or it is too large."""
     try:
-        with _opened(path) as file:
-            content = file.read(LARGEST + 1)
+        return read_regular(path)
     except OSError:
         return None
-    return content if len(content) <= LARGEST else None
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file of at most ``LARGEST`` bytes.
+
+    Raises:
+        OSError: there is none, it cannot be read, it is something else (a pipe, a device), or it is too large.
+    """
+    with _opened(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, f"more than {LARGEST // 2**20} MiB", str(path))
+    return content
 
 
 def tail(path: Path, *, lines: int = 20, limit: int = 16_384) -> str:

@@ -10,15 +10,19 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from harness.counting import counted
 from harness.errors import ConfigurationError, InputRefusedError
+from harness.execution.files import read_regular
 from harness.execution.suspicious_json import encodable, read_json
 from harness.matrix.cell import Cell
 from harness.result import SCHEMA_VERSION, CellResult
 
+REPORT = "report.json"
+BASELINE = "Give the report.json or the results of an earlier run, as they were written."
 PLANNED = ".planned"
 """Ends the name of the file of a cell that has been planned and has no result yet."""
 
@@ -68,11 +72,13 @@ def _read(path: Path) -> object:
         InputRefusedError: it cannot be read or is not JSON.
     """
     try:
-        value = read_json(path.read_bytes())
+        value = read_json(read_regular(path))
         # Nothing that we wrote has half a surrogate pair, and a report could not be written with one.
         json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
-        raise InputRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise InputRefusedError(
+            f"{path}: cannot be read: {error.strerror}.", remedy="Give a file that you may read."
+        ) from error
     except ValueError as error:
         raise InputRefusedError(
             f"{path}: not JSON ({encodable(str(error))}).",
@@ -97,7 +103,7 @@ def result_files(paths: Iterable[Path]) -> list[Path]:
     can be given, or one that holds those of several shards. A ``cells`` directory may be given too.
 
     Raises:
-        ConfigurationError: a path that is not there, or a directory without results.
+        ConfigurationError: a path that is not there, a pipe or a device, or a directory without results.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -109,6 +115,11 @@ def result_files(paths: Iterable[Path]) -> list[Path]:
                 raise ConfigurationError(
                     f"{path} holds no results.", remedy="Give an output directory: it holds cells/<family>/<cell>.json."
                 )
+        elif path.exists():
+            raise ConfigurationError(
+                f"{path} is no file and no directory: what comes through a pipe or a device is not read.",
+                remedy="Write it to a file first, and give that.",
+            )
         else:
             raise ConfigurationError(f"{path} does not exist.", remedy="Give result files or output directories.")
         found |= dict.fromkeys(file.resolve() for file in files)
@@ -140,16 +151,38 @@ def load_passed(paths: Iterable[Path]) -> frozenset[str]:
         InputRefusedError: a file is neither a result nor a report.
     """
     passed: set[str] = set()
-    for path in result_files(paths):
+    for path in result_files(map(_report_or_results, paths)):
         value = _read(path)
         rows = value.get("rows") if isinstance(value, dict) else None
         if isinstance(rows, list):
-            passed |= {str(row["cell"]) for row in rows if isinstance(row, dict) and row.get("passed") is True}
+            passed |= _passed_of(rows, path)
         elif isinstance(value, dict) and isinstance(value.get("cell_id"), str):
             passed |= {value["cell_id"]} if value.get("outcome") == "pass" else set()
         else:
-            raise InputRefusedError(f"{path}: neither a result of a cell nor a report.json.")
+            raise InputRefusedError(f"{path}: neither a result of a cell nor a report.json.", remedy=BASELINE)
     return frozenset(passed)
+
+
+def _report_or_results(path: Path) -> Path:
+    """Return the ``report.json`` of a directory that holds one and no results, as a published report does."""
+    report = path / REPORT
+    alone = path.is_dir() and not _below(path, ".json") and not _below(path, PLANNED)
+    return report if alone and report.is_file() else path
+
+
+def _passed_of(rows: list[Any], path: Path) -> set[str]:
+    """Return the ids of the cells that passed, of a report's rows.
+
+    Raises:
+        InputRefusedError: one of them is none.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("cell"), str):
+            raise InputRefusedError(
+                f"{path}: rows.{number} is no row of a report: it names no cell (rows are counted from 0).",
+                remedy=BASELINE,
+            )
+    return {row["cell"] for row in rows if row.get("passed") is True}
 
 
 @dataclass(frozen=True, kw_only=True)

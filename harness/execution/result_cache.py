@@ -47,6 +47,12 @@ _OF_THE_MACHINE = re.compile(
 )
 """Exceptions that say something of the machine at that hour and nothing of the libraries."""
 
+_READING_FAILED = re.compile(
+    r"\[Errno \d+\]|\b(?:OS|IO|Permission|FileNotFound|BlockingIO|Interrupted|Timeout|EOF|UnicodeDecode|Syntax)Error\b"
+    r"|marshal data|bad magic number|BadZipFile|zlib\.error|exit status"
+)
+"""Failures of an import that a file may have caused which could not be read, or not whole, at that hour."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
@@ -69,7 +75,19 @@ def worth_keeping(result: CellResult, *, planted: bool = False) -> bool:
     """
     if result.cell.unmanaged or (result.cell.fault is not None and not planted) or not _has_time(result.started):
         return False
+    passed_over = (_first_import(result), *result.not_possible.values())
+    if any(_OF_THE_MACHINE.search(words) for words in passed_over) or _READING_FAILED.search(_first_import(result)):
+        return False
     return bool(result.stages) and all(_certain(stage) for stage in result.stages.values())
+
+
+def _first_import(result: CellResult) -> str:
+    """Return why the libraries did not import in the usual order, where they did in another; else nothing.
+
+    If the disk is to blame, the cell would pass tomorrow in the usual order.
+    """
+    stage = result.stages.get("import")
+    return (stage.reason or "") if stage is not None and result.import_first is not None else ""
 
 
 def _certain(stage: StageResult) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,8 @@ class Entry:
     """One kept result, or a log that a run which was killed has left without one.
 
     Attributes:
-        path: its file, or where it would be; the log lies beside it.
+        path: its file, or where it would be; the log lies beside it. Where either is a folder, which nothing of ours
+            makes, it goes with the entry.
         size: bytes of both.
         used: when it was last made or used, Unix time.
         whole: whether the result is there.
@@ -58,7 +60,12 @@ def results_room(environ: Mapping[str, str] | None = None) -> int:
     found = re.fullmatch(r"(?P<number>\d{1,6}(?:\.\d{1,6})?)\s*(?P<unit>[kmgt]?)(?:i?b)?", text.lower())
     if found is None:
         raise ConfigurationError(f"{ROOM_VARIABLE}={text!r} is no size.", remedy="Write it as 500 MiB or 2 GiB, or 0.")
-    return int(float(found["number"]) * _UNITS[found["unit"]])
+    number = float(found["number"])
+    if number and not re.search("[a-z]", text.lower()):
+        raise ConfigurationError(
+            f"{ROOM_VARIABLE}={text!r} has no unit.", remedy=f"Write {text} GiB or {text} MiB, whichever is meant."
+        )
+    return int(number * _UNITS[found["unit"]])
 
 
 def kept_results(root: Path) -> list[Entry]:
@@ -72,7 +79,7 @@ def kept_results(root: Path) -> list[Entry]:
             path=path,
             size=sum(status.st_size for status in files.values()),
             used=max(status.st_mtime for status in files.values()),
-            whole=".json" in files,
+            whole=".json" in files and stat.S_ISREG(files[".json"].st_mode),
         )
         for path, files in found.items()
     )
@@ -86,7 +93,7 @@ def make_room(root: Path, room: int) -> list[Entry]:
     """
     for path, status in _files(root):
         if path.suffix == ".tmp" and time.time() - status.st_mtime > ABANDONED:
-            path.unlink(missing_ok=True)
+            _unlink(path)
     entries = kept_results(root)
     taken = sum(entry.size for entry in entries)
     if taken <= room:
@@ -112,20 +119,27 @@ def forget_results(root: Path, *, older_than_days: float | None = None) -> list[
 
 def _remove(entry: Entry) -> None:
     # The result first: a log alone is no entry.
-    entry.path.unlink(missing_ok=True)
-    entry.path.with_suffix(".log").unlink(missing_ok=True)
+    _unlink(entry.path)
+    _unlink(entry.path.with_suffix(".log"))
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file or a link, or a folder that lies where one should be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the files one folder down; what goes away meanwhile is left out."""
+    """Yield what lies one folder down; what goes away meanwhile is left out."""
     for folder in _below(root):
         for item in _below(folder) if not folder.is_symlink() else ():
             try:
                 status = item.lstat()
             except FileNotFoundError:
                 continue
-            if not stat.S_ISDIR(status.st_mode):
-                yield item, status
+            yield item, status
 
 
 def _below(folder: Path) -> list[Path]:

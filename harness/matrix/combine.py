@@ -36,7 +36,10 @@ def combine(versions: Sequence[Sequence[str]], strategy: Strategy, *, allowed: A
     """
     found = {"full": full, "extremes": extremes, "pairwise": pairwise}[strategy](versions, allowed)
     if not found:
-        raise ConfigurationError("Every combination of the selected versions is excluded.")
+        raise ConfigurationError(
+            "Every combination of the selected versions is excluded.",
+            remedy="Loosen include and exclude of the selection.",
+        )
     return found
 
 

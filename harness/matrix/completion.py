@@ -29,6 +29,7 @@ from harness.matrix.choice import (
 from harness.matrix.config import MatrixConfig
 from harness.matrix.selectors import Exact, Latest, LatestPatches, Oldest, Range, Selector
 from harness.matrix.sources import SourceSelector
+from harness.matrix.too_old import refuse_too_old_choice
 from harness.matrix.versions import option_selector, parse_resolution, parse_version
 
 
@@ -67,7 +68,8 @@ def complete_stack(
 
     Raises:
         UnknownNameError: ``given`` names another package than the three.
-        ConfigurationError: a given selector is malformed, means several versions, or nothing goes with it.
+        ConfigurationError: a given selector is malformed, means several versions or only such that are too old for
+            the harness, or nothing goes with it.
     """
     for package in given:
         if package not in MAIN_PACKAGES:
@@ -83,6 +85,8 @@ def complete_stack(
     asked = {
         name: option_selector(text, f"--{name}") for name in MAIN_PACKAGES if (text := given.get(name)) is not None
     }
+    for name, selector in asked.items():
+        refuse_too_old_choice(name, selector)
     exact = {name: selector.version for name, selector in asked.items() if isinstance(selector, Exact)}
     declared = (
         next((stack for stack in config.declared if _has(stack, exact)), None) if len(exact) == len(asked) else None

@@ -2,8 +2,8 @@
 
 A known failure is declared narrowly: versions, cells, stage, outcome, words of the reason. So whatever else goes wrong
 in the same cell still stands out. A declaration that is about no cell at all is an error: it would be believed to watch
-over something. So is a glob among its ``cells`` that matches no cell, or excludes none. What results mean in the light
-of declarations is decided in ``harness.matrix.verdict``.
+over something. So is a glob among its ``cells`` that matches no cell, or excludes none. Exempt is what only a run finds
+(``found``). What results mean in the light of declarations is decided in ``harness.matrix.verdict``.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class Expectation(_Table):
     """Words that the stage's reason must contain; absent: any reason."""
     checks: tuple[str, ...] = ()
     """Globs over the names of the stage's checks that fail with it; absent: any of that stage's."""
+    found: bool = False
+    """True when it is about stacks or families that no profile names but a run finds: those of ``[[selections]]``, and
+    families by introspection. What a run will find is not known before. So nothing says that such an entry, or a glob
+    in it, is about no cell."""
     flaky: bool = False
     """True when the stage fails only sometimes, so that passing is no surprise either."""
     reason: str = Field(min_length=1)
@@ -153,7 +157,8 @@ def check_expectations(
 ) -> None:
     """Check that each expectation is about packages that are pinned and about some cell of some profile.
 
-    Where a profile's cells run, whoever runs it says: a cell on either device will do.
+    Where a profile's cells run, whoever runs it says: a cell on either device will do. One about what only a run finds
+    (``found``) is held to its packages alone.
 
     Args:
         expectations: what was declared.
@@ -175,16 +180,20 @@ def check_expectations(
         for package in parse_condition(expectation.when).specifiers if expectation.when else ():
             if package not in packages:
                 raise UnknownNameError("package", package, packages, where=f"{where}.when")
+        if expectation.found:
+            continue
         # Thousands of cells are on a handful of stacks, and every command asks: so versions are asked once for each.
         concerned = [cell_id for stack in config.declared if expectation.holds(stack) for cell_id in ids[stack.id]]
         if not expectation.about(concerned):
             raise ConfigurationError(
                 f"{where}: no cell of any profile has when = {expectation.when!r} and cells = "
                 f"{list(expectation.cells)}.",
-                remedy="Correct it, or remove it together with the stack it was about.",
+                remedy="Correct it, or remove it together with the stack it was about. If only a run finds what it is "
+                "about, by [[selections]] or introspection, say found = true.",
             )
         for glob in expectation.idle_globs(concerned):
             what = "excludes none of the cells that it could" if glob.startswith(EXCLUDES) else "matches no cell"
             raise ConfigurationError(
-                f"{where}.cells: {glob!r} {what}, of any profile.", remedy="Correct it, or remove it."
+                f"{where}.cells: {glob!r} {what}, of any profile.",
+                remedy="Correct it, or remove it. For cells that only a run finds, make an entry with found = true.",
             )

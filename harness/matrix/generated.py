@@ -85,7 +85,9 @@ def _generate(config: MatrixConfig, selection: VersionSelection, asked: Asked, n
             stacks.setdefault(stack.key, stack)
             reasons.setdefault(stack.key, _reason(listed, combination, stack))
     if not stacks:
-        raise ConfigurationError("every stack is excluded by its conditions.")
+        raise ConfigurationError(
+            "every stack is excluded by its conditions.", remedy="Loosen include and exclude of the selection."
+        )
     new = {name: set(it.new) for name, it in listed.items()}
     with_news = {stack.key for stack in stacks.values() if any(stack.shown(name) in new[name] for name in new)}
     ordered = sorted(stacks.values(), key=lambda stack: stack.key not in with_news)

@@ -25,7 +25,9 @@ def find_config(given: Path | None = None, *, name: str = CONFIG_NAME) -> Path:
     """
     if given is not None:
         if not given.is_file():
-            raise ConfigurationError(f"{given}: there is no such file.")
+            raise ConfigurationError(
+                f"{given}: {_not_a_file(given)}.", remedy="Give the path of one, or leave the option out."
+            )
         return given
     package = Path(__file__).resolve().parent
     # A wheel carries the files under defaults/; a source checkout has them in its root, and only there.
@@ -34,6 +36,10 @@ def find_config(given: Path | None = None, *, name: str = CONFIG_NAME) -> Path:
         if place.is_file():
             return place
     raise ConfigurationError(f"no {name} in the working directory, and none was installed.", remedy="Give its path.")
+
+
+def _not_a_file(given: Path) -> str:
+    return "it is a pipe, a device or a directory, and no file" if given.exists() else "there is no such file"
 
 
 def find_expectations(given: Path | None, config: Path) -> Path | None:
@@ -46,6 +52,8 @@ def find_expectations(given: Path | None, config: Path) -> Path | None:
         ConfigurationError: the given file is absent.
     """
     if given is not None and not given.is_file():
-        raise ConfigurationError(f"{given}: there is no such file.")
+        raise ConfigurationError(
+            f"{given}: {_not_a_file(given)}.", remedy="Give the path of one, or leave the option out."
+        )
     beside = config.parent / EXPECTATIONS_NAME
     return given or (beside if beside.is_file() else None)

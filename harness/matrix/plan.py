@@ -263,7 +263,8 @@ def _planned(config: MatrixConfig, catalogue: Catalogue, selection: Selection) -
             names = [families if key == "families" and families else matched[key] for key in AXES]
             if not any(map(real, itertools.product(*names))):
                 raise ConfigurationError(
-                    f"{where}: none of its families has any of its variants, or all its cells need."
+                    f"{where}: none of its families has any of its variants, or all its cells need.",
+                    remedy="Name a variant that one of its families has, or published; docs/reference/checkpoints.md.",
                 )
             by_id: dict[str, list[Stack]] = {}
             for stack in part:

@@ -15,20 +15,26 @@ from harness.matrix.durations import Duration
 from harness.matrix.plan import Selection
 from harness.matrix.releases import age_text
 
-COLUMNS = (*MAIN_PACKAGES, "family", "recipe", "other", "id")
+COLUMNS = (*MAIN_PACKAGES, "family", "recipe", "options", "id")
 """Columns of the plan as a table."""
-OUTLOOK_COLUMNS = ("environment", "result", "takes", "why")
+OUTLOOK_COLUMNS = ("environment", "result", "expected time", "selected by")
 """Columns of what is known beside that."""
+LEGEND = (
+    "result: a kept one is reused and its cell not run",
+    "expected time: the cell's last, ~ that of the same cell on other stacks, ? not known, - not run",
+    "selected by: the blocks of matrix.toml, counted from 0, and the selectors that the stack comes from",
+)
+"""What the columns mean whose names do not say it all."""
 
 
 def plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
-    """Return the plan as rows of a table whose columns are ``COLUMNS``; ``other`` holds what is not the default."""
+    """Return the plan as rows of a table whose columns are ``COLUMNS``; ``options`` holds what is not the default."""
     return [
         {
             **{name: str(getattr(cell.stack, name)) for name in MAIN_PACKAGES},
             "family": cell.family,
             "recipe": cell.recipe,
-            "other": " ".join(cell.id.split("+")[1:]),
+            "options": " ".join(cell.id.split("+")[1:]),
             "id": cell.id,
         }
         for cell in cells
@@ -55,11 +61,11 @@ class Outlook:
 def outlook_columns(outlook: Outlook) -> dict[str, str]:
     """Return what is known of a cell as columns of the table."""
     there = {True: "there", False: "to be made", None: "unknown"}[outlook.environment]
-    kept = "to be made" if outlook.kept is None else f"kept, {age_text(outlook.kept)} old"
+    kept = "to be run" if outlook.kept is None else f"kept, {age_text(outlook.kept)} old"
     seconds = "?" if outlook.duration is None else f"{outlook.duration.seconds:.0f} s"
     about = "~" if outlook.duration is not None and outlook.duration.basis == "similar" else ""
     takes = f"{about}{seconds}" if outlook.kept is None else "-"
-    return {"environment": there, "result": kept, "takes": takes, "why": "; ".join(outlook.why)}
+    return {"environment": there, "result": kept, "expected time": takes, "selected by": "; ".join(outlook.why)}
 
 
 def plan_json(cells: Sequence[Cell], selection: Selection, outlooks: Mapping[str, Outlook] | None = None) -> str:

@@ -59,15 +59,25 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}.") from None
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror or error}.", remedy="See that it is a file that you may read."
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8, which TOML requires (byte {error.start}).") from None
+        raise ConfigurationError(
+            f"{path}: not UTF-8, which TOML requires (byte {error.start}).", remedy="Save it as UTF-8."
+        ) from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: not valid TOML: {error}.{_quote_line(text, str(error))}") from None
+        raise ConfigurationError(
+            f"{path}: not valid TOML: {error}.{_quote_line(text, str(error))}",
+            remedy="Correct the line: https://toml.io.",
+        ) from None
     except RecursionError:
-        raise ConfigurationError(f"{path}: nested too deeply to be read.") from None
+        raise ConfigurationError(f"{path}: nested too deeply to be read.", remedy="Write it flatter.") from None
+
+
+KEYS = "Every key is in docs/reference/matrix.schema.json and expectations.schema.json."
 
 
 def _quote_line(text: str, message: str) -> str:
@@ -107,7 +117,7 @@ def _describe_one(
     if kind in {"extra_forbidden", "missing"}:
         parent = f"{label}: {_dotted(keys[:-1])}" if len(keys) > 1 else label
         if kind == "missing":
-            return ConfigurationError(f"{parent}: the key {str(keys[-1])!r} is missing.")
+            return ConfigurationError(f"{parent}: the key {str(keys[-1])!r} is missing.", remedy=f"Add it. {KEYS}")
         return UnknownNameError("key", str(keys[-1]), _known_keys(model, keys[:-1]), where=parent)
     option = f"--{_dotted(keys).replace('_', '-')}"
     place = option if label is None else f"{label}: {_dotted(keys)}" if keys else label

@@ -23,6 +23,7 @@ def version_help(package: str) -> str:
     )
 
 
+FORMS = "Write a version (5.5.0), a range ('>=5.2,<5.6'), latest or oldest; docs/reference/selectors.md has all forms."
 ERA_DAYS = 14
 """Days that ``era`` alone means."""
 
@@ -38,7 +39,7 @@ def option_selector(text: str, option: str) -> Selector:
     try:
         return parse_selector(text)
     except ValueError as error:
-        raise ConfigurationError(f"{option}: {error}.".replace("?.", "?")) from None
+        raise ConfigurationError(f"{option}: {error}.".replace("?.", "?"), remedy=FORMS) from None
 
 
 def parse_resolution(text: str) -> str:
@@ -73,7 +74,7 @@ def parse_version(text: str, option: str) -> str:
     try:
         return canonical_version(text)
     except ValueError as error:
-        raise ConfigurationError(f"{option}: {error}") from None
+        raise ConfigurationError(f"{option}: {error}", remedy="Write it as PEP 440 has it, as 2.13.0.") from None
 
 
 def parse_pin(text: str) -> tuple[str, str]:
@@ -93,7 +94,7 @@ def parse_pin(text: str) -> tuple[str, str]:
     try:
         checked_pin_name(package)
     except ValueError as error:
-        raise ConfigurationError(f"--pin {text}: {error}.") from None
+        raise ConfigurationError(f"--pin {text}: {error}.", remedy="Leave it out, or pin another package.") from None
     return package, parse_version(version, f"--pin {name}")
 
 

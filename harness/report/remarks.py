@@ -16,17 +16,21 @@ _HOW = {
     "environment": "its environment on node",
 }
 
+LORA_ON = "lora-on-"
+"""What the names of things begin with that PEFT puts no LoRA on; the others are forwards of experts."""
+
 
 def remarks(result: CellResult) -> Iterator[str]:
-    """Yield ``imports when trl comes first; when peft does: …``, and ``not possible here: grouped_forward (why)``."""
+    """Yield ``imports when trl comes first; when peft does: …``, and a line for each thing that could not be tried."""
     stage = result.stages.get("import")
     if result.import_first is not None and stage is not None:
         yield in_the_middle(stage.reason or f"imports when {result.import_first} comes first", _LIMIT)
     if (again := lost(result)) is not None:
         yield again
-    if result.not_possible:
-        features = (f"{name} ({one_line(reason)})" for name, reason in sorted(result.not_possible.items()))
-        yield in_the_middle(f"not possible here, which is nobody's failure: {', '.join(features)}", _LIMIT)
+    for name, reason in sorted(result.not_possible.items()):
+        what = f"a LoRA on {name.removeprefix(LORA_ON)}" if name.startswith(LORA_ON) else f"the forward {name}"
+        why = one_line(reason, _LIMIT).rstrip(".")
+        yield f"not tried: {what}, which is not possible on this stack: {why}. The verdict does not depend on it."
 
 
 def lost(result: CellResult) -> str | None:

@@ -7,7 +7,7 @@ nothing. Amber means that nothing is unexpected though not all is ok. Red means 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,8 @@ _NOUNS: dict[Standing, tuple[str, str]] = {
     "known-failure": ("known failure", "known failures"),
 }
 
+_HEADLINES: dict[Colour, str] = {"green": "All ok", "amber": "Nothing unexpected", "red": "Needs a look"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -43,6 +45,7 @@ class Summary:
         standings: rows per standing; only those that occur, worst first.
         outcomes: rows per outcome, of the cells that ran; only those that occur, worst first.
         colour: green, amber or red.
+        headline: the colour in words, for those who do not see it; of a single cell that ended as declared, that.
         sentence: all of it in words.
     """
 
@@ -50,12 +53,17 @@ class Summary:
     standings: dict[Standing, int]
     outcomes: dict[Outcome, int]
     colour: Colour
+    headline: str
     sentence: str
 
-    @property
-    def headline(self) -> str:
-        """The colour in words, for those who do not see it."""
-        return {"green": "All ok", "amber": "Nothing unexpected", "red": "Needs a look"}[self.colour]
+
+def as_declared(rows: Sequence[Row]) -> str | None:
+    """Return what a single cell that did not pass ended in as declared, in a few words; None for any other rows."""
+    if len(rows) != 1 or rows[0].passed or not rows[0].as_expected or not rows[0].expectation_reason:
+        return None
+    outcome = rows[0].result.outcome
+    words = {"known-failure": "A known failure", "flaky": "A failure that comes and goes"}
+    return f"{words.get(rows[0].standing, outcome.capitalize())}, as declared"
 
 
 def count_of(standing: Standing, count: int) -> str:
@@ -113,5 +121,6 @@ def summarise(rows: Iterable[Row]) -> Summary:
         standings=standings,
         outcomes=_count_outcomes(row for row in rows if row.standing != "not-run"),
         colour=colour,
+        headline=as_declared(rows) or _HEADLINES[colour],
         sentence=sentence,
     )

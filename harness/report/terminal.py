@@ -20,8 +20,10 @@ from harness.counting import counted
 from harness.report import quantized, reuse
 from harness.report.details import failed_checks, reason, told_by_checks, verdict
 from harness.report.figures import MISSING
+from harness.report.legend import legend
 from harness.report.look import Tone, look, outcome_text
-from harness.report.summary import summarise
+from harness.report.next_steps import next_steps
+from harness.report.summary import as_declared, summarise
 from harness.report.table import COLUMNS, Row, ordered
 from harness.report.text import clean, fold, one_line
 
@@ -71,7 +73,7 @@ def _print_narrow(console: Console, rows: Iterable[Row]) -> None:
 
 
 def print_table(console: Console, rows: Iterable[Row]) -> None:
-    """Print the table and the summary sentence.
+    """Print the table and the summary sentence; of a single cell that ended as declared, why it was declared.
 
     Raises:
         ValueError: when two rows are of the same cell.
@@ -86,16 +88,31 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
         _print_narrow(console, rows)
     else:
         console.print(table, crop=False)
+    for line in legend(rows):
+        console.print(Text(line, style="dim"), soft_wrap=not console.is_terminal)
     if quantized.quantized(rows):
         console.print(Text(quantized.FOOTNOTE, style="dim"), soft_wrap=not console.is_terminal)
-    sentence = f"{summary.headline}. {summary.sentence}"
-    console.print(Text(sentence, style=_SUMMARY_STYLES[summary.colour]), soft_wrap=True)
+    style = _SUMMARY_STYLES[summary.colour]
+    if (declared := as_declared(rows)) is not None:
+        # Of a single cell its declaration says more than any count of cells.
+        row = rows[0]
+        where = f"{row.result.outcome} in {row.result.stage}: " if row.result.stage else ""
+        head = Text(declared, style=style).append(f": {where}{one_line(row.expectation_reason or '', 2000)}", "default")
+        console.print(head, soft_wrap=True)
+        _print_link(console, row.expectation_link)
+    else:
+        console.print(Text(f"{summary.headline}. {summary.sentence}", style=style), soft_wrap=True)
     if (said := reuse.sentence(rows)) is not None:
         console.print(Text(f"{said} --fresh runs them anew.", style="dim"), soft_wrap=True)
 
 
 def print_declared(console: Console, rows: Iterable[Row]) -> None:
-    """Print why cells fail that were declared to: each declaration once, with its link and the number of its cells."""
+    """Print why cells fail that were declared to: each declaration once, with its link and the number of its cells.
+
+    Of a single cell the table's sentence has said it.
+    """
+    if as_declared(rows := list(rows)) is not None:
+        return
     declared: dict[tuple[str, str | None], list[Row]] = {}
     for row in ordered(rows):
         if row.standing in {"known-failure", "flaky"} and row.expectation_reason:
@@ -105,8 +122,12 @@ def print_declared(console: Console, rows: Iterable[Row]) -> None:
         cells = f" ({counted(len(found), 'cell')})" if len(found) > 1 else ""
         head.append(f"{cells}, as declared: {one_line(words, 2000)}", style="default")
         console.print(head, soft_wrap=True)
-        if link:
-            console.print(Text(f"  {one_line(link, 2000)}"), soft_wrap=True)
+        _print_link(console, link)
+
+
+def _print_link(console: Console, link: str | None) -> None:
+    if link:
+        console.print(Text(f"  {one_line(link, 2000)}"), soft_wrap=True)
 
 
 def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | str | None) -> None:
@@ -143,10 +164,23 @@ def print_failure(console: Console, row: Row, log_tail: str, log_path: Path | st
             block("\n".join(words[1:]))
     if row.expectation_reason:
         say("declared", clean(" ".join(filter(None, (row.expectation_reason, row.expectation_link)))))
-    if log_tail.strip() and not told_by_checks(row):
+    if log_tail.strip() and not told_by_checks(row) and row.standing != "unsupported":  # its sentence is all there is
         say("log", f"up to the end of {result.stage}" if result.stage else "its last lines")
         block(fold(log_tail, max_lines=40))
     if log_path is not None:
         say("log at", clean(str(log_path)))
     say("reproduce", row.reproduce)
     console.print()
+
+
+def print_next_steps(console: Console, rows: Iterable[Row]) -> None:
+    """Print once, below all failures, what to do about them."""
+    steps = next_steps(rows)
+    if steps:
+        console.print(Text("what to do next", style="bold"))
+    for word, sentence in steps:
+        console.print(
+            Text(f"  {word:<10}", style="bold").append(Text(clean(sentence), style="default")), soft_wrap=True
+        )
+    if steps:
+        console.print()

@@ -31,9 +31,20 @@ _COMPUTES = ("torch/", "numpy/")
 def describe(error: BaseException) -> str:
     """Return an error in a paragraph: its type and words, those of its causes, what is missing, and both places."""
     chain = list(_chain(error))
-    words = ", because of ".join(f"{type(link).__name__}: {link}" for link in chain)
+    words = ", because of ".join(_words(chain))
     parts = [_missing(chain), *_places(chain)]
     return f"{in_the_middle(words, MESSAGE_LIMIT)} [{'; '.join(filter(None, parts))}]"
+
+
+def _words(chain: list[BaseException]) -> list[str]:
+    """Return what each error of a chain says, without those whose words one before them quotes."""
+    said: list[str] = []
+    for number, link in enumerate(chain):
+        words, kind = f"{type(link).__name__}: {link}", type(link)
+        again = str(link) and any(type(one) is kind and str(link) in str(one) for one in chain[:number])
+        if not again and not any(words in before for before in said):
+            said.append(words)
+    return said
 
 
 def in_the_middle(text: str, limit: int) -> str:

@@ -207,8 +207,11 @@ def test_a_fault_that_would_break_nothing_is_refused_in_words(tmp_path: Path) ->
     """With Linears in memory there is no fused lora_B to misread."""
     done = harness("run", "--model", "qwen3_moe", "--transformers", "4.57.6", "--fault", "b-packing", "--out", tmp_path)
 
-    assert done.returncode == 1
-    assert "fault b-packing breaks nothing here" in done.stdout
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: --fault b-packing would break nothing in " in done.stderr
+    assert "what to do: " in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list((tmp_path / "cells").rglob("*.json")), "it would be a row of the next report"
 
 
 def test_run_completes_versions_and_says_what_it_chose(tmp_path: Path) -> None:

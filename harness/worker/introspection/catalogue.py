@@ -112,13 +112,13 @@ def with_experts() -> dict[str, str | None]:
     looked_at: set[str] = set()
     without: dict[str, str] = {}
     for name in CONFIG_MAPPING_NAMES:
-        if not _may_have_experts(name):
+        if not may_have_experts(name):
             continue
         module = model_type_to_module_name(name)
         try:
             it = known(name)
         except UnsupportedError as error:
-            if _may_have_experts(name, _HAS_EXPERTS):
+            if may_have_experts(name, _HAS_EXPERTS):
                 without.setdefault(module, str(error))
             continue
         looked_at.add(module)
@@ -143,7 +143,7 @@ def _look(it: Known) -> str | bool | None:
     return None if has_experts(on_meta(made.model_class, made.config)) else False
 
 
-def _may_have_experts(model_type: str, said: re.Pattern[str] = _SAYS_EXPERTS) -> bool:
+def may_have_experts(model_type: str, said: re.Pattern[str] = _SAYS_EXPERTS) -> bool:
     """Say whether the module of a model type, or that of another whose model it uses, says ``said``."""
     import transformers
     from transformers.models.auto.configuration_auto import model_type_to_module_name

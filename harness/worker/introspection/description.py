@@ -14,11 +14,13 @@ from typing import Any
 from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.checkpoints.tensors import Init, Kind, TensorSpec
 from harness.worker.checkpoints.tokenizer import BOS, EOS, PAD
-from harness.worker.introspection.catalogue import known
+from harness.worker.introspection.catalogue import known, may_have_experts
 from harness.worker.introspection.composite import smallest_of
 from harness.worker.introspection.layout import OnDisk, read_layout, save_tensors
 from harness.worker.introspection.parts import Experts, Part, experts_of, parts_of
 from harness.worker.introspection.sizes import EXPERTS
+from harness.worker.introspection.smallest import NotDerivedError
+from harness.worker.observation import UnsupportedError
 
 DESCRIPTION = "description.json"
 SEED = 0
@@ -34,8 +36,11 @@ ROUTER, HEAD = 1, 2
 """Exponents of what is scaled otherwise than by its fan-in, as in the families that have a file."""
 
 
-class NoExpertsError(RuntimeError):
-    """The model has no routed experts, so there is nothing here to be tested."""
+class NoExpertsError(UnsupportedError):
+    """The model has no routed experts, so there is nothing here to be tested: no failure of the stack."""
+
+    def __init__(self, model_class: type) -> None:
+        super().__init__(f"{model_class.__name__} has no routed experts that the harness can judge")
 
 
 def describe(model_type: str) -> Checkpoint:
@@ -49,14 +54,20 @@ def describe(model_type: str) -> Checkpoint:
     import torch
 
     it = known(model_type)
-    made = smallest_of(it)
+    try:
+        made = smallest_of(it)
+    except NotDerivedError:
+        if not may_have_experts(model_type):  # that there is no small form of it is no finding then
+            raise NoExpertsError(it.model_class) from None
+        raise
     torch.manual_seed(SEED)
     model = made.model_class._from_config(made.config)  # type: ignore[attr-defined]  # noqa: SLF001 - of every model
-    experts, parts = experts_of(model), parts_of(model)
+    experts = experts_of(model)
+    if not experts:
+        raise NoExpertsError(made.model_class)
+    parts = parts_of(model)
     refused = refused_by_peft(model, parts)
     parts = [part for part in parts if part.parameter is not None or _leaf(part) not in refused]
-    if not experts:
-        raise NoExpertsError(f"{made.model_class.__name__} has no routed experts")
     initial, config = save_tensors(model)
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     counts = {f"{one.path}.{name}": one.count for one in experts for name in one.parameters}

@@ -139,6 +139,7 @@ def test_locks_are_forgotten_when_asked(tmp_path: Path) -> None:
 
     clean_environments(root=tmp_path)
     assert (layout.locks / "k.txt").exists()
+    (layout.locks / "strange.txt" / "inside").mkdir(parents=True)
     being_written = layout.locks / ".k.txt.0123"
     being_written.write_text("six", encoding="utf-8")
     clean_environments(locks=True, root=tmp_path)

@@ -18,6 +18,7 @@ from reuse_samples import a_result, entry_of, fingerprints, with_stage
 from harness.errors import ConfigurationError
 from harness.execution.result_cache import ResultCache, worth_keeping
 from harness.execution.result_room import forget_results, kept_results, make_room, results_room
+from harness.result import CellResult, StageResult
 
 KEY = fingerprints().of(cell("lora"), "identity") or ""
 
@@ -26,6 +27,14 @@ def kept(root: Path, key: str = KEY, **changes: Any) -> Path:
     """Keep a result and return its file."""
     assert ResultCache(root).keep(a_result(**changes), key, log=b"log\n", warn=pytest.fail)
     return entry_of(root, key)
+
+
+def imported_anew(why: str) -> CellResult:
+    """A pass whose libraries imported in another order than usual, after they had not in that."""
+    made = a_result(import_first="trl")
+    reason = f"imports when trl comes first; when peft does: {why} [called by harness/worker/libraries.py:40 in f]"
+    made.stages["import"] = StageResult(result="pass", reason=reason)
+    return made
 
 
 def test_a_result_is_found_again_as_it_was_with_its_log(tmp_path: Path) -> None:
@@ -69,6 +78,15 @@ def test_a_result_is_the_cells_that_asks_by_whatever_name(tmp_path: Path) -> Non
         (with_stage("timeout"), False),
         (with_stage("unresolvable"), False),
         (with_stage("skipped"), False),
+        (imported_anew("ImportError: cannot import name 'HybridCache' from 'transformers'"), True),
+        (imported_anew("AttributeError: module 'transformers' has no attribute 'x'"), True),
+        (imported_anew("ImportError: libc10.so: cannot read file data: Input/output error"), False),
+        (imported_anew("OSError: [Errno 5] could not read"), False),
+        (imported_anew("EOFError: marshal data too short"), False),
+        (imported_anew("RuntimeError: Failed to import transformers.x because of: [Errno 116] Stale"), False),
+        (imported_anew("SyntaxError: source code string cannot contain null bytes"), False),
+        (a_result(not_possible={"grouped_mm": "not in this release"}), True),
+        (a_result(not_possible={"grouped_mm": "RuntimeError: CUDA error: unspecified launch failure"}), False),
         (a_result(started=None), False),
         (a_result(started="yesterday"), False),
         (a_result(stages={}), False),
@@ -212,12 +230,41 @@ def test_results_are_forgotten_by_age_or_all(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("ending", [".json", ".log"])
+@pytest.mark.parametrize("forget", [forget_results, lambda root: make_room(root, 0)])
+def test_a_folder_where_a_file_should_be_stops_nothing(
+    tmp_path: Path, ending: str, forget: Callable[[Path], object]
+) -> None:
+    strange, usual = kept(tmp_path, "0" * 64).with_suffix(ending), kept(tmp_path, "1" * 64)
+    strange.unlink()
+    strange.mkdir()
+    (strange / "inside").write_text("x")
+    assert sum(entry.whole for entry in kept_results(tmp_path)) == (1 if ending == ".json" else 2)
+
+    forget(tmp_path)
+
+    assert not strange.exists()
+    assert not usual.exists()
+    assert kept_results(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("", 2 * 2**30), ("0", 0), ("500 MiB", 500 * 2**20), ("1.5G", 3 * 2**29), ("10kb", 10240), (" 1T ", 2**40)],
-)
+    [
+        ("", 2 * 2**30), ("0", 0), ("0.0", 0), ("0.4 GiB", 429496729), ("512B", 512), ("500 MiB", 500 * 2**20),
+        ("1.5G", 3 * 2**29), ("10kb", 10240), (" 1T ", 2**40),
+    ],
+)  # fmt: skip
 def test_the_room_is_what_the_variable_says(text: str, size: int) -> None:
     assert results_room({"MOE_LORA_HARNESS_RESULTS_SIZE": text}) == size
+
+
+@pytest.mark.parametrize("text", ["0.4", "2", "1.5 "])
+def test_a_room_without_a_unit_is_refused(text: str) -> None:
+    """It would be bytes, and 0.4 of them none: no result would be kept, and nobody told."""
+    with pytest.raises(ConfigurationError, match="has no unit") as caught:
+        results_room({"MOE_LORA_HARNESS_RESULTS_SIZE": text})
+    assert f"{text.strip()} GiB" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "1 2", "1e9", "1 GBs"])

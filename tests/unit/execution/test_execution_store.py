@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -351,6 +352,49 @@ def test_what_cannot_be_read_is_no_history(tmp_path: Path) -> None:
     path.write_text('{"outcome": "pass"}')
 
     assert store.with_history(passed("error")).last_passed is None
+
+
+@pytest.mark.parametrize("what", [result_files, load_results, load_found, load_passed])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, what: Callable[[list[Path]], object]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="what comes through a pipe or a device is not read"):
+        what([pipe])
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(ConfigurationError, match="what comes through a pipe or a device is not read"):
+            what([Path(f"/dev/fd/{reading}")])
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("what", [load_results, load_found, load_passed])
+def test_a_pipe_among_results_is_refused_by_its_name(tmp_path: Path, what: Callable[[list[Path]], object]) -> None:
+    (tmp_path / "cells" / "qwen3_moe").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cells" / "qwen3_moe" / "a.json")
+
+    with pytest.raises(InputRefusedError, match=r"a\.json: cannot be read: it is a pipe or a device") as caught:
+        what([tmp_path])
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("rows", [[{"passed": True}], [{"cell": 3, "passed": True}], ["a"], [{"cell": "a"}, None]])
+def test_a_baseline_of_another_shape_is_refused_by_its_row(tmp_path: Path, rows: list[object]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"rows": rows}))
+
+    with pytest.raises(InputRefusedError, match=r"report\.json: rows\.\d is no row of a report") as caught:
+        load_passed([tmp_path / "report.json"])
+    assert f"rows.{len(rows) - 1} " in caught.value.message
+
+
+def test_a_folder_with_a_report_alone_is_a_baseline(tmp_path: Path) -> None:
+    """As a published report is. Where there are results, these are what passed or did not."""
+    (tmp_path / "report.json").write_text(json.dumps({"rows": [{"cell": "a", "passed": True}]}))
+
+    assert load_passed([tmp_path]) == {"a"}
+    ResultStore(tmp_path).save(passed("error"))
+    assert load_passed([tmp_path]) == frozenset()
 
 
 def test_a_baseline_is_results_or_a_report(tmp_path: Path) -> None:

@@ -113,6 +113,36 @@ def test_a_malformed_version_names_its_option(config: MatrixConfig) -> None:
         complete_stack(config, {"peft": "0.19.x"}, chooser=nothing_is_asked)
 
 
+@pytest.mark.parametrize(
+    ("package", "text"),
+    [
+        ("transformers", "4.40.0"),
+        ("transformers", "<4.52"),
+        ("transformers", ">=4.30,<=4.51.3"),
+        ("transformers", "==4.40.*"),
+        ("transformers", "~=4.40.1"),
+        ("transformers", "latest<4.40"),
+        ("peft", "0.14.0"),
+        ("trl", "0.17.0"),
+    ],
+)
+def test_what_is_too_old_is_refused_before_anything_is_asked(config: MatrixConfig, package: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="is too old for the harness, which works with") as caught:
+        complete_stack(config, {package: text}, chooser=nothing_is_asked)
+
+    assert caught.value.message.startswith(f"{package} ")
+    assert f"--{package} oldest" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("text", [">=4.40", "~=4.40", "!=4.40.0", "<4.53", "<=4.52.0", "==4.*", "==5.5.*"])
+def test_a_range_that_has_releases_that_are_new_enough_is_asked_for(config: MatrixConfig, text: str) -> None:
+    answers = Answers(takes={"transformers": "4.57.6", "peft": "0.19.1", "trl": "0.25.1"})
+
+    complete_stack(config, {"transformers": text}, chooser=answers)
+
+    assert f"transformers{text}" in answers.resolved[0]
+
+
 def test_only_the_three_packages_make_a_stack(config: MatrixConfig) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'transformers'"):
         complete_stack(config, {"transformer": "5.5.0"}, chooser=nothing_is_asked)

@@ -46,13 +46,14 @@ def test_what_is_known_is_said_in_the_table() -> None:
 
     assert outlook_columns(known) == {
         "environment": "there",
-        "result": "to be made",
-        "takes": "~10 s",
-        "why": "profiles.a.cells.0; profiles.a.cells.1",
+        "result": "to be run",
+        "expected time": "~10 s",
+        "selected by": "profiles.a.cells.0; profiles.a.cells.1",
     }
-    assert outlook_columns(Outlook()) == {"environment": "unknown", "result": "to be made", "takes": "?", "why": ""}
+    nothing = ("unknown", "to be run", "?", "")
+    assert outlook_columns(Outlook()) == dict(zip(OUTLOOK_COLUMNS, nothing, strict=True))
     kept = outlook_columns(Outlook(environment=False, kept=7200, duration=Duration(seconds=3, basis="recorded")))
-    assert (kept["result"], kept["takes"]) == ("kept, 2 hours old", "-"), "it is not run"
+    assert (kept["result"], kept["expected time"]) == ("kept, 2 hours old", "-"), "it is not run"
     assert outlook_columns(Outlook(environment=False))["environment"] == "to be made"
     assert tuple(outlook_columns(known)) == OUTLOOK_COLUMNS
 

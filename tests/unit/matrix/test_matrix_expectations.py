@@ -413,6 +413,25 @@ def test_an_expectation_must_be_about_some_cell(
             check_expectations(load_expectations(write(body)), config, catalogue)
 
 
+def test_what_only_a_run_finds_is_declared_as_such(
+    config: MatrixConfig, catalogue: Catalogue, write: Callable[[str], Path]
+) -> None:
+    found = [*load_expectations(write(GOOD.replace("<0.20", "<0.1") + 'cells = ["mixtral/*"]\nfound = true'))]
+    check_expectations(found, config, catalogue)
+    assert found[0].applies(
+        CELL.model_copy(update={"family": "mixtral", "stack": STACK.model_copy(update={"peft": "0.0.9"})})
+    )
+
+    undeclared = load_expectations(write(GOOD + 'cells = ["mixtral/*"]'))
+    with pytest.raises(ConfigurationError, match="no cell of any profile") as caught:
+        check_expectations(undeclared, config, catalogue)
+    assert "found = true" in str(caught.value.remedy)
+
+    misspelt = load_expectations(write(GOOD.replace("peft<", "pfet>=0, peft<") + "found = true"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'peft'"):
+        check_expectations(misspelt, config, catalogue)
+
+
 def test_an_exclusion_covers_what_is_added_later() -> None:
     but_attention = TRAIN.model_copy(update={"cells": ("qwen3_moe/*", "!*/lora-attention@*", "!*+seed=7")})
 

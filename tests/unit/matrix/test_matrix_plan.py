@@ -196,7 +196,7 @@ def test_the_table_shows_what_is_not_the_default(config: MatrixConfig, catalogue
         "trl": "1.16.0",
         "family": "beta",
         "recipe": "lora-experts",
-        "other": "dtype=bf16 geometry=square python=3.12 variant=fused",
+        "options": "dtype=bf16 geometry=square python=3.12 variant=fused",
         "id": f"beta/lora-experts@{NEWEST}+dtype=bf16+geometry=square+python=3.12+variant=fused",
     }
 

@@ -306,9 +306,13 @@ def test_merging_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_rows_are_handled_in_pieces_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.merge.write.shards.CHUNK_ELEMENTS", 7)
     sample = build(tmp_path, Spec(disk="fused"))
+    plan = plan_merge(sample.base, sample.adapter, dtype="float16")
+    whole = merge(plan, tmp_path / "whole")
 
-    merge(plan_merge(sample.base, sample.adapter, dtype="float16"), tmp_path / "out")
+    monkeypatch.setattr("harness.merge.write.shards.CHUNK_ELEMENTS", 7)
+    pieces = merge(plan, tmp_path / "out")
 
     assert_merged(sample, tmp_path / "out", dtype=torch.float16)
+    assert pieces.bytes_written == whole.bytes_written
+    assert pieces.bytes_decoded == whole.bytes_decoded

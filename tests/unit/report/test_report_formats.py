@@ -29,7 +29,7 @@ from harness.report.formats.json_report import render_json
 from harness.report.formats.junit import render_junit
 from harness.report.formats.markdown import code_block, code_span, render_markdown
 from harness.report.last_run import last_run
-from harness.report.table import Row
+from harness.report.table import Row, not_run
 from harness.report.terminal import print_declared, print_failure, print_table
 from harness.report.write import write_report
 from harness.result import CellResult, Check, Metrics
@@ -446,12 +446,24 @@ def test_a_failure_is_told_once() -> None:
     assert render_markdown([row]).count("1e-09") == 1
 
 
+def test_what_a_stack_has_not_is_one_sentence_without_a_log() -> None:
+    result = stopped(cell("llama"), "unsupported", "build", "LlamaForCausalLM has no routed experts")
+    console = _console(60, terminal=False)
+    print_failure(console, Row(result=result, status="unsupported"), "=== stage build\nTraceback", Path("a.log"))
+
+    assert "reason    LlamaForCausalLM has no routed experts" in _written(console)
+    assert "Traceback" not in _written(console)
+    assert "log at    a.log" in _written(console)
+
+
 @settings(max_examples=50)
 @given(HOSTILE)
 def test_a_terminal_obeys_nothing_that_results_say(text: str) -> None:
     console = _console(100, terminal=False)
     print_failure(console, hostile_row(text), text, text)
-    print_declared(console, [dataclasses.replace(hostile_row(text), status="known-failure")])
+    known = dataclasses.replace(hostile_row(text), status="known-failure")
+    print_declared(console, [known, not_run(cell("glm4_moe", seed=9), text)])
+    print_table(console, [known])
     print_table(console, [hostile_row(text)])
 
     assert not set(_written(console)) & {"\x1b", "\r", "\x07", "\x9b", "\u202e"}
@@ -518,6 +530,32 @@ def test_a_known_failure_is_explained_once_however_many_cells_it_has() -> None:
         f"  {LINK}",
         "△ known unresolvable in resolve, as declared: no common version",
     ]
+
+
+@pytest.mark.parametrize(
+    ("status", "head"),
+    [("known-failure", "A known failure, as declared: "), ("flaky", "A failure that comes and goes, as declared: ")],
+)
+def test_a_single_known_failure_begins_with_what_happened_and_why(status: Status, head: str) -> None:
+    known = next(row for row in sample_rows() if row.result.stage == "reload-adapter")
+    console = _console(60, terminal=False)
+    row = dataclasses.replace(known, status=status)
+    print_table(console, [row])
+    print_declared(console, [row])
+    below = _written(console).partition("in reload-adapter")[2].splitlines()[1:]
+
+    assert f"{head}error in reload-adapter: peft 0.19.1 passes an argument that 5.6.2 dropped" in below
+    assert below.count(f"  {LINK}") == 1
+    assert "Nothing unexpected" not in _written(console)
+    assert f"**{head.removesuffix(': ')}.**" in render_markdown([row])
+
+
+def test_a_single_cell_that_is_unsupported_as_declared_says_so() -> None:
+    row = next(row for row in sample_rows() if row.result.outcome == "unsupported")
+    console = _console(60, terminal=False)
+    print_table(console, [dataclasses.replace(row, expectation_reason="added in transformers 5.2")])
+
+    assert "Unsupported, as declared: unsupported in load: added in transformers 5.2" in _written(console)
 
 
 def test_nothing_is_declared_of_cells_that_are_not_known_to_fail() -> None:

@@ -115,19 +115,27 @@ def _many(outcome: Outcome, status: Status, count: int) -> list[Row]:
     ]
 
 
+WHY, NEVER_MIND = "which is not possible on this stack", "The verdict does not depend on it."
+
+
 def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
     plain = measured(cell("qwen3_moe"))
     stages = plain.stages | {
         "import": StageResult(result="pass", reason="imports when trl comes first; when peft does: x")
     }
     odd = plain.model_copy(
-        update={"stages": stages, "import_first": "trl", "not_possible": {"grouped_forward": "has_gate = None"}}
+        update={
+            "stages": stages,
+            "import_first": "trl",
+            "not_possible": {"grouped_forward": "has_gate = None", "lora-on-conv1d": "PEFT refuses it."},
+        }
     )
 
     assert list(remarks(plain)) == []
     assert list(remarks(odd)) == [
         "imports when trl comes first; when peft does: x",
-        "not possible here, which is nobody's failure: grouped_forward (has_gate = None)",
+        f"not tried: the forward grouped_forward, {WHY}: has_gate = None. {NEVER_MIND}",
+        f"not tried: a LoRA on conv1d, {WHY}: PEFT refuses it. {NEVER_MIND}",
     ]
     assert "has_gate = None" in {
         text for s in sections(Row(result=odd, status="ok")) for it in s.lines for text in it.cells

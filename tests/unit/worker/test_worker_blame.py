@@ -85,6 +85,29 @@ def test_what_it_was_raised_from_is_told_with_its_own_place(site: Path) -> None:
     assert text.endswith("raised in pkg/__init__.py:3 in f]")
 
 
+def test_what_an_error_quotes_of_its_cause_is_said_once(site: Path) -> None:
+    """As of a family that cannot be built: with our sizes, with its own defaults, and the library's words in both."""
+    source = (
+        "class Not(RuntimeError): pass\n\ndef f():\n    try:\n        try:\n            {}['k']\n"
+        "        except KeyError as it:\n            raise Not('not built: KeyError: ' + str(it)) from it\n"
+        "    except Not as it:\n        raise Not('not even so: ' + str(it)) from it\n"
+    )
+    write(site, {"pkg/__init__.py": source})
+    text = describe(raised_by(site, "pkg.f()"))
+
+    assert text.startswith("Not: not even so: not built: KeyError: 'k' [")
+    assert text.endswith("raised in pkg/__init__.py:6 in f]")
+
+
+def test_a_cause_of_another_kind_is_told_although_its_words_are_in_the_error(site: Path) -> None:
+    source = "def f():\n    try:\n        [][3]\n    except IndexError as it:\n        raise ValueError(it) from it\n"
+    write(site, {"pkg/__init__.py": source})
+
+    assert describe(raised_by(site, "pkg.f()")).startswith(
+        "ValueError: list index out of range, because of IndexError: list index out of range ["
+    )
+
+
 def test_a_name_that_is_none_for_want_of_a_module_is_explained_by_it(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

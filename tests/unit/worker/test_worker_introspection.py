@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from safetensors.torch import load_file
 from harness.worker.checkpoints.family import Checkpoint, Introspected
 from harness.worker.checkpoints.tensors import TensorSpec
 from harness.worker.checkpoints.writer import write_checkpoint
-from harness.worker.introspection import saved
+from harness.worker.introspection import description, saved
+from harness.worker.introspection.catalogue import Known
 from harness.worker.introspection.description import _spread, _values, described, write_description
 from harness.worker.introspection.layout import BUFFER, OnDisk, read_layout, save_tensors
 from harness.worker.introspection.parts import Part, by_kind, experts_of, mixes_tokens, parts_of
 from harness.worker.introspection.saved import NotSavedAsLoadedError, deltas_on_disk
 from harness.worker.introspection.sizes import tiny
-from harness.worker.introspection.smallest import NotDerivedError, related, smallest
+from harness.worker.introspection.smallest import NotDerivedError, Smallest, related, smallest
+from harness.worker.observation import UnsupportedError
 from harness.worker.recipes.recipe import recipe
 from harness.worker.stages.targets import Form, expected_targets
 from harness.worker.stages.targets import by_kind as counted
@@ -92,6 +95,40 @@ def test_no_small_form_is_invented() -> None:
 
     with pytest.raises(NotDerivedError, match="multiple of 1024"):
         smallest(Refusing, ToyModel)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_model_without_experts_is_no_failure_of_the_stack(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    """Whether its small form can be derived or not: there is nothing to be judged, in one line and no traceback."""
+
+    def derived(_it: object) -> Smallest:
+        if not small:
+            raise NotDerivedError("ToyConfig has none of num_hidden_layers")
+        config: Any = SimpleNamespace(num_hidden_layers=2, first_k_dense_replace=2)
+        return Smallest(config=config, model_class=ToyModel, layers=2)
+
+    it = Known(model_type="toy", config_class=ToyConfig, model_class=ToyModel)
+    monkeypatch.setattr(description, "known", lambda _name: it)
+    monkeypatch.setattr(description, "smallest_of", derived)
+    monkeypatch.setattr(description, "may_have_experts", lambda _name: False)
+
+    with pytest.raises(UnsupportedError) as caught:
+        description.describe("toy")
+
+    assert str(caught.value) == "ToyModel has no routed experts that the harness can judge"
+
+
+def test_a_model_that_may_have_experts_and_has_no_small_form_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def derived(_it: object) -> Smallest:
+        raise NotDerivedError("the rules do not lead to one")
+
+    it = Known(model_type="toy", config_class=ToyConfig, model_class=ToyModel)
+    monkeypatch.setattr(description, "known", lambda _name: it)
+    monkeypatch.setattr(description, "smallest_of", derived)
+    monkeypatch.setattr(description, "may_have_experts", lambda _name: True)
+
+    with pytest.raises(NotDerivedError, match="the rules do not lead to one"):
+        description.describe("toy")
 
 
 def test_experts_routers_and_the_rest_are_told_apart() -> None:
