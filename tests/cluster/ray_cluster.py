@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RAY = Path(sys.executable).with_name("ray")
-QUICK_TO_NOTICE = {
+TIMES = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "5",
 }
 """A dead node is one after some seconds and not after half a minute."""
+STARTS = 3
+"""Ray gives up a node that is not there after 30 seconds, which a busy machine needs for it."""
 
 
 class Node:
@@ -30,19 +32,24 @@ class Node:
     def __init__(self, folder: Path, name: str, *arguments: str, temporary: Path) -> None:
         self.cache = folder / f"cache-{name}"
         self.scratch = folder / f"tmp-{name}"
-        self.scratch.mkdir()
+        self.scratch.mkdir(exist_ok=True)
         self.log = folder / f"{name}.log"
         command = [
             RAY, "start", "--block", "--disable-usage-stats", "--num-cpus=1", "--num-gpus=0",
             f"--memory={4 * 2**30}", f"--object-store-memory={100 * 2**20}", f"--temp-dir={temporary}", *arguments,
         ]  # fmt: skip
         environment = {
-            **os.environ, **QUICK_TO_NOTICE, "MOE_LORA_HARNESS_CACHE": str(self.cache), "TMPDIR": str(self.scratch),
+            **os.environ, **TIMES, "MOE_LORA_HARNESS_CACHE": str(self.cache), "TMPDIR": str(self.scratch),
         }  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has joined the cluster."""
+        return "Ray runtime started" in self.log.read_text()
 
     @property
     def environments(self) -> list[Path]:
@@ -72,20 +79,25 @@ class Cluster:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
-        self.head = Node(
-            folder, "head", "--head", f"--port={self._port}", "--include-dashboard=false",
-            temporary=self._temporary,
-        )  # fmt: skip
-        wait_until(lambda: "Ray runtime started" in self.head.log.read_text(), 90, self.head.log)
-        self.nodes = [self.head]
-        self.add("other")
+        self.nodes: list[Node] = []
 
-    def add(self, name: str) -> Node:
-        """Start another node, and wait until it is there."""
-        node = Node(self.folder, name, f"--address={self.address}", temporary=self._temporary)
-        self.nodes.append(node)
-        wait_until(lambda: "Ray runtime started" in node.log.read_text(), 90, node.log)
-        return node
+    @property
+    def head(self) -> Node:
+        """The node that was started first."""
+        return self.nodes[0]
+
+    def add(self, name: str) -> None:
+        """Start another node, the head if there is none, and wait until it is there."""
+        head = ("--head", f"--port={self._port}", "--include-dashboard=false")
+        how = (f"--address={self.address}",) if self.nodes else head
+        for attempt in range(STARTS):
+            node = Node(self.folder, name, *how, temporary=self._temporary)
+            self.nodes[len(self.nodes) - bool(attempt) :] = [node]
+            wait_until(lambda node=node: node.is_there or node.process.poll() is not None, 120, node.log)
+            if node.is_there:
+                return
+            node.kill()
+        raise TimeoutError(f"{name} did not start:\n{node.log.read_text()[-2000:]}")
 
     def close(self) -> None:
         """End all nodes."""
@@ -99,6 +111,8 @@ def cluster_in(folder: Path) -> Iterator[Cluster]:
     """Give a cluster of two nodes, with one core each in Ray's books."""
     cluster = Cluster(folder)
     try:
+        cluster.add("head")
+        cluster.add("other")
         yield cluster
     finally:
         cluster.close()
