@@ -29,6 +29,7 @@ two seconds; a signal to nox alone (a CI system that cancels) does not."""
 
 GENERATORS = (
     "harness.matrix.schema",
+    "harness.matrix.published",
     "harness.cli.reference",
     "harness.cli.folder_tables",
     "harness.report.contract_tables",
@@ -162,6 +163,13 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "tests/browser", *session.posargs, env={"HARNESS_BROWSER": "1"})
 
 
+@nox.session(default=False)
+def ray(session: nox.Session) -> None:
+    """Cells on a real Ray cluster of two nodes on this machine, one of which is killed: some five minutes."""
+    _install(session, "tests", "ray")
+    session.run("pytest", "-n0", "tests/cluster", *session.posargs, env={"HARNESS_CLUSTER": "1"})
+
+
 _SEES_A_GPU = (
     "import torch, transformers, peft, trl, bitsandbytes, harness.cli; print('yes' * torch.cuda.is_available())"
 )
@@ -241,6 +249,7 @@ def lock(session: nox.Session) -> None:
     compile_ = ["uv", "pip", "compile", *common, *INDEXES.options, "pyproject.toml", "--group", "build"]
     LOCKS.mkdir(exist_ok=True)
     session.run(*compile_, "-o", str(LOCKS / "host.txt"), silent=True)
+    constraint = ["--constraints", str(LOCKS / "host.txt")]
     for group in ("tests", "lint", "bench", "browser", "mutants"):
-        constraint = ["--constraints", str(LOCKS / "host.txt")]
         session.run(*compile_, *constraint, "--group", group, "-o", str(LOCKS / f"{group}.txt"), silent=True)
+    session.run(*compile_, *constraint, "--extra", "ray", "-o", str(LOCKS / "ray.txt"), silent=True)

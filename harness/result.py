@@ -299,6 +299,16 @@ class ControlResult(_Model):
         return self
 
 
+class LostAttempt(_Model):
+    """The cell was on its way there when it was lost with the place. What it had come to is nobody's finding."""
+
+    node: Word | None
+    """Which node of a cluster, as ``CellResult.node``; None where that is not known."""
+    how: Literal["node", "process", "memory", "environment"]
+    """The node went, the process on it went, the cluster ended it for want of memory, or its environment could not be
+    made there."""
+
+
 class CellResult(_Model):
     """Everything known about one cell."""
 
@@ -351,6 +361,10 @@ class CellResult(_Model):
     timings: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float | None = None
     peak_vram_mb: float | None = None
+    node: Word | None = None
+    """Which node of a cluster it ran on, a number that tells nodes of a run apart; None: the machine of the run."""
+    lost: list[LostAttempt] = Field(default_factory=list)
+    """Attempts before this one, in order."""
     log: str | None = None
     """The log's path, relative to the output directory."""
     started: str | None = None
@@ -369,8 +383,8 @@ class CellResult(_Model):
 
 HOST_FIELDS = frozenset(
     {
-        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "last_passed", "lock_sha256", "log", "seed",
-        "started", "reused",
+        "schema_version", "cell", "cell_id", "outcome", "stage", "reason", "last_passed", "lock_sha256", "log", "lost",
+        "node", "seed", "started", "reused",
     }
 )  # fmt: skip
 """What the host alone says. A worker observes the rest."""

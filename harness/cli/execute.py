@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from harness.cli.setup import Setup
 from harness.contract.cell_fields import CellFields, Device
 from harness.contract.outcomes import AS_EXPECTED
 from harness.envs import (
+    Prepared,
     cache_dir,
     check_versions_exist,
     child_environment,
@@ -24,20 +25,21 @@ from harness.envs import (
 )
 from harness.errors import HarnessError
 from harness.execution.agenda import stack_key
-from harness.execution.executors import local
+from harness.execution.durations import recorded_costs
+from harness.execution.executors import executor as make_executor
 from harness.execution.files import stage_tail
 from harness.execution.interruption import LOG_ENDS
 from harness.execution.observer import RunReport
 from harness.execution.progress import choose_progress
 from harness.execution.result_cache import ResultCache
 from harness.execution.result_room import results_room
-from harness.execution.runner import MakeRunner
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.scratch import scratch_directory
-from harness.execution.services import CellSettings, Prepare, PreparedEnvironment, Services
+from harness.execution.services import CellSettings, Expected, PreparedEnvironment, Services
 from harness.execution.supervise import Limits
 from harness.matrix.agreement import disagreements
 from harness.matrix.cell import Cell, Stack
+from harness.matrix.costs import Cost, Costs, published_costs
 from harness.matrix.too_old import refuse_too_old
 from harness.matrix.verdict import Verdict, judge, status_of
 from harness.report.table import Row, not_run
@@ -47,11 +49,6 @@ from harness.result import CellResult
 
 FAILURES_SHOWN = 10
 LOG_LINES = 15
-GPU_CELL_PROCESSES = 4
-"""Processes that a cell on a GPU has at once where none can be forked.
-
-Each wants a core, and holds some memory of the GPU.
-"""
 
 
 def execute(
@@ -68,7 +65,8 @@ def execute(
     console: Console,
     report: bool,
     after_interruption: str,
-    make_runner: MakeRunner = local.runner,
+    executor: str = "local",
+    urgent: Collection[str] = (),
     show: bool = True,
     results: ResultCache | None = None,
     passed_before: Collection[str] = (),
@@ -90,7 +88,8 @@ def execute(
         report: whether to write the report's files.
         show: whether to print the table and the failures; else the caller shows what came of the cells.
         after_interruption: what does the rest when the run was interrupted.
-        make_runner: makes what runs the cells.
+        executor: what runs the cells.
+        urgent: the keys of the stacks whose cells go before all others.
         results: where results are kept; None: in the user's cache, as far as it has room for any.
         passed_before: ids of cells that passed in a baseline.
         check: raises where a result shows that its cell should not have been asked for; then nothing is shown.
@@ -99,21 +98,22 @@ def execute(
         HarnessError: the run cannot start, or was interrupted (then the partial report is written first).
     """
     refuse_too_old({stack_key(cell.stack): cell.stack for cell in cells}.values())
+    chosen = make_executor(executor)
     kept = results or users_results()
-    identities: Mapping[str, str] = {}
+    prepared = Prepared(there=frozenset(), identities={}, seconds_each=None)
     if python is None:
         stacks = list({stack_key(cell.stack): cell.stack for cell in cells}.values())
         check_versions_exist(stacks)
         for sentence in yanked_pins(stacks):
             console.print(sentence, style="yellow", markup=False, soft_wrap=True)
-        identities = prepared_environments(stacks, device=device).identities
-    cores = len(os.sched_getaffinity(0))
-    if device == "cuda" and jobs is None and setup.config.limits.jobs == "auto":
-        jobs = max(1, cores // GPU_CELL_PROCESSES)
-    at_a_time, threads = setup.config.limits.share(cores, jobs=jobs)
+        prepared = prepared_environments(stacks, device=device)
+    capacity = chosen.capacity(device)
+    if jobs is None and setup.config.limits.jobs == "auto":
+        jobs = capacity.cells
+    at_a_time, threads = setup.config.limits.share(capacity.cores, jobs=jobs)
     with scratch_directory() as scratch:
         services = Services(
-            prepare=_preparer(python, device),
+            prepare=partial(_prepare, python=python, device=device),
             child_environment=child_environment,
             settings=lambda cell: cell_settings(setup, cell, threads),
             cache=cache_dir(),
@@ -121,7 +121,10 @@ def execute(
             scratch=out.absolute() / "work" if keep else scratch,
             results=kept,
             reuse=None if fresh or keep else lambda cell: may_be_reused(setup, cell),
-            identities=identities,
+            identities=prepared.identities,
+            there=prepared.there,
+            urgent=urgent,
+            expected=_expectations(out),
         )
         try:
             ran = run_cells(
@@ -129,8 +132,9 @@ def execute(
                 services,
                 choose_progress(console),
                 jobs=min(at_a_time, len(cells)),
+                memory_mb=capacity.memory_mb,
                 keep=keep,
-                make_runner=make_runner,
+                make_runner=chosen.make_runner,
                 processes="fresh" if fresh_processes else "warm",
             )
         except RunInterruptedError as interruption:
@@ -209,16 +213,32 @@ def rows_of(setup: Setup, ran: RunReport, passed_before: Collection[str] = ()) -
     ]
 
 
-def _preparer(python: Path | None, device: Device) -> Prepare:
-    def prepare(stack: Stack) -> PreparedEnvironment:
-        if python is not None:
-            return unmanaged_environment(python)
-        environment = ensure_environment(stack, device=device)
-        if device == "cuda":
-            require_gpu(environment.python, label=stack.id)
-        return environment
+def _prepare(stack: Stack, *, python: Path | None, device: Device) -> PreparedEnvironment:
+    """Make the environment of a stack, or find it, on the machine that this runs on."""
+    if python is not None:
+        return unmanaged_environment(python)
+    environment = ensure_environment(stack, device=device)
+    if device == "cuda":
+        require_gpu(environment.python, label=stack.id)
+    return environment
 
-    return prepare
+
+def _expectations(out: Path) -> Callable[[Cell], Expected]:
+    """Return what says what cells are expected to take: as earlier runs into ``out`` did, else as published.
+
+    What lies there is read when it is first asked.
+    """
+
+    @cache
+    def costs() -> Costs:
+        recorded = {name: Cost(seconds=it[0], memory_mb=it[1]) for name, it in recorded_costs([out]).items()}
+        return published_costs().updated(recorded)
+
+    def expected(cell: Cell) -> Expected:
+        cost = costs().of(cell)
+        return Expected(seconds=cost.seconds, memory_mb=cost.memory_mb)
+
+    return expected
 
 
 def cell_settings(setup: Setup, cell: Cell, threads: int) -> CellSettings:

@@ -63,7 +63,7 @@ def matrix(
 
     Example: [bold]harness matrix --profile smoke[/]
     """
-    make_runner = make_executor(executor)
+    make_executor(executor)  # one that is not there is said before anything is asked or made
     check_out(out)
     setup = load_setup(config, expectations)
     chosen = choose_device(device, python)
@@ -98,7 +98,8 @@ def matrix(
             fresh=fresh or fresh_processes,
             keep=keep,
             fresh_processes=fresh_processes,
-            make_runner=make_runner,
+            executor=executor,
+            urgent=frozenset().union(*(it.new for it in generated.values())),
             console=screen,
             report=True,
             after_interruption=_rest(

@@ -37,7 +37,8 @@ StackOption = Annotated[
     typer.Option("--stack", help="Only these stacks, as 'tf5.5.0-*'. Narrows --select. Can be repeated."),
 ]
 ShardOption = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts, to share a run among machines.")
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts that take about as long, to share a run."),
 ]
 DeviceOption = Annotated[
     str,
@@ -84,5 +85,10 @@ BaselineOption = Annotated[
     ),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Cells at a time. Default: one per core; on a GPU, one per four.")
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Cells at a time. Default: one per core; on a GPU, one per four; on a cluster, one per core or GPU of it.",
+    ),
 ]

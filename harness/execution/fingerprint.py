@@ -18,7 +18,7 @@ from pathlib import Path
 import harness
 from harness.contract.cell_fields import MEANINGS
 from harness.execution.bundle import digest
-from harness.execution.machine import machine_kind
+from harness.execution.machine import MachineKind, machine_kind
 from harness.execution.services import CellSettings, ChildEnvironment
 from harness.matrix.cell import Cell
 from harness.result import CellResult
@@ -47,7 +47,7 @@ class Fingerprints:
     settings: Callable[[Cell], CellSettings]
     child_environment: ChildEnvironment
 
-    def of(self, cell: Cell, identity: str | None) -> str | None:
+    def of(self, cell: Cell, identity: str | None, machine: MachineKind | None = None) -> str | None:
         """Return the key of a cell's result, in hex; None where it is not known what decides it.
 
         It is not known of an interpreter that the user gave, and of a source tree, which somebody is working on.
@@ -55,6 +55,7 @@ class Fingerprints:
         Args:
             cell: the cell.
             identity: what its environment holds, see ``harness.envs.venv.environment_identity``.
+            machine: what kind of machine it runs on; None: on this one.
         """
         if identity is None or not all(source.reusable for source in cell.stack.sources.values()):
             return None
@@ -65,7 +66,7 @@ class Fingerprints:
             "settings": self.settings(cell).deciding,
             # Where a cell works and how many threads it has do not count, so they are the same here for every cell.
             "variables": self.child_environment(scratch=_NOWHERE, threads=1, device=cell.device, prefix=_NOWHERE),
-            "machine": machine_kind(cell.device),
+            "machine": machine_kind(cell.device) if machine is None else machine,
             "schema": _schema(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -16,9 +16,12 @@ GPU_FOLDER = Path("/proc/driver/nvidia")
 DECIDING = ("avx", "amx", "fma", "f16c", "bf16", "i8mm", "asimd", "sve", "sme")
 """How the names of those instruction sets begin that libraries choose kernels by."""
 
+MachineKind = tuple[str, ...]
+"""Sorted words; machines that have the same compute the same."""
+
 
 @cache
-def machine_kind(device: Device, *, cpu: Path = CPU_FILE, gpu: Path = GPU_FOLDER) -> tuple[str, ...]:
+def machine_kind(device: Device, *, cpu: Path = CPU_FILE, gpu: Path = GPU_FOLDER) -> MachineKind:
     """Return what tells machines apart that may compute a cell otherwise, as sorted words.
 
     Args:

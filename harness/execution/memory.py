@@ -15,7 +15,8 @@ it in one way and not in the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -77,30 +78,75 @@ def _sizes(process: psutil.Process) -> tuple[int, int] | None:
         return None
 
 
+def available_mb(*, proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how much memory this machine has to give now, in MiB; in a control group no more than that may still take.
+
+    What a group has taken is its usage without the page cache that the kernel would give up first (``inactive_file``).
+    """
+    available = float(psutil.virtual_memory().available)
+    for folder, names in _groups(proc, root):
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in (names.limit, names.usage))
+            cached = _words(folder / "memory.stat").get(names.cached, "0")
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit():  # version 2 says "max" where there is none, version 1 a number that no machine has
+            available = min(available, max(0.0, float(limit) - float(used) + float(cached)))
+    return available / MIB
+
+
 def kernel_oom_kills(*, proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return how many processes the kernel has killed for memory in this process's control group, or None if unknown.
 
     Read from ``memory.events`` (cgroup v2) or ``memory.oom_control`` (v1), whose line ``oom_kill N`` counts them
-    (Linux, Documentation/admin-guide/cgroup-v2.rst). In a container the group's own path may not be mounted. Its mount
-    is then the group, so the root is tried as well.
+    (Linux, Documentation/admin-guide/cgroup-v2.rst).
+    """
+    for folder, names in _groups(proc, root):
+        try:
+            words = _words(folder / names.events)
+        except (OSError, ValueError):
+            continue
+        if "oom_kill" in words:
+            return int(words["oom_kill"])
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """What files of a control group, and a line of its ``memory.stat``, are called."""
+
+    limit: str
+    usage: str
+    events: str
+    cached: str
+
+
+_V2 = _Names(limit="memory.max", usage="memory.current", events="memory.events", cached="inactive_file")
+_V1 = _Names(
+    limit="memory.limit_in_bytes",
+    usage="memory.usage_in_bytes",
+    events="memory.oom_control",
+    cached="total_inactive_file",
+)
+
+
+def _groups(proc: Path, root: Path) -> Iterator[tuple[Path, _Names]]:
+    """Yield the folders that may be this process's control group for memory, and what their files are called.
+
+    In a container the group's own path may not be mounted. Its mount is then the group, so the root is named as well.
     """
     try:
         memberships = [line.split(":", 2) for line in proc.read_text().splitlines()]
     except OSError:
-        return None
+        return
     for _, controllers, path in memberships:
-        if controllers == "":
-            candidates = [root / path.lstrip("/") / "memory.events", root / "memory.events"]
-        elif "memory" in controllers.split(","):
-            mount = root / "memory"
-            candidates = [mount / path.lstrip("/") / "memory.oom_control", mount / "memory.oom_control"]
-        else:
-            continue
-        for file in candidates:
-            try:
-                words = dict(line.split() for line in file.read_text().splitlines())
-            except OSError:
-                continue
-            if "oom_kill" in words:
-                return int(words["oom_kill"])
-    return None
+        mounts = {"": (root, _V2)} if controllers == "" else {}
+        if "memory" in controllers.split(","):
+            mounts["memory"] = (root / "memory", _V1)
+        for mount, names in mounts.values():
+            yield mount / path.lstrip("/"), names
+            yield mount, names
+
+
+def _words(path: Path) -> dict[str, str]:
+    return dict(line.split() for line in path.read_text().splitlines())

@@ -1,21 +1,25 @@
 """What runs one cell: the socket of executors. The scheduler decides which cell is next, a runner does the rest.
 
 Each file under ``harness/execution/executors`` is one way, chosen with ``--executor``. It defines ``runner``, which
-makes a ``Runner`` from a ``RunContext``.
+makes a ``Runner`` from a ``RunContext``. Where it does not run cells on this machine it also defines ``capacity``,
+which says how much there is where it does. The scheduler knows no more of any of them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from harness.contract.cell_fields import Device
 from harness.contract.stages import StageName
 from harness.execution.bundle import Bundle
+from harness.execution.fingerprint import Fingerprints
+from harness.execution.machine import MachineKind
 from harness.execution.redact import Redactor
-from harness.execution.services import CellSettings, ChildEnvironment, PreparedEnvironment
+from harness.execution.services import CellSettings, ChildEnvironment, Expected, Prepare, PreparedEnvironment
 from harness.execution.store import ResultStore
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
@@ -37,7 +41,10 @@ class RunContext:
         cache: the harness's cache directory, only to be taken out of texts.
         scratch: where work directories are made.
         store: where logs go.
+        prepare: makes environments, where it is called.
         child_environment: gives a child's variables.
+        fingerprints: give the keys of cells.
+        expected: what a cell is expected to take.
         keep: leave the work directories, as ``<scratch>/<family>/<file stem>``.
         run_token: the label of this run's processes.
         processes: where the process of a cell comes from.
@@ -48,7 +55,10 @@ class RunContext:
     cache: Path
     scratch: Path
     store: ResultStore
+    prepare: Prepare
     child_environment: ChildEnvironment
+    fingerprints: Fingerprints
+    expected: Callable[[Cell], Expected]
     keep: bool
     run_token: str
     processes: ProcessOrigin
@@ -70,8 +80,43 @@ class RunContext:
         return Redactor(places | {name: path for name, path in known.items() if path is not None})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """How much there is where cells run.
+
+    Attributes:
+        cores: cores of all machines together.
+        cells: how many cells to run at a time where nobody says; None: one for each core.
+        memory_mb: MiB that all cells may take together; None where the executor itself sees to that.
+    """
+
+    cores: int
+    cells: int | None = None
+    memory_mb: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a cell came to, and under which key that is kept (``fingerprint``); None: under none."""
+
+    result: CellResult
+    key: str | None
+
+
 class Runner(Protocol):
     """Runs cells. Its methods may be called from several threads at once."""
+
+    def prepare(self, stack: Stack) -> PreparedEnvironment:
+        """Make the environment of a stack where its cells can run, or find it.
+
+        Raises:
+            Unresolvable, VersionNotFoundError, EnvironmentFailedError: it cannot be made, see ``services.Prepare``.
+        """
+        ...
+
+    def machines(self, device: Device) -> Collection[MachineKind]:
+        """Return the kinds of machine that a cell may run on: a result kept from any of them may stand for it."""
+        ...
 
     def run(
         self,
@@ -82,7 +127,7 @@ class Runner(Protocol):
         number: int,
         cancelled: threading.Event,
         entered: Callable[[StageName], None],
-    ) -> CellResult | None:
+    ) -> Ran | None:
         """Run one cell; None when it was cancelled.
 
         Args:

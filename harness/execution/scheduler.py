@@ -1,10 +1,11 @@
 """All cells of a run: environments made in the background, cells started as soon as theirs is there.
 
-``jobs`` cells run at a time. The calling thread does all the deciding and all the talking: it starts cells, notices
-ends, and calls the observer. A few threads make environments, and ``jobs`` threads each wait for one worker process. A
-cell's result is on disk before anybody hears of it. What goes wrong in a cell is its outcome. What goes wrong with an
-environment is the outcome of its cells. The others go on either way. Anything else that goes wrong ends the run, with
-no child left behind.
+``jobs`` cells run at a time, or fewer where memory is short (``room``). The longest goes first (``agenda``). The
+calling thread does all the deciding and all the talking: it starts cells, notices ends, and calls the observer. A few
+threads make environments, and ``jobs`` threads each wait for one cell. What runs a cell, and where, only its ``Runner``
+knows. A cell's result is on disk before anybody hears of it. What goes wrong in a cell is its outcome. What goes wrong
+with an environment is the outcome of its cells. The others go on either way. Anything else that goes wrong ends the
+run, with no child left behind.
 
 A cell whose result was kept by an earlier run is not run (``result_cache``). Where the locks of environments are known
 that is settled before any environment is made, so that a stack of which everything is kept needs none.
@@ -40,6 +41,7 @@ from harness.execution.finalise import StackRecord, without_worker
 from harness.execution.fingerprint import Fingerprints
 from harness.execution.interrupt import children, end_children, signals_set
 from harness.execution.observer import Observer, RunReport
+from harness.execution.room import Room
 from harness.execution.runner import MakeRunner, ProcessOrigin, RunContext
 from harness.execution.services import PreparedEnvironment, Services
 from harness.execution.store import ResultStore
@@ -72,6 +74,7 @@ def run_cells(
     *,
     jobs: int = 1,
     environment_jobs: int = 1,
+    memory_mb: float | None = None,
     keep: bool = False,
     make_runner: MakeRunner = local.runner,
     processes: ProcessOrigin = "warm",
@@ -80,11 +83,12 @@ def run_cells(
     """Run ``cells`` and return what they came to.
 
     Args:
-        cells: the plan. Stacks are prepared in the order of their first cell.
+        cells: the plan.
         services: what is needed of others.
         observer: is told what happens.
         jobs: how many cells run at a time.
         environment_jobs: how many environments are made at a time.
+        memory_mb: MiB that all cells that run may take together; None: that is not looked at.
         keep: leave the cells' work directories.
         make_runner: makes what runs the cells, see ``executors``.
         processes: where the process of a cell comes from.
@@ -103,7 +107,7 @@ def run_cells(
         cells,
         services,
         observer,
-        jobs=jobs,
+        room=Room(cells=jobs, memory_mb=memory_mb),
         keep=keep,
         make_runner=make_runner,
         processes=processes,
@@ -129,39 +133,43 @@ class _Run:
         services: Services,
         observer: Observer,
         *,
-        jobs: int,
+        room: Room,
         keep: bool,
         make_runner: MakeRunner,
         processes: ProcessOrigin,
         cancelled: threading.Event,
     ) -> None:
         self.cells = tuple(cells)
-        self.jobs = jobs
+        self.room = room
         self.services = services
         self.observer = observer
         self.cancelled = cancelled
-        self.agenda = Agenda(cells, open_stacks=jobs)
+        self.agenda = Agenda(cells, open_stacks=room.cells, urgent=services.urgent)
         self.left = Counter(stack_key(cell.stack) for cell in cells)
         self.notices: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.store = ResultStore(services.out)
+        bundle = publish_bundle(services.cache, package=services.package)
+        self.fingerprints = Fingerprints(
+            code_sha256=bundle.sha256,
+            settings=services.settings,
+            child_environment=services.child_environment,
+        )
         self.context = RunContext(
-            bundle=publish_bundle(services.cache, package=services.package),
+            bundle=bundle,
             cache=services.cache,
             scratch=services.scratch,
             store=self.store,
+            prepare=services.prepare,
             child_environment=services.child_environment,
+            fingerprints=self.fingerprints,
+            expected=services.expected,
             keep=keep,
             run_token=secrets.token_hex(16),
             processes=processes,
             note=lambda text: self.notices.put(lambda: self.observer.note(text)),
         )
         self.runner = make_runner(self.context)
-        self.fingerprints = Fingerprints(
-            code_sha256=self.context.bundle.sha256,
-            settings=services.settings,
-            child_environment=services.child_environment,
-        )
-        self.looked_up: dict[str, str | None] = {}
+        self.looked_up: dict[str, set[str]] = {}
         self.environments: dict[StackKey, PreparedEnvironment] = {}
         self.results: dict[str, CellResult] = {}
         self.reused: set[str] = set()
@@ -173,16 +181,20 @@ class _Run:
         began = time.monotonic()
         self.observer.planned(self.cells)
         self._reuse_what_is_known()
+        if self.agenda.stacks:
+            self.agenda.weigh(lambda cell: self.services.expected(cell).seconds)
         self.store.plan(cell for cell in self.cells if cell.id not in self.results)
         preparing: dict[Future[tuple[PreparedEnvironment, float]], StackKey] = {}
         running: dict[Future[CellResult | None], Cell] = {}
         with Deadman(self.context.run_token):
             spared = children()
             makers = ThreadPoolExecutor(environment_jobs, thread_name_prefix="environment")
-            cell_threads = ThreadPoolExecutor(self.jobs, thread_name_prefix="cell")
+            cell_threads = ThreadPoolExecutor(self.room.cells, thread_name_prefix="cell")
             completed = False
             try:
-                for key, stack in self.agenda.stacks.items():
+                # Those that are there first: finding one takes no time, and cells can begin.
+                stacks = self.agenda.stacks
+                for key, stack in sorted(stacks.items(), key=lambda item: item[0] not in self.services.there):
                     preparing[makers.submit(self._prepare, stack)] = key
                 while not self.cancelled.is_set():
                     self._start_cells(cell_threads, running)
@@ -220,55 +232,61 @@ class _Run:
         """Make an environment; runs in a thread of its own."""
         self.notices.put(lambda: self.observer.environment_started(stack))
         began = time.monotonic()
-        return self.services.prepare(stack), time.monotonic() - began
+        return self.runner.prepare(stack), time.monotonic() - began
 
     def _reuse_what_is_known(self) -> None:
         """Finish the cells whose results are kept, as far as it is known beforehand what decides them."""
         for cell in self.cells:
             identity = self.services.identities.get(stack_key(cell.stack))
             if identity is not None and not self.cancelled.is_set():
-                self._reuse(cell, self.fingerprints.of(cell, identity))
+                self._reuse(cell, identity)
         self.agenda.remove(self.results.keys())
 
-    def _reuse(self, cell: Cell, key: str | None) -> bool:
-        """Finish a cell whose result is kept; say whether it is. Nothing is looked up twice."""
+    def _reuse(self, cell: Cell, identity: str | None) -> bool:
+        """Finish a cell whose result is kept; say whether it is. Nothing is looked up twice.
+
+        Args:
+            cell: the cell.
+            identity: what its environment holds, as far as it is known.
+        """
         services = self.services
         if services.results is None or services.reuse is None or not services.reuse(cell):
             return False
-        if key is None or self.looked_up.get(cell.id) == key:
-            return False
-        self.looked_up[cell.id] = key
-        kept = services.results.find(cell, key, warn=self.observer.note)
-        if kept is None:
-            return False
-        self.reused.add(cell.id)
-        self._finish(self.store.take_over(kept, reused=utc_now()))
-        return True
+        known = self.looked_up.setdefault(cell.id, set())
+        for machine in self.runner.machines(cell.device):
+            key = self.fingerprints.of(cell, identity, machine)
+            if key is None or key in known:
+                continue
+            known.add(key)
+            kept = services.results.find(cell, key, warn=self.observer.note)
+            if kept is not None:
+                self.reused.add(cell.id)
+                self._finish(self.store.take_over(kept, reused=utc_now()))
+                return True
+        return False
 
     def _start_cells(self, threads: ThreadPoolExecutor, running: dict[Future[CellResult | None], Cell]) -> None:
         """Start cells while there is room, other than those whose results are kept."""
-        while len(running) < self.jobs and not self.cancelled.is_set():
-            cell = self.agenda.next()
+
+        def fits(cell: Cell) -> bool:
+            taken = [self.services.expected(other).memory_mb for other in running.values()]
+            return self.room.fits(self.services.expected(cell).memory_mb, taken)
+
+        while len(running) < self.room.cells and not self.cancelled.is_set():
+            cell = self.agenda.next(fits)
             if cell is None:
                 return
             environment = self.environments[stack_key(cell.stack)]
-            key = self.fingerprints.of(cell, environment.identity)
-            if self._reuse(cell, key):
+            if self._reuse(cell, environment.identity):
                 continue
             self.started += 1
             self.observer.cell_started(cell)
-            future = threads.submit(self._run_cell, cell, environment, key, self.started)
+            future = threads.submit(self._run_cell, cell, environment, self.started)
             running[future] = cell
 
-    def _run_cell(
-        self,
-        cell: Cell,
-        environment: PreparedEnvironment,
-        key: str | None,
-        number: int,
-    ) -> CellResult | None:
+    def _run_cell(self, cell: Cell, environment: PreparedEnvironment, number: int) -> CellResult | None:
         """Run a cell, store its result and keep it for later runs; runs in a thread of its own."""
-        result = self.runner.run(
+        ran = self.runner.run(
             cell,
             environment,
             self.services.settings(cell),
@@ -276,12 +294,13 @@ class _Run:
             cancelled=self.cancelled,
             entered=lambda stage: self.notices.put(lambda: self.observer.cell_stage(cell, stage)),
         )
-        if result is not None:
-            result = self.store.with_history(result)
-            self.store.save(result)
-            if self.services.results is not None:
-                log = b"" if result.log is None else read_if_there(self.store.log_path(cell))
-                self.services.results.keep(result, key, log=log, warn=self.context.note)
+        if ran is None:
+            return None
+        result = self.store.with_history(ran.result)
+        self.store.save(result)
+        if self.services.results is not None:
+            log = b"" if result.log is None else read_if_there(self.store.log_path(cell))
+            self.services.results.keep(result, ran.key, log=log, warn=self.context.note)
         return result
 
     def _collect(

@@ -5,7 +5,7 @@ So that another executor, or a test with a worker of three lines, needs nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -107,6 +107,19 @@ class CellSettings:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a cell is expected to take, from what it or its like took.
+
+    Attributes:
+        seconds: wall clock.
+        memory_mb: the largest resident set of any of its processes, MiB.
+    """
+
+    seconds: float = 0.0
+    memory_mb: float = 0.0
+
+
 Prepare = Callable[[Stack], PreparedEnvironment]
 """Makes the environment of a stack, or finds it. Called in a thread.
 
@@ -131,6 +144,9 @@ class Services:
         reuse: whether a cell's kept result may stand for it; None: no cell's may.
         identities: what is known beforehand of what environments hold (``PreparedEnvironment.identity``), by the key of
             their stack. A stack of which all results are kept needs no environment then.
+        there: the keys of the stacks whose environment is there: cells begin with those.
+        urgent: the keys of the stacks whose cells go before all others.
+        expected: what a cell is expected to take. It is first asked when it is known that some cell has to run.
     """
 
     prepare: Prepare
@@ -143,3 +159,6 @@ class Services:
     results: ResultCache | None = None
     reuse: Callable[[Cell], bool] | None = None
     identities: Mapping[str, str] = field(default_factory=dict)
+    there: Collection[str] = ()
+    urgent: Collection[str] = ()
+    expected: Callable[[Cell], Expected] = lambda _: Expected()

@@ -33,11 +33,13 @@ class Generated:
         stacks: with new releases first, then the newest first, each once.
         reasons: by stack key, the selectors that its versions come from.
         news: sentences about releases that are new.
+        new: the keys of the stacks that have such a release.
     """
 
     stacks: tuple[Stack, ...]
     reasons: Mapping[str, str]
     news: tuple[str, ...] = ()
+    new: frozenset[str] = frozenset()
 
 
 def generate_stacks(config: MatrixConfig, selection: VersionSelection, asked: Asked, *, now: datetime) -> Generated:
@@ -87,9 +89,10 @@ def _generate(config: MatrixConfig, selection: VersionSelection, asked: Asked, n
             "every stack is excluded by its conditions.", remedy="Loosen include and exclude of the selection."
         )
     new = {name: set(it.new) for name, it in listed.items()}
-    ordered = sorted(stacks.values(), key=lambda stack: not any(stack.shown(name) in new[name] for name in new))
+    with_news = {stack.key for stack in stacks.values() if any(stack.shown(name) in new[name] for name in new)}
+    ordered = sorted(stacks.values(), key=lambda stack: stack.key not in with_news)
     news = tuple(f"{words}." for it in listed.values() for words in it.new.values())
-    return Generated(stacks=tuple(ordered), reasons=reasons, news=news)
+    return Generated(stacks=tuple(ordered), reasons=reasons, news=news, new=frozenset(with_news))
 
 
 class _Rules:

@@ -23,10 +23,12 @@ from harness.matrix.catalogue import MODEL_TYPE, Catalogue
 from harness.matrix.cell import Cell, Stack
 from harness.matrix.combine import Allowed, combine
 from harness.matrix.config import AXES, Block, MatrixConfig, block_selections, expand_names, known_names
+from harness.matrix.costs import Seconds, published_seconds
 from harness.matrix.generated import Generated
 from harness.matrix.names import match_names
 from harness.matrix.reading import describe
 from harness.matrix.selections import VersionSelection
+from harness.matrix.shards import shard_cuts
 
 DEFAULT_PROFILE = "default"
 
@@ -46,6 +48,8 @@ class Selection:
         unmanaged: True when they run in an interpreter that the user gave.
         stack: what that interpreter holds. It takes the place of every declared stack, and each cell is there once.
         generated: the stacks that each ``[[selections]]`` comes to today, by its name, as far as they are needed.
+        seconds: how long a cell takes, by which shards are balanced. It must say the same on every machine that has a
+            part of the whole.
     """
 
     profile: str = DEFAULT_PROFILE
@@ -56,6 +60,7 @@ class Selection:
     unmanaged: bool = False
     stack: Stack | None = None
     generated: Mapping[str, Generated] = field(default_factory=dict)
+    seconds: Seconds = published_seconds
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By a stack's key the model types with experts that its transformers knows, as far as they are needed."""
 
@@ -79,7 +84,7 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
     """Return the selected cells, each once, ordered by stack, family, recipe, then the rest, as declared.
 
     A shard is a contiguous part of that order. So the cells of a stack stay together, and few machines need its
-    environment. Sizes of shards differ by at most one.
+    environment. Where it ends follows from how long cells take (``shards``).
 
     Raises:
         UnknownNameError: there is no such profile.
@@ -106,7 +111,8 @@ def plan_cells(config: MatrixConfig, catalogue: Catalogue, selection: Selection)
             chosen.update(matching)
         cells = tuple(cell for cell in cells if cell.id in chosen)
     index, count = selection.shard
-    part = cells[(index - 1) * len(cells) // count : index * len(cells) // count]
+    cuts = shard_cuts([selection.seconds(cell) for cell in cells] if count > 1 else [1.0] * len(cells), count)
+    part = cells[cuts[index - 1] : cuts[index]]
     if not part:
         raise NothingSelectedError(
             f"shard {index}/{count} is empty: only {counted(len(cells), 'cell is', 'cells are')} selected.",

@@ -15,6 +15,7 @@ from harness.contract.stages import STAGES
 from harness.contract.tensors import COUNTS, KINDS
 from harness.report import figures, funnel, quantized, reuse
 from harness.report.margins import mildest_broken
+from harness.report.remarks import lost
 from harness.report.table import Row
 from harness.report.text import fold, in_the_middle, one_line
 from harness.result import CellResult, Check, StageResult, TensorCounts
@@ -173,6 +174,8 @@ def _environment(result: CellResult) -> Section:
         ("base checkpoint sha256", result.base_sha256),
         ("environment lock sha256", result.lock_sha256),
         ("started", result.started),
+        ("node of the cluster", result.node),
+        ("lost before", lost(result)),
         ("reused", None if result.reused is None else reuse.note(result)),
     ]
     if adapter is not None:

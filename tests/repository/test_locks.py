@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-NAMES = {"bench", "browser", "host", "lint", "mutants", "tests"}
+NAMES = {"bench", "browser", "host", "lint", "mutants", "ray", "tests"}
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -74,7 +74,7 @@ def test_the_host_lock_holds_every_direct_dependency() -> None:
 @pytest.mark.parametrize("group", sorted(NAMES - {"host"}))
 def test_a_group_holds_its_own_and_agrees_with_the_host(group: str) -> None:
     host, found = pins("host"), pins(group)
-    for wanted in direct(PROJECT["dependency-groups"][group]):
+    for wanted in direct((PROJECT["dependency-groups"] | PROJECT["project"]["optional-dependencies"])[group]):
         assert canonicalize_name(wanted.name) in found, wanted
     assert host.keys() <= found.keys()
     assert {name: sorted(map(str, found[name])) for name in host} == {

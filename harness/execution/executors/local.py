@@ -13,25 +13,29 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import shlex
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from harness.contract.cell_fields import Device
 from harness.contract.stages import StageName
 from harness.execution.agenda import stack_key
 from harness.execution.child import Child, ParentLostError, Started
 from harness.execution.deadman import TOKEN
 from harness.execution.files import read_if_there, tail, writing
 from harness.execution.finalise import StackRecord, finalise
+from harness.execution.machine import MachineKind, machine_kind
+from harness.execution.memory import available_mb
 from harness.execution.observation import parse_observation
 from harness.execution.request import WorkerRequest
-from harness.execution.runner import RunContext
+from harness.execution.runner import Capacity, Ran, RunContext
 from harness.execution.services import CellSettings, PreparedEnvironment
 from harness.execution.stage_watch import StageWatch
 from harness.execution.supervise import SupervisedExit, run_supervised
@@ -44,6 +48,12 @@ from harness.result import CellResult
 
 WARM_ATTEMPTS = 2
 """So many warm workers may be lost to a cell."""
+
+GPU_CELL_PROCESSES = 4
+"""Processes that a cell on a GPU has at once where none can be forked.
+
+Each wants a core, and holds some memory of the GPU.
+"""
 
 UNFORKABLE: frozenset[RefusalKind] = frozenset({"cuda", "fork"})
 """Refusals that a process of a cell's own would meet too, if it imported and forked."""
@@ -71,6 +81,14 @@ class LocalRunner:
         self._workers = itertools.count(1)
         self._forks = itertools.count(1)
 
+    def prepare(self, stack: Stack) -> PreparedEnvironment:
+        """Make the environment here."""
+        return self._context.prepare(stack)
+
+    def machines(self, device: Device) -> Collection[MachineKind]:
+        """Return what this machine is."""
+        return (machine_kind(device),)
+
     def run(
         self,
         cell: Cell,
@@ -80,8 +98,22 @@ class LocalRunner:
         number: int,
         cancelled: threading.Event,
         entered: Callable[[StageName], None],
-    ) -> CellResult | None:
+    ) -> Ran | None:
         """Run one cell; None when it was cancelled."""
+        result = self._run(cell, environment, settings, number, cancelled, entered)
+        if result is None:
+            return None
+        return Ran(result=result, key=self._context.fingerprints.of(cell, environment.identity))
+
+    def _run(
+        self,
+        cell: Cell,
+        environment: PreparedEnvironment,
+        settings: CellSettings,
+        number: int,
+        cancelled: threading.Event,
+        entered: Callable[[StageName], None],
+    ) -> CellResult | None:
         job = _Job(
             cell=cell,
             environment=environment,
@@ -277,6 +309,13 @@ class LocalRunner:
 
 runner = LocalRunner
 """What ``--executor local`` makes."""
+
+
+def capacity(device: Device) -> Capacity:
+    """Return what this machine has."""
+    cores = len(os.sched_getaffinity(0))
+    cells = max(1, cores // GPU_CELL_PROCESSES) if device == "cuda" else None
+    return Capacity(cores=cores, cells=cells, memory_mb=available_mb())
 
 
 def _write(request: WorkerRequest) -> Path:

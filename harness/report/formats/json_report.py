@@ -46,7 +46,9 @@ def _row(row: Row) -> dict[str, Any]:
         "sentence": row.sentence,
         "expectation": expectation if row.expectation_reason or row.expectation_link else None,
         "reproduce": row.reproduce,
-        "result": _finite(row.result.model_dump(mode="json", exclude={"started", "last_passed", "reused"})),
+        "result": _finite(
+            row.result.model_dump(mode="json", exclude={"started", "last_passed", "reused", "node", "lost"})
+        ),
     }
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.cli.device import choose_device, require_gpu
-from harness.cli.execute import GPU_CELL_PROCESSES
 from harness.envs import gpu
 from harness.errors import ConfigurationError, EnvironmentFailedError
+from harness.execution.executors.local import GPU_CELL_PROCESSES
 from harness.worker.cell import GROUPS
 
 

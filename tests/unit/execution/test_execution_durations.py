@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.execution.durations import recorded_seconds
+from harness.execution.durations import recorded_costs, recorded_seconds
 
 
 def write(folder: Path, cell_id: str, seconds: object, *, written: float = 1000.0, name: str = "a.json") -> None:
@@ -27,6 +27,15 @@ def test_what_was_written_last_counts(tmp_path: Path) -> None:
     assert recorded_seconds([tmp_path / "old", tmp_path / "new"]) == found
     assert recorded_seconds([tmp_path / "new", tmp_path / "old"]) == found
     assert recorded_seconds([tmp_path / "absent"]) == {}
+
+
+def test_a_cost_is_time_and_memory(tmp_path: Path) -> None:
+    write(tmp_path, "alpha/lora@s", 10)
+    path = tmp_path / "cells" / "alpha" / "b.json"
+    for peak, known in ((512.5, {"beta/lora@s": (3.0, 512.5)}), (None, {}), ("1", {}), (-1, {})):
+        path.write_text(json.dumps({"cell_id": "beta/lora@s", "timings": {"cell": 3}, "peak_rss_mb": peak}))
+        assert recorded_costs([tmp_path]) == known
+        assert recorded_seconds([tmp_path]) == {"alpha/lora@s": 10.0, "beta/lora@s": 3.0}
 
 
 @pytest.mark.parametrize(

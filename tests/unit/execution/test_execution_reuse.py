@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reuse_samples import a_result
 
+from harness.contract.cell_fields import Device
 from harness.execution.agenda import stack_key
 from harness.execution.loading import load_found, load_result
+from harness.execution.machine import MachineKind, machine_kind
 from harness.execution.observer import RunReport
 from harness.execution.result_cache import ResultCache
 from harness.execution.result_room import kept_results
-from harness.execution.runner import RunContext
+from harness.execution.runner import Ran, RunContext
 from harness.execution.scheduler import RunInterruptedError, run_cells
 from harness.execution.services import CellSettings, PreparedEnvironment
 from harness.execution.supervise import Limits
@@ -164,13 +166,21 @@ class Counting:
     asked: list[str]
 
     def __init__(self, context: RunContext) -> None:
+        self.context = context
         self.store = context.store
 
-    def run(self, cell: Cell, environment: PreparedEnvironment, settings: CellSettings, **_: object) -> CellResult:
-        del environment, settings
+    def prepare(self, stack: Stack) -> PreparedEnvironment:
+        return self.context.prepare(stack)
+
+    def machines(self, device: Device) -> Collection[MachineKind]:
+        return (machine_kind(device),)
+
+    def run(self, cell: Cell, environment: PreparedEnvironment, settings: CellSettings, **_: object) -> Ran:
+        del settings
         Counting.asked.append(cell.id)
         self.store.running_log_path(cell).write_text("ran\n")
-        return a_result(cell, log=self.store.relative(self.store.log_path(cell)))
+        result = a_result(cell, log=self.store.relative(self.store.log_path(cell)))
+        return Ran(result=result, key=self.context.fingerprints.of(cell, environment.identity))
 
     def release(self, stack: Stack) -> None:
         del stack

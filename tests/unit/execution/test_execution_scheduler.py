@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from harness.envs import Unresolvable
 from harness.errors import ConfigurationError, EnvironmentFailedError, NothingSelectedError, VersionNotFoundError
 from harness.execution.agenda import Agenda, stack_key
 from harness.execution.loading import load_found, load_result
+from harness.execution.room import PROCESSES, SHARE, Room
 from harness.execution.scheduler import RunInterruptedError, run_cells
+from harness.execution.services import Expected
 from harness.matrix.cell import Cell, Stack
 from harness.result import CellResult
 
@@ -258,6 +261,90 @@ def test_only_so_many_stacks_are_open_at_a_time() -> None:
 
     order = [(each.stack.peft, each.seed) for _ in plan if (each := agenda.next())]
     assert order == [("0.18.1", 0), ("0.19.1", 0), ("0.18.1", 1), ("0.20.0", 0), ("0.19.1", 1), ("0.20.0", 1)]
+
+
+def order_of(agenda: Agenda) -> list[tuple[str, int]]:
+    """Everything that is left, in the order in which it is given out."""
+    found = []
+    while (each := agenda.next()) is not None:
+        found.append((each.stack.peft, each.seed))
+    return found
+
+
+def test_the_longest_goes_first() -> None:
+    """Whatever its stack; a stack with more to do is prepared before one with less."""
+    plan = [cell(seed=n, peft=peft) for peft in ("0.18.1", "0.19.1") for n in range(3)]
+    seconds = {("0.18.1", 0): 1, ("0.18.1", 1): 4, ("0.18.1", 2): 2, ("0.19.1", 0): 3, ("0.19.1", 1): 9}
+    agenda = Agenda(plan)
+    agenda.weigh(lambda each: seconds.get((each.stack.peft, each.seed), 2))
+    assert [each.peft for each in agenda.stacks.values()] == ["0.19.1", "0.18.1"]
+    for key in agenda.stacks:
+        agenda.ready(key)
+
+    order = order_of(agenda)
+    # Of the two that take 2 s, that of 0.18.1 comes first: of its stack fewer have been started.
+    assert order == [("0.19.1", 1), ("0.18.1", 1), ("0.19.1", 0), ("0.18.1", 2), ("0.19.1", 2), ("0.18.1", 0)]
+
+
+def test_what_is_urgent_goes_before_what_is_long() -> None:
+    plan = [cell(seed=n, peft=peft) for peft in ("0.18.1", "0.19.1") for n in range(2)]
+    agenda = Agenda(plan, urgent={stack_key(stack(peft="0.19.1"))})
+    agenda.weigh(lambda each: 100 if each.stack.peft == "0.18.1" else each.seed)
+    assert [each.peft for each in agenda.stacks.values()] == ["0.19.1", "0.18.1"]
+    for key in agenda.stacks:
+        agenda.ready(key)
+
+    assert order_of(agenda) == [("0.19.1", 1), ("0.19.1", 0), ("0.18.1", 0), ("0.18.1", 1)]
+
+
+def test_what_does_not_fit_lets_what_does_go_first() -> None:
+    agenda = Agenda([cell(seed=n) for n in range(3)])
+    agenda.weigh(lambda each: -each.seed)
+    agenda.ready(stack_key(stack()))
+
+    assert agenda.next(lambda _: False) is None
+    taken = agenda.next(lambda each: each.seed == 2)
+    assert taken is not None
+    assert taken.seed == 2
+    assert order_of(agenda) == [("0.19.1", 0), ("0.19.1", 1)]
+
+
+def test_memory_is_divided_as_cores_are() -> None:
+    room = Room(cells=3, memory_mb=4000 / SHARE)
+    assert PROCESSES == 2, "the numbers below are for two processes of a cell"
+
+    assert room.fits(99999, []), "one may always run alone"
+    assert room.fits(1000, [1000])  # 2 * (1000 + 1000) = 4000
+    assert not room.fits(1001, [1000])
+    assert room.fits(500, [500, 500])
+    assert not room.fits(0, [1, 1, 1]), "cores are taken"
+    assert Room(cells=2).fits(99999, [99999]), "memory is not looked at"
+
+
+def most_at_once(tmp_path: Path, memory_mb: float | None) -> int:
+    """Run three cells that are expected to take 1000 MiB, with cores for all; say how many ran at once."""
+    recorder = Recorder()
+    wanted = replace(services(tmp_path), expected=lambda _: Expected(seconds=1, memory_mb=1000))
+    run_cells([cell("slow", seed=n) for n in range(3)], wanted, recorder, jobs=3, memory_mb=memory_mb)
+    return recorder.most_running
+
+
+def test_no_more_cells_run_at_once_than_memory_allows(tmp_path: Path) -> None:
+    assert most_at_once(tmp_path, 2 * 2 * 1000 / SHARE) == 2
+    assert most_at_once(tmp_path, 10) == 1
+    assert most_at_once(tmp_path, None) == 3
+
+
+def test_environments_that_are_there_come_first(tmp_path: Path) -> None:
+    """However much there is to do with the others."""
+    plan = [cell(seed=n, peft="0.18.1") for n in range(3)] + [cell(peft="0.19.1")]
+    recorder = Recorder()
+    wanted = replace(
+        services(tmp_path), there={stack_key(stack(peft="0.19.1"))}, expected=lambda _: Expected(seconds=5)
+    )
+    run_cells(plan, wanted, recorder)
+
+    assert [event[1] for event in recorder.events if event[0] == "environment_started"] == ["0.19.1", "0.18.1"]
 
 
 PEFTS = ("0.17.1", "0.18.1", "0.19.1", "0.20.0")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from execution_helpers import cell, wait_until
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from harness.errors import ConfigurationError, InputRefusedError
 from harness.execution.files import stage_tail, tail, write_atomically
 from harness.execution.loading import load_found, load_passed, load_result, load_results, result_files
-from harness.execution.memory import footprint_mb, kernel_oom_kills, resident_mb, tree
+from harness.execution.memory import available_mb, footprint_mb, kernel_oom_kills, resident_mb, tree
 from harness.execution.redact import Redactor
 from harness.execution.store import ResultStore, alone_in
 from harness.result import CellResult
@@ -300,6 +301,30 @@ def test_the_kernels_count_of_memory_kills_is_read_from_either_cgroup_version(tm
     (tmp_path / "user" / "box" / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 2\n")
     assert kernel_oom_kills(proc=membership, root=tmp_path) == 2
     assert kernel_oom_kills(proc=tmp_path / "none", root=tmp_path) is None
+
+
+def test_the_memory_that_there_is_is_that_of_the_control_group(tmp_path: Path) -> None:
+    """Its page cache, which the kernel gives up first, counts as free."""
+    whole = psutil.virtual_memory().available / 2**20
+    membership = tmp_path / "cgroup"
+    assert available_mb(proc=tmp_path / "none", root=tmp_path) == pytest.approx(whole, rel=0.2)
+
+    membership.write_text("4:memory:/box\n")
+    (tmp_path / "memory").mkdir()
+    for name, value in (("limit_in_bytes", 500 * 2**20), ("usage_in_bytes", 300 * 2**20)):
+        (tmp_path / "memory" / f"memory.{name}").write_text(f"{value}\n")
+    (tmp_path / "memory" / "memory.stat").write_text(f"cache 7\ntotal_inactive_file {100 * 2**20}\n")
+    assert available_mb(proc=membership, root=tmp_path) == 300
+
+    membership.write_text("0::/user/box\n")
+    group = tmp_path / "user" / "box"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("5\n")
+    (group / "memory.stat").write_text("inactive_file 5\n")
+    assert available_mb(proc=membership, root=tmp_path) == pytest.approx(whole, rel=0.2)
+    (group / "memory.max").write_text(f"{64 * 2**20}\n")
+    assert available_mb(proc=membership, root=tmp_path) == 64
 
 
 def passed(outcome: str = "pass", started: str = "2026-11-01T00:00:00Z", **others: str) -> CellResult:

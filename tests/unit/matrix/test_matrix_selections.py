@@ -144,6 +144,8 @@ def test_what_is_new_runs_first_and_is_said(config: MatrixConfig) -> None:
     assert ["trl1.4.0" in it for it in ids(found)] == [True] * 4 + [False] * 4
     seen = made(config, Answers(new=("5.23.0",)), **wide)
     assert seen.news == ("transformers 5.23.0 is new: it was not there when the indexes were last asked.",)
+    assert seen.new == {it.key for it in seen.stacks if it.transformers == "5.23.0"}
+    assert [it.key for it in seen.stacks[: len(seen.new)]] == [it.key for it in seen.stacks if it.key in seen.new] != []
     assert ids(seen)[0].startswith("tf5.23.0")
 
 

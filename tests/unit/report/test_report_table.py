@@ -18,7 +18,7 @@ from harness.report.look import look, outcome_text, overview
 from harness.report.remarks import remarks
 from harness.report.summary import summarise
 from harness.report.table import COLUMNS, Row, not_run, ordered
-from harness.result import Check, StageResult
+from harness.result import Check, LostAttempt, StageResult
 
 
 def test_rows_are_sorted_newest_stack_first_whatever_order_they_come_in() -> None:
@@ -140,6 +140,22 @@ def test_what_stands_beside_a_verdict_is_said_on_a_line_each() -> None:
     assert "has_gate = None" in {
         text for s in sections(Row(result=odd, status="ok")) for it in s.lines for text in it.cells
     }
+
+
+def test_what_was_lost_with_a_node_is_said() -> None:
+    plain = measured(cell("qwen3_moe"))
+    lost = [
+        LostAttempt(node="2297429112c7", how="node"),
+        LostAttempt(node=None, how="process"),
+        LostAttempt(node="25bd3636f739", how="memory"),
+    ]
+    again = plain.model_copy(update={"node": "25bd3636f739", "lost": lost})
+    words = "node 2297429112c7, its process on node that is not known, memory of node 25bd3636f739"
+
+    assert list(remarks(again)) == [f"run again after 3 losses: {words}"]
+    assert list(remarks(plain.model_copy(update={"lost": lost[:1]}))) == ["run again after 1 loss: node 2297429112c7"]
+    told = {text for s in sections(Row(result=again, status="ok")) for it in s.lines for text in it.cells}
+    assert {"25bd3636f739", f"run again after 3 losses: {words}"} <= told
 
 
 def test_sentences() -> None:
