@@ -149,8 +149,11 @@ def test_the_resolver_chooses_and_says_why_it_cannot(chooser: IndexChooser) -> N
     assert chooser.choose(["peft>=0.15"], pre=()) == {"helper": "2.0", "peft": "0.17.0"}
     assert chooser.choose(["peft>=0.15"], pre=["peft"])["peft"] == "0.18.0rc1"
     assert chooser.choose(["peft==0.18.0rc1"], pre=())["peft"] == "0.18.0rc1"
-    with pytest.raises(ConfigurationError, match=r"No versions go together with peft>=0\.19\. uv says"):
+    with pytest.raises(ConfigurationError, match=r"No versions go together with peft<0\.16, peft>=0\.17\. uv says"):
+        chooser.choose(["peft<0.16", "peft>=0.17"], pre=())
+    with pytest.raises(ConfigurationError, match=r"No configured package index offers peft>=0\.19\.") as caught:
         chooser.choose(["peft>=0.19"], pre=())
+    assert "0.17.0 is the newest: give --peft 0.17.0." in str(caught.value.remedy)
 
 
 @pytest.mark.usefixtures("chooser")

@@ -29,7 +29,9 @@ def errors_of_the_host() -> list[type[HarnessError]]:
     for name in HOST:
         package = importlib.import_module(f"{harness.__name__}.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if ".programs" not in module.name:  # these run in an environment of their own
+            # Programs run in an environment of their own, and an executor may need an extra; neither makes a class that
+            # the command line prints.
+            if ".programs" not in module.name and module.name != "harness.execution.executors.ray":
                 importlib.import_module(module.name)
     return sorted({HarnessError, *below(HarnessError)}, key=lambda cls: cls.__name__)
 
