@@ -124,7 +124,7 @@ def execute(
             identities=prepared.identities,
             there=prepared.there,
             urgent=urgent,
-            expected=_expectations(out),
+            expected=_expected_costs(out),
         )
         try:
             ran = run_cells(
@@ -223,7 +223,7 @@ def _prepare(stack: Stack, *, python: Path | None, device: Device) -> PreparedEn
     return environment
 
 
-def _expectations(out: Path) -> Callable[[Cell], Expected]:
+def _expected_costs(out: Path) -> Callable[[Cell], Expected]:
     """Return what says what cells are expected to take: as earlier runs into ``out`` did, else as published.
 
     What lies there is read when it is first asked.

@@ -100,20 +100,6 @@ class LocalRunner:
         entered: Callable[[StageName], None],
     ) -> Ran | None:
         """Run one cell; None when it was cancelled."""
-        result = self._run(cell, environment, settings, number, cancelled, entered)
-        if result is None:
-            return None
-        return Ran(result=result, key=self._context.fingerprints.of(cell, environment.identity))
-
-    def _run(
-        self,
-        cell: Cell,
-        environment: PreparedEnvironment,
-        settings: CellSettings,
-        number: int,
-        cancelled: threading.Event,
-        entered: Callable[[StageName], None],
-    ) -> CellResult | None:
         job = _Job(
             cell=cell,
             environment=environment,
@@ -123,14 +109,21 @@ class LocalRunner:
             cancelled=cancelled,
             entered=entered,
         )
+        result = self._run(job)
+        if result is None:
+            return None
+        return Ran(result=result, key=self._context.fingerprints.of(cell, environment.identity))
+
+    def _run(self, job: _Job) -> CellResult | None:
+        """Run a cell by a warm worker, and by itself where that is lost too often."""
         for _ in range(WARM_ATTEMPTS if self._context.processes == "warm" else 0):
             try:
                 return self._attempt(job, warm=True)
             except ParentLostError as error:
-                if cancelled.is_set():
+                if job.cancelled.is_set():
                     job.log.unlink(missing_ok=True)
                     return None
-                self._context.note(f"{cell.id} runs again: {error}")
+                self._context.note(f"{job.cell.id} runs again: {error}")
         return self._attempt(job, warm=False)
 
     def program(self, environment: PreparedEnvironment) -> list[str]:

@@ -188,6 +188,25 @@ def check_space(folder: Path, needed: int, *, regained: int = 0) -> int:
     return free
 
 
+@contextlib.contextmanager
+def _without_ledger(work: Path) -> Iterator[None]:
+    """Take the ledger away for the block, and put it back if that fails: there is then something to go on with.
+
+    It goes before the rename, because who kills a merge right after it would find it in the output. Who kills one right
+    before it has to merge again.
+    """
+    ledger = work / LEDGER_FILE
+    said = ledger.read_bytes() if ledger.exists() else None
+    ledger.unlink(missing_ok=True)
+    published = False
+    try:
+        yield
+        published = True
+    finally:
+        if said is not None and not published:
+            ledger.write_bytes(said)
+
+
 def publish(work: Path, target: Target) -> None:
     """Make the finished directory the output, in one rename.
 
@@ -199,14 +218,13 @@ def publish(work: Path, target: Target) -> None:
         for folder, _, _ in os.walk(work):
             sync_directory(Path(folder))
         if target.inode is not None and os.path.lexists(target.path) and target.path.lstat().st_ino == target.inode:
-            exchange(work, target.path)
-            # What was there is in the working directory now, which nobody is to go on with.
-            (target.path / LEDGER_FILE).unlink(missing_ok=True)
+            with _without_ledger(work):
+                exchange(work, target.path)
         elif os.path.lexists(target.path):
             raise OutputExistsError(f"the output {target.path.name} appeared while the merge ran; it was left alone.")
         else:
-            work.rename(target.path)
-            (target.path / LEDGER_FILE).unlink(missing_ok=True)
+            with _without_ledger(work):
+                work.rename(target.path)
     except OSError as error:
         raise failed(target.path.name, error) from error
     # From here on the output is there. Making the rename itself durable is all that is left, and a parent directory

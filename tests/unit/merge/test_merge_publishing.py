@@ -15,6 +15,7 @@ from merge_samples import Sample, assert_merged, build
 
 import harness.merge
 from harness.merge import errors, merge, plan_merge
+from harness.merge.base.checkpoint import LEDGER_FILE
 from harness.merge.publish import publish, target
 
 MAIN = Path(harness.merge.__file__).with_name("__main__.py")
@@ -313,4 +314,35 @@ def test_finished_shards_outlive_a_publication_that_fails(sample: Sample, tmp_pa
     assert "--resume" in str(caught.value.remedy)
     assert len(left) == 1
     assert names(tmp_path) == {"base", "adapter", "out"}
+    assert not any(name.startswith(".") for name in names(out))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_ledger_is_gone_before_the_output_is_there_and_back_if_it_cannot_be(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    """Who is killed right after the rename leaves an output without it."""
+    out, seen = tmp_path / "out", []
+    if overwrite:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+
+    exchange = publish.exchange
+
+    def failing(work: Path, other: Path) -> None:
+        if not any(name.endswith(".safetensors") for name in names(work)):
+            return exchange(work, other)  # it is tried before any work
+        seen.append(names(work))
+        raise OSError(errno.EIO, "as if")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "exchange", failing) if overwrite else patch.setattr(Path, "rename", failing)
+        with pytest.raises(errors.IncompleteMergeError):
+            merge(plan_merge(sample.base, sample.adapter), out, resume=True, overwrite=overwrite)
+    (work,) = tmp_path.glob(".out.partial-*")
+
+    assert [LEDGER_FILE in files for files in seen] == [False]
+    assert (work / LEDGER_FILE).read_bytes().count(b"\n") > 1
+
+    merge(plan_merge(sample.base, sample.adapter), out, resume=True, overwrite=overwrite)
     assert not any(name.startswith(".") for name in names(out))
